@@ -1,0 +1,26 @@
+//! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that are a contract with
+//! users. Pure: no client.
+
+mod ledger;
+mod policy;
+mod reason;
+
+pub use ledger::{InvokerLedger, InvokerLedgerSpec, LedgerGrant, LedgerOwner};
+pub use policy::{
+    ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,
+    RoleName, ServiceSpec, ServiceState, ServiceStatus, StatusCondition, StatusSummary,
+};
+pub use reason::{ConditionType, EventReason, Reason};
+
+/// API group of all kinds.
+pub const GROUP: &str = "run-invoker.dev";
+/// Set on an enforced policy whose deletion revokes.
+pub const FINALIZER: &str = "run-invoker.dev/revoke";
+/// A new value asks for a look at once; it is echoed in `status.lastHandledRequestedAt`.
+pub const REQUESTED_AT: &str = "run-invoker.dev/requested-at";
+/// Field manager of every write to the Kubernetes API, and reporting controller of events.
+pub const FIELD_MANAGER: &str = "run-invoker";
+/// Most services shown in a status.
+pub const MAX_STATUS_SERVICES: usize = 100;
+/// Most members named in one list of a status.
+pub const MAX_STATUS_MEMBERS: usize = 20;

@@ -1,0 +1,91 @@
+//! The closed vocabularies of conditions, reasons and events. Docs, conditions, events and metrics all take from here.
+
+use std::fmt;
+
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        impl $name {
+            /// The name as users see it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant)),+ }
+            }
+            /// Every value, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+names! {
+    /// Why a condition stands as it does (product.md §4).
+    Reason {
+        /// Everything declared is real.
+        InSync,
+        /// The last look succeeded; nothing is written in this mode.
+        Audited,
+        /// Reality differs from the declaration.
+        Drifted,
+        /// Not every service was looked at since the last change of the spec.
+        Progressing,
+        Suspended,
+        ApprovalRequired,
+        GuardrailViolated,
+        InvalidMember,
+        CannotInvoke,
+        NoGoogleServiceAccount,
+        MemberLimit,
+        OrganizationPolicy,
+        PermissionDenied,
+        ServiceNotFound,
+        ProjectNotFound,
+        ApiDisabled,
+        QuotaExceeded,
+        Conflict,
+        Unavailable,
+        CircuitOpen,
+        InvalidSpec,
+    }
+}
+
+names! {
+    /// Types of status conditions (product.md §3).
+    ConditionType {
+        /// The last look succeeded and, if enforced, everything declared is real.
+        Ready,
+        /// Present and True only while work is under way.
+        Reconciling,
+        /// Present and True only while a person is needed.
+        Stalled,
+        /// Reality differs from the declaration, in either mode.
+        Drifted,
+        /// False while a recent change may not be in force everywhere yet.
+        Propagated,
+        /// Present and True only while somebody else keeps changing the same grants.
+        Contested,
+        /// Present and True only while anyone can call a targeted service.
+        Exposed,
+    }
+}
+
+names! {
+    /// Reasons of Kubernetes events (product.md §3).
+    EventReason {
+        Granted,
+        Revoked,
+        DriftDetected,
+        DriftCorrected,
+        ApprovalRequired,
+        GuardrailViolated,
+        Contested,
+        Exposed,
+        InvalidMember,
+        CloudError,
+    }
+}

@@ -1,0 +1,209 @@
+//! Everything that can go wrong outside, as one type, and the one table that says what follows from it.
+//!
+//! Each edge turns its foreign error into a [`Fault`] in one function; nobody else looks at a status code.
+//! Pure: no client, clock, log or metric.
+
+use std::{fmt, time::Duration};
+
+use crate::api::Reason;
+
+/// What kind of failure this is. A row of the table: see [`FaultClass::row`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FaultClass {
+    /// The policy changed between read and write.
+    Conflict,
+    /// A member that IAM does not know or does not accept.
+    InvalidMember,
+    /// An organization policy forbids the change.
+    OrganizationPolicy,
+    /// The operator lacks a permission (or, on Cloud Run, the service does not exist and the operator may not know).
+    PermissionDenied,
+    ServiceNotFound,
+    ProjectNotFound,
+    ApiDisabled,
+    QuotaExceeded,
+    /// Server errors, resets and refused connections.
+    Unavailable,
+    /// No answer within the time allowed.
+    Timeout,
+    /// The operator's own credentials could not be obtained.
+    Credentials,
+    /// The policy came back in the view that hides conditions; nothing may be written.
+    HashedConditions,
+    /// The Kubernetes API refused or failed.
+    Kubernetes,
+    /// An answer that no rule covers.
+    Unexpected,
+}
+
+/// How work that failed is taken up again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Read again at once and plan anew.
+    Now,
+    /// Soon, with exponential back-off and jitter: it will probably pass by itself.
+    Backoff,
+    /// Rarely: a person has to do something first.
+    Slow,
+}
+
+/// What follows from a [`FaultClass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub reason: Reason,
+    pub retry: Retry,
+    /// Label of `run_invoker_reconcile_total{result}`.
+    pub label: &'static str,
+    /// What a person should do; shown behind Google's own message.
+    pub hint: &'static str,
+    /// Nothing is left to revoke on: a deletion need not wait for it.
+    pub gone: bool,
+}
+
+impl FaultClass {
+    /// The table of product.md §4.
+    pub fn row(self) -> Row {
+        use FaultClass as C;
+        let (reason, retry, label, gone, hint) = match self {
+            C::Conflict => {
+                (Reason::Conflict, Retry::Now, "conflict", false, "another writer changed the policy; it is read again")
+            }
+            C::InvalidMember => (
+                Reason::InvalidMember,
+                Retry::Slow,
+                "invalid_member",
+                false,
+                "check that the member exists and is spelled as IAM shows it",
+            ),
+            C::OrganizationPolicy => (
+                Reason::OrganizationPolicy,
+                Retry::Slow,
+                "organization_policy",
+                false,
+                "the organization restricts who may be granted access (iam.allowedPolicyMemberDomains); use a permitted principal or ask for an exception",
+            ),
+            C::PermissionDenied => (
+                Reason::PermissionDenied,
+                Retry::Slow,
+                "permission_denied",
+                false,
+                "grant the operator the permission that the message names; for a service that does not exist Cloud Run answers the same",
+            ),
+            C::ServiceNotFound => (
+                Reason::ServiceNotFound,
+                Retry::Slow,
+                "service_not_found",
+                true,
+                "deploy the service, or correct its name and region",
+            ),
+            C::ProjectNotFound => {
+                (Reason::ProjectNotFound, Retry::Slow, "project_not_found", true, "correct spec.project")
+            }
+            C::ApiDisabled => {
+                (Reason::ApiDisabled, Retry::Slow, "api_disabled", true, "enable run.googleapis.com in the project")
+            }
+            C::QuotaExceeded => (
+                Reason::QuotaExceeded,
+                Retry::Backoff,
+                "quota_exceeded",
+                false,
+                "the operator slows down by itself; raise the Cloud Run Admin API quota if this stays",
+            ),
+            C::Unavailable => {
+                (Reason::Unavailable, Retry::Backoff, "unavailable", false, "it is tried again by itself")
+            }
+            C::Timeout => (Reason::Unavailable, Retry::Backoff, "timeout", false, "it is tried again by itself"),
+            C::Credentials => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "credentials",
+                false,
+                "check the operator's Application Default Credentials or Workload Identity binding",
+            ),
+            C::HashedConditions => (
+                Reason::Unavailable,
+                Retry::Slow,
+                "hashed_conditions",
+                false,
+                "IAM answered with hashed conditions; nothing is written, or the conditions would be lost",
+            ),
+            C::Kubernetes => (Reason::Unavailable, Retry::Backoff, "kubernetes", false, "it is tried again by itself"),
+            C::Unexpected => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "unexpected",
+                false,
+                "please report this answer with its request id",
+            ),
+        };
+        Row { reason, retry, label, hint, gone }
+    }
+
+    /// Every class, for tables in docs and tests.
+    pub const ALL: [Self; 14] = [
+        Self::Conflict,
+        Self::InvalidMember,
+        Self::OrganizationPolicy,
+        Self::PermissionDenied,
+        Self::ServiceNotFound,
+        Self::ProjectNotFound,
+        Self::ApiDisabled,
+        Self::QuotaExceeded,
+        Self::Unavailable,
+        Self::Timeout,
+        Self::Credentials,
+        Self::HashedConditions,
+        Self::Kubernetes,
+        Self::Unexpected,
+    ];
+}
+
+/// A failure of something outside, classified once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Fault {
+    pub class: FaultClass,
+    /// The other side's own words.
+    pub message: String,
+    /// Google's id of the request, for a support case.
+    pub request_id: Option<String>,
+    /// How long the other side asked to wait.
+    pub retry_after: Option<Duration>,
+    /// The member that the other side named as the culprit.
+    pub member: Option<String>,
+}
+
+impl Fault {
+    pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), request_id: None, retry_after: None, member: None }
+    }
+
+    /// Google's message, its request id, and what to do.
+    pub fn advice(&self) -> String {
+        let id = self.request_id.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default();
+        format!("{}{id}: {}", self.message.trim_end_matches('.'), self.class.row().hint)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.class.row().label, self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_class_has_its_own_label() {
+        let labels: BTreeSet<_> = FaultClass::ALL.iter().map(|c| c.row().label).collect();
+        assert_eq!(labels.len(), FaultClass::ALL.len());
+    }
+
+    #[test]
+    fn only_what_is_gone_releases_a_deletion() {
+        let gone: Vec<_> = FaultClass::ALL.into_iter().filter(|c| c.row().gone).collect();
+        assert_eq!(gone, [FaultClass::ServiceNotFound, FaultClass::ProjectNotFound, FaultClass::ApiDisabled]);
+    }
+}

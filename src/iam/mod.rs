@@ -1,0 +1,16 @@
+//! The vocabulary of Google Cloud IAM as far as Cloud Run invokers need it: principals, roles, conditions, grants,
+//! the policy document and the services it belongs to.
+//!
+//! Pure: std and serde only. Nothing here knows Kubernetes, a client or a clock.
+
+mod condition;
+mod grant;
+mod policy;
+mod principal;
+mod service;
+
+pub use condition::{Condition, EXPIRY_TITLE};
+pub use grant::{Grant, Role};
+pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy};
+pub use principal::{Principal, PrincipalError, PrincipalKind};
+pub use service::{RunService, ServiceInfo};

@@ -1,0 +1,284 @@
+//! Who is granted a role: parsing, and comparison as IAM compares.
+
+use std::{cmp::Ordering, fmt, hash::Hash, sync::Arc};
+
+/// What kind of identity a member names.
+///
+/// Source: <https://docs.cloud.google.com/iam/docs/principal-identifiers>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PrincipalKind {
+    /// `user:E`
+    User,
+    /// `group:E`
+    Group,
+    /// `serviceAccount:E`, including the legacy GKE form `serviceAccount:P.svc.id.goog[NS/KSA]`
+    ServiceAccount,
+    /// `domain:D`
+    Domain,
+    /// `allUsers`: anyone, without any credential
+    AllUsers,
+    /// `allAuthenticatedUsers`: anyone with any Google account
+    AllAuthenticatedUsers,
+    /// `principal://…`: one federated identity
+    Federated,
+    /// `principalSet://…`: a set of federated identities or resources
+    FederatedSet,
+    /// `deleted:…`: what is left of an identity that was deleted
+    Deleted,
+    /// Anything else found in a live policy. It is carried, never created.
+    Other,
+}
+
+/// Why a declared member is refused. The text says what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrincipalError {
+    #[error("is empty; write for example serviceAccount:NAME@PROJECT.iam.gserviceaccount.com")]
+    Empty,
+    #[error("names a deleted identity; write the member without `deleted:` and `?uid=`")]
+    Deleted,
+    #[error("contains a character other than printable ASCII; write the identifier exactly as IAM shows it")]
+    NotAscii,
+    #[error("is not a valid e-mail address after `{0}:`")]
+    Email(&'static str),
+    #[error("is not a valid domain name after `domain:`")]
+    Domain,
+    #[error(
+        "has no known form; use user:, group:, serviceAccount:, domain:, principal://, principalSet://, allUsers or allAuthenticatedUsers"
+    )]
+    Unknown,
+}
+
+/// A member of an IAM binding.
+///
+/// Equality, order and hash follow IAM: the case of e-mail addresses and domains does not count, the case of
+/// `principal://` and `deleted:` does. The text is kept byte for byte, because IAM can refuse a member that is written
+/// back in another case than it was stored in.
+#[derive(Clone)]
+pub struct Principal {
+    text: Arc<str>,
+    key: Arc<str>,
+    kind: PrincipalKind,
+}
+
+impl Principal {
+    /// Parses a member that a person declared.
+    ///
+    /// # Errors
+    /// [`PrincipalError`] for everything that IAM could not accept as a new member, including look-alikes
+    /// (non-ASCII letters) and `deleted:` members.
+    pub fn parse(text: &str) -> Result<Self, PrincipalError> {
+        if text.is_empty() {
+            return Err(PrincipalError::Empty);
+        }
+        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(PrincipalError::NotAscii);
+        }
+        let principal = Self::from_live(text);
+        let rest = text.split_once(':').map_or("", |(_, rest)| rest);
+        match principal.kind {
+            PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers => {}
+            PrincipalKind::User if is_email(rest) => {}
+            PrincipalKind::User => return Err(PrincipalError::Email("user")),
+            PrincipalKind::Group if is_email(rest) => {}
+            PrincipalKind::Group => return Err(PrincipalError::Email("group")),
+            PrincipalKind::ServiceAccount if is_email(rest) || is_gke_legacy(rest) => {}
+            PrincipalKind::ServiceAccount => return Err(PrincipalError::Email("serviceAccount")),
+            PrincipalKind::Domain if is_domain(rest) => {}
+            PrincipalKind::Domain => return Err(PrincipalError::Domain),
+            PrincipalKind::Federated | PrincipalKind::FederatedSet => {
+                let path = rest.trim_start_matches('/');
+                if path.split('/').filter(|s| !s.is_empty()).count() < 2 {
+                    return Err(PrincipalError::Unknown);
+                }
+            }
+            PrincipalKind::Deleted => return Err(PrincipalError::Deleted),
+            PrincipalKind::Other => return Err(PrincipalError::Unknown),
+        }
+        Ok(principal)
+    }
+
+    /// Takes a member as it was read from a live policy. Never fails: what is unknown is [`PrincipalKind::Other`].
+    pub fn from_live(text: &str) -> Self {
+        use PrincipalKind as K;
+        let kind = match text.split_once(':') {
+            None if text == "allUsers" => K::AllUsers,
+            None if text == "allAuthenticatedUsers" => K::AllAuthenticatedUsers,
+            Some(("user", _)) => K::User,
+            Some(("group", _)) => K::Group,
+            Some(("serviceAccount", _)) => K::ServiceAccount,
+            Some(("domain", _)) => K::Domain,
+            Some(("principal", rest)) if rest.starts_with("//") => K::Federated,
+            Some(("principalSet", rest)) if rest.starts_with("//") => K::FederatedSet,
+            Some(("deleted", _)) => K::Deleted,
+            _ => K::Other,
+        };
+        let text: Arc<str> = text.into();
+        let key = match kind {
+            K::User | K::Group | K::ServiceAccount | K::Domain => match text.split_once(':') {
+                Some((prefix, rest)) if rest.bytes().any(|b| b.is_ascii_uppercase()) => {
+                    format!("{prefix}:{}", rest.to_ascii_lowercase()).into()
+                }
+                _ => text.clone(),
+            },
+            _ => text.clone(),
+        };
+        Self { text, key, kind }
+    }
+
+    /// The member as it was written or read, byte for byte.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The form that is equal for all spellings of one principal.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What kind of identity this is.
+    pub fn kind(&self) -> PrincipalKind {
+        self.kind
+    }
+
+    /// Whether granting this makes a service callable by anyone.
+    pub fn is_public(&self) -> bool {
+        matches!(self.kind, PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers)
+    }
+
+    /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support federated identities.
+    ///
+    /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row Cloud Run.
+    pub fn can_invoke(&self) -> bool {
+        match self.kind {
+            PrincipalKind::Federated => false,
+            PrincipalKind::FederatedSet => self.text.ends_with("/type/ServiceAccount"),
+            _ => true,
+        }
+    }
+}
+
+/// A conservative e-mail form: printable ASCII without delimiters that IAM gives a meaning to.
+fn is_email(text: &str) -> bool {
+    let Some((local, domain)) = text.split_once('@') else { return false };
+    let local_ok = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
+    !local.is_empty() && local.bytes().all(local_ok) && is_domain(domain)
+}
+
+fn is_domain(text: &str) -> bool {
+    text.contains('.')
+        && text.split('.').all(|label| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        })
+}
+
+/// `PROJECT_ID.svc.id.goog[NAMESPACE/SERVICE_ACCOUNT]`.
+fn is_gke_legacy(text: &str) -> bool {
+    let Some((pool, rest)) = text.split_once('[') else { return false };
+    let Some((ns, ksa)) = rest.strip_suffix(']').and_then(|r| r.split_once('/')) else { return false };
+    let name = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    pool.ends_with(".svc.id.goog") && name(ns) && name(ksa)
+}
+
+impl PartialEq for Principal {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+impl Eq for Principal {}
+impl PartialOrd for Principal {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Principal {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key.cmp(&other.key)
+    }
+}
+impl Hash for Principal {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key.hash(state);
+    }
+}
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_form_of_a_member_is_accepted() {
+        for text in [
+            "allUsers",
+            "allAuthenticatedUsers",
+            "user:Ada.Lovelace+x@Acme.com",
+            "group:oncall@acme.com",
+            "serviceAccount:web@acme-prod.iam.gserviceaccount.com",
+            "serviceAccount:123-compute@developer.gserviceaccount.com",
+            "serviceAccount:acme-prod.svc.id.goog[payments/web]",
+            "domain:acme.com",
+            "principal://iam.googleapis.com/locations/global/workforcePools/p/subject/s",
+            "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/*",
+            "principalSet://cloudresourcemanager.googleapis.com/projects/1/type/ServiceAccount",
+        ] {
+            let parsed = Principal::parse(text);
+            assert_eq!(parsed.as_ref().map(Principal::as_str), Ok(text));
+        }
+    }
+
+    #[test]
+    fn look_alikes_and_malformed_members_are_refused_with_what_to_do() {
+        for (text, why) in [
+            ("", PrincipalError::Empty),
+            ("allusers", PrincipalError::Unknown),
+            ("AllUsers", PrincipalError::Unknown),
+            ("allUsers ", PrincipalError::NotAscii),
+            ("all\u{200b}Users", PrincipalError::NotAscii),
+            ("user:\u{430}da@acme.com", PrincipalError::NotAscii),
+            ("user:ada", PrincipalError::Email("user")),
+            ("user:ada@", PrincipalError::Email("user")),
+            ("user:ada@acme", PrincipalError::Email("user")),
+            ("group:a@b@c.com", PrincipalError::Email("group")),
+            ("serviceAccount:x", PrincipalError::Email("serviceAccount")),
+            ("serviceaccount:x@y.com", PrincipalError::Unknown),
+            ("domain:acme", PrincipalError::Domain),
+            ("deleted:user:a@b.com?uid=1", PrincipalError::Deleted),
+            ("principalSet://", PrincipalError::Unknown),
+            ("projectOwner:acme", PrincipalError::Unknown),
+        ] {
+            assert_eq!(Principal::parse(text), Err(why), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn case_counts_only_where_iam_says_so_and_text_survives() {
+        let live = Principal::from_live("user:Ada@Acme.com");
+        assert_eq!(live, Principal::from_live("user:ada@acme.com"));
+        assert_eq!(live.as_str(), "user:Ada@Acme.com");
+        let p = "principal://iam.googleapis.com/locations/global/workforcePools/p/subject/S";
+        assert_ne!(Principal::from_live(p), Principal::from_live(&p.to_lowercase()));
+        assert_ne!(
+            Principal::from_live("deleted:user:A@b.com?uid=1"),
+            Principal::from_live("deleted:user:a@b.com?uid=1")
+        );
+    }
+
+    #[test]
+    fn federated_identities_cannot_invoke() {
+        assert!(!Principal::from_live("principal://iam.googleapis.com/x/subject/s").can_invoke());
+        assert!(!Principal::from_live("principalSet://iam.googleapis.com/x/*").can_invoke());
+        assert!(Principal::from_live("group:a@b.com").can_invoke());
+    }
+}

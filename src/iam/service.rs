@@ -1,0 +1,45 @@
+//! Cloud Run services as this operator sees them: a name, and the few facts that matter for access.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// A Cloud Run service by name. It is the unit of work: policies that name the same service meet here.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunService {
+    pub project: Arc<str>,
+    pub region: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl RunService {
+    pub fn new(project: impl Into<Arc<str>>, region: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { project: project.into(), region: region.into(), name: name.into() }
+    }
+
+    /// `projects/P/locations/R/services/S`, as the Admin API wants it.
+    pub fn resource_name(&self) -> String {
+        format!("projects/{}/locations/{}/services/{}", self.project, self.region, self.name)
+    }
+}
+
+impl fmt::Display for RunService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.project, self.region, self.name)
+    }
+}
+impl fmt::Debug for RunService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What a listing says of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceInfo {
+    pub service: RunService,
+    /// Changes when a service is deleted and made again under its name.
+    pub uid: Arc<str>,
+    /// The user's labels, for selectors.
+    pub labels: BTreeMap<String, String>,
+    /// The invoker check is switched off: IAM is not asked, anyone who passes ingress may call.
+    pub invoker_iam_disabled: bool,
+}

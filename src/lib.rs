@@ -1,0 +1,6 @@
+//! run-invoker: keeps the invokers of Cloud Run services as `InvokerPolicy` objects declare them.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod api;
+pub mod fault;
+pub mod iam;
