@@ -4,3 +4,6 @@
 pub mod api;
 pub mod fault;
 pub mod iam;
+pub mod intent;
+pub mod plan;
+pub mod status;

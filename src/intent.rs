@@ -1,0 +1,285 @@
+//! From a raw `InvokerPolicy` to what it means. Past this door no string stands for a principal or a service.
+//!
+//! An entry that is refused names its field and does not take the others with it: the API server's rules catch nearly
+//! all of them, but an object may have been stored before a rule existed.
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::core::{Selector, SelectorExt};
+
+use crate::{
+    api::{InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT, RoleName},
+    iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
+};
+
+/// A policy by name and uid: one that is made again under its name is another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PolicyId {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub uid: Arc<str>,
+}
+
+impl fmt::Display for PolicyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Services that a policy names.
+#[derive(Clone, Debug)]
+pub enum Target {
+    Named(RunService),
+    /// `regions: None` means every region.
+    Selected {
+        regions: Option<BTreeSet<Arc<str>>>,
+        selector: Selector,
+    },
+}
+
+impl Target {
+    /// Whether the service that a listing shows is meant.
+    pub fn selects(&self, found: &ServiceInfo) -> bool {
+        match self {
+            Self::Named(service) => *service == found.service,
+            Self::Selected { regions, selector } => {
+                regions.as_ref().is_none_or(|r| r.contains(&found.service.region)) && selector.matches(&found.labels)
+            }
+        }
+    }
+}
+
+/// An entry of a spec that cannot be acted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Path of the field, as kubectl prints it.
+    pub field: String,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// A grant that is declared, and the end of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Declared {
+    pub grant: Grant,
+    pub expires: Option<Timestamp>,
+}
+
+/// What a policy wants, validated.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    pub id: PolicyId,
+    pub generation: i64,
+    pub project: Arc<str>,
+    pub targets: Vec<Target>,
+    pub declared: BTreeSet<Declared>,
+    pub role: Role,
+    pub mode: Mode,
+    pub membership: Membership,
+    pub on_delete: OnDelete,
+    pub suspended: bool,
+    pub interval: Duration,
+    /// The object is marked for deletion.
+    pub deleting: bool,
+    /// Value of the reconcile-now annotation.
+    pub requested_at: Option<String>,
+    pub rejections: Vec<Rejection>,
+}
+
+impl Intent {
+    /// Reads a policy. Never fails as a whole: what cannot be understood is in [`Intent::rejections`].
+    pub fn from_policy(policy: &InvokerPolicy) -> Self {
+        let spec = &policy.spec;
+        let mut rejections = Vec::new();
+        let role = match spec.role {
+            RoleName::Invoker => Role::Invoker,
+            RoleName::ServicesInvoker => Role::ServicesInvoker,
+        };
+        let interval = parse_interval(&spec.interval).unwrap_or_else(|| {
+            rejections.push(Rejection {
+                field: "spec.interval".into(),
+                message: format!("{:?} is no duration such as 5m; 5m is used", spec.interval),
+            });
+            Duration::from_secs(300)
+        });
+        let meta = &policy.metadata;
+        Self {
+            id: PolicyId {
+                namespace: meta.namespace.as_deref().unwrap_or_default().into(),
+                name: meta.name.as_deref().unwrap_or_default().into(),
+                uid: meta.uid.as_deref().unwrap_or_default().into(),
+            },
+            generation: meta.generation.unwrap_or_default(),
+            project: spec.project.as_str().into(),
+            targets: targets(spec, &mut rejections),
+            declared: declared(spec, role, &mut rejections),
+            role,
+            mode: spec.mode,
+            membership: spec.membership,
+            on_delete: spec.on_delete,
+            suspended: spec.suspend,
+            interval: interval.max(Duration::from_secs(10)),
+            deleting: meta.deletion_timestamp.is_some(),
+            requested_at: meta.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT)).cloned(),
+            rejections,
+        }
+    }
+
+    /// Grants that are declared and not over at `now`.
+    pub fn grants_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
+        self.declared.iter().filter(move |d| d.expires.is_none_or(|e| e > now)).map(|d| &d.grant)
+    }
+
+    /// Grants that are declared and over at `now`.
+    pub fn expired_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
+        self.declared.iter().filter(move |d| d.expires.is_some_and(|e| e <= now)).map(|d| &d.grant)
+    }
+
+    /// The next time at which a declared grant ends.
+    pub fn next_expiry(&self, now: Timestamp) -> Option<Timestamp> {
+        self.declared.iter().filter_map(|d| d.expires).filter(|e| *e > now).min()
+    }
+
+    /// Whether this policy may write to IAM: enforced and not suspended.
+    pub fn enforces(&self) -> bool {
+        self.mode == Mode::Enforce && !self.suspended
+    }
+
+    /// Whether deleting the object takes grants away first, so that it needs the finalizer.
+    pub fn revokes_on_delete(&self) -> bool {
+        self.enforces() && self.on_delete == OnDelete::Revoke
+    }
+
+    /// Whether a selector is among the targets, so that the project must be listed.
+    pub fn has_selector(&self) -> bool {
+        self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))
+    }
+}
+
+fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Target> {
+    let mut targets = Vec::with_capacity(spec.services.len());
+    for (i, entry) in spec.services.iter().enumerate() {
+        let mut reject = |message: String| rejections.push(Rejection { field: format!("spec.services[{i}]"), message });
+        match (&entry.name, &entry.region, &entry.selector) {
+            (Some(name), Some(region), None) => {
+                targets.push(Target::Named(RunService::new(spec.project.as_str(), region.as_str(), name.as_str())));
+            }
+            (None, None, Some(selector)) => match Selector::try_from(selector.clone()) {
+                Ok(parsed) if !parsed.selects_all() => targets.push(Target::Selected {
+                    regions: entry.regions.as_ref().map(|r| r.iter().map(|s| s.as_str().into()).collect()),
+                    selector: parsed,
+                }),
+                Ok(_) => reject("selector must name at least one label".into()),
+                Err(e) => reject(format!("selector is not valid: {e}")),
+            },
+            _ => reject("give either name and region, or selector".into()),
+        }
+    }
+    targets
+}
+
+fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection>) -> BTreeSet<Declared> {
+    let mut declared = BTreeSet::new();
+    for (i, entry) in spec.invokers.iter().enumerate() {
+        let mut reject =
+            |field: &str, message: String| rejections.push(Rejection { field: format!("spec.invokers[{i}].{field}"), message });
+        let principal = match Principal::parse(&entry.member) {
+            Ok(principal) => principal,
+            Err(e) => {
+                reject("member", format!("{:?} {e}", entry.member));
+                continue;
+            }
+        };
+        let expires = match entry.expires.as_deref().map(str::parse::<Timestamp>) {
+            None => None,
+            Some(Ok(at)) => Some(at),
+            Some(Err(_)) => {
+                // Granting without the end that was meant would widen access.
+                reject("expires", format!("{:?} is no time; write for example 2026-12-24T18:00:00Z", entry.expires));
+                continue;
+            }
+        };
+        if principal.is_public() && (expires.is_some() || entry.condition.is_some()) {
+            reject("member", format!("{principal} cannot have a condition or expires"));
+            continue;
+        }
+        let own = entry.condition.as_ref().map(|c| Condition {
+            title: c.title.clone(),
+            description: c.description.clone(),
+            expression: c.expression.clone(),
+        });
+        let condition = match expires {
+            Some(until) => Some(Condition::expiring(until, own.as_ref())),
+            None => own,
+        };
+        declared.insert(Declared { grant: Grant { principal, role, condition: condition.map(Arc::new) }, expires });
+    }
+    declared
+}
+
+/// Whole hours, minutes and seconds, as in `1h30m`.
+fn parse_interval(text: &str) -> Option<Duration> {
+    let mut total = 0u64;
+    let mut number = None::<u64>;
+    for c in text.chars() {
+        match (c, number) {
+            ('0'..='9', n) => {
+                number = Some(n.unwrap_or(0).checked_mul(10)?.checked_add(u64::from(c.to_digit(10)?))?);
+            }
+            ('h' | 'm' | 's', Some(n)) => {
+                let unit = match c {
+                    'h' => 3600,
+                    'm' => 60,
+                    _ => 1,
+                };
+                total = total.checked_add(n.checked_mul(unit)?)?;
+                number = None;
+            }
+            _ => return None,
+        }
+    }
+    (number.is_none() && total > 0).then(|| Duration::from_secs(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn intent(spec: serde_json::Value) -> Intent {
+        let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+            "metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec});
+        Intent::from_policy(&serde_json::from_value(policy).unwrap())
+    }
+
+    #[test]
+    fn one_bad_entry_is_named_and_the_others_stay() {
+        let i = intent(json!({"project": "acme-prod",
+            "services": [{"name": "a", "region": "r1"}, {"name": "b"}],
+            "invokers": [{"member": "user:a@b.co"}, {"member": "nonsense"},
+                         {"member": "user:c@b.co", "expires": "2026-02-30T00:00:00Z"}]}));
+        assert_eq!(i.targets.len(), 1);
+        assert_eq!(i.declared.len(), 1);
+        let fields: Vec<_> = i.rejections.iter().map(|r| r.field.as_str()).collect();
+        assert_eq!(fields, ["spec.services[1]", "spec.invokers[1].member", "spec.invokers[2].expires"]);
+    }
+
+    #[test]
+    fn an_expiry_ends_at_its_instant_and_not_before() {
+        let i = intent(json!({"project": "acme-prod", "services": [{"name": "a", "region": "r1"}],
+            "invokers": [{"member": "user:a@b.co", "expires": "2026-12-24T18:00:00Z"}]}));
+        let at = |s: &str| s.parse::<Timestamp>().unwrap();
+        assert_eq!(i.grants_at(at("2026-12-24T17:59:59Z")).count(), 1);
+        assert_eq!(i.grants_at(at("2026-12-24T18:00:00Z")).count(), 0);
+        assert_eq!(i.expired_at(at("2026-12-24T18:00:00Z")).count(), 1);
+        assert_eq!(i.next_expiry(at("2026-12-24T18:00:00Z")), None);
+    }
+
+    #[test]
+    fn intervals_are_read_as_people_write_them() {
+        for (text, seconds) in [("5m", Some(300)), ("1h30m", Some(5400)), ("10s", Some(10)), ("5", None), ("", None), ("m", None), ("0s", None)] {
+            assert_eq!(parse_interval(text).map(|d| d.as_secs()), seconds, "{text}");
+        }
+    }
+}

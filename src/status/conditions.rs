@@ -1,0 +1,70 @@
+//! The one way to set conditions: transition time moves only with status, generation always stands beside it.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::whole_seconds;
+use crate::api::{ConditionType, Reason, StatusCondition};
+
+/// The three values of a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    True,
+    False,
+    Unknown,
+}
+
+impl Truth {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// The longest message that `metav1.Condition` allows.
+const MAX_MESSAGE: usize = 32_768;
+
+/// Conditions being made anew from the old ones: what is not set is not there any more.
+#[derive(Debug)]
+pub struct Conditions<'a> {
+    old: &'a [StatusCondition],
+    new: Vec<StatusCondition>,
+    generation: i64,
+    now: Timestamp,
+}
+
+impl<'a> Conditions<'a> {
+    pub fn new(old: &'a [StatusCondition], generation: i64, now: Timestamp) -> Self {
+        Self { old, new: Vec::new(), generation, now: whole_seconds(now) }
+    }
+
+    /// Sets one condition.
+    pub fn set(&mut self, type_: ConditionType, truth: Truth, reason: Reason, message: &str) {
+        let since = self
+            .old
+            .iter()
+            .find(|c| c.type_ == type_.as_str() && c.status == truth.as_str())
+            .map_or(Time(self.now), |c| c.last_transition_time.clone());
+        let mut message = message.to_owned();
+        if message.len() > MAX_MESSAGE {
+            let cut = (0..=MAX_MESSAGE).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            message.truncate(cut);
+        }
+        self.new.push(StatusCondition {
+            type_: type_.as_str().into(),
+            status: truth.as_str().into(),
+            reason: reason.as_str().into(),
+            message,
+            last_transition_time: since,
+            observed_generation: self.generation,
+        });
+    }
+
+    /// The conditions, Ready first.
+    pub fn into_list(self) -> Vec<StatusCondition> {
+        self.new
+    }
+}

@@ -1,0 +1,384 @@
+//! From what was found on each service to the status of a policy. Pure: `now` is passed in.
+
+pub mod conditions;
+pub mod events;
+pub mod kstatus;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::{
+    api::{
+        ConditionType, InvokerPolicyStatus, MAX_STATUS_MEMBERS, MAX_STATUS_SERVICES, Mode, Reason, ServiceState,
+        ServiceStatus, StatusSummary,
+    },
+    fault::{Fault, Retry},
+    iam::RunService,
+    intent::Intent,
+};
+use conditions::{Conditions, Truth};
+
+/// Something due on a service that is not done, as one policy sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The member concerned.
+    pub member: String,
+    pub reason: Reason,
+    pub message: String,
+}
+
+/// What a look at one service showed to one policy.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// Members declared and not real. Named as grants are shown.
+    pub missing: Vec<String>,
+    pub unexpected: Vec<String>,
+    pub protected: Vec<String>,
+    pub held: Vec<Held>,
+    /// Anyone can call the service, and why.
+    pub exposed: Option<&'static str>,
+    /// More that a person should know, such as a policy close to the member limit.
+    pub notes: Vec<String>,
+}
+
+impl Seen {
+    /// Nothing missing, nothing unexpected.
+    pub fn in_sync(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty()
+    }
+}
+
+/// The last look at one service on behalf of one policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Generation of the policy that was looked with.
+    pub generation: i64,
+    pub result: Result<Seen, Fault>,
+    /// When the operator last changed the service's IAM policy.
+    pub changed_at: Option<Timestamp>,
+}
+
+/// All that the status of a policy depends on.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    pub intent: &'a Intent,
+    /// The services that the policy names now, with the last look at each; `None` where there was none yet.
+    pub looks: &'a BTreeMap<RunService, Option<&'a Look>>,
+    /// Why services cannot be found by selector, where that is so.
+    pub discovery: Option<&'a Fault>,
+    /// A selector has not been answered yet.
+    pub discovering: bool,
+    /// How long IAM may take to act on a change.
+    pub propagation: Duration,
+    pub now: Timestamp,
+}
+
+/// Folds the facts into a status. `old` gives the times that stay.
+pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus {
+    let intent = facts.intent;
+    let mut services = service_entries(facts, old);
+    let summary = summarise(facts, &services);
+    let pending = facts.discovering
+        || facts.looks.values().any(|look| look.is_none_or(|l| l.generation != intent.generation));
+
+    let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
+    let verdict = ready(facts, &services, &summary, pending);
+    conditions.set(ConditionType::Ready, verdict.truth, verdict.reason, &verdict.message);
+    if verdict.reconciling {
+        conditions.set(ConditionType::Reconciling, Truth::True, verdict.reason, &verdict.message);
+    }
+    if verdict.stalled {
+        conditions.set(ConditionType::Stalled, Truth::True, verdict.reason, &verdict.message);
+    }
+    set_drifted(&mut conditions, facts, &services, &summary, pending);
+    set_propagated(&mut conditions, facts, old);
+    let exposed: Vec<_> = facts
+        .looks
+        .iter()
+        .filter_map(|(s, l)| Some((s, l.as_ref()?.result.as_ref().ok()?.exposed?)))
+        .map(|(s, why)| format!("{} ({}): {why}", s.name, s.region))
+        .collect();
+    if !exposed.is_empty() {
+        let message = format!("anyone can call {}", listed(&exposed, 5));
+        conditions.set(ConditionType::Exposed, Truth::True, Reason::Drifted, &message);
+    }
+
+    let omitted = services.len().saturating_sub(MAX_STATUS_SERVICES);
+    services.truncate(MAX_STATUS_SERVICES);
+    InvokerPolicyStatus {
+        observed_generation: Some(if pending { old.observed_generation.unwrap_or_default().min(intent.generation) } else { intent.generation })
+            .filter(|g| *g > 0 || !pending),
+        last_handled_requested_at: if pending { old.last_handled_requested_at.clone() } else { intent.requested_at.clone() },
+        last_change: old.last_change.clone(),
+        conditions: conditions.into_list(),
+        summary: Some(summary),
+        services,
+        services_omitted: (omitted > 0).then_some(omitted as i64),
+    }
+}
+
+fn state_of(look: &Look) -> ServiceState {
+    match &look.result {
+        Err(fault) if fault.class.row().gone => ServiceState::NotFound,
+        Err(_) => ServiceState::Failed,
+        Ok(seen) if seen.held.iter().any(|h| needs_person(h.reason)) => ServiceState::Held,
+        Ok(seen) if !seen.in_sync() => ServiceState::Drifted,
+        Ok(_) => ServiceState::InSync,
+    }
+}
+
+/// Holds that wait for a person, as opposed to a mode that was chosen.
+fn needs_person(reason: Reason) -> bool {
+    !matches!(reason, Reason::Audited | Reason::Suspended | Reason::InSync)
+}
+
+fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
+    let before: BTreeMap<(&str, &str), &ServiceStatus> =
+        old.services.iter().map(|s| ((s.region.as_str(), s.name.as_str()), s)).collect();
+    let mut entries: Vec<ServiceStatus> = facts
+        .looks
+        .iter()
+        .filter_map(|(service, look)| {
+            let look = look.as_ref()?;
+            let state = state_of(look);
+            let since = before
+                .get(&(&*service.region, &*service.name))
+                .filter(|b| b.state == state)
+                .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone());
+            let mut entry = ServiceStatus {
+                region: service.region.to_string(),
+                name: service.name.to_string(),
+                state,
+                missing: vec![],
+                unexpected: vec![],
+                protected: vec![],
+                exposed: false,
+                message: String::new(),
+                since,
+            };
+            match &look.result {
+                Err(fault) => entry.message = fault.advice(),
+                Ok(seen) => {
+                    entry.missing = bounded(&seen.missing);
+                    entry.unexpected = bounded(&seen.unexpected);
+                    entry.protected = bounded(&seen.protected);
+                    entry.exposed = seen.exposed.is_some();
+                    let held = seen.held.iter().filter(|h| needs_person(h.reason));
+                    let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
+                    words.extend(seen.notes.iter().cloned());
+                    entry.message = listed_with(&words, 5, "; ");
+                }
+            }
+            Some(entry)
+        })
+        .collect();
+    entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
+    entries
+}
+
+fn bounded(members: &[String]) -> Vec<String> {
+    let mut out: Vec<String> = members.iter().take(MAX_STATUS_MEMBERS).cloned().collect();
+    if members.len() > MAX_STATUS_MEMBERS {
+        out.push(format!("and {} more", members.len() - MAX_STATUS_MEMBERS));
+    }
+    out
+}
+
+fn summarise(facts: &Facts<'_>, services: &[ServiceStatus]) -> StatusSummary {
+    let count = |state| services.iter().filter(|s| s.state == state).count() as i64;
+    let sum = |f: fn(&Seen) -> usize| -> i64 {
+        facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
+    };
+    StatusSummary {
+        services: facts.looks.len() as i64,
+        in_sync: count(ServiceState::InSync),
+        drifted: count(ServiceState::Drifted),
+        failed: count(ServiceState::Failed) + count(ServiceState::NotFound),
+        held: count(ServiceState::Held),
+        missing: sum(|s| s.missing.len()),
+        unexpected: sum(|s| s.unexpected.len()),
+    }
+}
+
+struct Verdict {
+    truth: Truth,
+    reason: Reason,
+    message: String,
+    reconciling: bool,
+    stalled: bool,
+}
+
+impl Verdict {
+    fn new(truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
+        Self { truth, reason, message: message.into(), reconciling: false, stalled: false }
+    }
+    fn reconciling(self) -> Self {
+        Self { reconciling: true, ..self }
+    }
+    fn stalled(self) -> Self {
+        Self { stalled: true, ..self }
+    }
+}
+
+fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
+    let intent = facts.intent;
+    if intent.suspended {
+        return Verdict::new(Truth::Unknown, Reason::Suspended, "suspended; reality is not read and nothing is written");
+    }
+    if intent.deleting {
+        return deleting(facts, services);
+    }
+    if pending {
+        let done = facts.looks.values().flatten().filter(|l| l.generation == intent.generation).count();
+        let message = format!("looked at {done} of {} services since the last change", facts.looks.len());
+        return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
+    }
+    if let Some(r) = intent.rejections.first() {
+        let more = intent.rejections.len() - 1;
+        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
+        return Verdict::new(Truth::False, Reason::InvalidSpec, message).stalled();
+    }
+    // The failure that most needs a person stands for all.
+    let faults = facts.looks.iter().filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
+    let faults = faults.chain(facts.discovery.map(|f| (None, f)));
+    if let Some((service, fault)) =
+        faults.max_by_key(|(s, f)| (f.class.row().retry == Retry::Slow, std::cmp::Reverse((f.class, *s))))
+    {
+        let place = service.map_or("finding services".into(), |s| format!("{} ({})", s.name, s.region));
+        let failed = summary.failed - 1;
+        let more = if failed > 0 { format!(" (and {failed} more services)") } else { String::new() };
+        let message = format!("{place}: {}{more}", fault.advice());
+        let verdict = Verdict::new(Truth::False, fault.class.row().reason, message);
+        return if fault.class.row().retry == Retry::Slow { verdict.stalled() } else { verdict.reconciling() };
+    }
+    let held = facts.looks.iter().filter_map(|(s, l)| {
+        let seen = l.as_ref()?.result.as_ref().ok()?;
+        seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
+    });
+    if let Some((service, h)) = held.min_by_key(|(s, h)| (h.reason, *s)) {
+        let message = format!("{} on {} ({}): {}; everything else is applied", h.member, service.name, service.region, h.message);
+        return Verdict::new(Truth::False, h.reason, message).stalled();
+    }
+    if facts.looks.is_empty() {
+        let message = "no service matches; check the selector's labels and regions";
+        return Verdict::new(Truth::True, if intent.mode == Mode::Audit { Reason::Audited } else { Reason::InSync }, message);
+    }
+    let warning = cannot_invoke(intent);
+    match intent.mode {
+        Mode::Audit if summary.drifted > 0 => {
+            let message = format!(
+                "audit only: {} of {} services differ ({} missing, {} unexpected); mode: Enforce would change that{warning}",
+                summary.drifted, summary.services, summary.missing, summary.unexpected
+            );
+            Verdict::new(Truth::True, Reason::Audited, message)
+        }
+        Mode::Audit => {
+            Verdict::new(Truth::True, Reason::Audited, format!("audit only: {} services as declared{warning}", summary.services))
+        }
+        Mode::Enforce if summary.drifted > 0 => {
+            let message = format!("{} of {} services differ; being corrected", summary.drifted, summary.services);
+            Verdict::new(Truth::False, Reason::Drifted, message).reconciling()
+        }
+        Mode::Enforce => Verdict::new(Truth::True, Reason::InSync, format!("{} services as declared{warning}", summary.services)),
+    }
+}
+
+fn cannot_invoke(intent: &Intent) -> String {
+    let federated = intent.declared.iter().filter(|d| !d.grant.principal.can_invoke()).count();
+    if federated == 0 {
+        return String::new();
+    }
+    format!("; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them")
+}
+
+fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
+    let stuck = facts.looks.iter().find_map(|(s, l)| {
+        let fault = l.as_ref()?.result.as_ref().err()?;
+        (!fault.class.row().gone && fault.class.row().retry == Retry::Slow).then_some((s, fault))
+    });
+    if let Some((service, fault)) = stuck {
+        let message = format!(
+            "cannot revoke on {} ({}): {}. To delete without revoking: kubectl -n {} patch ivp {} --type merge -p '{{\"spec\":{{\"onDelete\":\"Retain\"}}}}'",
+            service.name, service.region, fault.advice(), facts.intent.id.namespace, facts.intent.id.name
+        );
+        return Verdict::new(Truth::False, fault.class.row().reason, message).stalled();
+    }
+    let left = services.iter().filter(|s| s.state != ServiceState::InSync && s.state != ServiceState::NotFound).count();
+    Verdict::new(Truth::False, Reason::Progressing, format!("being deleted; {left} services left to revoke on")).reconciling()
+}
+
+fn set_drifted(conditions: &mut Conditions<'_>, facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) {
+    if facts.intent.suspended {
+        return conditions.set(ConditionType::Drifted, Truth::Unknown, Reason::Suspended, "suspended; reality is not read");
+    }
+    let differing = services.iter().filter(|s| !s.missing.is_empty() || !s.unexpected.is_empty());
+    let words: Vec<String> = differing.map(describe).collect();
+    if !words.is_empty() {
+        conditions.set(ConditionType::Drifted, Truth::True, Reason::Drifted, &listed_with(&words, 5, "; "));
+    } else if pending || summary.failed > 0 {
+        conditions.set(ConditionType::Drifted, Truth::Unknown, Reason::Progressing, "not every service could be looked at");
+    } else {
+        conditions.set(ConditionType::Drifted, Truth::False, Reason::InSync, "reality is as declared");
+    }
+}
+
+/// `checkout (europe-west1): missing user:a@acme.com; unexpected user:b@acme.com`.
+fn describe(s: &ServiceStatus) -> String {
+    let mut parts = Vec::new();
+    if !s.missing.is_empty() {
+        parts.push(format!("missing {}", listed(&s.missing, 3)));
+    }
+    if !s.unexpected.is_empty() {
+        parts.push(format!("unexpected {}", listed(&s.unexpected, 3)));
+    }
+    format!("{} ({}): {}", s.name, s.region, parts.join(", "))
+}
+
+fn set_propagated(conditions: &mut Conditions<'_>, facts: &Facts<'_>, old: &InvokerPolicyStatus) {
+    let window = jiff::SignedDuration::try_from(facts.propagation).unwrap_or_default();
+    let mut last = facts.looks.values().flatten().filter_map(|l| l.changed_at).max();
+    if last.is_none() {
+        // After a restart the old condition is what is left of the change.
+        last = old
+            .conditions
+            .iter()
+            .find(|c| c.type_ == ConditionType::Propagated.as_str() && c.status == "False")
+            .map(|c| c.last_transition_time.0);
+    }
+    match last.map(|at| at + window).filter(|until| *until > facts.now) {
+        Some(until) => {
+            let message = format!("changed lately; IAM may take until {} to act on it everywhere", whole_seconds(until));
+            conditions.set(ConditionType::Propagated, Truth::False, Reason::Progressing, &message);
+        }
+        None => conditions.set(ConditionType::Propagated, Truth::True, Reason::InSync, "no recent change"),
+    }
+}
+
+/// The end of the propagation window, at which the status changes by itself.
+pub fn propagated_at(looks: impl Iterator<Item = Option<Timestamp>>, window: Duration) -> Option<Timestamp> {
+    let window = jiff::SignedDuration::try_from(window).ok()?;
+    looks.flatten().max().map(|at| at + window)
+}
+
+/// Kubernetes times have whole seconds; a finer one would never compare equal after a round trip.
+pub fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn listed(items: &[String], most: usize) -> String {
+    listed_with(items, most, ", ")
+}
+
+fn listed_with(items: &[String], most: usize, separator: &str) -> String {
+    let mut text = items.iter().take(most).cloned().collect::<Vec<_>>().join(separator);
+    if items.len() > most {
+        text.push_str(&format!("{separator}and {} more", items.len() - most));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use serde_json::json;
+
+use super::*;
+use crate::fault::FaultClass;
+
+fn intent(spec: serde_json::Value, generation: i64) -> Intent {
+    let mut full = json!({"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],
+        "invokers": [{"member": "user:a@acme.com"}], "mode": "Enforce"});
+    full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+        "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": generation}, "spec": full});
+    Intent::from_policy(&serde_json::from_value(policy).unwrap())
+}
+fn at(s: &str) -> Timestamp {
+    s.parse().unwrap()
+}
+fn run(intent: &Intent, look: Option<Look>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let looks = BTreeMap::from([(service, look.as_ref())]);
+    let facts = Facts { intent, looks: &looks, discovery: None, discovering: false, propagation: Duration::from_secs(420), now: at(now) };
+    let status = fold(&facts, old);
+    kstatus::check(&status, intent.generation).unwrap();
+    status
+}
+fn ok(seen: Seen) -> Option<Look> {
+    Some(Look { generation: 1, result: Ok(seen), changed_at: None })
+}
+fn cond<'a>(s: &'a InvokerPolicyStatus, t: &str) -> Option<(&'a str, &'a str)> {
+    s.conditions.iter().find(|c| c.type_ == t).map(|c| (c.status.as_str(), c.reason.as_str()))
+}
+const T0: &str = "2026-11-23T12:00:00Z";
+const T1: &str = "2026-11-23T12:01:00Z";
+
+#[test]
+fn a_policy_that_was_not_looked_at_is_reconciling() {
+    let s = run(&intent(json!({}), 1), None, &Default::default(), T0);
+    assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Progressing")));
+    assert_eq!(cond(&s, "Reconciling"), Some(("True", "Progressing")));
+    assert_eq!(s.observed_generation, None);
+}
+
+#[test]
+fn a_look_with_an_older_spec_does_not_count() {
+    let s = run(&intent(json!({}), 2), ok(Seen::default()), &Default::default(), T0);
+    assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Progressing")));
+}
+
+#[test]
+fn in_sync_is_ready_and_times_move_only_with_status() {
+    let i = intent(json!({}), 1);
+    let first = run(&i, ok(Seen::default()), &Default::default(), T0);
+    let second = run(&i, ok(Seen::default()), &first, T1);
+    assert_eq!(cond(&first, "Ready"), Some(("True", "InSync")));
+    assert_eq!(first, second);
+}
+
+#[test]
+fn an_audited_difference_is_ready_and_drifted() {
+    let seen = Seen { missing: vec!["user:a@acme.com".into()], ..Default::default() };
+    let s = run(&intent(json!({"mode": "Audit"}), 1), ok(seen), &Default::default(), T0);
+    assert_eq!(cond(&s, "Ready"), Some(("True", "Audited")));
+    assert_eq!(cond(&s, "Drifted"), Some(("True", "Drifted")));
+    assert!(s.conditions.iter().any(|c| c.message == "web (europe-west1): missing user:a@acme.com"));
+}
+
+#[test]
+fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
+    let i = intent(json!({}), 1);
+    for (class, condition, reason) in [
+        (FaultClass::PermissionDenied, "Stalled", "PermissionDenied"),
+        (FaultClass::ServiceNotFound, "Stalled", "ServiceNotFound"),
+        (FaultClass::Unavailable, "Reconciling", "Unavailable"),
+        (FaultClass::QuotaExceeded, "Reconciling", "QuotaExceeded"),
+    ] {
+        let look = Look { generation: 1, result: Err(Fault::new(class, "said Google.")), changed_at: None };
+        let s = run(&i, Some(look), &Default::default(), T0);
+        assert_eq!(cond(&s, "Ready"), Some(("False", reason)));
+        assert_eq!(cond(&s, condition), Some(("True", reason)));
+    }
+}
+
+#[test]
+fn a_refused_member_stalls_and_is_named() {
+    let held = Held { member: "user:x@acme.com".into(), reason: Reason::InvalidMember, message: "User x does not exist.".into() };
+    let seen = Seen { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Default::default() };
+    let s = run(&intent(json!({}), 1), ok(seen), &Default::default(), T0);
+    assert_eq!(cond(&s, "Stalled"), Some(("True", "InvalidMember")));
+    assert_eq!(s.services[0].state, ServiceState::Held);
+    assert!(s.services[0].message.contains("user:x@acme.com: User x does not exist."));
+}
+
+#[test]
+fn propagation_ends_by_itself_and_survives_a_restart() {
+    let i = intent(json!({}), 1);
+    let look = Some(Look { generation: 1, result: Ok(Seen::default()), changed_at: Some(at(T0)) });
+    let fresh = run(&i, look, &Default::default(), T0);
+    assert_eq!(cond(&fresh, "Propagated"), Some(("False", "Progressing")));
+    let restarted = run(&i, ok(Seen::default()), &fresh, T1);
+    assert_eq!(cond(&restarted, "Propagated"), Some(("False", "Progressing")));
+    let later = run(&i, ok(Seen::default()), &restarted, "2026-11-23T12:07:00Z");
+    assert_eq!(cond(&later, "Propagated"), Some(("True", "InSync")));
+}
+
+#[test]
+fn long_lists_are_bounded_and_say_how_much_is_missing() {
+    let service = |n: usize| RunService::new("acme-prod", "europe-west1", format!("s{n:03}"));
+    let look = Look { generation: 1, result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }), changed_at: None };
+    let fine = Look { generation: 1, result: Ok(Seen::default()), changed_at: None };
+    let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
+    let i = intent(json!({}), 1);
+    let facts = Facts { intent: &i, looks: &looks, discovery: None, discovering: false, propagation: Duration::ZERO, now: at(T0) };
+    let s = fold(&facts, &Default::default());
+    assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
+    assert_eq!(s.services[0].name, "s149");
+    assert_eq!(s.services[0].missing.last().map(String::as_str), Some("and 10 more"));
+}
+
+#[test]
+fn a_second_look_that_finds_the_same_makes_no_event() {
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let seen = Seen { missing: vec!["user:a@acme.com".into()], ..Default::default() };
+    let look = ok(seen.clone()).unwrap();
+    let first = events::notes(&service, None, &seen, &look, &Default::default());
+    assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["DriftDetected"]);
+    assert!(events::notes(&service, Some(&look), &seen, &look, &Default::default()).is_empty());
+}
