@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod api;
+pub mod cloudrun;
 pub mod fault;
 pub mod iam;
 pub mod intent;
