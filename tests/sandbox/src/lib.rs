@@ -1,0 +1,109 @@
+//! The sandbox: a Kubernetes API and a Cloud Run Admin API in one process.
+//!
+//! An independent witness: it shares no code with run-invoker and is written from Kubernetes' and Google's documents.
+//! Real `kubectl`, `gcloud`, kube-rs and Google's SDKs talk to it unchanged. Faults can be ordered on both APIs, and every
+//! request is entered in a journal, so that tests can count calls.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod clock;
+pub mod control;
+pub mod faults;
+pub mod journal;
+pub mod kube;
+pub mod run;
+pub mod server;
+
+use std::{net::SocketAddr, sync::Arc};
+
+pub use clock::Clock;
+pub use faults::{Fault, Faults, Rule};
+pub use journal::{Api, Entry, Journal};
+
+/// What to listen on.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub kube: SocketAddr,
+    pub run: SocketAddr,
+    pub control: SocketAddr,
+}
+
+impl Default for Options {
+    /// Free ports on the loopback address.
+    fn default() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { kube: any, run: any, control: any }
+    }
+}
+
+/// A running sandbox. Dropping it stops the servers.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub kube: Arc<kube::Kube>,
+    pub run: Arc<run::Run>,
+    pub journal: Arc<Journal>,
+    pub faults: Arc<Faults>,
+    kube_server: server::Server,
+    run_server: server::Server,
+    control_server: server::Server,
+}
+
+impl Sandbox {
+    /// Starts both APIs and the control API.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub async fn start(options: Options) -> std::io::Result<Self> {
+        let clock = Clock::default();
+        let journal = Arc::new(Journal::default());
+        let faults = Arc::new(Faults::default());
+        let kube = Arc::new(kube::Kube::new(clock.clone()));
+        let run = Arc::new(run::Run::new(clock));
+        let kube_server =
+            server::Server::start(options.kube, Api::Kube, kube.clone(), journal.clone(), faults.clone()).await?;
+        let run_server =
+            server::Server::start(options.run, Api::Run, run.clone(), journal.clone(), faults.clone()).await?;
+        let control = Arc::new(control::Control::new(
+            kube.clone(),
+            run.clone(),
+            journal.clone(),
+            faults.clone(),
+            kube_server.handle(),
+        ));
+        let control_server =
+            server::Server::start(options.control, Api::Control, control, journal.clone(), faults.clone()).await?;
+        Ok(Self { kube, run, journal, faults, kube_server, run_server, control_server })
+    }
+
+    /// Base URL of the Kubernetes API.
+    pub fn kube_url(&self) -> String {
+        format!("http://{}", self.kube_server.address())
+    }
+
+    /// Base URL of the Cloud Run Admin API.
+    pub fn run_url(&self) -> String {
+        format!("http://{}", self.run_server.address())
+    }
+
+    /// Base URL of the control API.
+    pub fn control_url(&self) -> String {
+        format!("http://{}", self.control_server.address())
+    }
+
+    /// A kubeconfig for the Kubernetes API.
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: sandbox\n  cluster: {{server: \"{}\"}}\nusers:\n- name: sandbox\n  user: {{token: sandbox}}\ncontexts:\n- name: sandbox\n  context: {{cluster: sandbox, user: sandbox, namespace: default}}\ncurrent-context: sandbox\n",
+            self.kube_url()
+        )
+    }
+
+    /// Cuts every connection to the Kubernetes API and refuses new ones for a while, as a restart does.
+    pub async fn restart_kube(&self, down: std::time::Duration) {
+        self.kube_server.handle().outage(down).await;
+    }
+
+    /// The same for the Cloud Run API.
+    pub async fn restart_run(&self, down: std::time::Duration) {
+        self.run_server.handle().outage(down).await;
+    }
+}

@@ -1,0 +1,266 @@
+//! A Cloud Run Admin API, v1 and v2, as far as services and their IAM policies go.
+//!
+//! Source: <https://cloud.google.com/run/docs/reference/rest>, <https://docs.cloud.google.com/iam/docs/allow-policies>
+//! and error texts that users quote in public reports. What is not known for sure is left out rather than invented.
+
+pub mod policy;
+mod rest;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{body::Body, http::Response};
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+
+use crate::{
+    clock::Clock,
+    server::{Call, Handler},
+};
+use policy::StoredPolicy;
+
+/// Project, region, name.
+pub type ServiceKey = (String, String, String);
+
+/// A Cloud Run service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub uid: String,
+    pub labels: BTreeMap<String, String>,
+    pub invoker_iam_disabled: bool,
+    pub created: String,
+    pub generation: i64,
+    pub policy: StoredPolicy,
+}
+
+/// How Google says no.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub code: u16,
+    pub status: &'static str,
+    pub message: String,
+    pub details: Vec<Value>,
+    pub retry_after: Option<u64>,
+}
+
+impl Problem {
+    pub fn new(code: u16, status: &'static str, message: impl Into<String>) -> Self {
+        Self { code, status, message: message.into(), details: vec![], retry_after: None }
+    }
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(400, "INVALID_ARGUMENT", message)
+    }
+    /// The error document of Google's REST APIs.
+    pub fn to_value(&self) -> Value {
+        let mut error = json!({"code": self.code, "message": self.message, "status": self.status});
+        if !self.details.is_empty() {
+            error["details"] = json!(self.details);
+        }
+        json!({"error": error})
+    }
+}
+
+/// What the world around Cloud Run looks like: who exists, what is allowed.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// E-mail addresses (and domains) that no identity has.
+    pub unknown: BTreeSet<String>,
+    /// If set, only members of these domains may be granted (`iam.allowedPolicyMemberDomains`).
+    pub permitted_domains: Option<BTreeSet<String>>,
+    /// (project, permission) that the caller lacks.
+    pub denied: BTreeSet<(String, String)>,
+    /// Projects in which the API is off.
+    pub disabled: BTreeSet<String>,
+    /// Projects that do not exist.
+    pub gone: BTreeSet<String>,
+    /// Regions that do not answer a listing over all regions.
+    pub unreachable: BTreeSet<String>,
+    /// Requests per minute for each project and region.
+    pub read_quota: Option<usize>,
+    pub write_quota: Option<usize>,
+    /// Say only "Request contains an invalid argument." about unknown members.
+    pub terse: bool,
+    /// The most services on a page, whatever the client asks for.
+    pub page_cap: Option<usize>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    services: BTreeMap<ServiceKey, Service>,
+    world: World,
+    uids: u64,
+    last_etag: i64,
+    /// Times of requests by (project, region, is write), for quotas.
+    used: BTreeMap<(String, String, bool), VecDeque<Instant>>,
+}
+
+/// The API.
+#[derive(Debug)]
+pub struct Run {
+    state: Mutex<State>,
+    clock: Clock,
+}
+
+impl Run {
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Mutex::default(), clock }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deploys a service; one that is there keeps its uid and its policy and gets the labels.
+    pub fn deploy(&self, project: &str, region: &str, name: &str, labels: &[(&str, &str)]) {
+        let labels: BTreeMap<_, _> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut state = self.lock();
+        state.uids += 1;
+        let uid = format!("00000000-0000-4000-9000-{:012x}", state.uids);
+        let created = self.clock.now().to_string();
+        let service = state.services.entry((project.into(), region.into(), name.into())).or_insert_with(|| Service {
+            uid,
+            labels: BTreeMap::new(),
+            invoker_iam_disabled: false,
+            created,
+            generation: 0,
+            policy: StoredPolicy::default(),
+        });
+        service.labels = labels;
+        service.generation += 1;
+    }
+
+    /// Deletes a service, and with it its policy.
+    pub fn remove(&self, project: &str, region: &str, name: &str) -> bool {
+        self.lock().services.remove(&(project.into(), region.into(), name.into())).is_some()
+    }
+
+    /// Switches the invoker check of a service off or on.
+    pub fn set_invoker_iam_disabled(&self, project: &str, region: &str, name: &str, disabled: bool) {
+        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
+            s.invoker_iam_disabled = disabled;
+            s.generation += 1;
+        }
+    }
+
+    /// Changes who exists and what is allowed.
+    pub fn change_world(&self, change: impl FnOnce(&mut World)) {
+        change(&mut self.lock().world);
+    }
+
+    /// The policy of a service as a version 3 reader sees it, without a request.
+    pub fn policy(&self, project: &str, region: &str, name: &str) -> Option<Value> {
+        let state = self.lock();
+        state.services.get(&(project.into(), region.into(), name.into())).map(|s| s.policy.view(3))
+    }
+
+    /// Members of a role without a condition, sorted.
+    pub fn members(&self, project: &str, region: &str, name: &str, role: &str) -> Vec<String> {
+        let policy = self.policy(project, region, name).unwrap_or_default();
+        let mut members: Vec<String> = policy["bindings"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|b| b["role"] == role && b["condition"].is_null())
+            .flat_map(|b| b["members"].as_array().cloned().unwrap_or_default())
+            .filter_map(|m| m.as_str().map(str::to_owned))
+            .collect();
+        members.sort();
+        members
+    }
+
+    /// Replaces the bindings of a service as somebody else would, in one step and with a new etag.
+    pub fn set_bindings(&self, project: &str, region: &str, name: &str, bindings: &Value) {
+        let etag = self.lock().next_etag(&self.clock);
+        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
+            s.policy.replace(bindings.as_array().cloned().unwrap_or_default(), etag);
+        }
+    }
+
+    /// Adds one member to a role, as `add-iam-policy-binding` does.
+    pub fn add_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str) {
+        self.edit_member(project, region, name, role, member, true);
+    }
+
+    /// Removes one member from a role, as `remove-iam-policy-binding` does.
+    pub fn remove_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str) {
+        self.edit_member(project, region, name, role, member, false);
+    }
+
+    fn edit_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str, add: bool) {
+        let mut state = self.lock();
+        let etag = state.next_etag(&self.clock);
+        if let Some(s) = state.services.get_mut(&(project.into(), region.into(), name.into())) {
+            s.policy.edit_member(role, member, add, etag);
+        }
+    }
+
+    /// Deletes an identity: its members turn into `deleted:…?uid=…` everywhere.
+    pub fn delete_identity(&self, member: &str, uid: u64) {
+        let mut state = self.lock();
+        let etag = state.next_etag(&self.clock);
+        for service in state.services.values_mut() {
+            service.policy.rename_member(member, &format!("deleted:{member}?uid={uid}"), &etag);
+        }
+        if let Some((_, email)) = member.split_once(':') {
+            state.world.unknown.insert(email.to_owned());
+        }
+    }
+
+    /// Every service's key.
+    pub fn services(&self) -> Vec<ServiceKey> {
+        self.lock().services.keys().cloned().collect()
+    }
+}
+
+impl State {
+    /// 0x07 and the time of the change in microseconds, as etags in public samples decode. Never twice the same.
+    fn next_etag(&mut self, clock: &Clock) -> Vec<u8> {
+        self.last_etag = clock.now().as_microsecond().max(self.last_etag + 1);
+        let mut bytes = vec![0x07];
+        bytes.extend_from_slice(&self.last_etag.to_be_bytes()[1..]);
+        bytes
+    }
+
+    /// What stands before any call: does the project exist, is the API on, may the caller, is there quota.
+    fn gate(&mut self, project: &str, region: &str, permission: &str, resource: &str, write: bool) -> Result<(), Problem> {
+        if self.world.gone.contains(project) {
+            return Err(Problem::new(404, "NOT_FOUND", format!("Project '{project}' not found or deleted.")));
+        }
+        if self.world.disabled.contains(project) {
+            let mut p = Problem::new(403, "PERMISSION_DENIED", format!("Cloud Run Admin API has not been used in project {project} before or it is disabled. Enable it by visiting https://console.developers.google.com/apis/api/run.googleapis.com/overview?project={project} then retry. If you enabled this API recently, wait a few minutes for the action to propagate to our systems and retry."));
+            p.details = vec![json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "domain": "googleapis.com",
+                "metadata": {"service": "run.googleapis.com", "consumer": format!("projects/{project}")}})];
+            return Err(p);
+        }
+        if self.world.denied.contains(&(project.to_owned(), permission.to_owned())) {
+            return Err(Problem::new(403, "PERMISSION_DENIED", format!("Permission '{permission}' denied on resource '{resource}' (or resource may not exist).")));
+        }
+        let quota = if write { self.world.write_quota } else { self.world.read_quota };
+        if let Some(quota) = quota {
+            let used = self.used.entry((project.to_owned(), region.to_owned(), write)).or_default();
+            let now = Instant::now();
+            while used.front().is_some_and(|t| now - *t >= Duration::from_secs(60)) {
+                used.pop_front();
+            }
+            if used.len() >= quota {
+                let kind = if write { "Write" } else { "Read" };
+                let mut p = Problem::new(429, "RESOURCE_EXHAUSTED", format!("Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."));
+                p.retry_after = used.front().map(|t| (Duration::from_secs(60) - (now - *t)).as_secs() + 1);
+                p.details = vec![json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
+                    "metadata": {"quota_limit": format!("{kind}PerMinutePerProjectRegion"), "quota_location": region, "service": "run.googleapis.com"}})];
+                return Err(p);
+            }
+            used.push_back(now);
+        }
+        Ok(())
+    }
+}
+
+impl Handler for Run {
+    fn handle(self: Arc<Self>, call: Call) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(async move { rest::answer(&self, &call) })
+    }
+}
