@@ -83,7 +83,7 @@ pub struct Intent {
     /// The object is marked for deletion.
     pub deleting: bool,
     /// Value of the reconcile-now annotation.
-    pub requested_at: Option<String>,
+    pub requested_at: Option<Arc<str>>,
     pub rejections: Vec<Rejection>,
 }
 
@@ -121,7 +121,7 @@ impl Intent {
             suspended: spec.suspend,
             interval: interval.max(Duration::from_secs(10)),
             deleting: meta.deletion_timestamp.is_some(),
-            requested_at: meta.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT)).cloned(),
+            requested_at: meta.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT)).map(|v| v.as_str().into()),
             rejections,
         }
     }

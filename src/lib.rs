@@ -1,10 +1,41 @@
-//! run-invoker: keeps the invokers of Cloud Run services as `InvokerPolicy` objects declare them.
+//! run-invoker keeps the IAM invokers of Cloud Run services as `InvokerPolicy` objects declare them.
+//!
+//! The way of a change, which is also the order of the modules:
+//!
+//! ```text
+//! InvokerPolicy ─ watch ─> Index ─> Queue of services ─> gather ─> plan ─> apply ─> read back ─> status, events, metrics
+//! ```
+//!
+//! | module | responsibility |
+//! |---|---|
+//! | [`iam`] ● | principals, roles, conditions, grants, the policy document: parse, order, compare by meaning |
+//! | [`fault`] ● | everything that can go wrong outside, and the one table of what follows |
+//! | [`api`] ● | the Kubernetes kinds, their CEL rules, names of conditions and reasons |
+//! | [`intent`] ● | raw objects to validated intents; every rejection names its field |
+//! | [`plan`] ● | all intents on a service, live policy and ledger to grants, revokes and what is withheld |
+//! | [`status`] ● | what was found to conditions and events |
+//! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |
+//! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
+//! | [`gather`], [`apply`] | the steps around the plan that need a client |
+//! | [`controller`] | queue, rounds, listings, reports |
+//! | [`leader`], [`metrics`], [`http`], [`config`], [`telemetry`] | the process around it |
+//!
+//! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every module to this map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod api;
+pub mod apply;
 pub mod cloudrun;
+pub mod cluster;
+pub mod config;
+pub mod controller;
 pub mod fault;
+pub mod gather;
+pub mod http;
 pub mod iam;
 pub mod intent;
+pub mod leader;
+pub mod metrics;
 pub mod plan;
 pub mod status;
+pub mod telemetry;

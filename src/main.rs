@@ -1,1 +1,114 @@
-fn main(){}
+//! The operator: parse, construct, run.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use run_invoker::{
+    cloudrun::{google, limit::Limited},
+    cluster::Cluster,
+    config::Args,
+    controller::{Controller, Options},
+    http::{Endpoints, router},
+    leader::{self, Leadership},
+    metrics::Metrics,
+    telemetry,
+};
+use tokio::sync::watch;
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if let Err(why) = args.check() {
+        anyhow::bail!(why);
+    }
+    // Two threads carry ten thousand services; more would only be memory.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(args))
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let _guard = telemetry::init(&args.log, args.log_format, args.otlp_endpoint.as_deref())?;
+    let metrics = Metrics::new(!args.no_policy_metrics)?;
+    let config = kube::Config::infer().await.context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
+    let client = kube::Client::try_from(config).context("reaching Kubernetes")?;
+
+    let credentials = if args.anonymous {
+        google_cloud_auth::credentials::anonymous::Builder::new().build()
+    } else {
+        google_cloud_auth::credentials::Builder::default()
+            .build()
+            .context("finding Application Default Credentials (Workload Identity, or gcloud auth application-default login)")?
+    };
+    let google = google::Google::connect(google::Options {
+        endpoint: args.cloud_run_endpoint.clone(),
+        credentials,
+        timeout: args.cloud_timeout,
+        quota_project: args.quota_project.clone(),
+    })
+    .await?;
+    let cloud = Limited::new(google, args.budget(), metrics.clone());
+
+    let (leadership, led) = watch::channel(Leadership::Follower);
+    let controller = Controller::new(
+        cloud,
+        Cluster::new(client.clone(), args.identity.clone(), Duration::from_secs(30)),
+        Options {
+            settings: args.plan_settings(),
+            propagation: args.propagation_window,
+            workers: args.concurrency as usize,
+            now: Arc::new(jiff::Timestamp::now),
+            seed: 0,
+            stuck_after: Duration::from_secs(900),
+            grace: args.grace,
+        },
+        metrics.clone(),
+        led,
+    );
+
+    let listener = tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("listening on {}", args.listen))?;
+    let (health, ready, gauges) = (controller.clone(), controller.clone(), controller.clone());
+    let endpoints = Endpoints {
+        healthy: Arc::new(move || health.health()),
+        ready: Arc::new(move || if ready.is_synced() { Ok(()) } else { Err("the caches are not complete yet".into()) }),
+        metrics,
+        refresh: Arc::new(move || gauges.refresh_gauges()),
+    };
+    tokio::spawn(async move { axum::serve(listener, router(endpoints)).await });
+
+    let (stop, stopped) = watch::channel(false);
+    // The Lease is given up only after the work in flight is over.
+    let (retire, retired) = watch::channel(false);
+    let lease = leader::Options {
+        namespace: args.lease_namespace.clone(),
+        name: args.lease_name.clone(),
+        identity: args.identity.clone(),
+        duration: args.lease_duration,
+        renew: args.lease_renew,
+    };
+    let election = tokio::spawn(leader::run(client, lease, leadership, retired));
+    tokio::spawn(async move {
+        interrupted().await;
+        stop.send_replace(true);
+    });
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), identity = %args.identity, listen = %args.listen, "run-invoker starts");
+    controller.run(stopped).await;
+    retire.send_replace(true);
+    let _ = election.await;
+    tracing::info!("run-invoker stopped");
+    Ok(())
+}
+
+/// SIGTERM or Ctrl-C.
+async fn interrupted() {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
+    }
+}

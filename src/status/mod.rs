@@ -4,7 +4,7 @@ pub mod conditions;
 pub mod events;
 pub mod kstatus;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -55,9 +55,18 @@ impl Seen {
 pub struct Look {
     /// Generation of the policy that was looked with.
     pub generation: i64,
+    /// The reconcile-now request that the look came after.
+    pub requested_at: Option<Arc<str>>,
     pub result: Result<Seen, Fault>,
     /// When the operator last changed the service's IAM policy.
     pub changed_at: Option<Timestamp>,
+}
+
+impl Look {
+    /// Whether the look was made with this state of the policy, and after its last request to look.
+    pub fn answers(&self, intent: &Intent) -> bool {
+        self.generation == intent.generation && self.requested_at == intent.requested_at
+    }
 }
 
 /// All that the status of a policy depends on.
@@ -80,8 +89,7 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     let intent = facts.intent;
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
-    let pending = facts.discovering
-        || facts.looks.values().any(|look| look.is_none_or(|l| l.generation != intent.generation));
+    let pending = !intent.suspended && (facts.discovering || facts.looks.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
     let verdict = ready(facts, &services, &summary, pending);
@@ -108,9 +116,8 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     let omitted = services.len().saturating_sub(MAX_STATUS_SERVICES);
     services.truncate(MAX_STATUS_SERVICES);
     InvokerPolicyStatus {
-        observed_generation: Some(if pending { old.observed_generation.unwrap_or_default().min(intent.generation) } else { intent.generation })
-            .filter(|g| *g > 0 || !pending),
-        last_handled_requested_at: if pending { old.last_handled_requested_at.clone() } else { intent.requested_at.clone() },
+        observed_generation: if pending { old.observed_generation } else { Some(intent.generation) },
+        last_handled_requested_at: if pending { old.last_handled_requested_at.clone() } else { intent.requested_at.as_deref().map(str::to_owned) },
         last_change: old.last_change.clone(),
         conditions: conditions.into_list(),
         summary: Some(summary),
@@ -119,7 +126,8 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     }
 }
 
-fn state_of(look: &Look) -> ServiceState {
+/// The state that a look shows.
+pub fn state_of(look: &Look) -> ServiceState {
     match &look.result {
         Err(fault) if fault.class.row().gone => ServiceState::NotFound,
         Err(_) => ServiceState::Failed,
@@ -231,7 +239,7 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
         return deleting(facts, services);
     }
     if pending {
-        let done = facts.looks.values().flatten().filter(|l| l.generation == intent.generation).count();
+        let done = facts.looks.values().flatten().filter(|l| l.answers(intent)).count();
         let message = format!("looked at {done} of {} services since the last change", facts.looks.len());
         return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
     }

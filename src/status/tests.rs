@@ -23,7 +23,7 @@ fn run(intent: &Intent, look: Option<Look>, old: &InvokerPolicyStatus, now: &str
     status
 }
 fn ok(seen: Seen) -> Option<Look> {
-    Some(Look { generation: 1, result: Ok(seen), changed_at: None })
+    Some(Look { generation: 1, requested_at: None, result: Ok(seen), changed_at: None })
 }
 fn cond<'a>(s: &'a InvokerPolicyStatus, t: &str) -> Option<(&'a str, &'a str)> {
     s.conditions.iter().find(|c| c.type_ == t).map(|c| (c.status.as_str(), c.reason.as_str()))
@@ -72,7 +72,7 @@ fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
         (FaultClass::Unavailable, "Reconciling", "Unavailable"),
         (FaultClass::QuotaExceeded, "Reconciling", "QuotaExceeded"),
     ] {
-        let look = Look { generation: 1, result: Err(Fault::new(class, "said Google.")), changed_at: None };
+        let look = Look { generation: 1, requested_at: None, result: Err(Fault::new(class, "said Google.")), changed_at: None };
         let s = run(&i, Some(look), &Default::default(), T0);
         assert_eq!(cond(&s, "Ready"), Some(("False", reason)));
         assert_eq!(cond(&s, condition), Some(("True", reason)));
@@ -92,7 +92,7 @@ fn a_refused_member_stalls_and_is_named() {
 #[test]
 fn propagation_ends_by_itself_and_survives_a_restart() {
     let i = intent(json!({}), 1);
-    let look = Some(Look { generation: 1, result: Ok(Seen::default()), changed_at: Some(at(T0)) });
+    let look = Some(Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: Some(at(T0)) });
     let fresh = run(&i, look, &Default::default(), T0);
     assert_eq!(cond(&fresh, "Propagated"), Some(("False", "Progressing")));
     let restarted = run(&i, ok(Seen::default()), &fresh, T1);
@@ -104,8 +104,8 @@ fn propagation_ends_by_itself_and_survives_a_restart() {
 #[test]
 fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let service = |n: usize| RunService::new("acme-prod", "europe-west1", format!("s{n:03}"));
-    let look = Look { generation: 1, result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }), changed_at: None };
-    let fine = Look { generation: 1, result: Ok(Seen::default()), changed_at: None };
+    let look = Look { generation: 1, requested_at: None, result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }), changed_at: None };
+    let fine = Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: None };
     let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
     let i = intent(json!({}), 1);
     let facts = Facts { intent: &i, looks: &looks, discovery: None, discovering: false, propagation: Duration::ZERO, now: at(T0) };

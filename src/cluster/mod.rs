@@ -1,0 +1,169 @@
+//! The Kubernetes side: what is watched (an index from services to policies) and what is written (status, finalizer,
+//! ledger, events). Decides nothing about IAM.
+
+pub mod index;
+pub mod watch;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client, Resource as _,
+    api::{DeleteParams, Patch, PatchParams},
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use serde_json::json;
+
+use crate::{
+    api::{FIELD_MANAGER, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus},
+    fault::{Fault, FaultClass},
+    iam::RunService,
+    intent::PolicyId,
+    status::events::Note,
+};
+
+/// Writes to the Kubernetes API. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    recorder: Recorder,
+    timeout: Duration,
+}
+
+/// Kubernetes error to [`Fault`].
+fn fault(error: kube::Error) -> Fault {
+    let class = match &error {
+        kube::Error::Api(s) if s.code == 409 => FaultClass::Conflict,
+        _ => FaultClass::Kubernetes,
+    };
+    let message = match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    };
+    Fault::new(class, message)
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(s) if s.code == 404)
+}
+
+/// Name of the ledger entry of a service: project ids, regions and service names are DNS labels, so this is unique.
+pub fn ledger_name(service: &RunService) -> String {
+    format!("{}.{}.{}", service.project, service.region, service.name)
+}
+
+impl Cluster {
+    /// `instance` names this process in events.
+    pub fn new(client: Client, instance: String, timeout: Duration) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(instance) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, timeout }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+        match tokio::time::timeout(self.timeout, call).await {
+            Ok(result) => result,
+            Err(_) => Err(kube::Error::Service("the Kubernetes API did not answer in time".into())),
+        }
+    }
+
+    fn policies(&self, id: &PolicyId) -> Api<InvokerPolicy> {
+        Api::namespaced(self.client.clone(), &id.namespace)
+    }
+
+    /// Replaces the status. A policy that is gone meanwhile is no failure.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn write_status(&self, id: &PolicyId, status: &InvokerPolicyStatus) -> Result<(), Fault> {
+        // The uid makes the write miss a policy that was made again under the name.
+        let patch = json!({"metadata": {"uid": &*id.uid}, "status": status});
+        let api = self.policies(id);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        match self.within(api.patch_status(&id.name, &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(()),
+            Err(e) if is_gone(&e) => Ok(()),
+            Err(e) => Err(fault(e)),
+        }
+    }
+
+    /// Adds or removes the finalizer, leaving those of others. Every attempt is made on a fresh reading and under its
+    /// resourceVersion, so that nothing another writer put there is lost.
+    ///
+    /// # Errors
+    /// [`FaultClass::Conflict`] if the object keeps changing, or what the API server says.
+    pub async fn set_finalizer(&self, id: &PolicyId, present: bool) -> Result<(), Fault> {
+        let api = self.policies(id);
+        for _ in 0..5 {
+            let meta = match self.within(api.get_metadata_opt(&id.name)).await.map_err(fault)? {
+                Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
+                // Gone, or another object under the name: nothing of ours is there to change.
+                _ => return Ok(()),
+            };
+            let mut list = meta.finalizers.unwrap_or_default();
+            if list.iter().any(|f| f == FINALIZER) == present {
+                return Ok(());
+            }
+            list.retain(|f| f != FINALIZER);
+            if present {
+                list.push(FINALIZER.into());
+            }
+            let patch = json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
+            let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+            match self.within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch))).await {
+                Ok(_) => return Ok(()),
+                Err(e) if is_gone(&e) => return Ok(()),
+                Err(kube::Error::Api(s)) if s.code == 409 => {}
+                Err(e) => return Err(fault(e)),
+            }
+        }
+        Err(Fault::new(FaultClass::Conflict, "the InvokerPolicy keeps changing; its finalizer could not be set"))
+    }
+
+    /// Writes the ledger entry of a service, or deletes it when nothing is left to remember.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached; then nothing may be granted.
+    pub async fn write_ledger(&self, service: &RunService, spec: &InvokerLedgerSpec) -> Result<(), Fault> {
+        let api: Api<InvokerLedger> = Api::all(self.client.clone());
+        let name = ledger_name(service);
+        if spec.grants.is_empty() {
+            return match self.within(api.delete(&name, &DeleteParams::default())).await {
+                Ok(_) => Ok(()),
+                Err(e) if is_gone(&e) => Ok(()),
+                Err(e) => Err(fault(e)),
+            };
+        }
+        let object = InvokerLedger::new(&name, spec.clone());
+        self.within(api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)))
+            .await
+            .map(|_| ())
+            .map_err(fault)
+    }
+
+    /// Publishes an event on a policy; repeats are counted on the event that is there.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn publish(&self, id: &PolicyId, note: &Note) -> Result<(), Fault> {
+        let reference = ObjectReference {
+            api_version: Some(InvokerPolicy::api_version(&()).into()),
+            kind: Some(InvokerPolicy::kind(&()).into()),
+            namespace: Some(id.namespace.to_string()),
+            name: Some(id.name.to_string()),
+            uid: Some(id.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_: if note.warning { EventType::Warning } else { EventType::Normal },
+            reason: note.reason.as_str().into(),
+            note: Some(note.text.clone()),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        self.within(self.recorder.publish(&event, &reference)).await.map_err(fault)
+    }
+}

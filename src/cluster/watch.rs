@@ -1,0 +1,94 @@
+//! The watches that keep the index current. A stream that breaks is taken up again with back-off; what is cached stays.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use kube::{
+    Api, Client, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Config},
+    },
+};
+
+use crate::api::{InvokerLedger, InvokerPolicy};
+
+/// A change of what is cached.
+#[derive(Debug)]
+pub enum Change<T> {
+    /// A list begins: what is not in it is gone.
+    Restart,
+    /// An object is there, or is there in a new state. It arrived with the list or later.
+    Applied(Box<T>),
+    /// An object that could not be read as its kind: its namespace, name, and why.
+    Malformed(String, String, String),
+    Deleted(Box<T>),
+    /// The list is complete.
+    Synced,
+    /// The connection failed; the text is for the log.
+    Broken(String),
+}
+
+fn slim<K: ResourceExt>(object: &mut K) {
+    // Memory: nobody here reads these, and they are most of an object.
+    object.managed_fields_mut().clear();
+    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
+fn changes<K>(api: Api<DeserializeGuard<K>>) -> impl Stream<Item = Change<K>> + Send
+where
+    K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let config = Config::default().page_size(250);
+    watcher::watcher(api, config).default_backoff().map(|event| match event {
+        Ok(watcher::Event::Init) => Change::Restart,
+        Ok(watcher::Event::InitDone) => Change::Synced,
+        Ok(watcher::Event::InitApply(guard) | watcher::Event::Apply(guard)) => match guard.0 {
+            Ok(mut object) => {
+                slim(&mut object);
+                Change::Applied(Box::new(object))
+            }
+            Err(invalid) => {
+                let name = invalid.metadata.name.unwrap_or_default();
+                Change::Malformed(invalid.metadata.namespace.unwrap_or_default(), name, invalid.error.to_string())
+            }
+        },
+        Ok(watcher::Event::Delete(guard)) => match guard.0 {
+            Ok(object) => Change::Deleted(Box::new(object)),
+            Err(invalid) => Change::Malformed(
+                invalid.metadata.namespace.unwrap_or_default(),
+                invalid.metadata.name.unwrap_or_default(),
+                "deleted".into(),
+            ),
+        },
+        Err(e) => Change::Broken(e.to_string()),
+    })
+}
+
+/// Changes of policies in every namespace.
+pub fn policies(client: Client) -> impl Stream<Item = Change<InvokerPolicy>> + Send {
+    changes(Api::all(client))
+}
+
+/// Changes of the ledger.
+pub fn ledgers(client: Client) -> impl Stream<Item = Change<InvokerLedger>> + Send {
+    changes(Api::all(client))
+}
+
+/// Names that repeat over thousands of objects, kept once.
+#[derive(Debug, Default)]
+pub struct Interner(std::collections::HashSet<Arc<str>>);
+
+impl Interner {
+    /// The shared copy of a text.
+    pub fn share(&mut self, text: &Arc<str>) -> Arc<str> {
+        match self.0.get(text) {
+            Some(shared) => shared.clone(),
+            None => {
+                self.0.insert(text.clone());
+                text.clone()
+            }
+        }
+    }
+}

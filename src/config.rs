@@ -1,0 +1,183 @@
+//! Flags and environment, as typed and then as meant.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{cloudrun::limit::Budget, plan};
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Whether public members may be granted where no guardrail speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Public {
+    Deny,
+    Allow,
+}
+
+/// Keeps the IAM invokers of Cloud Run services as InvokerPolicy objects declare them.
+///
+/// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application Default Credentials.
+#[derive(Clone, Debug, Parser)]
+#[command(version, name = "run-invoker")]
+pub struct Args {
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(long, env = "RUN_INVOKER_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Endpoint of the Cloud Run Admin API.
+    #[arg(long, env = "RUN_INVOKER_CLOUD_RUN_ENDPOINT", default_value = crate::cloudrun::google::DEFAULT_ENDPOINT)]
+    pub cloud_run_endpoint: String,
+
+    /// Send no credentials to Google: for the sandbox and other emulators only.
+    #[arg(long, env = "RUN_INVOKER_ANONYMOUS")]
+    pub anonymous: bool,
+
+    /// Project that pays for API quota (needs serviceusage.services.use there); the credential's own if not given.
+    #[arg(long, env = "RUN_INVOKER_QUOTA_PROJECT")]
+    pub quota_project: Option<String>,
+
+    /// How long one call to Google may take.
+    #[arg(long, env = "RUN_INVOKER_CLOUD_TIMEOUT", default_value = "20s", value_parser = duration)]
+    pub cloud_timeout: Duration,
+
+    /// Reads per minute and project and region. Never exceeded in any 60 seconds.
+    #[arg(long, env = "RUN_INVOKER_READS_PER_MINUTE", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    pub reads_per_minute: u32,
+
+    /// Writes per minute and project and region. Google's default quota is 60.
+    #[arg(long, env = "RUN_INVOKER_WRITES_PER_MINUTE", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub writes_per_minute: u32,
+
+    /// Calls to Google under way at once.
+    #[arg(long, env = "RUN_INVOKER_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub concurrency: u32,
+
+    /// How long IAM may take to act on a change; condition Propagated is False for so long.
+    #[arg(long, env = "RUN_INVOKER_PROPAGATION_WINDOW", default_value = "7m", value_parser = duration)]
+    pub propagation_window: Duration,
+
+    /// Members that are never removed because no policy lists them; * stands for anything. Repeat, or separate by commas.
+    #[arg(long = "protected-member", env = "RUN_INVOKER_PROTECTED_MEMBERS", value_delimiter = ',',
+          default_value = "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com")]
+    pub protected_members: Vec<String>,
+
+    /// Whether policies may grant allUsers and allAuthenticatedUsers.
+    #[arg(long, env = "RUN_INVOKER_PUBLIC", value_enum, default_value = "deny")]
+    pub public: Public,
+
+    /// Namespace of the Lease by which replicas agree on who works.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub lease_namespace: String,
+
+    /// Name of the Lease.
+    #[arg(long, env = "RUN_INVOKER_LEASE_NAME", default_value = "run-invoker")]
+    pub lease_name: String,
+
+    /// Name of this replica in the Lease and in events.
+    #[arg(long, env = "POD_NAME", default_value_t = identity())]
+    pub identity: String,
+
+    /// Silence after which another replica takes over.
+    #[arg(long, env = "RUN_INVOKER_LEASE_DURATION", default_value = "8s", value_parser = duration)]
+    pub lease_duration: Duration,
+
+    /// How often the leader renews; at most a third of the lease duration.
+    #[arg(long, env = "RUN_INVOKER_LEASE_RENEW", default_value = "2s", value_parser = duration)]
+    pub lease_renew: Duration,
+
+    /// Leave out the metric series that grow with the number of policies.
+    #[arg(long, env = "RUN_INVOKER_NO_POLICY_METRICS")]
+    pub no_policy_metrics: bool,
+
+    /// Log filter, for example info or run_invoker=debug.
+    #[arg(long = "log", env = "RUN_INVOKER_LOG", default_value = "info")]
+    pub log: String,
+
+    /// Form of the log.
+    #[arg(long, env = "RUN_INVOKER_LOG_FORMAT", value_enum, default_value = "json")]
+    pub log_format: LogFormat,
+
+    /// Send spans to this OpenTelemetry collector (OTLP over HTTP), for example http://collector:4318.
+    #[arg(long, env = "RUN_INVOKER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
+    /// How long work in flight may take to finish after SIGTERM.
+    #[arg(long, env = "RUN_INVOKER_GRACE", default_value = "25s", value_parser = duration)]
+    pub grace: Duration,
+}
+
+impl Args {
+    /// What cannot be meant together.
+    ///
+    /// # Errors
+    /// In words that name the flag.
+    pub fn check(&self) -> Result<(), String> {
+        if self.lease_renew * 3 > self.lease_duration {
+            return Err(format!(
+                "--lease-renew {:?} must be at most a third of --lease-duration {:?}",
+                self.lease_renew, self.lease_duration
+            ));
+        }
+        if self.lease_duration < Duration::from_secs(1) {
+            return Err("--lease-duration must be at least 1s".into());
+        }
+        Ok(())
+    }
+
+    pub fn budget(&self) -> Budget {
+        Budget {
+            reads_per_minute: self.reads_per_minute,
+            writes_per_minute: self.writes_per_minute,
+            concurrency: self.concurrency as usize,
+        }
+    }
+
+    pub fn plan_settings(&self) -> plan::Settings {
+        plan::Settings {
+            protected: self.protected_members.iter().filter(|m| !m.is_empty()).cloned().collect(),
+            allow_public: self.public == Public::Allow,
+        }
+    }
+}
+
+fn identity() -> String {
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{}", if host.is_empty() { "run-invoker" } else { host }, std::process::id())
+}
+
+/// `250ms`, `10s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..split].parse().map_err(|_| format!("{text:?} is not a duration such as 10s or 5m"))?;
+    match &text[split..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number * 60)),
+        "h" => Ok(Duration::from_secs(number * 3600)),
+        _ => Err(format!("{text:?} is not a duration such as 10s or 5m")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_kept_is_refused() {
+        let args = Args::parse_from(["run-invoker", "--lease-duration", "4s"]);
+        assert!(args.check().unwrap_err().contains("--lease-renew"));
+    }
+}

@@ -1,0 +1,242 @@
+//! What comes in: policies, the ledger, and listings of projects.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use kube::{Api, api::{Patch, PatchParams}};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{Controller, spread};
+use crate::{
+    api::{FIELD_MANAGER, InvokerPolicy, Reason},
+    cloudrun::{CloudRun, Lane, Listing},
+    cluster::watch::{self as streams, Change},
+    fault::{Fault, Retry},
+    intent::PolicyId,
+};
+
+/// When each project is listed next.
+#[derive(Debug, Default)]
+pub struct Lists {
+    due: Mutex<HashMap<Arc<str>, (Instant, Lane)>>,
+    changed: Notify,
+}
+
+impl Lists {
+    /// Lists a project no later than `at`.
+    fn at(&self, project: &Arc<str>, at: Instant, lane: Lane) {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = due.entry(project.clone()).or_insert((at, lane));
+        if at < entry.0 {
+            *entry = (at, lane);
+        }
+        drop(due);
+        self.changed.notify_waiters();
+    }
+
+    async fn next(&self) -> (Arc<str>, Lane) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let first = {
+                let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+                let first = due.iter().min_by_key(|(p, (at, _))| (*at, (*p).clone())).map(|(p, (at, lane))| (p.clone(), *at, *lane));
+                if let Some((project, at, lane)) = &first {
+                    if *at <= Instant::now() {
+                        due.remove(project);
+                        return (project.clone(), *lane);
+                    }
+                }
+                first
+            };
+            match first {
+                Some((_, at, _)) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(at) => {}
+                        () = changed => {}
+                    }
+                }
+                None => changed.await,
+            }
+        }
+    }
+}
+
+/// Keeps the index current with the policies in the store.
+pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
+    let mut stream = std::pin::pin!(streams::policies(this.cluster.client()));
+    // Between the start of a list and its end, what comes in is the state of things and no news: after a restart
+    // nothing is in a hurry.
+    let mut listing = true;
+    while let Some(change) = stream.next().await {
+        match change {
+            Change::Restart => {
+                listing = true;
+                this.index().begin_list();
+            }
+            Change::Synced => {
+                let gone = this.index().end_list();
+                this.queue.add_all(&gone, Lane::Declared);
+                if !this.policies_synced.swap(true, Ordering::AcqRel) {
+                    tracing::info!(policies = this.index().policies().count(), "policies are cached");
+                }
+                listing = false;
+            }
+            Change::Applied(policy) => policy_applied(&this, &policy, listing && !this.policies_synced.load(Ordering::Acquire)),
+            Change::Deleted(policy) => {
+                let meta = &policy.metadata;
+                let id = PolicyId {
+                    namespace: meta.namespace.as_deref().unwrap_or_default().into(),
+                    name: meta.name.as_deref().unwrap_or_default().into(),
+                    uid: meta.uid.as_deref().unwrap_or_default().into(),
+                };
+                let touched = this.index().remove_policy(&id);
+                this.metrics.policy(&id.namespace, &id.name, None);
+                this.queue.add_all(&touched, Lane::Declared);
+            }
+            Change::Malformed(namespace, name, why) => malformed(&this, &namespace, &name, &why).await,
+            Change::Broken(why) => tracing::warn!(%why, "the watch of policies broke; taking it up again"),
+        }
+    }
+}
+
+fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy, first_list: bool) {
+    let (key, effect) = this.index().apply_policy(policy, Instant::now());
+    let deleting = policy.metadata.deletion_timestamp.is_some();
+    let lane = if first_list && !deleting { Lane::Periodic } else { Lane::Declared };
+    this.queue.add_all(&effect.services, lane);
+    if let Some(project) = &effect.list {
+        this.lists.at(project, Instant::now(), lane);
+    }
+    if effect.status {
+        // Most changes are settled before this is over, and need one status instead of two.
+        this.reports.add(&key, if deleting { Duration::ZERO } else { Duration::from_millis(500) });
+    }
+}
+
+/// Marks an object that cannot be read, and lets the rest go on.
+async fn malformed<C: CloudRun>(this: &Controller<C>, namespace: &str, name: &str, why: &str) {
+    tracing::error!(%namespace, %name, %why, "a policy in the store cannot be read and is skipped");
+    if !this.leads() {
+        return;
+    }
+    let now = crate::status::whole_seconds(this.now()).to_string();
+    let condition = |t: &str, s: &str| {
+        serde_json::json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
+            "message": format!("the object cannot be read: {why}; apply it again as the current definition wants it")})
+    };
+    let patch = serde_json::json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
+    // The typed object cannot be read back, so the answer is taken as it comes.
+    let api: Api<kube::api::DynamicObject> =
+        Api::namespaced_with(this.cluster.client(), namespace, &kube::api::ApiResource::erase::<InvokerPolicy>(&()));
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    if let Err(e) = api.patch_status(name, &params, &Patch::Merge(patch)).await {
+        tracing::warn!(error = %e, "a policy that cannot be read could not be marked");
+    }
+}
+
+/// Keeps what the operator granted current.
+pub async fn ledgers<C: CloudRun>(this: Arc<Controller<C>>) {
+    let mut stream = std::pin::pin!(streams::ledgers(this.cluster.client()));
+    while let Some(change) = stream.next().await {
+        match change {
+            Change::Restart => this.index().begin_ledger_list(),
+            Change::Applied(entry) => this.index().apply_ledger(&entry),
+            Change::Deleted(entry) => this.index().remove_ledger(&entry),
+            Change::Malformed(_, name, why) => tracing::error!(%name, %why, "a ledger entry cannot be read and is skipped"),
+            Change::Broken(why) => tracing::warn!(%why, "the watch of the ledger broke; taking it up again"),
+            Change::Synced => {
+                this.index().end_ledger_list();
+                this.ledgers_synced.store(true, Ordering::Release);
+            }
+        }
+        if this.is_synced() {
+            // Grants of policies that name their service no more.
+            let orphans = this.index().orphans();
+            this.queue.add_all(&orphans, Lane::Periodic);
+        }
+    }
+}
+
+/// Lists each project once per interval for all policies together, and at once where a declaration needs it.
+pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receiver<bool>) {
+    let mut failures: HashMap<Arc<str>, u32> = HashMap::new();
+    let mut running = tokio::task::JoinSet::new();
+    loop {
+        let next = async {
+            while !(this.is_synced() && this.leads()) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            this.lists.next().await
+        };
+        tokio::select! {
+            (project, lane) = next => {
+                let scopes = this.index().scopes(&project);
+                if scopes.is_empty() {
+                    continue;
+                }
+                let this = this.clone();
+                running.spawn(async move {
+                    let mut whole = Listing::default();
+                    for scope in &scopes {
+                        match this.cloud.list_services(&project, scope, lane).await {
+                            Ok(mut part) => {
+                                whole.services.append(&mut part.services);
+                                whole.unreachable.append(&mut part.unreachable);
+                            }
+                            Err(fault) => return (project, Err(fault)),
+                        }
+                    }
+                    (project, Ok(whole))
+                });
+            }
+            Some(done) = running.join_next() => {
+                let Ok((project, result)) = done else { continue };
+                let fails = failures.entry(project.clone()).or_default();
+                *fails = if result.is_ok() { 0 } else { fails.saturating_add(1) };
+                let fails = *fails;
+                listed(&this, &project, result, fails);
+            }
+            _ = stop.wait_for(|s| *s) => return,
+        }
+    }
+}
+
+fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Result<Listing, Fault>, failures: u32) {
+    let retry = result.as_ref().err().map(|f| (f.class.row().retry, f.retry_after));
+    if let Err(fault) = &result {
+        tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
+    }
+    let (touched, changed, interval) = {
+        let mut index = this.index();
+        let (touched, changed) = index.apply_listing(project, result, this.now());
+        (touched, changed, index.project_interval(project))
+    };
+    this.queue.add_all(&touched, Lane::Drift);
+    for key in &changed {
+        this.reports.add(key, Duration::from_millis(300));
+    }
+    let Some(interval) = interval else { return };
+    let wait = match retry {
+        None => super::next_slot(this.lists_elapsed(), interval, spread(this.options.seed, project)),
+        Some((Retry::Slow, _)) => interval,
+        Some((_, after)) => after.unwrap_or_else(|| super::reconcile::backoff(failures, this.options.seed, project)).min(interval.max(Duration::from_secs(1))),
+    };
+    this.lists.at(project, Instant::now() + wait, Lane::Periodic);
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// Time on the monotonic clock, from a fixed beginning.
+    pub(super) fn lists_elapsed(&self) -> Duration {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+}

@@ -1,0 +1,235 @@
+//! The controller: watches feed the index, the index feeds the queue, workers reconcile services, and what they find
+//! becomes the status of policies.
+
+pub mod queue;
+pub mod reconcile;
+mod feed;
+mod report;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::{AtomicBool, AtomicU64, Ordering}},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{sync::watch, time::Instant};
+use tracing::Instrument as _;
+
+use crate::{
+    cloudrun::{CloudRun, Lane},
+    cluster::{Cluster, index::Index},
+    iam::{Grant, RunService},
+    leader::Leadership,
+    metrics::Metrics,
+    plan::{Aside, Settings},
+};
+use queue::Queue;
+use report::Reports;
+
+/// What does not change while the controller runs.
+#[derive(Clone)]
+pub struct Options {
+    pub settings: Settings,
+    pub propagation: Duration,
+    /// Services worked on at once.
+    pub workers: usize,
+    /// The wall clock.
+    pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Makes jitter differ between installations and equal between runs.
+    pub seed: u64,
+    /// A single round that takes longer than this means that the queue is stuck.
+    pub stuck_after: Duration,
+    /// How long work in flight may take to finish when the controller stops.
+    pub grace: Duration,
+}
+
+/// A member that IAM refused, and when it is tried again.
+#[derive(Clone, Debug)]
+struct Refused {
+    aside: Aside,
+    until: Instant,
+    times: u32,
+    /// Generations of the policies that asked; another one is a reason to try at once.
+    asked_by: Vec<(Arc<str>, i64)>,
+}
+
+/// The controller and all that its tasks share.
+pub struct Controller<C> {
+    cloud: Arc<C>,
+    cluster: Cluster,
+    options: Options,
+    metrics: Arc<Metrics>,
+    leadership: watch::Receiver<Leadership>,
+    index: Mutex<Index>,
+    queue: Queue,
+    reports: Reports,
+    refused: Mutex<HashMap<RunService, BTreeMap<Grant, Refused>>>,
+    /// When each service was last found as declared.
+    in_sync_at: Mutex<HashMap<RunService, Instant>>,
+    lists: feed::Lists,
+    policies_synced: AtomicBool,
+    ledgers_synced: AtomicBool,
+    /// Rounds finished, for the watchdog.
+    finished: AtomicU64,
+}
+
+impl<C: CloudRun> Controller<C> {
+    pub fn new(
+        cloud: C,
+        cluster: Cluster,
+        options: Options,
+        metrics: Arc<Metrics>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cloud: Arc::new(cloud),
+            cluster,
+            options,
+            metrics,
+            leadership,
+            index: Mutex::default(),
+            queue: Queue::default(),
+            reports: Reports::default(),
+            refused: Mutex::default(),
+            in_sync_at: Mutex::default(),
+            lists: feed::Lists::default(),
+            policies_synced: AtomicBool::new(false),
+            ledgers_synced: AtomicBool::new(false),
+            finished: AtomicU64::new(0),
+        })
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.options.now)()
+    }
+
+    fn leads(&self) -> bool {
+        self.leadership.borrow().holds(Instant::now())
+    }
+
+    /// Whether the caches are complete.
+    pub fn is_synced(&self) -> bool {
+        self.policies_synced.load(Ordering::Acquire) && self.ledgers_synced.load(Ordering::Acquire)
+    }
+
+    /// Fine, or why the process should be started anew.
+    ///
+    /// # Errors
+    /// What is stuck, in words.
+    pub fn health(&self) -> Result<(), String> {
+        let longest = self.queue.longest_running();
+        if longest > self.options.stuck_after {
+            return Err(format!("a service has been worked on for {longest:?}; the queue is stuck"));
+        }
+        Ok(())
+    }
+
+    /// Brings the gauges that are read from state up to date.
+    pub fn refresh_gauges(&self) {
+        for (lane, depth) in Lane::ALL.iter().zip(self.queue.depths()) {
+            self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
+        }
+        self.metrics.shard_owned.with_label_values(&["0"]).set(i64::from(self.leads()));
+        report::gauges(&self.index(), &self.metrics);
+    }
+
+    /// Runs until `stop` is true; then finishes what is in flight and starts nothing new.
+    pub async fn run(self: &Arc<Self>, stop: watch::Receiver<bool>) {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(feed::policies(self.clone()));
+        tasks.spawn(feed::ledgers(self.clone()));
+        tasks.spawn(feed::lists(self.clone(), stop.clone()));
+        let reports = tokio::spawn(report::run(self.clone(), stop.clone()));
+        self.work(stop).await;
+        tasks.abort_all();
+        // The last findings still get out.
+        let _ = tokio::time::timeout(self.options.grace, reports).await;
+    }
+
+    /// Hands services to workers, only as leader and only with complete caches.
+    async fn work(self: &Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut leadership = self.leadership.clone();
+        let mut running = tokio::task::JoinSet::new();
+        loop {
+            while running.try_join_next().is_some() {}
+            let turn = async {
+                if leadership.wait_for(|l| *l != Leadership::Follower).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                while !(self.is_synced() && self.leads()) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                while running.len() >= self.options.workers {
+                    running.join_next().await;
+                }
+                self.queue.next().await
+            };
+            let job = tokio::select! {
+                job = turn => job,
+                _ = stop.wait_for(|s| *s) => break,
+            };
+            if !self.leads() {
+                // The lease ran out between the turn and here: back into the line.
+                self.queue.done(&job.service, false);
+                self.queue.add(&job.service, job.lane);
+                continue;
+            }
+            let this = self.clone();
+            let span = tracing::info_span!("service", service = %job.service, lane = job.lane.label());
+            running.spawn(async move { this.round(job).await }.instrument(span));
+        }
+        tracing::info!(in_flight = running.len(), "stopping: finishing what is in flight");
+        let drained = tokio::time::timeout(self.options.grace, async { while running.join_next().await.is_some() {} }).await;
+        if drained.is_err() {
+            tracing::warn!("the grace period ended before the work in flight did; what is left is safe by its etags");
+        }
+    }
+}
+
+/// A number in [0, 1) that only depends on its arguments.
+pub(crate) fn spread(seed: u64, what: impl std::hash::Hash) -> f64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    seed.hash(&mut hasher);
+    what.hash(&mut hasher);
+    (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The next of the moments `phase + n * interval` that is at least half an interval away: each service has its own fixed
+/// phase, so reads are spread evenly and stay so, whatever happened in between.
+pub(crate) fn next_slot(elapsed: Duration, interval: Duration, phase: f64) -> Duration {
+    let (e, i) = (elapsed.as_secs_f64(), interval.as_secs_f64());
+    let earliest = e + i / 2.0;
+    let n = ((earliest - phase * i) / i).ceil();
+    Duration::from_secs_f64((phase * i + n * i - e).max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_one_interval_apart_and_an_early_look_does_not_add_one() {
+        let interval = Duration::from_secs(60);
+        let first = next_slot(Duration::from_secs(0), interval, 0.75);
+        assert_eq!(first.as_secs(), 45);
+        let second = next_slot(Duration::from_secs(45), interval, 0.75);
+        assert_eq!(second.as_secs(), 60);
+        // An edit at 100 s; the slot at 105 s is too near, so the next is at 165 s.
+        assert_eq!(next_slot(Duration::from_secs(100), interval, 0.75).as_secs(), 65);
+    }
+
+    #[test]
+    fn phases_are_spread_evenly() {
+        let mut buckets = [0; 10];
+        for i in 0..10_000 {
+            buckets[(spread(1, i) * 10.0) as usize] += 1;
+        }
+        assert!(buckets.iter().all(|b| (900..1100).contains(b)), "{buckets:?}");
+    }
+}

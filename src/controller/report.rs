@@ -1,0 +1,256 @@
+//! What goes out: statuses, finalizers that come off, events and gauges. Status is written only when it says something
+//! new.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::Controller;
+use crate::{
+    api::{InvokerPolicyStatus, Mode, OnDelete, ServiceState},
+    cloudrun::CloudRun,
+    cluster::index::{Index, PolicyKey, Record},
+    fault::FaultClass,
+    intent::PolicyId,
+    metrics::Metrics,
+    status::{self, events::Note},
+};
+
+/// Status writes under way at once.
+const WRITERS: usize = 16;
+/// Events that wait; more than this are dropped, oldest first: an event is a courtesy, the status is the truth.
+const MAX_NOTES: usize = 5000;
+
+/// Policies to report on, and events to publish.
+#[derive(Debug, Default)]
+pub struct Reports {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    due: BTreeSet<(Instant, PolicyKey)>,
+    at: HashMap<PolicyKey, Instant>,
+    busy: BTreeSet<PolicyKey>,
+    notes: VecDeque<(PolicyId, Note)>,
+}
+
+impl Reports {
+    /// Reports on a policy after `delay`, or earlier if that was asked for already.
+    pub fn add(&self, key: &PolicyKey, delay: Duration) {
+        let at = Instant::now() + delay;
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        match inner.at.get(key).copied() {
+            Some(before) if before <= at => return,
+            Some(before) => {
+                inner.due.remove(&(before, key.clone()));
+            }
+            None => {}
+        }
+        inner.at.insert(key.clone(), at);
+        inner.due.insert((at, key.clone()));
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Publishes an event.
+    pub fn note(&self, id: PolicyId, note: Note) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.notes.len() == MAX_NOTES {
+            inner.notes.pop_front();
+        }
+        inner.notes.push_back((id, note));
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    fn take(&self) -> (Option<PolicyKey>, Option<(PolicyId, Note)>, Option<Instant>) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let note = inner.notes.pop_front();
+        let now = Instant::now();
+        let ready = inner.due.iter().take_while(|(at, _)| *at <= now).find(|(_, k)| !inner.busy.contains(k)).cloned();
+        if let Some((at, key)) = &ready {
+            inner.due.remove(&(*at, key.clone()));
+            inner.at.remove(key);
+            inner.busy.insert(key.clone());
+        }
+        let wake = inner.due.iter().find(|(_, k)| !inner.busy.contains(k)).map(|(at, _)| *at);
+        (ready.map(|(_, k)| k), note, wake)
+    }
+
+    fn done(&self, key: &PolicyKey) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).busy.remove(key);
+        self.changed.notify_waiters();
+    }
+
+    fn is_empty(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.due.is_empty() && inner.notes.is_empty()
+    }
+}
+
+/// Writes reports until `stop`, and then those that are left.
+pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receiver<bool>) {
+    let mut running = tokio::task::JoinSet::new();
+    loop {
+        while running.try_join_next().is_some() {}
+        if running.len() >= WRITERS {
+            running.join_next().await;
+            continue;
+        }
+        let changed = this.reports.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let lead = this.leads();
+        let stopping = *stop.borrow();
+        if lead || stopping {
+            let (key, note, wake) = this.reports.take();
+            let idle = key.is_none() && note.is_none();
+            if let Some(key) = key {
+                let this = this.clone();
+                running.spawn(async move {
+                    this.report(&key).await;
+                    this.reports.done(&key);
+                });
+            }
+            if let Some((id, note)) = note {
+                let this = this.clone();
+                running.spawn(async move {
+                    if let Err(fault) = this.cluster.publish(&id, &note).await {
+                        tracing::debug!(%fault, "an event could not be published");
+                    }
+                });
+            }
+            if !idle {
+                continue;
+            }
+            if stopping && (this.reports.is_empty() || !lead) {
+                while running.join_next().await.is_some() {}
+                return;
+            }
+            let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(wake) => {}
+                _ = stop.changed() => {}
+            }
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                _ = stop.changed() => {}
+            }
+        }
+    }
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// Brings one policy's status, finalizer and series up to date.
+    async fn report(&self, key: &PolicyKey) {
+        let window = self.options.propagation;
+        let state = {
+            let index = self.index();
+            let Some(record) = index.record(key) else { return };
+            let Some(next) = index.status_of(key, window, self.now()) else { return };
+            let release = record.has_finalizer() && may_release(record, &index);
+            let changed = record.looks.values().map(|l| l.changed_at);
+            let settles = status::propagated_at(changed, window).filter(|at| *at > self.now());
+            (record.intent.clone(), record.status.clone(), next, release, settles)
+        };
+        let (intent, old, next, release, settles) = state;
+        self.observe(key, &next);
+        if let Some(at) = settles {
+            // The window ends without anything happening elsewhere.
+            let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
+            self.reports.add(key, wait + Duration::from_secs(1));
+        } else if next.conditions.iter().any(|c| c.type_ == "Propagated" && c.status == "False") {
+            self.reports.add(key, Duration::from_secs(15));
+        }
+        if release {
+            match self.cluster.set_finalizer(&intent.id, false).await {
+                Ok(()) => {
+                    if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
+                        record.finalizers.retain(|f| f != crate::api::FINALIZER);
+                    }
+                    if intent.deleting {
+                        return;
+                    }
+                }
+                Err(fault) => {
+                    // A conflict means that a newer state is on its way here.
+                    let wait = if fault.class == FaultClass::Conflict { 100 } else { 1000 };
+                    tracing::debug!(%fault, "a finalizer could not be removed yet");
+                    self.reports.add(key, Duration::from_millis(wait));
+                }
+            }
+        }
+        if next == *old {
+            return;
+        }
+        match self.cluster.write_status(&intent.id, &next).await {
+            Ok(()) => {
+                self.metrics.status_writes_total.with_label_values(&["ok"]).inc();
+                if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
+                    record.status = Arc::new(next);
+                }
+            }
+            Err(fault) => {
+                self.metrics.status_writes_total.with_label_values(&[fault.class.row().label]).inc();
+                tracing::warn!(policy = %intent.id, %fault, "a status could not be written; it is tried again");
+                self.reports.add(key, Duration::from_secs(1));
+            }
+        }
+    }
+
+    fn observe(&self, key: &PolicyKey, status: &InvokerPolicyStatus) {
+        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        let summary = status.summary.clone().unwrap_or_default();
+        self.metrics.policy(&key.0, &key.1, Some((ready, summary.missing, summary.unexpected)));
+    }
+}
+
+/// Whether nothing is left for which the finalizer should hold a policy.
+fn may_release(record: &Record, index: &Index) -> bool {
+    let intent = &record.intent;
+    if !intent.deleting {
+        // Not enforced any more, or asked to retain: nothing would be revoked.
+        return intent.mode == Mode::Audit || intent.on_delete == OnDelete::Retain;
+    }
+    if !intent.revokes_on_delete() {
+        return true;
+    }
+    let project = index.project(&intent.project);
+    if intent.has_selector() && project.is_none_or(|p| p.listed_at.is_none()) {
+        return false;
+    }
+    record.services.iter().all(|service| match record.looks.get(service) {
+        Some(look) if look.answers(intent) => match &look.result {
+            Ok(seen) => seen.unexpected.is_empty(),
+            Err(fault) => fault.class.row().gone,
+        },
+        _ => false,
+    })
+}
+
+/// Gauges over all policies.
+pub fn gauges(index: &Index, metrics: &Metrics) {
+    let mut states: HashMap<ServiceState, i64> = HashMap::new();
+    let mut exposed = BTreeSet::new();
+    for (_, record) in index.policies() {
+        for (service, look) in &record.looks {
+            *states.entry(status::state_of(look)).or_default() += 1;
+            if look.result.as_ref().is_ok_and(|s| s.exposed.is_some()) {
+                exposed.insert(service);
+            }
+        }
+    }
+    metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
+    metrics.exposed_services.set(exposed.len() as i64);
+}

@@ -1,0 +1,170 @@
+//! Prometheus metrics (product.md §5). Label values come from small enums and from names of policies, never from members.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::{
+    api::ServiceState,
+    cloudrun::{Lane, Method, Observer},
+};
+
+/// Why the operator wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    SpecChanged,
+    Drift,
+    Expired,
+    Deleted,
+}
+
+impl Trigger {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::SpecChanged => "spec_changed",
+            Self::Drift => "drift",
+            Self::Expired => "expired",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// Every metric of the operator.
+pub struct Metrics {
+    registry: Registry,
+    pub policy_ready: IntGaugeVec,
+    pub policy_drift_grants: IntGaugeVec,
+    pub services: IntGaugeVec,
+    pub exposed_services: IntGauge,
+    pub drift_detected_total: IntCounterVec,
+    pub corrections_total: IntCounterVec,
+    pub drift_detection_seconds: Histogram,
+    pub convergence_seconds: Histogram,
+    pub reconcile_total: IntCounterVec,
+    pub reconcile_duration_seconds: Histogram,
+    cloud_requests_total: IntCounterVec,
+    cloud_request_duration_seconds: HistogramVec,
+    limiter_wait_seconds: HistogramVec,
+    pub queue_depth: IntGaugeVec,
+    pub status_writes_total: IntCounterVec,
+    pub last_audit_timestamp_seconds: IntGauge,
+    pub shard_owned: IntGaugeVec,
+    per_policy: bool,
+}
+
+const SECONDS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+
+impl Metrics {
+    /// Registers everything. `per_policy` switches the series that grow with the number of policies.
+    ///
+    /// # Errors
+    /// When two metrics have one name, which would be a bug.
+    pub fn new(per_policy: bool) -> Result<Arc<Self>, prometheus::Error> {
+        let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
+        macro_rules! metric {
+            ($kind:ident, $name:literal, $help:literal) => {{
+                let m = $kind::new($name, $help)?;
+                registry.register(Box::new(m.clone()))?;
+                m
+            }};
+            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
+                let m = $kind::new(Opts::new($name, $help), &$labels)?;
+                registry.register(Box::new(m.clone()))?;
+                m
+            }};
+        }
+        macro_rules! histogram {
+            ($name:literal, $help:literal) => {{
+                let m = Histogram::with_opts(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()))?;
+                registry.register(Box::new(m.clone()))?;
+                m
+            }};
+            ($name:literal, $help:literal, $labels:expr) => {{
+                let m = HistogramVec::new(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()), &$labels)?;
+                registry.register(Box::new(m.clone()))?;
+                m
+            }};
+        }
+        let build = metric!(IntGaugeVec, "build_info", "Always 1; the labels say what runs.", ["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            policy_ready: metric!(IntGaugeVec, "policy_ready", "1 if the policy's Ready condition is True, else 0.", ["namespace", "policy"]),
+            policy_drift_grants: metric!(IntGaugeVec, "policy_drift_grants", "Grants that differ from the declaration.", ["namespace", "policy", "kind"]),
+            services: metric!(IntGaugeVec, "services", "Services under policies, by state; one that two policies name counts for each.", ["state"]),
+            exposed_services: metric!(IntGauge, "exposed_services", "Services that anyone can call."),
+            drift_detected_total: metric!(IntCounterVec, "drift_detected_total", "Grants found to differ that were as declared before.", ["kind"]),
+            corrections_total: metric!(IntCounterVec, "corrections_total", "Grants made and revoked, by what triggered it.", ["action", "trigger"]),
+            drift_detection_seconds: histogram!("drift_detection_seconds", "Time since the last look that found a service as declared, when drift is found: the most that it went unseen."),
+            convergence_seconds: histogram!("convergence_seconds", "From seeing a declared change to reading it back from IAM."),
+            reconcile_total: metric!(IntCounterVec, "reconcile_total", "Rounds on a service, by result.", ["result"]),
+            reconcile_duration_seconds: histogram!("reconcile_duration_seconds", "Time of a round on a service."),
+            cloud_requests_total: metric!(IntCounterVec, "cloud_requests_total", "Calls to Cloud Run, by result.", ["method", "code"]),
+            cloud_request_duration_seconds: histogram!("cloud_request_duration_seconds", "Time of a call to Cloud Run.", ["method"]),
+            limiter_wait_seconds: histogram!("limiter_wait_seconds", "Time that calls waited for quota.", ["priority"]),
+            queue_depth: metric!(IntGaugeVec, "queue_depth", "Services that wait, by lane.", ["priority"]),
+            status_writes_total: metric!(IntCounterVec, "status_writes_total", "Status updates, by result.", ["result"]),
+            last_audit_timestamp_seconds: metric!(IntGauge, "last_audit_timestamp_seconds", "Unix time at which a round on a service was last finished."),
+            shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
+            registry,
+            per_policy,
+        };
+        // Series that alerts look at are there from the start.
+        for kind in ["missing", "unexpected"] {
+            metrics.drift_detected_total.with_label_values(&[kind]);
+        }
+        metrics.shard_owned.with_label_values(&["0"]).set(0);
+        Ok(metrics.into())
+    }
+
+    /// Sets or clears the series of one policy.
+    pub fn policy(&self, namespace: &str, policy: &str, state: Option<(bool, i64, i64)>) {
+        if !self.per_policy {
+            return;
+        }
+        match state {
+            Some((ready, missing, unexpected)) => {
+                self.policy_ready.with_label_values(&[namespace, policy]).set(i64::from(ready));
+                self.policy_drift_grants.with_label_values(&[namespace, policy, "missing"]).set(missing);
+                self.policy_drift_grants.with_label_values(&[namespace, policy, "unexpected"]).set(unexpected);
+            }
+            None => {
+                let _ = self.policy_ready.remove_label_values(&[namespace, policy]);
+                for kind in ["missing", "unexpected"] {
+                    let _ = self.policy_drift_grants.remove_label_values(&[namespace, policy, kind]);
+                }
+            }
+        }
+    }
+
+    /// Sets the number of services in each state.
+    pub fn service_states(&self, count: impl Fn(ServiceState) -> i64) {
+        use ServiceState as S;
+        for (state, label) in [(S::InSync, "in_sync"), (S::Drifted, "drifted"), (S::Held, "held"), (S::Failed, "failed"), (S::NotFound, "not_found")] {
+            self.services.with_label_values(&[label]).set(count(state));
+        }
+    }
+
+    /// The text exposition, those of the process included.
+    pub fn render(&self) -> String {
+        let encoder = TextEncoder::new();
+        let mut buffer = Vec::new();
+        let mut families = self.registry.gather();
+        families.extend(prometheus::gather());
+        if let Err(e) = encoder.encode(&families, &mut buffer) {
+            tracing::error!(error = %e, "metrics could not be written");
+        }
+        String::from_utf8_lossy(&buffer).into_owned()
+    }
+}
+
+impl Observer for Metrics {
+    fn called(&self, method: Method, code: &'static str, took: Duration) {
+        self.cloud_requests_total.with_label_values(&[method.label(), code]).inc();
+        self.cloud_request_duration_seconds.with_label_values(&[method.label()]).observe(took.as_secs_f64());
+    }
+    fn waited(&self, lane: Lane, took: Duration) {
+        self.limiter_wait_seconds.with_label_values(&[lane.label()]).observe(took.as_secs_f64());
+    }
+}
