@@ -54,8 +54,11 @@ pub struct InvokerPolicySpec {
     pub services: Vec<ServiceSpec>,
 
     /// Who may invoke. May be empty only with allowEmpty.
-    #[schemars(length(max = 500))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    // Not a set: server-side apply refuses sets of objects. The rule compares pairs, which bounds the list: more members
+    // go into a group, or into another policy for the same services.
+    #[schemars(length(max = 200))]
+    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y.member == x.member && has(y.expires) == has(x.expires) && (!has(x.expires) || y.expires == x.expires) && has(y.condition) == has(x.condition) && (!has(x.condition) || y.condition.title == x.condition.title)))")
+        .message("invokers lists the same member twice; give each member once, or distinguish its entries by expires or condition"))]
     pub invokers: Vec<InvokerSpec>,
 
     /// The role that is granted.
@@ -152,7 +155,6 @@ fn regions_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 /// One principal that may invoke.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-map-type" = "atomic"))]
 #[x_kube(
     validation = Rule::new("!(self.member in ['allUsers', 'allAuthenticatedUsers']) || !(has(self.condition) || has(self.expires))")
         .message("allUsers and allAuthenticatedUsers cannot have a condition or expires; IAM does not accept them together")

@@ -380,10 +380,10 @@ impl Index {
             found.insert(info.service.clone(), info);
         }
         // A region that did not answer is unknown, not empty.
-        for (service, info) in entry.services.drain().filter(|(s, _)| listing.unreachable.contains(&*s.region)) {
-            found.entry(service).or_insert(info);
-        }
         let before = std::mem::take(&mut entry.services);
+        for (service, info) in before.iter().filter(|(s, _)| listing.unreachable.contains(&*s.region)) {
+            found.entry(service.clone()).or_insert_with(|| info.clone());
+        }
         for (service, info) in &found {
             match before.get(service) {
                 // The first listing after a start says nothing new about services that are being looked at anyway.

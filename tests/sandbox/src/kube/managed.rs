@@ -309,6 +309,23 @@ pub struct Conflict {
     pub field: String,
 }
 
+/// Whether a list that is a set has an object in it: schemas may say so, server-side apply cannot work with it.
+pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Option<String> {
+    let schema = schema?;
+    match value {
+        Value::Object(map) => map.iter().find_map(|(k, v)| set_of_objects(v, schema.properties.get(k).map(|a| &**a), &format!("{path}.{k}"))),
+        Value::Array(list) => {
+            if schema.list_type == Some(ListType::Set) {
+                if let Some(i) = list.iter().position(Value::is_object) {
+                    return Some(format!("{path}: element {i}: associative list without keys has an element that's a map type"));
+                }
+            }
+            list.iter().find_map(|v| set_of_objects(v, schema.items.as_deref(), path))
+        }
+        _ => None,
+    }
+}
+
 /// Server-side apply of `applied` onto `live`.
 ///
 /// # Errors

@@ -496,6 +496,9 @@ impl Kube {
         } else {
             Self::parse(call)?
         };
+        if let Some(fault) = apply.then(|| managed::set_of_objects(&patch, target.resource.schema.as_deref(), "")).flatten() {
+            return Err(Refusal::new(500, "InternalError", format!("failed to create typed patch object: {fault}")));
+        }
         let Some(old) = old else {
             if !apply || target.subresource.is_some() {
                 return Err(target.not_found(name));

@@ -1,0 +1,272 @@
+//! What several test binaries share: where a Kubernetes API comes from, and an operator against it.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::{AtomicI64, Ordering}},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use kube::{Api, Client, CustomResourceExt, api::{DynamicObject, Patch, PatchParams}, config::{KubeConfigOptions, Kubeconfig}};
+use run_invoker::{
+    api::{InvokerLedger, InvokerPolicy},
+    cloudrun::{google, limit::{Budget, Limited}},
+    cluster::Cluster,
+    controller::{Controller, Options},
+    leader::{self, Leadership},
+    metrics::Metrics,
+    plan::Settings,
+};
+use tokio::sync::watch;
+
+/// A client for a kubeconfig.
+pub async fn client(kubeconfig: &str) -> Client {
+    let config = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
+}
+
+/// Installs the definitions and waits until they are served.
+pub async fn install(client: &Client) {
+    for crd in [InvokerPolicy::crd(), InvokerLedger::crd()] {
+        let api: Api<DynamicObject> = Api::all_with(
+            client.clone(),
+            &kube::api::ApiResource::from_gvk_with_plural(&kube::api::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"), "customresourcedefinitions"),
+        );
+        let name = format!("{}.{}", crd.spec.names.plural, crd.spec.group);
+        let patch = Patch::Apply(serde_json::to_value(&crd).unwrap());
+        api.patch(&name, &PatchParams::apply("tests").force(), &patch).await.unwrap();
+    }
+    eventually(Duration::from_secs(20), "the kinds are served", || async {
+        Api::<InvokerPolicy>::all(client.clone()).list(&Default::default()).await.map_err(|e| e.to_string())?;
+        Api::<InvokerLedger>::all(client.clone()).list(&Default::default()).await.map(|_| ()).map_err(|e| e.to_string())
+    })
+    .await;
+}
+
+/// Makes a namespace, where the server has namespaces as objects.
+pub async fn namespace(client: &Client, name: &str) {
+    let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let request = http::Request::patch(format!("/api/v1/namespaces/{name}?fieldManager=tests&force=true"))
+        .header("content-type", "application/apply-patch+yaml")
+        .body(object.to_string().into_bytes())
+        .unwrap();
+    match client.request::<serde_json::Value>(request).await {
+        Ok(_) => {}
+        // A real server without namespaces as objects answers 404 in plain text.
+        Err(kube::Error::Api(s)) if s.code == 404 || s.code == 0 => {}
+        Err(e) => panic!("namespace {name}: {e}"),
+    }
+}
+
+/// Repeats a check until it passes.
+pub async fn eventually<F, Fut>(within: Duration, what: &str, check: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<(), String>>,
+{
+    let deadline = tokio::time::Instant::now() + within;
+    loop {
+        match check().await {
+            Ok(()) => return,
+            Err(why) if tokio::time::Instant::now() > deadline => panic!("not within {within:?}: {what}: {why}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
+        }
+    }
+}
+
+/// etcd and kube-apiserver from `KUBEBUILDER_ASSETS`.
+pub struct Envtest {
+    etcd: Child,
+    server: Option<Child>,
+    assets: PathBuf,
+    folder: PathBuf,
+    etcd_port: u16,
+    port: u16,
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Envtest {
+    /// Starts both, if the environment says where they are.
+    pub async fn start() -> Option<Self> {
+        let assets = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
+        assert!(assets.join("kube-apiserver").exists(), "KUBEBUILDER_ASSETS={} has no kube-apiserver", assets.display());
+        let folder = std::env::temp_dir().join(format!("run-invoker-envtest-{}-{}", std::process::id(), free_port()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (etcd_port, peer) = (free_port(), free_port());
+        let etcd = Command::new(assets.join("etcd"))
+            .args(["--data-dir", folder.join("etcd").to_str().unwrap(), "--unsafe-no-fsync"])
+            .args(["--listen-client-urls", &format!("http://127.0.0.1:{etcd_port}"), "--advertise-client-urls", &format!("http://127.0.0.1:{etcd_port}")])
+            .args(["--listen-peer-urls", &format!("http://127.0.0.1:{peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut this = Self { etcd, server: None, assets, folder, etcd_port, port: free_port() };
+        this.start_server().await;
+        Some(this)
+    }
+
+    pub async fn start_server(&mut self) {
+        let log = std::fs::File::create(self.folder.join("apiserver.log")).unwrap();
+        self.server = Some(
+            Command::new(self.assets.join("kube-apiserver"))
+                .args(["--etcd-servers", &format!("http://127.0.0.1:{}", self.etcd_port), "--secure-port", &self.port.to_string()])
+                .args(["--bind-address", "127.0.0.1", "--cert-dir", self.folder.join("certs").to_str().unwrap()])
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()
+                .unwrap(),
+        );
+        let client = client(&self.kubeconfig()).await;
+        eventually(Duration::from_secs(60), "the API server is ready", || async {
+            client.apiserver_version().await.map(|_| ()).map_err(|e| e.to_string())
+        })
+        .await;
+    }
+
+    pub fn stop_server(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().ok();
+            server.wait().ok();
+        }
+    }
+
+    pub fn kubeconfig(&self) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: e\n  cluster: {{server: \"https://127.0.0.1:{}\", insecure-skip-tls-verify: true}}\nusers:\n- name: e\n  user: {{token: x}}\ncontexts:\n- name: e\n  context: {{cluster: e, user: e, namespace: default}}\ncurrent-context: e\n",
+            self.port
+        )
+    }
+}
+
+impl Drop for Envtest {
+    fn drop(&mut self) {
+        self.stop_server();
+        self.etcd.kill().ok();
+        self.etcd.wait().ok();
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// How an operator under test is set up.
+#[derive(Clone)]
+pub struct Setup {
+    pub settings: Settings,
+    pub propagation: Duration,
+    pub budget: Budget,
+    pub timeout: Duration,
+    pub lease: String,
+    pub identity: String,
+    /// Moves the operator's wall clock.
+    pub offset: Arc<AtomicI64>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            settings: Settings::default(),
+            propagation: Duration::from_secs(420),
+            budget: Budget { reads_per_minute: 60_000, writes_per_minute: 60_000, concurrency: 64 },
+            timeout: Duration::from_secs(3),
+            lease: "run-invoker".into(),
+            identity: "under-test".into(),
+            offset: Arc::default(),
+        }
+    }
+}
+
+/// The operator's own code in this process: everything but `main`.
+pub struct Operator {
+    pub controller: Arc<Controller<Limited<google::Google>>>,
+    pub metrics: Arc<Metrics>,
+    pub leadership: watch::Receiver<Leadership>,
+    stop: watch::Sender<bool>,
+    retire: watch::Sender<bool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Operator {
+    pub async fn start(client: Client, run_url: String, setup: &Setup) -> Self {
+        let metrics = Metrics::new(true).unwrap();
+        let google = google::Google::connect(google::Options {
+            endpoint: run_url,
+            credentials: google_cloud_auth::credentials::anonymous::Builder::new().build(),
+            timeout: setup.timeout,
+            quota_project: None,
+        })
+        .await
+        .unwrap();
+        let (leadership, led) = watch::channel(Leadership::Follower);
+        let offset = setup.offset.clone();
+        let controller = Controller::new(
+            Limited::new(google, setup.budget, metrics.clone()),
+            Cluster::new(client.clone(), setup.identity.clone(), Duration::from_secs(5)),
+            Options {
+                settings: setup.settings.clone(),
+                propagation: setup.propagation,
+                workers: 64,
+                now: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(offset.load(Ordering::Relaxed))),
+                seed: 7,
+                stuck_after: Duration::from_secs(60),
+                grace: Duration::from_secs(10),
+            },
+            metrics.clone(),
+            led.clone(),
+        );
+        let (stop, stopped) = watch::channel(false);
+        let (retire, retired) = watch::channel(false);
+        let lease = leader::Options {
+            namespace: "default".into(),
+            name: setup.lease.clone(),
+            identity: setup.identity.clone(),
+            duration: Duration::from_secs(3),
+            renew: Duration::from_millis(750),
+        };
+        let running = controller.clone();
+        let tasks = vec![
+            tokio::spawn(leader::run(client, lease, leadership, retired)),
+            tokio::spawn(async move { running.run(stopped).await }),
+        ];
+        Self { controller, metrics, leadership: led, stop, retire, tasks }
+    }
+
+    /// As SIGTERM does: finish, then give the Lease up.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(work) = self.tasks.pop() {
+            work.await.ok();
+        }
+        self.retire.send_replace(true);
+        if let Some(lease) = self.tasks.pop() {
+            lease.await.ok();
+        }
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Where a program is, if it is installed.
+pub fn which(program: &str) -> Option<PathBuf> {
+    let local = repository("bin").join(program);
+    if local.exists() {
+        return Some(local);
+    }
+    std::env::var_os("PATH").and_then(|p| std::env::split_paths(&p).map(|d| d.join(program)).find(|p| p.is_file()))
+}

@@ -1,0 +1,590 @@
+//! Whole stories: each folder of `tests/scenarios` is one, run by this harness on the sandbox's Kubernetes API and, where
+//! `KUBEBUILDER_ASSETS` says where it is, on a real API server. Cloud Run is the sandbox's in both.
+//!
+//! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM may follow, and all
+//! conditions must pass a kstatus check. `SCENARIO=name cargo test --test scenarios` runs a single one.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use common::{Envtest, Operator, Setup, eventually};
+use kube::{Api, Client, ResourceExt, api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams}};
+use run_invoker::{api::{InvokerLedger, InvokerPolicy, REQUESTED_AT}, status::kstatus};
+use sandbox::{Api as Side, Rule, Sandbox};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Scenario {
+    /// What is shown, in a sentence.
+    description: String,
+    /// Why it cannot run on a real API server, where that is so.
+    only_sandbox: Option<String>,
+    #[serde(default)]
+    services: Vec<Deployed>,
+    #[serde(default)]
+    settings: SettingsDef,
+    steps: Vec<Step>,
+    /// The end would write on purpose (a fault that stays), so the last look is left out; says why.
+    no_last_look: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SettingsDef {
+    #[serde(default)]
+    allow_public: bool,
+    propagation_seconds: Option<u64>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Deployed {
+    /// `project/region/name`
+    service: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    bindings: Value,
+    #[serde(default)]
+    invoker_iam_disabled: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+enum Step {
+    /// Objects, as `kubectl apply --server-side` sends them. The namespace is `team-a` unless given.
+    Apply(Vec<Value>),
+    /// An object that must be refused with this in the message.
+    Refuse { object: Value, contains: Vec<String> },
+    /// A merge patch on a policy.
+    Patch { policy: String, merge: Value },
+    /// Any object as a merge patch on its status, as somebody with too many rights would.
+    ForgeStatus { policy: String, status: Value },
+    Delete(String),
+    Deploy(Deployed),
+    Undeploy(String),
+    Member { service: String, #[serde(default)] role: Option<String>, add: Option<String>, remove: Option<String> },
+    DeleteIdentity { member: String, uid: u64 },
+    World(Value),
+    Fault(Rule),
+    ClearFaults,
+    /// Waits until the given seconds passed.
+    Sleep(f64),
+    /// Asks for a look now.
+    Nudge(String),
+    /// Moves the operator's clock.
+    AdvanceSeconds(i64),
+    /// Stops the operator as SIGTERM does, and starts it anew.
+    Restart,
+    /// Ends the operator at once, and starts it anew.
+    Crash,
+    StopOperator,
+    StartOperator,
+    KubeOutage { milliseconds: u64 },
+    CompactWatches,
+    Expect(Box<Expect>),
+    /// Counts calls from here.
+    Mark,
+    /// The calls to Cloud Run since the mark, exactly.
+    Calls { get: usize, set: usize, list: Option<usize> },
+    /// The writes to policies' status since the mark, exactly.
+    StatusWrites(usize),
+    /// No request to Cloud Run since the mark named this.
+    Untouched(String),
+    /// A grant is there in every single policy that was written since the mark.
+    NeverAbsent { service: String, member: String },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Expect {
+    policy: Option<String>,
+    /// Type to `Status Reason`, or `absent`.
+    #[serde(default)]
+    conditions: BTreeMap<String, String>,
+    /// Contained in the message of the condition.
+    #[serde(default)]
+    messages: BTreeMap<String, String>,
+    #[serde(default)]
+    summary: BTreeMap<String, i64>,
+    /// `region/name` to state.
+    #[serde(default)]
+    states: BTreeMap<String, String>,
+    /// `project/region/name` to invokers: `MEMBER`, `MEMBER if TITLE`, `ROLE: MEMBER`.
+    #[serde(default)]
+    iam: BTreeMap<String, BTreeSet<String>>,
+    /// Reasons of events on the policy, each at least once.
+    #[serde(default)]
+    events: Vec<String>,
+    /// How many events of a reason there are, exactly (repeats on one event do not count).
+    #[serde(default)]
+    event_count: BTreeMap<String, usize>,
+    gone: Option<bool>,
+    finalizer: Option<bool>,
+    /// Lines of /metrics that must be there.
+    #[serde(default)]
+    metrics: Vec<String>,
+    ledger_entries: Option<usize>,
+    #[serde(default = "ten")]
+    within_seconds: f64,
+}
+fn ten() -> f64 {
+    10.0
+}
+
+struct World {
+    sandbox: Sandbox,
+    client: Client,
+    setup: Setup,
+    operator: Option<Operator>,
+    mark: u64,
+}
+
+fn parts(service: &str) -> (&str, &str, &str) {
+    let mut p = service.split('/');
+    (p.next().unwrap(), p.next().unwrap(), p.next().unwrap())
+}
+
+impl World {
+    async fn new(client: Option<Client>, scenario: &Scenario) -> Self {
+        let sandbox = Sandbox::start(Default::default()).await.unwrap();
+        let client = match client {
+            Some(c) => c,
+            None => common::client(&sandbox.kubeconfig()).await,
+        };
+        common::install(&client).await;
+        let mut setup = Setup::default();
+        setup.settings.allow_public = scenario.settings.allow_public;
+        if let Some(s) = scenario.settings.propagation_seconds {
+            setup.propagation = Duration::from_secs(s);
+        }
+        for s in &scenario.services {
+            deploy(&sandbox, s);
+        }
+        common::namespace(&client, "team-a").await;
+        common::namespace(&client, "team-b").await;
+        let mut world = Self { sandbox, client, setup, operator: None, mark: 0 };
+        world.start_operator().await;
+        world
+    }
+
+    async fn start_operator(&mut self) {
+        self.operator = Some(Operator::start(self.client.clone(), self.sandbox.run_url(), &self.setup).await);
+    }
+
+    fn policies(&self, namespace: &str) -> Api<InvokerPolicy> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn dynamic(&self, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &kube::api::ApiResource::erase::<InvokerPolicy>(&()))
+    }
+
+    fn split<'a>(&self, policy: &'a str) -> (&'a str, &'a str) {
+        policy.split_once('/').unwrap_or(("team-a", policy))
+    }
+
+    async fn apply(&self, object: &Value) -> Result<(), kube::Error> {
+        let mut object = object.clone();
+        object["apiVersion"] = json!("run-invoker.dev/v1alpha1");
+        object["kind"] = json!("InvokerPolicy");
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("team-a").to_owned();
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        object["metadata"]["namespace"] = json!(namespace);
+        let params = PatchParams { field_validation: Some(kube::api::ValidationDirective::Strict), ..PatchParams::apply("git").force() };
+        self.dynamic(&namespace).patch(&name, &params, &Patch::Apply(object)).await.map(|_| ())
+    }
+
+    fn calls(&self) -> (usize, usize, usize) {
+        let count = |f: &dyn Fn(&sandbox::Entry) -> bool| self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && f(e)).len();
+        (
+            count(&|e| e.path().ends_with(":getIamPolicy")),
+            count(&|e| e.path().ends_with(":setIamPolicy")),
+            count(&|e| e.path().ends_with("/services")),
+        )
+    }
+
+    async fn step(&mut self, step: &Step) {
+        match step {
+            Step::Apply(objects) => {
+                for object in objects {
+                    self.apply(object).await.unwrap_or_else(|e| panic!("apply refused: {e}"));
+                }
+            }
+            Step::Refuse { object, contains } => {
+                let error = self.apply(object).await.expect_err("the object was accepted").to_string();
+                for text in contains {
+                    assert!(error.contains(text), "{text:?} is not in {error:?}");
+                }
+            }
+            Step::Patch { policy, merge } => {
+                let (ns, name) = self.split(policy);
+                self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(merge)).await.unwrap();
+            }
+            Step::ForgeStatus { policy, status } => {
+                let (ns, name) = self.split(policy);
+                let patch = json!({"status": status});
+                self.policies(ns).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+            }
+            Step::Delete(policy) => {
+                let (ns, name) = self.split(policy);
+                self.policies(ns).delete(name, &DeleteParams::default()).await.unwrap();
+            }
+            Step::Deploy(service) => deploy(&self.sandbox, service),
+            Step::Undeploy(service) => {
+                let (p, r, n) = parts(service);
+                assert!(self.sandbox.run.remove(p, r, n), "{service} was not there");
+            }
+            Step::Member { service, role, add, remove } => {
+                let (p, r, n) = parts(service);
+                let role = role.as_deref().unwrap_or("roles/run.invoker");
+                if let Some(m) = add {
+                    self.sandbox.run.add_member(p, r, n, role, m);
+                }
+                if let Some(m) = remove {
+                    self.sandbox.run.remove_member(p, r, n, role, m);
+                }
+            }
+            Step::DeleteIdentity { member, uid } => self.sandbox.run.delete_identity(member, *uid),
+            Step::World(change) => {
+                let (url, body) = (format!("{}/world", self.sandbox.control_url()), change.to_string());
+                let answer = reqwest::Client::new().post(url).body(body).send().await.unwrap();
+                assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+            }
+            Step::Fault(rule) => self.sandbox.faults.add(rule.clone()),
+            Step::ClearFaults => self.sandbox.faults.clear(),
+            Step::Sleep(seconds) => tokio::time::sleep(Duration::from_secs_f64(*seconds)).await,
+            Step::Nudge(policy) => self.nudge(policy).await,
+            Step::AdvanceSeconds(by) => {
+                self.setup.offset.fetch_add(*by, Ordering::Relaxed);
+            }
+            Step::Restart => {
+                self.operator.take().unwrap().stop().await;
+                self.start_operator().await;
+            }
+            Step::Crash => {
+                drop(self.operator.take());
+                self.start_operator().await;
+            }
+            Step::StopOperator => self.operator.take().unwrap().stop().await,
+            Step::StartOperator => self.start_operator().await,
+            Step::KubeOutage { milliseconds } => self.sandbox.restart_kube(Duration::from_millis(*milliseconds)).await,
+            Step::CompactWatches => self.sandbox.kube.compact(),
+            Step::Mark => self.mark = self.sandbox.journal.last(),
+            Step::Calls { get, set, list } => {
+                let calls = self.calls();
+                let wanted = (*get, *set, list.unwrap_or(calls.2));
+                let lines: Vec<String> = self.sandbox.journal.since(self.mark, |e| !e.target.contains("lease")).iter().map(|e| format!("{:6} {} {} {}", e.elapsed_ms, e.method, e.target, e.status)).collect();
+                assert_eq!(calls, wanted, "(get, set, list) calls, in full:\n{}", lines.join("\n"));
+            }
+            Step::StatusWrites(wanted) => {
+                let writes = self.sandbox.journal.since(self.mark, |e| e.api == Side::Kube && e.method == "PATCH" && e.path().ends_with("/status"));
+                assert_eq!(writes.len(), *wanted, "{writes:#?}");
+            }
+            Step::Untouched(text) => {
+                let touched = self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && e.target.contains(text));
+                assert!(touched.is_empty(), "{touched:#?}");
+            }
+            Step::NeverAbsent { service, member } => {
+                let name = format!("/{}:setIamPolicy", parts(service).2);
+                let writes = self.sandbox.journal.since(self.mark, |e| e.path().ends_with(&name));
+                assert!(!writes.is_empty(), "nothing was written to {service}");
+                for write in writes {
+                    assert!(write.body.to_string().contains(&format!("\"{member}\"")), "{member} is absent in {}", write.body);
+                }
+            }
+            Step::Expect(expect) => {
+                let within = Duration::from_secs_f64(expect.within_seconds);
+                let this = &*self;
+                eventually(within, "expectation", || async { this.holds(expect).await }).await;
+            }
+        }
+    }
+
+    async fn nudge(&self, policy: &str) {
+        let (ns, name) = self.split(policy);
+        let value = format!("{}", self.sandbox.journal.last());
+        let patch = json!({"metadata": {"annotations": {REQUESTED_AT: value}}});
+        let object = self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        if object.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        eventually(Duration::from_secs(20), "the request to look is answered", || async {
+            let object = self.policies(ns).get(name).await.map_err(|e| e.to_string())?;
+            let handled = object.status.and_then(|s| s.last_handled_requested_at);
+            if handled.as_deref() == Some(&value) { Ok(()) } else { Err(format!("handled {handled:?}, asked {value}")) }
+        })
+        .await;
+    }
+
+    async fn holds(&self, expect: &Expect) -> Result<(), String> {
+        if let Some(policy) = &expect.policy {
+            let (ns, name) = self.split(policy);
+            let found = self.policies(ns).get_opt(name).await.map_err(|e| e.to_string())?;
+            match (expect.gone, found) {
+                (Some(true), None) => {}
+                (Some(true), Some(p)) => return Err(format!("still there: {:?}", p.status)),
+                (_, None) => return Err("not there".into()),
+                (_, Some(p)) => self.policy_holds(expect, &p)?,
+            }
+            if !expect.events.is_empty() || !expect.event_count.is_empty() {
+                let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), ns);
+                let list = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+                let reasons: Vec<String> = list
+                    .items
+                    .into_iter()
+                    .filter(|e| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name))
+                    .filter_map(|e| e.reason)
+                    .collect();
+                if let Some(absent) = expect.events.iter().find(|r| !reasons.contains(r)) {
+                    return Err(format!("no event {absent}, only {reasons:?}"));
+                }
+                for (reason, n) in &expect.event_count {
+                    let have = reasons.iter().filter(|r| *r == reason).count();
+                    if have != *n {
+                        return Err(format!("{have} events {reason}, not {n}"));
+                    }
+                }
+            }
+        }
+        for (service, wanted) in &expect.iam {
+            let (p, r, n) = parts(service);
+            let policy = self.sandbox.run.policy(p, r, n).ok_or(format!("{service} is not deployed"))?;
+            let have = invokers(&policy);
+            if have != *wanted {
+                return Err(format!("{service}: IAM has {have:?}, wanted {wanted:?}"));
+            }
+        }
+        if !expect.metrics.is_empty() {
+            let operator = self.operator.as_ref().unwrap();
+            operator.controller.refresh_gauges();
+            let text = operator.metrics.render();
+            if let Some(absent) = expect.metrics.iter().find(|m| !text.lines().any(|l| l == **m)) {
+                let name = absent.split(['{', ' ']).next().unwrap();
+                let near: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();
+                return Err(format!("no line {absent:?}, only {near:?}"));
+            }
+        }
+        if let Some(n) = expect.ledger_entries {
+            let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
+            let have = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
+            if have != n {
+                return Err(format!("{have} ledger entries, not {n}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn policy_holds(&self, expect: &Expect, p: &InvokerPolicy) -> Result<(), String> {
+        let status = p.status.clone().unwrap_or_default();
+        for (type_, wanted) in &expect.conditions {
+            let found = status.conditions.iter().find(|c| c.type_ == *type_);
+            let have = found.map_or("absent".to_owned(), |c| format!("{} {}", c.status, c.reason));
+            if have != *wanted {
+                return Err(format!("{type_} is {have:?}, wanted {wanted:?}; {:#?}", status));
+            }
+            if found.is_some_and(|c| Some(c.observed_generation) != p.metadata.generation) {
+                return Err(format!("{type_} speaks of an older generation"));
+            }
+        }
+        for (type_, text) in &expect.messages {
+            let message = status.conditions.iter().find(|c| c.type_ == *type_).map(|c| c.message.clone()).unwrap_or_default();
+            if !message.contains(text) {
+                return Err(format!("{type_} says {message:?}, not {text:?}"));
+            }
+        }
+        let summary = serde_json::to_value(status.summary.clone().unwrap_or_default()).unwrap();
+        for (key, wanted) in &expect.summary {
+            if summary[key] != *wanted {
+                return Err(format!("summary.{key} is {}, wanted {wanted}", summary[key]));
+            }
+        }
+        for (place, wanted) in &expect.states {
+            let (region, name) = place.split_once('/').unwrap();
+            let have = status.services.iter().find(|s| s.region == region && s.name == name).map(|s| format!("{:?}", s.state));
+            if have.as_deref() != Some(wanted) {
+                return Err(format!("{place} is {have:?}, wanted {wanted}"));
+            }
+        }
+        if let Some(wanted) = expect.finalizer {
+            if p.finalizers().iter().any(|f| f == run_invoker::api::FINALIZER) != wanted {
+                return Err(format!("finalizers are {:?}", p.finalizers()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Planning again finds nothing to do, and every status is well-formed.
+    async fn last_look(&mut self) {
+        self.sandbox.faults.clear();
+        let all: Api<InvokerPolicy> = Api::all(self.client.clone());
+        let before = self.sandbox.journal.last();
+        for policy in all.list(&ListParams::default()).await.unwrap() {
+            if policy.metadata.deletion_timestamp.is_none() {
+                self.nudge(&format!("{}/{}", policy.namespace().unwrap(), policy.name_any())).await;
+            }
+        }
+        let writes = self.sandbox.journal.since(before, |e| e.path().ends_with(":setIamPolicy"));
+        assert!(writes.is_empty(), "planning again still writes: {writes:#?}");
+    }
+
+    async fn check_statuses(&self) {
+        let all: Api<InvokerPolicy> = Api::all(self.client.clone());
+        for policy in all.list(&ListParams::default()).await.unwrap() {
+            if let Err(broken) = kstatus::check(policy.status.as_ref().unwrap_or(&Default::default()), policy.metadata.generation.unwrap()) {
+                panic!("{}: {broken:?}", policy.name_any());
+            }
+        }
+    }
+
+    /// Leaves nothing behind for the next scenario on the same API server.
+    async fn clean(&mut self) {
+        drop(self.operator.take());
+        let all: Api<InvokerPolicy> = Api::all(self.client.clone());
+        for policy in all.list(&ListParams::default()).await.unwrap() {
+            let api = self.policies(&policy.namespace().unwrap());
+            let none = json!({"metadata": {"finalizers": null}});
+            api.delete(&policy.name_any(), &DeleteParams::default()).await.ok();
+            api.patch(&policy.name_any(), &PatchParams::default(), &Patch::Merge(none)).await.ok();
+        }
+        let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
+        ledgers.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
+        for ns in ["team-a", "team-b"] {
+            let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), ns);
+            events.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
+        }
+        let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(self.client.clone(), "default");
+        leases.delete(&self.setup.lease, &DeleteParams::default()).await.ok();
+        eventually(Duration::from_secs(10), "clean", || async {
+            let left = all.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
+            if left == 0 { Ok(()) } else { Err(format!("{left} policies left")) }
+        })
+        .await;
+    }
+}
+
+fn deploy(sandbox: &Sandbox, s: &Deployed) {
+    let (p, r, n) = parts(&s.service);
+    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    sandbox.run.deploy(p, r, n, &labels);
+    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
+    if !s.bindings.is_null() {
+        sandbox.run.set_bindings(p, r, n, &s.bindings);
+    }
+}
+
+fn invokers(policy: &Value) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    for b in policy["bindings"].as_array().into_iter().flatten() {
+        let role = b["role"].as_str().unwrap();
+        for m in b["members"].as_array().into_iter().flatten() {
+            let mut line = m.as_str().unwrap().to_owned();
+            if role != "roles/run.invoker" {
+                line = format!("{role}: {line}");
+            }
+            if let Some(title) = b["condition"]["title"].as_str() {
+                line = format!("{line} if {title}");
+            }
+            lines.insert(line);
+        }
+    }
+    lines
+}
+
+fn scenarios() -> Vec<(String, Scenario)> {
+    let only = std::env::var("SCENARIO").ok();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(common::repository("tests/scenarios")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if only.as_ref().is_none_or(|o| *o == name) {
+            found.push((name, load(&path.join("scenario.yaml"))));
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(!found.is_empty(), "no scenario");
+    found
+}
+
+fn load(path: &Path) -> Scenario {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let value: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+async fn run(name: &str, scenario: &Scenario, client: Option<Client>) -> (f64, World) {
+    let started = std::time::Instant::now();
+    let mut world = World::new(client, scenario).await;
+    for (i, step) in scenario.steps.iter().enumerate() {
+        let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(world.step(step))).await;
+        if let Err(cause) = result {
+            println!("scenario {name} ({}) failed in step {}", scenario.description, i + 1);
+            std::panic::resume_unwind(cause);
+        }
+    }
+    if world.operator.is_some() {
+        if scenario.no_last_look.is_none() {
+            world.last_look().await;
+        }
+        world.check_statuses().await;
+    }
+    (started.elapsed().as_secs_f64(), world)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn scenarios_on_the_sandbox() {
+    use futures::StreamExt as _;
+    let all = scenarios();
+    let count = all.len();
+    let failed: Vec<String> = futures::stream::iter(all)
+        .map(|(name, scenario)| async move {
+            let task = tokio::spawn(async move {
+                let (seconds, _) = run(&name, &scenario, None).await;
+                println!("sandbox   {seconds:5.1} s  {name}: {}", scenario.description);
+                name
+            });
+            task.await.err().map(|e| e.to_string())
+        })
+        .buffer_unordered(6)
+        .filter_map(|r| async move { r })
+        .collect()
+        .await;
+    assert!(failed.is_empty(), "{} of {count} scenarios failed", failed.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn scenarios_on_a_real_api_server() {
+    let Some(server) = Envtest::start().await else {
+        println!("KUBEBUILDER_ASSETS is not set: nothing runs here");
+        return;
+    };
+    let client = common::client(&server.kubeconfig()).await;
+    let mut failed = Vec::new();
+    for (name, scenario) in scenarios() {
+        if let Some(why) = &scenario.only_sandbox {
+            println!("real         -     {name}: only on the sandbox: {why}");
+            continue;
+        }
+        let client = client.clone();
+        let label = name.clone();
+        let task = tokio::spawn(async move {
+            let (seconds, mut world) = run(&name, &scenario, Some(client)).await;
+            println!("real      {seconds:5.1} s  {name}: {}", scenario.description);
+            world.clean().await;
+        });
+        if task.await.is_err() {
+            failed.push(label);
+            break;
+        }
+    }
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
