@@ -144,10 +144,12 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(feed::policies(self.clone()));
         tasks.spawn(feed::ledgers(self.clone()));
         tasks.spawn(feed::lists(self.clone(), stop.clone()));
-        let reports = tokio::spawn(report::run(self.clone(), stop.clone()));
+        // Reports end after the work does: what it finds last still gets out.
+        let (drained, after_work) = watch::channel(false);
+        let reports = tokio::spawn(report::run(self.clone(), after_work));
         self.work(stop).await;
         tasks.abort_all();
-        // The last findings still get out.
+        drained.send_replace(true);
         let _ = tokio::time::timeout(self.options.grace, reports).await;
     }
 

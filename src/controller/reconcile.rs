@@ -200,7 +200,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    async fn ensure_finalizer(&self, intent: &Intent) -> Result<(), Fault> {
+    pub(super) async fn ensure_finalizer(&self, intent: &Intent) -> Result<(), Fault> {
         let key = (intent.id.namespace.clone(), intent.id.name.clone());
         if self.index().record(&key).is_none_or(|r| r.intent.id != intent.id || r.has_finalizer()) {
             return Ok(());

@@ -72,10 +72,11 @@ impl Reports {
         self.changed.notify_waiters();
     }
 
-    fn take(&self) -> (Option<PolicyKey>, Option<(PolicyId, Note)>, Option<Instant>) {
+    /// What is due now, or soon where nothing comes after.
+    fn take(&self, ahead: Duration) -> (Option<PolicyKey>, Option<(PolicyId, Note)>, Option<Instant>) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let note = inner.notes.pop_front();
-        let now = Instant::now();
+        let now = Instant::now() + ahead;
         let ready = inner.due.iter().take_while(|(at, _)| *at <= now).find(|(_, k)| !inner.busy.contains(k)).cloned();
         if let Some((at, key)) = &ready {
             inner.due.remove(&(*at, key.clone()));
@@ -91,10 +92,6 @@ impl Reports {
         self.changed.notify_waiters();
     }
 
-    fn is_empty(&self) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.due.is_empty() && inner.notes.is_empty()
-    }
 }
 
 /// Writes reports until `stop`, and then those that are left.
@@ -111,8 +108,9 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
         changed.as_mut().enable();
         let lead = this.leads();
         let stopping = *stop.borrow();
-        if lead || stopping {
-            let (key, note, wake) = this.reports.take();
+        if lead {
+            // Statuses that wait a moment to be folded go out before the end; those set for much later do not.
+            let (key, note, wake) = this.reports.take(if stopping { Duration::from_secs(2) } else { Duration::ZERO });
             let idle = key.is_none() && note.is_none();
             if let Some(key) = key {
                 let this = this.clone();
@@ -132,7 +130,7 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
             if !idle {
                 continue;
             }
-            if stopping && (this.reports.is_empty() || !lead) {
+            if stopping {
                 while running.join_next().await.is_some() {}
                 return;
             }
@@ -142,6 +140,8 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
                 () = tokio::time::sleep_until(wake) => {}
                 _ = stop.changed() => {}
             }
+        } else if stopping {
+            return;
         } else {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
@@ -160,11 +160,12 @@ impl<C: CloudRun> Controller<C> {
             let Some(record) = index.record(key) else { return };
             let Some(next) = index.status_of(key, window, self.now()) else { return };
             let release = record.has_finalizer() && may_release(record, &index);
+            let bind = !record.has_finalizer() && !record.intent.deleting && record.intent.revokes_on_delete();
             let changed = record.looks.values().map(|l| l.changed_at);
             let settles = status::propagated_at(changed, window).filter(|at| *at > self.now());
-            (record.intent.clone(), record.status.clone(), next, release, settles)
+            (record.intent.clone(), record.status.clone(), next, release, bind, settles)
         };
-        let (intent, old, next, release, settles) = state;
+        let (intent, old, next, release, bind, settles) = state;
         self.observe(key, &next);
         if let Some(at) = settles {
             // The window ends without anything happening elsewhere.
@@ -172,6 +173,13 @@ impl<C: CloudRun> Controller<C> {
             self.reports.add(key, wait + Duration::from_secs(1));
         } else if next.conditions.iter().any(|c| c.type_ == "Propagated" && c.status == "False") {
             self.reports.add(key, Duration::from_secs(15));
+        }
+        if bind {
+            // Also where everything was real already: what the policy lists is what its deletion revokes.
+            if let Err(fault) = self.ensure_finalizer(&intent).await {
+                tracing::debug!(%fault, "a finalizer could not be added yet");
+                self.reports.add(key, Duration::from_secs(1));
+            }
         }
         if release {
             match self.cluster.set_finalizer(&intent.id, false).await {

@@ -306,6 +306,7 @@ pub fn track_update(old: Option<&Value>, new: &mut Value, manager: &Manager, sch
 #[derive(Clone, Debug)]
 pub struct Conflict {
     pub manager: String,
+    pub api_version: String,
     pub field: String,
 }
 
@@ -346,7 +347,11 @@ pub fn apply(live: &Value, applied: &Value, manager: &Manager, schema: Option<&S
             .collect();
         for path in disputed {
             if !force {
-                conflicts.push(Conflict { manager: e["manager"].as_str().unwrap_or_default().to_owned(), field: dotted(path) });
+                conflicts.push(Conflict {
+                    manager: e["manager"].as_str().unwrap_or_default().to_owned(),
+                    api_version: e["apiVersion"].as_str().unwrap_or_default().to_owned(),
+                    field: dotted(path),
+                });
             }
             theirs.remove(path);
         }

@@ -537,9 +537,16 @@ impl Kube {
                 }
             }
             managed::apply(&current, &applied, &writing.manager, target.resource.schema.as_deref(), call.flag("force"), &self.now()).map_err(|conflicts| {
-                let causes: Vec<Value> = conflicts.iter().map(|c| json!({"reason": "FieldManagerConflict", "message": format!("conflict with \"{}\"", c.manager), "field": c.field})).collect();
-                let list: Vec<String> = conflicts.iter().map(|c| format!("{} (\"{}\")", c.field, c.manager)).collect();
-                Refusal { details: json!({"causes": causes}), ..Refusal::new(409, "Conflict", format!("Apply failed with {} conflict{}: conflicts: {}", conflicts.len(), if conflicts.len() == 1 { "" } else { "s" }, list.join(", "))) }
+                let with = |c: &managed::Conflict| format!("conflict with \"{}\" using {}", c.manager, c.api_version);
+                let causes: Vec<Value> = conflicts.iter().map(|c| json!({"reason": "FieldManagerConflict", "message": with(c), "field": c.field})).collect();
+                let message = match conflicts.as_slice() {
+                    [single] => format!("Apply failed with 1 conflict: {}: {}", with(single), single.field),
+                    many => {
+                        let lines: Vec<String> = many.iter().map(|c| format!("{}: {}", with(c), c.field)).collect();
+                        format!("Apply failed with {} conflicts: {}", many.len(), lines.join("\n"))
+                    }
+                };
+                Refusal { details: json!({"causes": causes}), ..Refusal::new(409, "Conflict", message) }
             })?
         } else if content.starts_with("application/json-patch+json") {
             let operations: json_patch::Patch = serde_json::from_value(patch).map_err(|e| Refusal::bad_request(e.to_string()))?;

@@ -111,10 +111,10 @@ impl StoredPolicy {
             return Err(Problem::invalid(format!("Invalid policy version: {version}. Valid versions are 0, 1, and 3.")));
         }
         if let Some(given) = policy["etag"].as_str().filter(|e| !e.is_empty()) {
-            if STANDARD.decode(given).is_err() {
+            let Some(given) = bytes_of(given) else {
                 return Err(Problem::invalid("Invalid value at 'policy.etag' (TYPE_BYTES), Base64 decoding failed for etag"));
-            }
-            if given != self.etag_text() {
+            };
+            if Some(given) != bytes_of(&self.etag_text()) {
                 return Err(Problem::new(409, "ABORTED", "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff."));
             }
             if version < 3 && self.has_conditions() {
@@ -166,6 +166,13 @@ impl StoredPolicy {
         }
         Ok(())
     }
+}
+
+/// Bytes in JSON: "either standard or URL-safe base64 encoding with/without paddings are accepted"
+/// (<https://protobuf.dev/programming-guides/json/>). gcloud sends the URL-safe alphabet.
+fn bytes_of(text: &str) -> Option<Vec<u8>> {
+    let standard: String = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    base64::engine::general_purpose::STANDARD_NO_PAD.decode(standard).ok()
 }
 
 /// Members of one role and condition come together in one binding; empty bindings are not kept.

@@ -1,0 +1,70 @@
+//! The definitions: that what is checked in is what the code makes, and the conventions they keep.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::{fs, process::Command};
+
+use kube::CustomResourceExt;
+use run_invoker::api::{InvokerLedger, InvokerPolicy};
+use serde_json::Value;
+
+#[test]
+fn the_definitions_in_crds_are_current() {
+    let output = Command::new(env!("CARGO_BIN_EXE_crdgen")).args(["--check", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Fields that a person writes or reads, with their paths.
+fn fields(schema: &Value, path: &str, out: &mut Vec<(String, Value)>) {
+    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{path}.{name}");
+        out.push((at.clone(), child.clone()));
+        fields(child, &at, out);
+        fields(&child["items"], &format!("{at}[]"), out);
+    }
+}
+
+#[test]
+fn every_field_is_explained_and_every_list_of_the_spec_is_bounded() {
+    for crd in [serde_json::to_value(InvokerPolicy::crd()).unwrap(), serde_json::to_value(InvokerLedger::crd()).unwrap()] {
+        let mut all = Vec::new();
+        fields(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "", &mut all);
+        assert!(all.len() > 5);
+        for (path, schema) in &all {
+            // Kubernetes' own label selector explains itself and brings its own bounds.
+            if path.contains(".selector.") {
+                continue;
+            }
+            assert!(schema["description"].as_str().is_some_and(|d| d.len() > 8), "{path} is not explained");
+            let is_policy_spec = crd["spec"]["names"]["kind"] == "InvokerPolicy" && path.starts_with(".spec");
+            if is_policy_spec && schema["type"] == "array" {
+                assert!(schema["maxItems"].is_u64(), "{path} has no bound");
+            }
+            if is_policy_spec && schema["type"] == "string" && schema["enum"].is_null() {
+                assert!(schema["maxLength"].is_u64(), "{path} has no bound");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_has_a_message_that_says_what_to_do() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/crds/invokerpolicies.yaml")).unwrap();
+    let rules = text.matches("\n").count();
+    assert!(rules > 0);
+    fn walk(v: &Value, seen: &mut usize) {
+        if let Some(list) = v["x-kubernetes-validations"].as_array() {
+            for rule in list {
+                *seen += 1;
+                assert!(rule["message"].as_str().is_some_and(|m| m.len() > 20), "{rule} has no message");
+            }
+        }
+        match v {
+            Value::Object(m) => m.values().for_each(|c| walk(c, seen)),
+            Value::Array(l) => l.iter().for_each(|c| walk(c, seen)),
+            _ => {}
+        }
+    }
+    let mut seen = 0;
+    walk(&serde_json::to_value(InvokerPolicy::crd()).unwrap(), &mut seen);
+    assert!(seen >= 15, "only {seen} rules");
+}

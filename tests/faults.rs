@@ -1,0 +1,377 @@
+//! Bad weather that needs more than a scenario file: a rival writer, killed and stopped processes, two replicas, a real
+//! API server that goes away.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod common;
+
+use std::{
+    process::{Child, Command, Stdio},
+    sync::{Arc, atomic::{AtomicBool, Ordering}},
+    time::Duration,
+};
+
+use common::{Envtest, Operator, Setup, eventually};
+use kube::{Api, Client, api::{Patch, PatchParams, PostParams}};
+use run_invoker::{api::{InvokerPolicy, REQUESTED_AT}, leader::Leadership};
+use sandbox::{Api as Side, Fault, Rule, Sandbox};
+use serde_json::{Value, json};
+
+const PLACE: (&str, &str, &str) = ("acme-prod", "europe-west1", "web");
+
+fn policy(members: &[&str]) -> InvokerPolicy {
+    serde_json::from_value(json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"project": PLACE.0, "services": [{"name": PLACE.2, "region": PLACE.1}], "mode": "Enforce",
+            "invokers": members.iter().map(|m| json!({"member": m})).collect::<Vec<_>>()}}))
+    .unwrap()
+}
+
+async fn sandbox() -> (Sandbox, Client) {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    sandbox.run.deploy(PLACE.0, PLACE.1, PLACE.2, &[]);
+    (sandbox, client)
+}
+
+fn policies(client: &Client) -> Api<InvokerPolicy> {
+    Api::namespaced(client.clone(), "default")
+}
+
+async fn in_sync(client: &Client, generation: i64, within: u64) {
+    eventually(Duration::from_secs(within), "the policy is in sync", || async {
+        let p = policies(client).get("web").await.map_err(|e| e.to_string())?;
+        let status = p.status.unwrap_or_default();
+        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True" && c.observed_generation >= generation);
+        if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
+    })
+    .await;
+}
+
+fn writes(sandbox: &Sandbox, since: u64) -> Vec<sandbox::Entry> {
+    sandbox.journal.since(since, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy") && !e.user_agent.contains("rival"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
+    const ROUNDS: usize = 1000;
+    let (sandbox, client) = sandbox().await;
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:declared@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+
+    let done = Arc::new(AtomicBool::new(false));
+    // Somebody asks for a look all the time, so that the operator is always between a read and a write.
+    let asking = {
+        let (client, done) = (client.clone(), done.clone());
+        tokio::spawn(async move {
+            let mut n = 0;
+            while !done.load(Ordering::Relaxed) {
+                n += 1;
+                let patch = json!({"metadata": {"annotations": {REQUESTED_AT: format!("{n}")}}});
+                policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.ok();
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        })
+    };
+    // The rival does its read-modify-write as Google asks for: foreign members in a foreign role, and an invoker that
+    // nobody declared.
+    let http = reqwest::Client::builder().user_agent("rival").build().unwrap();
+    let base = format!("{}/v1/projects/{}/locations/{}/services/{}", sandbox.run_url(), PLACE.0, PLACE.1, PLACE.2);
+    let mut conflicts = 0;
+    for round in 0..ROUNDS {
+        loop {
+            let mut policy: Value =
+                http.get(format!("{base}:getIamPolicy?options.requestedPolicyVersion=3")).send().await.unwrap().json().await.unwrap();
+            let bindings = policy["bindings"].as_array().cloned().unwrap_or_default();
+            let mut viewers: Vec<Value> =
+                bindings.iter().find(|b| b["role"] == "roles/run.viewer").and_then(|b| b["members"].as_array().cloned()).unwrap_or_default();
+            viewers.push(json!(format!("user:Viewer{round}@acme.com")));
+            let mut next: Vec<Value> = bindings.into_iter().filter(|b| b["role"] != "roles/run.viewer" && b["role"] != "roles/run.invoker").collect();
+            next.push(json!({"role": "roles/run.viewer", "members": viewers}));
+            next.push(json!({"role": "roles/run.invoker", "members": [format!("user:intruder{round}@evil.com")]}));
+            policy["bindings"] = json!(next);
+            policy["version"] = json!(3);
+            if round % 4 == 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            let answer = http.post(format!("{base}:setIamPolicy")).json(&json!({"policy": policy})).send().await.unwrap();
+            match answer.status().as_u16() {
+                200 => break,
+                409 => conflicts += 1,
+                other => panic!("the rival got {other}: {}", answer.text().await.unwrap()),
+            }
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    asking.await.unwrap();
+
+    eventually(Duration::from_secs(30), "converged against the rival", || async {
+        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+        if members == ["user:declared@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
+    })
+    .await;
+    let viewers = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.viewer");
+    assert_eq!(viewers.len(), ROUNDS, "foreign changes were lost");
+    let refused = writes(&sandbox, 0).iter().filter(|e| e.status == 409).count();
+    let accepted = writes(&sandbox, 0).iter().filter(|e| e.status == 200).count();
+    println!("{ROUNDS} rounds: the operator wrote {accepted} times and lost {refused} races, the rival lost {conflicts}");
+    assert!(refused + conflicts > 20, "there was no contention");
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_service_at_the_edge_of_contention_converges_within_ten_seconds() {
+    let (sandbox, client) = sandbox().await;
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:declared@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    // Every write of the operator meets a change in between, eight times in a row: more than it tries at once.
+    sandbox.faults.add(
+        Rule::run("POST", ":setIamPolicy", Fault::Error {
+            status: 409,
+            body: json!({"error": {"code": 409, "status": "ABORTED", "message": "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff."}}),
+            headers: vec![],
+        })
+        .times(8),
+    );
+    let before = sandbox.journal.last();
+    let patch = json!({"spec": {"invokers": [{"member": "user:next@acme.com"}]}});
+    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    in_sync(&client, 2, 10).await;
+    let reads = sandbox.journal.since(before, |e| e.path().ends_with(":getIamPolicy")).len();
+    assert_eq!(writes(&sandbox, before).len(), 9);
+    assert!(reads >= 9, "a write was repeated without reading again: {reads} reads");
+    operator.stop().await;
+}
+
+/// The real binary.
+fn spawn(kubeconfig: &std::path::Path, run_url: &str, identity: &str) -> Child {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+        .args(["--cloud-run-endpoint", run_url, "--anonymous", "--identity", identity, "--listen", &format!("127.0.0.1:{port}")])
+        .args(["--lease-duration", "3s", "--lease-renew", "750ms", "--log", "warn"])
+        .env("KUBECONFIG", kubeconfig)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn kubeconfig(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("run-invoker-{name}-{}.kubeconfig", std::process::id()));
+    std::fs::write(&path, sandbox.kubeconfig()).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn killed_between_write_and_status_it_comes_back_without_a_needless_write() {
+    let (sandbox, client) = sandbox().await;
+    let config = kubeconfig(&sandbox, "kill");
+    sandbox.faults.add(Rule::kube("PATCH", "/status", Fault::Hang));
+    let mut first = spawn(&config, &sandbox.run_url(), "first");
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    eventually(Duration::from_secs(20), "IAM is written and the status hangs", || async {
+        let hangs = !sandbox.journal.since(0, |e| e.path().ends_with("/status")).is_empty();
+        if writes(&sandbox, 0).len() == 1 && hangs { Ok(()) } else { Err("not yet".into()) }
+    })
+    .await;
+    first.kill().unwrap();
+    first.wait().unwrap();
+    sandbox.faults.clear();
+    let mut second = spawn(&config, &sandbox.run_url(), "second");
+    in_sync(&client, 1, 20).await;
+    assert_eq!(writes(&sandbox, 0).len(), 1, "a second write after the restart");
+    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:a@acme.com"]);
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_sigterm_it_finishes_what_is_in_flight_and_gives_the_lease_up() {
+    let (sandbox, client) = sandbox().await;
+    let config = kubeconfig(&sandbox, "term");
+    sandbox.run.deploy(PLACE.0, PLACE.1, "later", &[]);
+    let mut process = spawn(&config, &sandbox.run_url(), "only");
+    sandbox.faults.add(Rule::run("POST", ":setIamPolicy", Fault::Latency { milliseconds: 1500 }));
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    eventually(Duration::from_secs(20), "a write is in flight", || async {
+        if writes(&sandbox, 0).is_empty() { Err("not yet".into()) } else { Ok(()) }
+    })
+    .await;
+    let pid = process.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    // What comes in now is not begun.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut late = policy(&["user:b@acme.com"]);
+    late.metadata.name = Some("later".into());
+    late.spec.services[0].name = Some("later".into());
+    policies(&client).create(&PostParams::default(), &late).await.unwrap();
+    let code = tokio::task::spawn_blocking(move || process.wait().unwrap()).await.unwrap();
+    assert!(code.success(), "exit {code}");
+    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:a@acme.com"]);
+    in_sync(&client, 1, 1).await;
+    assert!(sandbox.journal.since(0, |e| e.api == Side::Run && e.target.contains("services/later")).is_empty(), "new work was begun");
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), "default");
+    let holder = leases.get("run-invoker").await.unwrap().spec.unwrap().holder_identity;
+    assert_eq!(holder.as_deref(), Some(""), "the lease was not given up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_replicas_one_works_and_the_other_takes_over() {
+    let (sandbox, client) = sandbox().await;
+    let a = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
+    let b = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "b".into(), ..Setup::default() }).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    let calls = |since| sandbox.journal.since(since, |e| e.api == Side::Run).len();
+    assert_eq!(calls(0), 4, "read, write, read-back and one list, by one replica only");
+    let now = tokio::time::Instant::now;
+    let (a_leads, b_leads) = (a.leadership.borrow().holds(now()), b.leadership.borrow().holds(now()));
+    assert!(a_leads != b_leads, "exactly one leads");
+    let (leader, follower) = if a_leads { (a, b) } else { (b, a) };
+
+    // The leader vanishes without a word.
+    drop(leader);
+    sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:intruder@evil.com");
+    let gone = std::time::Instant::now();
+    eventually(Duration::from_secs(10), "the other replica corrects the drift", || async {
+        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+        if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
+    })
+    .await;
+    println!("failover to the first correction in {:?} with a lease of 3 s", gone.elapsed());
+    assert!(matches!(*follower.leadership.borrow(), Leadership::Leader { .. }));
+    follower.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replica_cut_off_from_the_api_server_stops_before_another_may_start() {
+    let (sandbox, client) = sandbox().await;
+    let a = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    sandbox.faults.add(Rule::kube("", "leases", Fault::Drop));
+    let cut = tokio::time::Instant::now();
+    while a.leadership.borrow().holds(tokio::time::Instant::now()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(cut.elapsed() < Duration::from_secs(3), "still leading when another replica could have taken over");
+    }
+    // Its watch still works, so it hears of the change; it must not act on it.
+    let before = sandbox.journal.last();
+    let patch = json!({"spec": {"invokers": [{"member": "user:b@acme.com"}]}});
+    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(writes(&sandbox, before).is_empty(), "a deposed leader wrote");
+    sandbox.faults.clear();
+    in_sync(&client, 2, 20).await;
+    a.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_object_that_cannot_be_read_is_marked_and_stops_nobody_else() {
+    let (sandbox, client) = sandbox().await;
+    // Stored under an older definition that let more through.
+    let loose = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "invokerpolicies.run-invoker.dev"},
+        "spec": {"group": "run-invoker.dev", "scope": "Namespaced", "names": {"kind": "InvokerPolicy", "listKind": "InvokerPolicyList", "plural": "invokerpolicies", "singular": "invokerpolicy"},
+            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
+    let put = |path: &str, body: &Value| {
+        http::Request::patch(format!("{path}?fieldManager=old&force=true")).header("content-type", "application/apply-patch+yaml").body(body.to_string().into_bytes()).unwrap()
+    };
+    client.request::<Value>(put("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/invokerpolicies.run-invoker.dev", &loose)).await.unwrap();
+    let broken = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken"}, "spec": {"project": 7}});
+    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &broken)).await.unwrap();
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    let fine = serde_json::to_value(policy(&["user:a@acme.com"])).unwrap();
+    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web", &fine)).await.unwrap();
+    eventually(Duration::from_secs(10), "the other policy is in force", || async {
+        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+        if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
+    })
+    .await;
+    // Marked once it is seen by a leader; the next state of the object is such a moment.
+    let touched = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken", "labels": {"a": "b"}}, "spec": {"project": 7}});
+    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &touched)).await.unwrap();
+    eventually(Duration::from_secs(10), "the broken one is marked", || async {
+        let request = http::Request::get("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken").body(vec![]).unwrap();
+        let object: Value = client.request(request).await.map_err(|e| e.to_string())?;
+        if object["status"]["conditions"][0]["reason"] == "InvalidSpec" { Ok(()) } else { Err(object.to_string()) }
+    })
+    .await;
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_member_appears_in_metrics_or_in_logs_at_info() {
+    let (sandbox, client) = sandbox().await;
+    let config = kubeconfig(&sandbox, "redact");
+    let log = std::env::temp_dir().join(format!("run-invoker-redact-{}.log", std::process::id()));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+        .args(["--cloud-run-endpoint", &sandbox.run_url(), "--anonymous", "--identity", "x", "--listen", &format!("127.0.0.1:{port}"), "--log", "info"])
+        .env("KUBECONFIG", &config)
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    sandbox.run.change_world(|w| w.unknown = ["ghost@secret.example".to_owned()].into());
+    sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:intruder@secret.example");
+    policies(&client).create(&PostParams::default(), &policy(&["user:ada@secret.example", "user:ghost@secret.example"])).await.unwrap();
+    eventually(Duration::from_secs(20), "written", || async {
+        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+        if members == ["user:ada@secret.example"] { Ok(()) } else { Err(format!("{members:?}")) }
+    })
+    .await;
+    eventually(Duration::from_secs(10), "told", || async {
+        let p = policies(&client).get("web").await.map_err(|e| e.to_string())?;
+        let told = p.status.unwrap_or_default().conditions.iter().any(|c| c.type_ == "Stalled" && c.reason == "InvalidMember");
+        if told { Ok(()) } else { Err("not yet".into()) }
+    })
+    .await;
+    let get = |path: &str| {
+        let url = format!("http://127.0.0.1:{port}{path}");
+        async move { reqwest::get(url).await.unwrap() }
+    };
+    assert_eq!(get("/healthz").await.status(), 200);
+    assert_eq!(get("/readyz").await.status(), 200);
+    let metrics = get("/metrics").await.text().await.unwrap();
+    for name in ["policy_ready", "services", "exposed_services", "drift_detected_total", "corrections_total", "reconcile_total",
+        "reconcile_duration_seconds_count", "cloud_requests_total", "cloud_request_duration_seconds_count", "limiter_wait_seconds_count",
+        "queue_depth", "last_audit_timestamp_seconds", "shard_owned", "build_info", "convergence_seconds_count", "drift_detection_seconds_count"] {
+        assert!(metrics.contains(&format!("\nrun_invoker_{name}")), "no {name}");
+    }
+    assert!(metrics.contains("process_resident_memory_bytes"));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("IAM policy changed"), "{text}");
+    assert!(!metrics.contains("secret.example"), "a member is in the metrics");
+    assert!(!text.contains("secret.example"), "a member is in the log: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_real_api_server_that_goes_away_loses_nothing() {
+    let Some(mut server) = Envtest::start().await else {
+        println!("KUBEBUILDER_ASSETS is not set: nothing runs here");
+        return;
+    };
+    let client = common::client(&server.kubeconfig()).await;
+    common::install(&client).await;
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    sandbox.run.deploy(PLACE.0, PLACE.1, PLACE.2, &[]);
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    let before = sandbox.journal.last();
+    server.stop_server();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(writes(&sandbox, before).is_empty());
+    server.start_server().await;
+    let patch = json!({"spec": {"invokers": [{"member": "user:b@acme.com"}]}});
+    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    in_sync(&client, 2, 60).await;
+    assert_eq!(writes(&sandbox, before).len(), 1);
+    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:b@acme.com"]);
+    operator.stop().await;
+}
