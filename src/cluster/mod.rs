@@ -4,13 +4,19 @@
 pub mod index;
 pub mod watch;
 
-use std::time::Duration;
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+};
 use kube::{
     Api, Client, Resource as _,
-    api::{DeleteParams, Patch, PatchParams},
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
@@ -26,7 +32,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
-    recorder: Recorder,
+    /// Names this process in events.
+    instance: String,
     timeout: Duration,
 }
 
@@ -55,8 +62,9 @@ pub fn ledger_name(service: &RunService) -> String {
 impl Cluster {
     /// `instance` names this process in events.
     pub fn new(client: Client, instance: String, timeout: Duration) -> Self {
-        let reporter = Reporter { controller: FIELD_MANAGER.into(), instance: Some(instance) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, timeout }
+        // The API server refuses a longer one.
+        let instance = instance.chars().take(128).collect();
+        Self { client, instance, timeout }
     }
 
     pub fn client(&self) -> Client {
@@ -144,26 +152,42 @@ impl Cluster {
             .map_err(fault)
     }
 
-    /// Publishes an event on a policy; repeats are counted on the event that is there.
+    /// Publishes an event on a policy. The same words on the same policy are counted on the event that is there; other
+    /// words are an event of their own, so that no drift hides behind an earlier one.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn publish(&self, id: &PolicyId, note: &Note) -> Result<(), Fault> {
-        let reference = ObjectReference {
-            api_version: Some(InvokerPolicy::api_version(&()).into()),
-            kind: Some(InvokerPolicy::kind(&()).into()),
-            namespace: Some(id.namespace.to_string()),
-            name: Some(id.name.to_string()),
-            uid: Some(id.uid.to_string()),
-            ..ObjectReference::default()
-        };
+    pub async fn publish(&self, id: &PolicyId, note: &Note, now: Timestamp) -> Result<(), Fault> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &id.namespace);
+        let mut hasher = DefaultHasher::new();
+        (&id.uid, note.reason.as_str(), &note.text).hash(&mut hasher);
+        let name = format!("{}.{:016x}", id.name, hasher.finish());
         let event = Event {
-            type_: if note.warning { EventType::Warning } else { EventType::Normal },
-            reason: note.reason.as_str().into(),
+            metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(id.namespace.to_string()), ..ObjectMeta::default() },
+            event_time: Some(MicroTime(now)),
+            type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
+            reason: Some(note.reason.as_str().into()),
             note: Some(note.text.clone()),
-            action: "Reconcile".into(),
-            secondary: None,
+            action: Some("Reconcile".into()),
+            reporting_controller: Some(FIELD_MANAGER.into()),
+            reporting_instance: Some(self.instance.clone()),
+            regarding: Some(ObjectReference {
+                api_version: Some(InvokerPolicy::api_version(&()).into()),
+                kind: Some(InvokerPolicy::kind(&()).into()),
+                namespace: Some(id.namespace.to_string()),
+                name: Some(id.name.to_string()),
+                uid: Some(id.uid.to_string()),
+                ..ObjectReference::default()
+            }),
+            ..Event::default()
         };
-        self.within(self.recorder.publish(&event, &reference)).await.map_err(fault)
+        match self.within(api.create(&PostParams::default(), &event)).await {
+            Err(kube::Error::Api(s)) if s.code == 409 => {}
+            Ok(_) => return Ok(()),
+            Err(e) => return Err(fault(e)),
+        }
+        let count = self.within(api.get(&name)).await.map_err(fault)?.series.map_or(1, |s| s.count);
+        let series = json!({"series": {"count": count + 1, "lastObservedTime": MicroTime(now)}});
+        self.within(api.patch(&name, &PatchParams::default(), &Patch::Merge(series))).await.map(|_| ()).map_err(fault)
     }
 }

@@ -285,6 +285,12 @@ impl<C: CloudRun> Controller<C> {
             };
             if let Ok(f) = found {
                 let view = f.declared.with_input(&f.before, &BTreeMap::new(), &self.options.settings, now, |i| plan::view(intent, i));
+                // What our own declarations took away is no drift, also not for the other policies on the service.
+                let declared_away = |g: &&Grant| {
+                    let cause = f.plan.as_ref().and_then(|p| p.revokes.get(*g));
+                    !matches!(cause, Some(RevokeCause::Expired | RevokeCause::PolicyDeleted | RevokeCause::NoLongerDeclared))
+                };
+                let view = View { unexpected: view.unexpected.iter().filter(declared_away).cloned().collect(), ..view };
                 let differed = Seen { missing: shown(&view.missing), unexpected: shown(&view.unexpected), ..Seen::default() };
                 let known = before.is_some_and(|b| b.answers(intent) && b.result.is_ok());
                 let drifted = known && !differed.in_sync() && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);

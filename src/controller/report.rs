@@ -122,7 +122,7 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
             if let Some((id, note)) = note {
                 let this = this.clone();
                 running.spawn(async move {
-                    if let Err(fault) = this.cluster.publish(&id, &note).await {
+                    if let Err(fault) = this.cluster.publish(&id, &note, this.now()).await {
                         tracing::debug!(%fault, "an event could not be published");
                     }
                 });

@@ -284,14 +284,18 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
             Verdict::new(Truth::True, Reason::Audited, message)
         }
         Mode::Audit => {
-            Verdict::new(Truth::True, Reason::Audited, format!("audit only: {} services as declared{warning}", summary.services))
+            Verdict::new(Truth::True, Reason::Audited, format!("audit only: {} as declared{warning}", services_in_words(summary.services)))
         }
         Mode::Enforce if summary.drifted > 0 => {
             let message = format!("{} of {} services differ; being corrected", summary.drifted, summary.services);
             Verdict::new(Truth::False, Reason::Drifted, message).reconciling()
         }
-        Mode::Enforce => Verdict::new(Truth::True, Reason::InSync, format!("{} services as declared{warning}", summary.services)),
+        Mode::Enforce => Verdict::new(Truth::True, Reason::InSync, format!("{} as declared{warning}", services_in_words(summary.services))),
     }
+}
+
+fn services_in_words(n: i64) -> String {
+    if n == 1 { "1 service".into() } else { format!("{n} services") }
 }
 
 fn cannot_invoke(intent: &Intent) -> String {

@@ -1,4 +1,4 @@
-//! The control API: change the world, order faults, read the journal. `GET /` says what there is.
+//! The control API: change the world, order faults, read the journal. `GET /` is a page that shows services live, `GET /help` says what there is.
 
 use std::{sync::Arc, time::Duration};
 
@@ -133,8 +133,13 @@ impl Control {
 impl Handler for Control {
     fn handle(self: Arc<Self>, call: Call) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
-            if call.path == "/" {
+            if call.path == "/help" {
                 return Response::new(Body::from(HELP));
+            }
+            if call.path == "/" {
+                let mut page = Response::new(Body::from(include_str!("page.html")));
+                page.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=utf-8"));
+                return page;
             }
             match self.act(&call).await {
                 Ok(value) => answer(200, &value),

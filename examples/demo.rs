@@ -1,0 +1,382 @@
+//! `make demo`: the sandbox, the real operator binary, sample policies, drift from outside; told as it happens.
+//!
+//! Exits non-zero if any step of the story did not happen. `--keep` leaves everything running.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use sandbox::{Api, Options, Sandbox};
+use serde_json::{Value, json};
+
+/// Shows what run-invoker does, in under a minute, on this machine only.
+#[derive(Parser)]
+struct Args {
+    /// Leave the sandbox and the operator running until Ctrl-C.
+    #[arg(long)]
+    keep: bool,
+}
+
+struct Stage {
+    sandbox: Sandbox,
+    http: reqwest::Client,
+    colour: bool,
+    started: Instant,
+    folder: PathBuf,
+    mark: u64,
+}
+
+const PROJECT: &str = "acme-prod";
+const EU: &str = "europe-west1";
+const US: &str = "us-central1";
+const INVOKER: &str = "roles/run.invoker";
+
+/// Ends the operator with the demo, however that ends.
+struct Operator(Child);
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let _ = self.0.wait();
+    }
+}
+
+impl Stage {
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+    fn chapter(&self, title: &str) {
+        println!("\n{} {}", self.paint("1;36", &format!("[{:4.1}s]", self.started.elapsed().as_secs_f64())), self.paint("1", title));
+    }
+    fn say(&self, text: &str) {
+        for line in text.lines() {
+            println!("        {line}");
+        }
+    }
+    fn command(&self, text: &str) {
+        println!("        {}", self.paint("33", &format!("$ {text}")));
+    }
+    fn good(&self, text: &str) {
+        println!("      {} {text}", self.paint("32", "✔"));
+    }
+
+    /// Applies a file as `kubectl apply --server-side -f` does.
+    async fn apply(&self, file: &Path) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        for part in text.split("\n---") {
+            let object: Value = serde_saphyr::from_str(part)?;
+            let (kind, meta) = (object["kind"].as_str().unwrap_or_default(), &object["metadata"]);
+            let name = meta["name"].as_str().unwrap_or_default();
+            let path = match kind {
+                "Namespace" => format!("/api/v1/namespaces/{name}"),
+                "CustomResourceDefinition" => format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"),
+                "InvokerPolicy" => policy_path(meta["namespace"].as_str().unwrap_or_default(), name),
+                other => bail!("{}: no idea how to apply a {other}", file.display()),
+            };
+            let url = format!("{}{path}?fieldManager=demo&force=true&fieldValidation=Strict", self.sandbox.kube_url());
+            let answer = self.http.patch(url).header("content-type", "application/apply-patch+yaml").body(part.to_owned()).send().await?;
+            if !answer.status().is_success() {
+                bail!("{kind} {name} was refused: {}", answer.json::<Value>().await?["message"]);
+            }
+        }
+        Ok(())
+    }
+
+    async fn policy(&self, key: &str) -> anyhow::Result<Option<Value>> {
+        let (ns, name) = key.split_once('/').unwrap_or_default();
+        let answer = self.http.get(format!("{}{}", self.sandbox.kube_url(), policy_path(ns, name))).send().await?;
+        Ok(if answer.status() == 404 { None } else { Some(answer.json().await?) })
+    }
+
+    async fn merge(&self, key: &str, patch: Value) -> anyhow::Result<()> {
+        let (ns, name) = key.split_once('/').unwrap_or_default();
+        let url = format!("{}{}", self.sandbox.kube_url(), policy_path(ns, name));
+        let answer = self.http.patch(url).header("content-type", "application/merge-patch+json").body(patch.to_string()).send().await?;
+        if !answer.status().is_success() {
+            bail!("the patch of {key} was refused: {}", answer.text().await?);
+        }
+        Ok(())
+    }
+
+    /// Waits for a condition; prints its message.
+    async fn wait(&self, key: &str, type_: &str, status: &str, reason: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.policy(key).await?.unwrap_or_default();
+            let condition = found["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == type_).cloned().unwrap_or_default();
+            if condition["status"] == status && condition["reason"] == reason && condition["observedGeneration"] == found["metadata"]["generation"] {
+                let text = format!("{key}: {type_}={status} ({reason})");
+                println!("      {} {}", self.paint("32", "✔"), self.paint("1", &text));
+                self.say(&wrap(condition["message"].as_str().unwrap_or_default(), 70));
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{key} did not become {type_}={status} ({reason}); it says {}", found["status"]);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until IAM has exactly these unconditional invokers.
+    async fn iam(&self, region: &str, name: &str, wanted: &[&str]) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(25);
+        let mut wanted: Vec<&str> = wanted.to_vec();
+        wanted.sort_unstable();
+        loop {
+            let have = self.sandbox.run.members(PROJECT, region, name, INVOKER);
+            if have == wanted {
+                self.good(&format!("IAM of {name} ({region}):"));
+                for m in &have {
+                    self.say(&format!("  {m}"));
+                }
+                if have.is_empty() {
+                    self.say("  (nobody)");
+                }
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("IAM of {name} ({region}) is {have:?}, not {wanted:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn mark(&mut self) {
+        self.mark = self.sandbox.journal.last();
+    }
+
+    fn calls(&self) -> (usize, usize) {
+        let ours = self.sandbox.journal.since(self.mark, |e| e.api == Api::Run && !e.user_agent.starts_with("gcloud"));
+        let count = |suffix: &str| ours.iter().filter(|e| e.path().ends_with(suffix)).count();
+        (count(":getIamPolicy"), count(":setIamPolicy"))
+    }
+
+    /// What `gcloud run services add-iam-policy-binding` sends: one read and one write by v1, with the etag.
+    async fn gcloud_add(&self, region: &str, name: &str, member: &str) -> anyhow::Result<()> {
+        self.command(&format!("gcloud run services add-iam-policy-binding {name} \\"));
+        self.say(&format!("    --region {region} --role {INVOKER} --member {member}"));
+        let base = format!("{}/v1/projects/{PROJECT}/locations/{region}/services/{name}", self.sandbox.run_url());
+        let agent = "gcloud/demo";
+        let mut policy: Value = self.http.get(format!("{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3")).header("user-agent", agent).send().await?.json().await?;
+        let bindings = policy["bindings"].as_array_mut().context("no bindings")?;
+        match bindings.iter_mut().find(|b| b["role"] == INVOKER && b["condition"].is_null()) {
+            Some(b) => b["members"].as_array_mut().context("no members")?.push(json!(member)),
+            None => bindings.push(json!({"role": INVOKER, "members": [member]})),
+        }
+        policy["version"] = json!(3);
+        let answer = self.http.post(format!("{base}:setIamPolicy?alt=json")).header("user-agent", agent).json(&json!({"policy": policy})).send().await?;
+        if !answer.status().is_success() {
+            bail!("the drift could not be made: {}", answer.text().await?);
+        }
+        Ok(())
+    }
+}
+
+fn policy_path(ns: &str, name: &str) -> String {
+    format!("/apis/run-invoker.dev/v1alpha1/namespaces/{ns}/invokerpolicies/{name}")
+}
+
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let full = lines.last().is_some_and(|l| !l.is_empty() && l.chars().count() + word.chars().count() >= width);
+        if full {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join("\n")
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join(".demo");
+    std::fs::create_dir_all(&folder)?;
+    let options = if args.keep {
+        let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        Options { kube: at(8001), run: at(8002), control: at(8003) }
+    } else {
+        Options::default()
+    };
+    let sandbox = Sandbox::start(options).await.context("starting the sandbox (is another demo running with --keep?)")?;
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut stage = Stage { sandbox, http: reqwest::Client::new(), colour, started: Instant::now(), folder, mark: 0 };
+
+    println!("{}", stage.paint("1", "run-invoker: a policy becomes Cloud Run IAM, and stays so"));
+    println!("A sandbox stands in for the cluster and for Google; the operator is the real one.");
+
+    stage.chapter("A project with services, some access granted by hand long ago");
+    stage.sandbox.run.deploy(PROJECT, EU, "checkout", &[("team", "shop")]);
+    stage.sandbox.run.deploy(PROJECT, EU, "reports", &[("team", "shop")]);
+    stage.sandbox.run.deploy(PROJECT, EU, "invoices", &[("team", "payments")]);
+    stage.sandbox.run.deploy(PROJECT, US, "ledger", &[("team", "payments")]);
+    stage.sandbox.run.add_member(PROJECT, EU, "checkout", INVOKER, "user:left-in-2023@acme.com");
+    stage.sandbox.run.change_world(|w| w.unknown = ["typo@acme-prod.iam.gserviceaccount.com".to_owned()].into());
+    for (p, r, n) in stage.sandbox.run.services() {
+        stage.say(&format!("{p}  {r:<13} {n}"));
+    }
+
+    let config = stage.folder.join("kubeconfig");
+    std::fs::write(&config, stage.sandbox.kubeconfig())?;
+    for file in ["invokerpolicies.yaml", "invokerledgers.yaml"] {
+        stage.apply(&root.join("crds").join(file)).await?;
+    }
+    stage.apply(&root.join("samples/00-namespaces.yaml")).await?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let listen = if args.keep { "127.0.0.1:8080".to_owned() } else { format!("127.0.0.1:{port}") };
+    let mut operator = start_operator(&stage, &config, &listen)?;
+
+    stage.chapter("1. Audit: a first apply only shows the plan");
+    stage.command("kubectl apply -f samples/10-audit.yaml");
+    stage.mark();
+    stage.apply(&root.join("samples/10-audit.yaml")).await?;
+    stage.wait("shop/checkout", "Drifted", "True", "Drifted").await?;
+    let (_, writes) = stage.calls();
+    anyhow::ensure!(writes == 0, "audit wrote to IAM");
+    stage.good("nothing was written to IAM");
+
+    stage.chapter("2. Enforce: reality follows");
+    stage.command("kubectl -n shop patch ivp checkout --type merge \\");
+    stage.say("    -p '{\"spec\":{\"mode\":\"Enforce\"}}'");
+    stage.mark();
+    stage.merge("shop/checkout", json!({"spec": {"mode": "Enforce"}})).await?;
+    stage.wait("shop/checkout", "Ready", "True", "InSync").await?;
+    let declared = ["group:shop-oncall@acme.com", "serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"];
+    stage.iam(EU, "checkout", &declared).await?;
+    let (reads, writes) = stage.calls();
+    anyhow::ensure!(writes == 1, "{writes} writes for one change");
+    stage.good(&format!("{reads} reads (one to plan, one to verify) and {writes} write"));
+
+    stage.chapter("3. A selector: every service of a team, wherever it runs");
+    stage.command("kubectl apply -f samples/20-selector.yaml");
+    stage.apply(&root.join("samples/20-selector.yaml")).await?;
+    stage.wait("payments/payments", "Ready", "True", "InSync").await?;
+    stage.iam(EU, "invoices", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
+    stage.iam(US, "ledger", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
+
+    stage.chapter("4. Access that ends by itself");
+    stage.command("kubectl apply -f samples/30-expiring.yaml");
+    stage.apply(&root.join("samples/30-expiring.yaml")).await?;
+    stage.wait("payments/incident", "Ready", "True", "InSync").await?;
+    let policy = stage.sandbox.run.policy(PROJECT, US, "ledger").unwrap_or_default();
+    let expiring = policy["bindings"].as_array().into_iter().flatten().find(|b| b["condition"].is_object()).context("no condition in IAM")?;
+    stage.good("IAM enforces the end, also while the operator is down:");
+    stage.say(&format!("  {}\n  if {}", expiring["members"][0].as_str().unwrap_or_default(), expiring["condition"]["expression"].as_str().unwrap_or_default()));
+
+    stage.chapter("5. A member that does not exist holds nobody up");
+    stage.command("kubectl apply -f samples/40-bad-member.yaml");
+    stage.apply(&root.join("samples/40-bad-member.yaml")).await?;
+    stage.wait("shop/reports", "Stalled", "True", "InvalidMember").await?;
+    stage.iam(EU, "reports", &["group:analysts@acme.com"]).await?;
+
+    stage.chapter("6. Drift: somebody makes the checkout public from a laptop");
+    stage.mark();
+    stage.gcloud_add(EU, "checkout", "allUsers").await?;
+    let made = Instant::now();
+    stage.say("waiting for the next regular look (every 10 s in this demo) ...");
+    stage.iam(EU, "checkout", &declared).await?;
+    let (_, writes) = stage.calls();
+    anyhow::ensure!(writes == 1, "{writes} writes to correct one drift");
+    stage.good(&format!("corrected {:.1} s after it was made, with one write, and on record:", made.elapsed().as_secs_f64()));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let shown = loop {
+        let events: Value = stage.http.get(format!("{}/apis/events.k8s.io/v1/namespaces/shop/events", stage.sandbox.kube_url())).send().await?.json().await?;
+        let mut shown: Vec<(String, String)> = Vec::new();
+        for e in events["items"].as_array().into_iter().flatten() {
+            let (reason, note) = (e["reason"].as_str().unwrap_or_default(), e["note"].as_str().unwrap_or_default());
+            if (reason.starts_with("Drift") || reason == "Revoked") && (note.contains("allUsers") || reason == "DriftCorrected") {
+                shown.push((reason.into(), note.into()));
+            }
+        }
+        if shown.iter().any(|e| e.0 == "DriftCorrected") {
+            break shown;
+        }
+        anyhow::ensure!(Instant::now() < deadline, "no event tells of the correction: {events}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    for (reason, note) in shown {
+        stage.say(&wrap(&format!("{reason}: {note}"), 70));
+    }
+
+    stage.chapter("7. Deleting a policy takes away what it listed, and nothing else");
+    stage.command("kubectl -n payments delete ivp incident");
+    let url = format!("{}{}", stage.sandbox.kube_url(), policy_path("payments", "incident"));
+    stage.http.delete(url).send().await?.error_for_status()?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while stage.policy("payments/incident").await?.is_some() {
+        anyhow::ensure!(Instant::now() < deadline, "the policy does not go");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let left = stage.sandbox.run.policy(PROJECT, US, "ledger").unwrap_or_default();
+    anyhow::ensure!(!left.to_string().contains("ada@acme.com"), "the grant is still there: {left}");
+    stage.good("Ada's grant is gone");
+    stage.iam(US, "ledger", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
+
+    stage.chapter("What an alert would look at");
+    stage.command(&format!("curl http://{listen}/metrics"));
+    let metrics = stage.http.get(format!("http://{listen}/metrics")).send().await?.text().await?;
+    let mut told = 0;
+    for line in metrics.lines().filter(|l| ["run_invoker_policy_ready", "run_invoker_corrections_total", "run_invoker_drift_detected_total"].iter().any(|p| l.starts_with(p))) {
+        stage.say(line);
+        told += 1;
+    }
+    anyhow::ensure!(told > 4, "the metrics are not there");
+    if let Some(code) = operator.0.try_wait()? {
+        bail!("the operator ended by itself: {code}; see {}", stage.folder.join("operator.log").display());
+    }
+
+    println!("\n{}", stage.paint("1;32", &format!("The whole story happened, in {:.1} s.", stage.started.elapsed().as_secs_f64())));
+    if args.keep {
+        keep(&stage, &config, &listen).await?;
+    } else {
+        println!("Play with it yourself:  make demo KEEP=1   (leaves everything running)");
+    }
+    Ok(())
+}
+
+fn start_operator(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<Operator> {
+    let binary = std::env::current_exe()?.parent().and_then(Path::parent).map(|p| p.join("run-invoker")).context("no target folder")?;
+    let log = std::fs::File::create(stage.folder.join("operator.log"))?;
+    let child = Command::new(&binary)
+        .args(["--cloud-run-endpoint", &stage.sandbox.run_url(), "--anonymous", "--listen", listen])
+        .env("KUBECONFIG", config)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}; build it with: cargo build", binary.display()))?;
+    Ok(Operator(child))
+}
+
+async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> {
+    let token = stage.folder.join("token");
+    std::fs::write(&token, "sandbox")?;
+    println!("\nIt stays up. In another terminal:");
+    println!("\n  # kubectl");
+    println!("  export KUBECONFIG={}", config.display());
+    println!("  kubectl get ivp -A");
+    println!("\n  # gcloud");
+    println!("  export CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN={}/", stage.sandbox.run_url());
+    println!("  export CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={}", token.display());
+    println!("  export CLOUDSDK_CORE_PROJECT={PROJECT} CLOUDSDK_CORE_CHECK_GCE_METADATA=false");
+    println!("  export CLOUDSDK_CONFIG={}", stage.folder.join("gcloud").display());
+    println!("  gcloud run services list");
+    println!("\n  # browser");
+    println!("  {}/         services and who may invoke them, live", stage.sandbox.control_url());
+    println!("  http://{listen}/metrics   the operator's metrics");
+    println!("\nThe operator's log: {}", stage.folder.join("operator.log").display());
+    println!("Ctrl-C ends it.");
+    tokio::signal::ctrl_c().await?;
+    Ok(())
+}
