@@ -51,7 +51,11 @@ impl Stage {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
     fn chapter(&self, title: &str) {
-        println!("\n{} {}", self.paint("1;36", &format!("[{:4.1}s]", self.started.elapsed().as_secs_f64())), self.paint("1", title));
+        println!(
+            "\n{} {}",
+            self.paint("1;36", &format!("[{:4.1}s]", self.started.elapsed().as_secs_f64())),
+            self.paint("1", title)
+        );
     }
     fn say(&self, text: &str) {
         for line in text.lines() {
@@ -79,7 +83,13 @@ impl Stage {
                 other => bail!("{}: no idea how to apply a {other}", file.display()),
             };
             let url = format!("{}{path}?fieldManager=demo&force=true&fieldValidation=Strict", self.sandbox.kube_url());
-            let answer = self.http.patch(url).header("content-type", "application/apply-patch+yaml").body(part.to_owned()).send().await?;
+            let answer = self
+                .http
+                .patch(url)
+                .header("content-type", "application/apply-patch+yaml")
+                .body(part.to_owned())
+                .send()
+                .await?;
             if !answer.status().is_success() {
                 bail!("{kind} {name} was refused: {}", answer.json::<Value>().await?["message"]);
             }
@@ -96,7 +106,13 @@ impl Stage {
     async fn merge(&self, key: &str, patch: Value) -> anyhow::Result<()> {
         let (ns, name) = key.split_once('/').unwrap_or_default();
         let url = format!("{}{}", self.sandbox.kube_url(), policy_path(ns, name));
-        let answer = self.http.patch(url).header("content-type", "application/merge-patch+json").body(patch.to_string()).send().await?;
+        let answer = self
+            .http
+            .patch(url)
+            .header("content-type", "application/merge-patch+json")
+            .body(patch.to_string())
+            .send()
+            .await?;
         if !answer.status().is_success() {
             bail!("the patch of {key} was refused: {}", answer.text().await?);
         }
@@ -108,8 +124,17 @@ impl Stage {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let found = self.policy(key).await?.unwrap_or_default();
-            let condition = found["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == type_).cloned().unwrap_or_default();
-            if condition["status"] == status && condition["reason"] == reason && condition["observedGeneration"] == found["metadata"]["generation"] {
+            let condition = found["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|c| c["type"] == type_)
+                .cloned()
+                .unwrap_or_default();
+            if condition["status"] == status
+                && condition["reason"] == reason
+                && condition["observedGeneration"] == found["metadata"]["generation"]
+            {
                 let text = format!("{key}: {type_}={status} ({reason})");
                 println!("      {} {}", self.paint("32", "✔"), self.paint("1", &text));
                 self.say(&wrap(condition["message"].as_str().unwrap_or_default(), 70));
@@ -162,14 +187,27 @@ impl Stage {
         self.say(&format!("    --region {region} --role {INVOKER} --member {member}"));
         let base = format!("{}/v1/projects/{PROJECT}/locations/{region}/services/{name}", self.sandbox.run_url());
         let agent = "gcloud/demo";
-        let mut policy: Value = self.http.get(format!("{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3")).header("user-agent", agent).send().await?.json().await?;
+        let mut policy: Value = self
+            .http
+            .get(format!("{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3"))
+            .header("user-agent", agent)
+            .send()
+            .await?
+            .json()
+            .await?;
         let bindings = policy["bindings"].as_array_mut().context("no bindings")?;
         match bindings.iter_mut().find(|b| b["role"] == INVOKER && b["condition"].is_null()) {
             Some(b) => b["members"].as_array_mut().context("no members")?.push(json!(member)),
             None => bindings.push(json!({"role": INVOKER, "members": [member]})),
         }
         policy["version"] = json!(3);
-        let answer = self.http.post(format!("{base}:setIamPolicy?alt=json")).header("user-agent", agent).json(&json!({"policy": policy})).send().await?;
+        let answer = self
+            .http
+            .post(format!("{base}:setIamPolicy?alt=json"))
+            .header("user-agent", agent)
+            .json(&json!({"policy": policy}))
+            .send()
+            .await?;
         if !answer.status().is_success() {
             bail!("the drift could not be made: {}", answer.text().await?);
         }
@@ -210,7 +248,8 @@ async fn main() -> anyhow::Result<()> {
     } else {
         Options::default()
     };
-    let sandbox = Sandbox::start(options).await.context("starting the sandbox (is another demo running with --keep?)")?;
+    let sandbox =
+        Sandbox::start(options).await.context("starting the sandbox (is another demo running with --keep?)")?;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut stage = Stage { sandbox, http: reqwest::Client::new(), colour, started: Instant::now(), folder, mark: 0 };
 
@@ -271,9 +310,18 @@ async fn main() -> anyhow::Result<()> {
     stage.apply(&root.join("samples/30-expiring.yaml")).await?;
     stage.wait("payments/incident", "Ready", "True", "InSync").await?;
     let policy = stage.sandbox.run.policy(PROJECT, US, "ledger").unwrap_or_default();
-    let expiring = policy["bindings"].as_array().into_iter().flatten().find(|b| b["condition"].is_object()).context("no condition in IAM")?;
+    let expiring = policy["bindings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|b| b["condition"].is_object())
+        .context("no condition in IAM")?;
     stage.good("IAM enforces the end, also while the operator is down:");
-    stage.say(&format!("  {}\n  if {}", expiring["members"][0].as_str().unwrap_or_default(), expiring["condition"]["expression"].as_str().unwrap_or_default()));
+    stage.say(&format!(
+        "  {}\n  if {}",
+        expiring["members"][0].as_str().unwrap_or_default(),
+        expiring["condition"]["expression"].as_str().unwrap_or_default()
+    ));
 
     stage.chapter("5. A member that does not exist holds nobody up");
     stage.command("kubectl apply -f samples/40-bad-member.yaml");
@@ -289,14 +337,25 @@ async fn main() -> anyhow::Result<()> {
     stage.iam(EU, "checkout", &declared).await?;
     let (_, writes) = stage.calls();
     anyhow::ensure!(writes == 1, "{writes} writes to correct one drift");
-    stage.good(&format!("corrected {:.1} s after it was made, with one write, and on record:", made.elapsed().as_secs_f64()));
+    stage.good(&format!(
+        "corrected {:.1} s after it was made, with one write, and on record:",
+        made.elapsed().as_secs_f64()
+    ));
     let deadline = Instant::now() + Duration::from_secs(10);
     let shown = loop {
-        let events: Value = stage.http.get(format!("{}/apis/events.k8s.io/v1/namespaces/shop/events", stage.sandbox.kube_url())).send().await?.json().await?;
+        let events: Value = stage
+            .http
+            .get(format!("{}/apis/events.k8s.io/v1/namespaces/shop/events", stage.sandbox.kube_url()))
+            .send()
+            .await?
+            .json()
+            .await?;
         let mut shown: Vec<(String, String)> = Vec::new();
         for e in events["items"].as_array().into_iter().flatten() {
             let (reason, note) = (e["reason"].as_str().unwrap_or_default(), e["note"].as_str().unwrap_or_default());
-            if (reason.starts_with("Drift") || reason == "Revoked") && (note.contains("allUsers") || reason == "DriftCorrected") {
+            if (reason.starts_with("Drift") || reason == "Revoked")
+                && (note.contains("allUsers") || reason == "DriftCorrected")
+            {
                 shown.push((reason.into(), note.into()));
             }
         }
@@ -328,7 +387,11 @@ async fn main() -> anyhow::Result<()> {
     stage.command(&format!("curl http://{listen}/metrics"));
     let metrics = stage.http.get(format!("http://{listen}/metrics")).send().await?.text().await?;
     let mut told = 0;
-    for line in metrics.lines().filter(|l| ["run_invoker_policy_ready", "run_invoker_corrections_total", "run_invoker_drift_detected_total"].iter().any(|p| l.starts_with(p))) {
+    for line in metrics.lines().filter(|l| {
+        ["run_invoker_policy_ready", "run_invoker_corrections_total", "run_invoker_drift_detected_total"]
+            .iter()
+            .any(|p| l.starts_with(p))
+    }) {
         stage.say(line);
         told += 1;
     }
@@ -337,7 +400,10 @@ async fn main() -> anyhow::Result<()> {
         bail!("the operator ended by itself: {code}; see {}", stage.folder.join("operator.log").display());
     }
 
-    println!("\n{}", stage.paint("1;32", &format!("The whole story happened, in {:.1} s.", stage.started.elapsed().as_secs_f64())));
+    println!(
+        "\n{}",
+        stage.paint("1;32", &format!("The whole story happened, in {:.1} s.", stage.started.elapsed().as_secs_f64()))
+    );
     if args.keep {
         keep(&stage, &config, &listen).await?;
     } else {
@@ -347,7 +413,11 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn start_operator(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<Operator> {
-    let binary = std::env::current_exe()?.parent().and_then(Path::parent).map(|p| p.join("run-invoker")).context("no target folder")?;
+    let binary = std::env::current_exe()?
+        .parent()
+        .and_then(Path::parent)
+        .map(|p| p.join("run-invoker"))
+        .context("no target folder")?;
     let log = std::fs::File::create(stage.folder.join("operator.log"))?;
     let child = Command::new(&binary)
         .args(["--cloud-run-endpoint", &stage.sandbox.run_url(), "--anonymous", "--listen", listen])

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     api::LedgerOwner,
     cloudrun::{CloudRun, Lane},
-    cluster::{Cluster, index::{Ledger, ledger_spec}},
+    cluster::{
+        Cluster,
+        index::{Ledger, ledger_spec},
+    },
     fault::{Fault, FaultClass},
     iam::{Grant, Policy},
     plan::{Aside, Plan},
@@ -13,11 +16,16 @@ use crate::{
 
 /// The ledger after a plan: what it grants is entered, what it forgets is gone.
 pub fn remembered(ledger: &Ledger, plan: &Plan) -> Ledger {
-    let mut next: Ledger = ledger.iter().filter(|(g, _)| !plan.forget.contains(*g)).map(|(g, o)| (g.clone(), o.clone())).collect();
+    let mut next: Ledger =
+        ledger.iter().filter(|(g, _)| !plan.forget.contains(*g)).map(|(g, o)| (g.clone(), o.clone())).collect();
     for (grant, by) in &plan.grants {
         let owners: BTreeSet<LedgerOwner> = by
             .iter()
-            .map(|id| LedgerOwner { namespace: id.namespace.to_string(), name: id.name.to_string(), uid: id.uid.to_string() })
+            .map(|id| LedgerOwner {
+                namespace: id.namespace.to_string(),
+                name: id.name.to_string(),
+                uid: id.uid.to_string(),
+            })
             .collect();
         next.entry(grant.clone()).or_default().extend(owners);
     }

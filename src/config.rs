@@ -63,8 +63,12 @@ pub struct Args {
     pub propagation_window: Duration,
 
     /// Members that are never removed because no policy lists them; * stands for anything. Repeat, or separate by commas.
-    #[arg(long = "protected-member", env = "RUN_INVOKER_PROTECTED_MEMBERS", value_delimiter = ',',
-          default_value = "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com")]
+    #[arg(
+        long = "protected-member",
+        env = "RUN_INVOKER_PROTECTED_MEMBERS",
+        value_delimiter = ',',
+        default_value = "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com"
+    )]
     pub protected_members: Vec<String>,
 
     /// Whether policies may grant allUsers and allAuthenticatedUsers.

@@ -37,7 +37,8 @@ impl Declared {
 
     /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included.
     pub fn wants_a_look(&self) -> bool {
-        self.intents.iter().any(|i| !i.suspended || i.deleting) || (self.intents.is_empty() && !self.standing.is_empty())
+        self.intents.iter().any(|i| !i.suspended || i.deleting)
+            || (self.intents.is_empty() && !self.standing.is_empty())
     }
 
     /// Runs `f` on the input of a plan.

@@ -182,8 +182,9 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
 fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection>) -> BTreeSet<Declared> {
     let mut declared = BTreeSet::new();
     for (i, entry) in spec.invokers.iter().enumerate() {
-        let mut reject =
-            |field: &str, message: String| rejections.push(Rejection { field: format!("spec.invokers[{i}].{field}"), message });
+        let mut reject = |field: &str, message: String| {
+            rejections.push(Rejection { field: format!("spec.invokers[{i}].{field}"), message })
+        };
         let principal = match Principal::parse(&entry.member) {
             Ok(principal) => principal,
             Err(e) => {
@@ -278,7 +279,15 @@ mod tests {
 
     #[test]
     fn intervals_are_read_as_people_write_them() {
-        for (text, seconds) in [("5m", Some(300)), ("1h30m", Some(5400)), ("10s", Some(10)), ("5", None), ("", None), ("m", None), ("0s", None)] {
+        for (text, seconds) in [
+            ("5m", Some(300)),
+            ("1h30m", Some(5400)),
+            ("10s", Some(10)),
+            ("5", None),
+            ("", None),
+            ("m", None),
+            ("0s", None),
+        ] {
             assert_eq!(parse_interval(text).map(|d| d.as_secs()), seconds, "{text}");
         }
     }

@@ -32,7 +32,9 @@ pub struct Options {
 pub enum Leadership {
     Follower,
     /// Nobody else can hold the Lease before this instant.
-    Leader { until: Instant },
+    Leader {
+        until: Instant,
+    },
 }
 
 impl Leadership {
@@ -50,13 +52,20 @@ struct Seen {
 }
 
 /// Takes part in the election until `stop` is true, then gives the Lease up.
-pub async fn run(client: Client, options: Options, leadership: watch::Sender<Leadership>, mut stop: watch::Receiver<bool>) {
+pub async fn run(
+    client: Client,
+    options: Options,
+    leadership: watch::Sender<Leadership>,
+    mut stop: watch::Receiver<bool>,
+) {
     let api: Api<Lease> = Api::namespaced(client, &options.namespace);
     let mut seen: Option<Seen> = None;
     loop {
         let asked = Instant::now();
         // A call that hangs must not outlive the certainty that the last renewal gave.
-        let result = tokio::time::timeout(options.renew.max(Duration::from_millis(500)), campaign(&api, &options, &mut seen)).await;
+        let result =
+            tokio::time::timeout(options.renew.max(Duration::from_millis(500)), campaign(&api, &options, &mut seen))
+                .await;
         match result {
             Ok(Ok(true)) => {
                 // Counted from before the request, and shorter than what others wait.
@@ -116,7 +125,8 @@ async fn campaign(api: &Api<Lease>, options: &Options, seen: &mut Option<Seen>) 
         *seen = Some(Seen { holder: holder.clone(), renewals, since: Instant::now() });
     }
     let silent_for = seen.as_ref().map_or(Duration::ZERO, |s| s.since.elapsed());
-    let theirs = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map_or(options.duration, Duration::from_secs);
+    let theirs =
+        spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).map_or(options.duration, Duration::from_secs);
     let mine = holder.as_deref() == Some(&options.identity);
     if holder.is_some() && !mine && silent_for < theirs {
         return Ok(false);
@@ -151,7 +161,9 @@ fn hold(options: &Options, before: Option<&LeaseSpec>) -> LeaseSpec {
 /// Empties the Lease, so that another replica need not wait for it to run out.
 async fn release(api: &Api<Lease>, options: &Options) -> Result<(), kube::Error> {
     let Some(mut lease) = api.get_opt(&options.name).await? else { return Ok(()) };
-    let Some(spec) = lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&options.identity)) else { return Ok(()) };
+    let Some(spec) = lease.spec.as_mut().filter(|s| s.holder_identity.as_deref() == Some(&options.identity)) else {
+        return Ok(());
+    };
     spec.holder_identity = Some(String::new());
     spec.lease_duration_seconds = Some(1);
     api.replace(&options.name, &PostParams::default(), &lease).await.map(|_| ())

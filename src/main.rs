@@ -34,9 +34,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let credentials = if args.anonymous {
         google_cloud_auth::credentials::anonymous::Builder::new().build()
     } else {
-        google_cloud_auth::credentials::Builder::default()
-            .build()
-            .context("finding Application Default Credentials (Workload Identity, or gcloud auth application-default login)")?
+        google_cloud_auth::credentials::Builder::default().build().context(
+            "finding Application Default Credentials (Workload Identity, or gcloud auth application-default login)",
+        )?
     };
     let google = google::Google::connect(google::Options {
         endpoint: args.cloud_run_endpoint.clone(),
@@ -64,7 +64,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         led,
     );
 
-    let listener = tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("listening on {}", args.listen))?;
+    let listener =
+        tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("listening on {}", args.listen))?;
     let (health, ready, gauges) = (controller.clone(), controller.clone(), controller.clone());
     let endpoints = Endpoints {
         healthy: Arc::new(move || health.health()),

@@ -90,22 +90,71 @@ impl Metrics {
         let build = metric!(IntGaugeVec, "build_info", "Always 1; the labels say what runs.", ["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
-            policy_ready: metric!(IntGaugeVec, "policy_ready", "1 if the policy's Ready condition is True, else 0.", ["namespace", "policy"]),
-            policy_drift_grants: metric!(IntGaugeVec, "policy_drift_grants", "Grants that differ from the declaration.", ["namespace", "policy", "kind"]),
-            services: metric!(IntGaugeVec, "services", "Services under policies, by state; one that two policies name counts for each.", ["state"]),
+            policy_ready: metric!(
+                IntGaugeVec,
+                "policy_ready",
+                "1 if the policy's Ready condition is True, else 0.",
+                ["namespace", "policy"]
+            ),
+            policy_drift_grants: metric!(
+                IntGaugeVec,
+                "policy_drift_grants",
+                "Grants that differ from the declaration.",
+                ["namespace", "policy", "kind"]
+            ),
+            services: metric!(
+                IntGaugeVec,
+                "services",
+                "Services under policies, by state; one that two policies name counts for each.",
+                ["state"]
+            ),
             exposed_services: metric!(IntGauge, "exposed_services", "Services that anyone can call."),
-            drift_detected_total: metric!(IntCounterVec, "drift_detected_total", "Grants found to differ that were as declared before.", ["kind"]),
-            corrections_total: metric!(IntCounterVec, "corrections_total", "Grants made and revoked, by what triggered it.", ["action", "trigger"]),
-            drift_detection_seconds: histogram!("drift_detection_seconds", "Time since the last look that found a service as declared, when drift is found: the most that it went unseen."),
-            convergence_seconds: histogram!("convergence_seconds", "From seeing a declared change to reading it back from IAM."),
+            drift_detected_total: metric!(
+                IntCounterVec,
+                "drift_detected_total",
+                "Grants found to differ that were as declared before.",
+                ["kind"]
+            ),
+            corrections_total: metric!(
+                IntCounterVec,
+                "corrections_total",
+                "Grants made and revoked, by what triggered it.",
+                ["action", "trigger"]
+            ),
+            drift_detection_seconds: histogram!(
+                "drift_detection_seconds",
+                "Time since the last look that found a service as declared, when drift is found: the most that it went unseen."
+            ),
+            convergence_seconds: histogram!(
+                "convergence_seconds",
+                "From seeing a declared change to reading it back from IAM."
+            ),
             reconcile_total: metric!(IntCounterVec, "reconcile_total", "Rounds on a service, by result.", ["result"]),
             reconcile_duration_seconds: histogram!("reconcile_duration_seconds", "Time of a round on a service."),
-            cloud_requests_total: metric!(IntCounterVec, "cloud_requests_total", "Calls to Cloud Run, by result.", ["method", "code"]),
-            cloud_request_duration_seconds: histogram!("cloud_request_duration_seconds", "Time of a call to Cloud Run.", ["method"]),
+            cloud_requests_total: metric!(
+                IntCounterVec,
+                "cloud_requests_total",
+                "Calls to Cloud Run, by result.",
+                ["method", "code"]
+            ),
+            cloud_request_duration_seconds: histogram!(
+                "cloud_request_duration_seconds",
+                "Time of a call to Cloud Run.",
+                ["method"]
+            ),
             limiter_wait_seconds: histogram!("limiter_wait_seconds", "Time that calls waited for quota.", ["priority"]),
             queue_depth: metric!(IntGaugeVec, "queue_depth", "Services that wait, by lane.", ["priority"]),
-            status_writes_total: metric!(IntCounterVec, "status_writes_total", "Status updates, by result.", ["result"]),
-            last_audit_timestamp_seconds: metric!(IntGauge, "last_audit_timestamp_seconds", "Unix time at which a round on a service was last finished."),
+            status_writes_total: metric!(
+                IntCounterVec,
+                "status_writes_total",
+                "Status updates, by result.",
+                ["result"]
+            ),
+            last_audit_timestamp_seconds: metric!(
+                IntGauge,
+                "last_audit_timestamp_seconds",
+                "Unix time at which a round on a service was last finished."
+            ),
             shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
             registry,
             per_policy,
@@ -141,7 +190,13 @@ impl Metrics {
     /// Sets the number of services in each state.
     pub fn service_states(&self, count: impl Fn(ServiceState) -> i64) {
         use ServiceState as S;
-        for (state, label) in [(S::InSync, "in_sync"), (S::Drifted, "drifted"), (S::Held, "held"), (S::Failed, "failed"), (S::NotFound, "not_found")] {
+        for (state, label) in [
+            (S::InSync, "in_sync"),
+            (S::Drifted, "drifted"),
+            (S::Held, "held"),
+            (S::Failed, "failed"),
+            (S::NotFound, "not_found"),
+        ] {
             self.services.with_label_values(&[label]).set(count(state));
         }
     }

@@ -14,10 +14,10 @@ pub struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         #[cfg(feature = "otlp")]
-        if let Some(provider) = self.provider.take() {
-            if let Err(e) = provider.shutdown() {
-                tracing::warn!(error = %e, "the last spans could not be exported");
-            }
+        if let Some(provider) = self.provider.take()
+            && let Err(e) = provider.shutdown()
+        {
+            tracing::warn!(error = %e, "the last spans could not be exported");
         }
     }
 }
@@ -27,7 +27,8 @@ impl Drop for Guard {
 /// # Errors
 /// When the filter cannot be read, the exporter cannot be built, or tracing was set up before.
 pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter:?} is not a filter such as info or run_invoker=debug"))?;
+    let filter = EnvFilter::try_new(filter)
+        .with_context(|| format!("--log {filter:?} is not a filter such as info or run_invoker=debug"))?;
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = match format {
         LogFormat::Text => logs.with_target(false).boxed(),
@@ -39,7 +40,9 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
         let provider = otlp.map(exporter).transpose()?;
         let spans = provider.as_ref().map(|p| {
             use opentelemetry::trace::TracerProvider as _;
-            tracing_opentelemetry::layer().with_tracer(p.tracer("run-invoker")).with_filter(EnvFilter::new("run_invoker=info"))
+            tracing_opentelemetry::layer()
+                .with_tracer(p.tracer("run-invoker"))
+                .with_filter(EnvFilter::new("run_invoker=info"))
         });
         registry.with(spans).try_init()?;
         Ok(Guard { provider })
@@ -56,7 +59,11 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
 fn exporter(endpoint: &str) -> anyhow::Result<opentelemetry_sdk::trace::SdkTracerProvider> {
     use opentelemetry_otlp::{SpanExporter, WithExportConfig};
     let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-    let exporter = SpanExporter::builder().with_http().with_endpoint(url).build().context("building the OTLP exporter")?;
+    let exporter =
+        SpanExporter::builder().with_http().with_endpoint(url).build().context("building the OTLP exporter")?;
     let resource = opentelemetry_sdk::Resource::builder().with_service_name("run-invoker").build();
-    Ok(opentelemetry_sdk::trace::SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(opentelemetry_sdk::trace::SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource)
+        .build())
 }

@@ -26,13 +26,29 @@ const MAP: &[(&str, &[&str], bool)] = &[
     ("apply", &["api", "cloudrun", "cluster", "fault", "iam", "plan"], false),
     (
         "controller",
-        &["api", "apply", "cloudrun", "cluster", "fault", "gather", "iam", "intent", "leader", "metrics", "plan", "status"],
+        &[
+            "api", "apply", "cloudrun", "cluster", "fault", "gather", "iam", "intent", "leader", "metrics", "plan",
+            "status",
+        ],
         false,
     ),
 ];
 
 /// What decides may not call, wait, log or count, nor read a clock or a die.
-const IMPURE: &[&str] = &["tokio", "tracing", "prometheus", "kube::Client", "kube::Api", "google_cloud", "reqwest", "axum", "Timestamp::now", "Instant::now", "SystemTime", "rand::"];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "tracing",
+    "prometheus",
+    "kube::Client",
+    "kube::Api",
+    "google_cloud",
+    "reqwest",
+    "axum",
+    "Timestamp::now",
+    "Instant::now",
+    "SystemTime",
+    "rand::",
+];
 
 fn sources(module: &str) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

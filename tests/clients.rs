@@ -69,7 +69,13 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
     sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
     let home = folder("kubectl");
     std::fs::write(home.join("config"), sandbox.kubeconfig()).unwrap();
-    let kubectl = Shell { program, env: vec![("KUBECONFIG".into(), home.join("config").display().to_string()), ("HOME".into(), home.display().to_string())] };
+    let kubectl = Shell {
+        program,
+        env: vec![
+            ("KUBECONFIG".into(), home.join("config").display().to_string()),
+            ("HOME".into(), home.display().to_string()),
+        ],
+    };
     let crds = common::repository("crds");
 
     kubectl.ok(&["apply", "-f", crds.to_str().unwrap()]).await;
@@ -86,7 +92,10 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
 
     // Refusals carry the rule's own words.
     let (fine, text) = kubectl.run(&["apply", "-f", "-"], &POLICY.replace("user:a@acme.com", "AllUsers")).await;
-    assert!(!fine && text.contains("spec.invokers[0].member: Invalid value") && text.contains("member must be user:EMAIL"), "{text}");
+    assert!(
+        !fine && text.contains("spec.invokers[0].member: Invalid value") && text.contains("member must be user:EMAIL"),
+        "{text}"
+    );
     let (fine, text) = kubectl.run(&["apply", "-f", "-"], &POLICY.replace("project:", "projekt:")).await;
     assert!(!fine && text.contains("unknown field \"spec.projekt\""), "{text}");
 
@@ -97,8 +106,14 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
     kubectl.ok(&["-n", "shop", "wait", "--for=condition=Ready", "ivp/web", "--timeout=20s"]).await;
     let table = kubectl.ok(&["get", "ivp", "-A"]).await;
     let mut lines = table.lines();
-    assert_eq!(lines.next().unwrap().split_whitespace().collect::<Vec<_>>(), ["NAMESPACE", "NAME", "MODE", "READY", "SERVICES", "DRIFTED", "REASON", "AGE"]);
-    assert_eq!(lines.next().unwrap().split_whitespace().take(7).collect::<Vec<_>>(), ["shop", "web", "Audit", "True", "1", "1", "Audited"]);
+    assert_eq!(
+        lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
+        ["NAMESPACE", "NAME", "MODE", "READY", "SERVICES", "DRIFTED", "REASON", "AGE"]
+    );
+    assert_eq!(
+        lines.next().unwrap().split_whitespace().take(7).collect::<Vec<_>>(),
+        ["shop", "web", "Audit", "True", "1", "1", "Audited"]
+    );
     let wide = kubectl.ok(&["-n", "shop", "get", "ivp", "-o", "wide"]).await;
     assert!(wide.contains("MISSING") && wide.contains("UNEXPECTED") && wide.contains("LAST CHANGE"), "{wide}");
     assert!(kubectl.ok(&["get", "run-invoker", "-n", "shop"]).await.contains("web"), "the category finds it");
@@ -109,13 +124,46 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
 
     // Patches, server-side apply and its conflicts.
     kubectl.ok(&["-n", "shop", "patch", "ivp", "web", "--type=merge", "-p", "{\"spec\":{\"mode\":\"Enforce\"}}"]).await;
-    kubectl.ok(&["-n", "shop", "wait", "--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=InSync", "ivp/web", "--timeout=20s"]).await;
-    let (fine, text) = kubectl.run(&["apply", "--server-side", "--field-manager=git", "-f", "-"], &POLICY.replace("spec:", "spec:\n  mode: Audit")).await;
+    kubectl
+        .ok(&[
+            "-n",
+            "shop",
+            "wait",
+            "--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=InSync",
+            "ivp/web",
+            "--timeout=20s",
+        ])
+        .await;
+    let (fine, text) = kubectl
+        .run(
+            &["apply", "--server-side", "--field-manager=git", "-f", "-"],
+            &POLICY.replace("spec:", "spec:\n  mode: Audit"),
+        )
+        .await;
     assert!(!fine && text.contains("conflict with \"kubectl-patch\""), "{text}");
-    kubectl.ok(&["-n", "shop", "patch", "ivp", "web", "--type=json", "-p", "[{\"op\":\"replace\",\"path\":\"/spec/interval\",\"value\":\"1m\"}]"]).await;
-    let edit = Shell { program: kubectl.program.clone(), env: [kubectl.env.clone(), vec![("EDITOR".into(), "sed -i s/1m/2m/".into())]].concat() };
+    kubectl
+        .ok(&[
+            "-n",
+            "shop",
+            "patch",
+            "ivp",
+            "web",
+            "--type=json",
+            "-p",
+            "[{\"op\":\"replace\",\"path\":\"/spec/interval\",\"value\":\"1m\"}]",
+        ])
+        .await;
+    let edit = Shell {
+        program: kubectl.program.clone(),
+        env: [kubectl.env.clone(), vec![("EDITOR".into(), "sed -i s/1m/2m/".into())]].concat(),
+    };
     assert!(edit.ok(&["-n", "shop", "edit", "ivp", "web"]).await.contains("edited"));
-    let (fine, text) = kubectl.run(&["-n", "shop", "patch", "ivp", "web", "--type=merge", "-p", "{\"spec\":{\"project\":\"other-prod\"}}"], "").await;
+    let (fine, text) = kubectl
+        .run(
+            &["-n", "shop", "patch", "ivp", "web", "--type=merge", "-p", "{\"spec\":{\"project\":\"other-prod\"}}"],
+            "",
+        )
+        .await;
     assert!(!fine && text.contains("project cannot be changed"), "{text}");
 
     let described = kubectl.ok(&["-n", "shop", "describe", "ivp", "web"]).await;
@@ -167,15 +215,33 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
     assert!(gcloud.ok(&cmd("get-iam-policy", &[])).await.contains("etag: ACAB"));
     gcloud.ok(&cmd("add-iam-policy-binding", &binding)).await;
     assert_eq!(sandbox.run.members("acme-prod", "europe-west1", "web", "roles/run.invoker"), ["user:a@acme.com"]);
-    gcloud.ok(&cmd("add-iam-policy-binding", &["--member", "user:c@acme.com", "--role", "roles/run.invoker", "--condition", "title=t,expression=request.path.startsWith('/x')"])).await;
+    gcloud
+        .ok(&cmd(
+            "add-iam-policy-binding",
+            &[
+                "--member",
+                "user:c@acme.com",
+                "--role",
+                "roles/run.invoker",
+                "--condition",
+                "title=t,expression=request.path.startsWith('/x')",
+            ],
+        ))
+        .await;
     let saved = gcloud.ok(&cmd("get-iam-policy", &["--format", "json"])).await;
     assert!(saved.contains("\"version\": 3") && saved.contains("request.path"), "{saved}");
     let file = home.join("policy.json").display().to_string();
     std::fs::write(&file, &saved).unwrap();
     gcloud.ok(&["run", "services", "set-iam-policy", "web", &file, "--region", "europe-west1"]).await;
-    let (fine, text) = gcloud.run(&["run", "services", "set-iam-policy", "web", &file, "--region", "europe-west1"], "").await;
+    let (fine, text) =
+        gcloud.run(&["run", "services", "set-iam-policy", "web", &file, "--region", "europe-west1"], "").await;
     assert!(!fine && text.contains("ABORTED: There were concurrent policy changes"), "{text}");
-    gcloud.ok(&cmd("remove-iam-policy-binding", &["--member", "user:a@acme.com", "--role", "roles/run.invoker", "--condition", "None"])).await;
+    gcloud
+        .ok(&cmd(
+            "remove-iam-policy-binding",
+            &["--member", "user:a@acme.com", "--role", "roles/run.invoker", "--condition", "None"],
+        ))
+        .await;
     let (fine, text) = gcloud.run(&["run", "services", "get-iam-policy", "nope", "--region", "europe-west1"], "").await;
     assert!(!fine && text.contains("does not exist"), "{text}");
 
@@ -184,7 +250,8 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
     common::install(&client).await;
     common::namespace(&client, "shop").await;
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
-    let policy: serde_json::Value = serde_saphyr::from_str(&POLICY.replace("spec:", "spec:\n  mode: Enforce\n  interval: 10s")).unwrap();
+    let policy: serde_json::Value =
+        serde_saphyr::from_str(&POLICY.replace("spec:", "spec:\n  mode: Enforce\n  interval: 10s")).unwrap();
     let api: kube::Api<run_invoker::api::InvokerPolicy> = kube::Api::namespaced(client, "shop");
     api.create(&Default::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
     let declared = || async {
@@ -192,7 +259,12 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
         if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
     };
     eventually(Duration::from_secs(10), "granted", declared).await;
-    gcloud.ok(&cmd("add-iam-policy-binding", &["--member", "user:intruder@evil.com", "--role", "roles/run.invoker", "--condition", "None"])).await;
+    gcloud
+        .ok(&cmd(
+            "add-iam-policy-binding",
+            &["--member", "user:intruder@evil.com", "--role", "roles/run.invoker", "--condition", "None"],
+        ))
+        .await;
     eventually(Duration::from_secs(25), "corrected", declared).await;
     let after = gcloud.ok(&cmd("get-iam-policy", &[])).await;
     assert!(after.contains("user:c@acme.com") && !after.contains("intruder"), "foreign conditions stay: {after}");

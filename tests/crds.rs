@@ -9,7 +9,10 @@ use serde_json::Value;
 
 #[test]
 fn the_definitions_in_crds_are_current() {
-    let output = Command::new(env!("CARGO_BIN_EXE_crdgen")).args(["--check", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")]).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_crdgen"))
+        .args(["--check", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")])
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -25,7 +28,9 @@ fn fields(schema: &Value, path: &str, out: &mut Vec<(String, Value)>) {
 
 #[test]
 fn every_field_is_explained_and_every_list_of_the_spec_is_bounded() {
-    for crd in [serde_json::to_value(InvokerPolicy::crd()).unwrap(), serde_json::to_value(InvokerLedger::crd()).unwrap()] {
+    for crd in
+        [serde_json::to_value(InvokerPolicy::crd()).unwrap(), serde_json::to_value(InvokerLedger::crd()).unwrap()]
+    {
         let mut all = Vec::new();
         fields(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "", &mut all);
         assert!(all.len() > 5);

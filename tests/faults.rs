@@ -6,13 +6,22 @@ mod common;
 
 use std::{
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use common::{Envtest, Operator, Setup, eventually};
-use kube::{Api, Client, api::{Patch, PatchParams, PostParams}};
-use run_invoker::{api::{InvokerPolicy, REQUESTED_AT}, leader::Leadership};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use run_invoker::{
+    api::{InvokerPolicy, REQUESTED_AT},
+    leader::Leadership,
+};
 use sandbox::{Api as Side, Fault, Rule, Sandbox};
 use serde_json::{Value, json};
 
@@ -42,14 +51,19 @@ async fn in_sync(client: &Client, generation: i64, within: u64) {
     eventually(Duration::from_secs(within), "the policy is in sync", || async {
         let p = policies(client).get("web").await.map_err(|e| e.to_string())?;
         let status = p.status.unwrap_or_default();
-        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True" && c.observed_generation >= generation);
+        let ready = status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True" && c.observed_generation >= generation);
         if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
     })
     .await;
 }
 
 fn writes(sandbox: &Sandbox, since: u64) -> Vec<sandbox::Entry> {
-    sandbox.journal.since(since, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy") && !e.user_agent.contains("rival"))
+    sandbox
+        .journal
+        .since(since, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy") && !e.user_agent.contains("rival"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -81,13 +95,25 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
     let mut conflicts = 0;
     for round in 0..ROUNDS {
         loop {
-            let mut policy: Value =
-                http.get(format!("{base}:getIamPolicy?options.requestedPolicyVersion=3")).send().await.unwrap().json().await.unwrap();
+            let mut policy: Value = http
+                .get(format!("{base}:getIamPolicy?options.requestedPolicyVersion=3"))
+                .send()
+                .await
+                .unwrap()
+                .json()
+                .await
+                .unwrap();
             let bindings = policy["bindings"].as_array().cloned().unwrap_or_default();
-            let mut viewers: Vec<Value> =
-                bindings.iter().find(|b| b["role"] == "roles/run.viewer").and_then(|b| b["members"].as_array().cloned()).unwrap_or_default();
+            let mut viewers: Vec<Value> = bindings
+                .iter()
+                .find(|b| b["role"] == "roles/run.viewer")
+                .and_then(|b| b["members"].as_array().cloned())
+                .unwrap_or_default();
             viewers.push(json!(format!("user:Viewer{round}@acme.com")));
-            let mut next: Vec<Value> = bindings.into_iter().filter(|b| b["role"] != "roles/run.viewer" && b["role"] != "roles/run.invoker").collect();
+            let mut next: Vec<Value> = bindings
+                .into_iter()
+                .filter(|b| b["role"] != "roles/run.viewer" && b["role"] != "roles/run.invoker")
+                .collect();
             next.push(json!({"role": "roles/run.viewer", "members": viewers}));
             next.push(json!({"role": "roles/run.invoker", "members": [format!("user:intruder{round}@evil.com")]}));
             policy["bindings"] = json!(next);
@@ -95,7 +121,8 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
             if round % 4 == 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            let answer = http.post(format!("{base}:setIamPolicy")).json(&json!({"policy": policy})).send().await.unwrap();
+            let answer =
+                http.post(format!("{base}:setIamPolicy")).json(&json!({"policy": policy})).send().await.unwrap();
             match answer.status().as_u16() {
                 200 => break,
                 409 => conflicts += 1,
@@ -115,7 +142,9 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
     assert_eq!(viewers.len(), ROUNDS, "foreign changes were lost");
     let refused = writes(&sandbox, 0).iter().filter(|e| e.status == 409).count();
     let accepted = writes(&sandbox, 0).iter().filter(|e| e.status == 200).count();
-    println!("{ROUNDS} rounds: the operator wrote {accepted} times and lost {refused} races, the rival lost {conflicts}");
+    println!(
+        "{ROUNDS} rounds: the operator wrote {accepted} times and lost {refused} races, the rival lost {conflicts}"
+    );
     assert!(refused + conflicts > 20, "there was no contention");
     operator.stop().await;
 }
@@ -149,7 +178,15 @@ async fn a_service_at_the_edge_of_contention_converges_within_ten_seconds() {
 fn spawn(kubeconfig: &std::path::Path, run_url: &str, identity: &str) -> Child {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     Command::new(env!("CARGO_BIN_EXE_run-invoker"))
-        .args(["--cloud-run-endpoint", run_url, "--anonymous", "--identity", identity, "--listen", &format!("127.0.0.1:{port}")])
+        .args([
+            "--cloud-run-endpoint",
+            run_url,
+            "--anonymous",
+            "--identity",
+            identity,
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+        ])
         .args(["--lease-duration", "3s", "--lease-renew", "750ms", "--log", "warn"])
         .env("KUBECONFIG", kubeconfig)
         .stdout(Stdio::null())
@@ -210,7 +247,10 @@ async fn on_sigterm_it_finishes_what_is_in_flight_and_gives_the_lease_up() {
     assert!(code.success(), "exit {code}");
     assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:a@acme.com"]);
     in_sync(&client, 1, 1).await;
-    assert!(sandbox.journal.since(0, |e| e.api == Side::Run && e.target.contains("services/later")).is_empty(), "new work was begun");
+    assert!(
+        sandbox.journal.since(0, |e| e.api == Side::Run && e.target.contains("services/later")).is_empty(),
+        "new work was begun"
+    );
     let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), "default");
     let holder = leases.get("run-invoker").await.unwrap().spec.unwrap().holder_identity;
     assert_eq!(holder.as_deref(), Some(""), "the lease was not given up");
@@ -219,8 +259,10 @@ async fn on_sigterm_it_finishes_what_is_in_flight_and_gives_the_lease_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_replicas_one_works_and_the_other_takes_over() {
     let (sandbox, client) = sandbox().await;
-    let a = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
-    let b = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "b".into(), ..Setup::default() }).await;
+    let a =
+        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
+    let b =
+        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "b".into(), ..Setup::default() }).await;
     policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
     in_sync(&client, 1, 20).await;
     let calls = |since| sandbox.journal.since(since, |e| e.api == Side::Run).len();
@@ -247,7 +289,8 @@ async fn of_two_replicas_one_works_and_the_other_takes_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_cut_off_from_the_api_server_stops_before_another_may_start() {
     let (sandbox, client) = sandbox().await;
-    let a = Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
+    let a =
+        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
     policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
     in_sync(&client, 1, 20).await;
     sandbox.faults.add(Rule::kube("", "leases", Fault::Drop));
@@ -276,14 +319,29 @@ async fn an_object_that_cannot_be_read_is_marked_and_stops_nobody_else() {
             "versions": [{"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}},
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
     let put = |path: &str, body: &Value| {
-        http::Request::patch(format!("{path}?fieldManager=old&force=true")).header("content-type", "application/apply-patch+yaml").body(body.to_string().into_bytes()).unwrap()
+        http::Request::patch(format!("{path}?fieldManager=old&force=true"))
+            .header("content-type", "application/apply-patch+yaml")
+            .body(body.to_string().into_bytes())
+            .unwrap()
     };
-    client.request::<Value>(put("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/invokerpolicies.run-invoker.dev", &loose)).await.unwrap();
+    client
+        .request::<Value>(put(
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/invokerpolicies.run-invoker.dev",
+            &loose,
+        ))
+        .await
+        .unwrap();
     let broken = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken"}, "spec": {"project": 7}});
-    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &broken)).await.unwrap();
+    client
+        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &broken))
+        .await
+        .unwrap();
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
     let fine = serde_json::to_value(policy(&["user:a@acme.com"])).unwrap();
-    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web", &fine)).await.unwrap();
+    client
+        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web", &fine))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(10), "the other policy is in force", || async {
         let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
         if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
@@ -291,9 +349,14 @@ async fn an_object_that_cannot_be_read_is_marked_and_stops_nobody_else() {
     .await;
     // Marked once it is seen by a leader; the next state of the object is such a moment.
     let touched = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken", "labels": {"a": "b"}}, "spec": {"project": 7}});
-    client.request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &touched)).await.unwrap();
+    client
+        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &touched))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(10), "the broken one is marked", || async {
-        let request = http::Request::get("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken").body(vec![]).unwrap();
+        let request = http::Request::get("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken")
+            .body(vec![])
+            .unwrap();
         let object: Value = client.request(request).await.map_err(|e| e.to_string())?;
         if object["status"]["conditions"][0]["reason"] == "InvalidSpec" { Ok(()) } else { Err(object.to_string()) }
     })
@@ -308,7 +371,17 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
     let log = std::env::temp_dir().join(format!("run-invoker-redact-{}.log", std::process::id()));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut process = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
-        .args(["--cloud-run-endpoint", &sandbox.run_url(), "--anonymous", "--identity", "x", "--listen", &format!("127.0.0.1:{port}"), "--log", "info"])
+        .args([
+            "--cloud-run-endpoint",
+            &sandbox.run_url(),
+            "--anonymous",
+            "--identity",
+            "x",
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+            "--log",
+            "info",
+        ])
         .env("KUBECONFIG", &config)
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&log).unwrap())
@@ -316,7 +389,10 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
         .unwrap();
     sandbox.run.change_world(|w| w.unknown = ["ghost@secret.example".to_owned()].into());
     sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:intruder@secret.example");
-    policies(&client).create(&PostParams::default(), &policy(&["user:ada@secret.example", "user:ghost@secret.example"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:ada@secret.example", "user:ghost@secret.example"]))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(20), "written", || async {
         let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
         if members == ["user:ada@secret.example"] { Ok(()) } else { Err(format!("{members:?}")) }
@@ -324,7 +400,8 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
     .await;
     eventually(Duration::from_secs(10), "told", || async {
         let p = policies(&client).get("web").await.map_err(|e| e.to_string())?;
-        let told = p.status.unwrap_or_default().conditions.iter().any(|c| c.type_ == "Stalled" && c.reason == "InvalidMember");
+        let told =
+            p.status.unwrap_or_default().conditions.iter().any(|c| c.type_ == "Stalled" && c.reason == "InvalidMember");
         if told { Ok(()) } else { Err("not yet".into()) }
     })
     .await;
@@ -335,9 +412,24 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
     assert_eq!(get("/healthz").await.status(), 200);
     assert_eq!(get("/readyz").await.status(), 200);
     let metrics = get("/metrics").await.text().await.unwrap();
-    for name in ["policy_ready", "services", "exposed_services", "drift_detected_total", "corrections_total", "reconcile_total",
-        "reconcile_duration_seconds_count", "cloud_requests_total", "cloud_request_duration_seconds_count", "limiter_wait_seconds_count",
-        "queue_depth", "last_audit_timestamp_seconds", "shard_owned", "build_info", "convergence_seconds_count", "drift_detection_seconds_count"] {
+    for name in [
+        "policy_ready",
+        "services",
+        "exposed_services",
+        "drift_detected_total",
+        "corrections_total",
+        "reconcile_total",
+        "reconcile_duration_seconds_count",
+        "cloud_requests_total",
+        "cloud_request_duration_seconds_count",
+        "limiter_wait_seconds_count",
+        "queue_depth",
+        "last_audit_timestamp_seconds",
+        "shard_owned",
+        "build_info",
+        "convergence_seconds_count",
+        "drift_detection_seconds_count",
+    ] {
         assert!(metrics.contains(&format!("\nrun_invoker_{name}")), "no {name}");
     }
     assert!(metrics.contains("process_resident_memory_bytes"));

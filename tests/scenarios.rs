@@ -15,8 +15,14 @@ use std::{
 };
 
 use common::{Envtest, Operator, Setup, eventually};
-use kube::{Api, Client, ResourceExt, api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams}};
-use run_invoker::{api::{InvokerLedger, InvokerPolicy, REQUESTED_AT}, status::kstatus};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+};
+use run_invoker::{
+    api::{InvokerLedger, InvokerPolicy, REQUESTED_AT},
+    status::kstatus,
+};
 use sandbox::{Api as Side, Rule, Sandbox};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -64,16 +70,34 @@ enum Step {
     /// Objects, as `kubectl apply --server-side` sends them. The namespace is `team-a` unless given.
     Apply(Vec<Value>),
     /// An object that must be refused with this in the message.
-    Refuse { object: Value, contains: Vec<String> },
+    Refuse {
+        object: Value,
+        contains: Vec<String>,
+    },
     /// A merge patch on a policy.
-    Patch { policy: String, merge: Value },
+    Patch {
+        policy: String,
+        merge: Value,
+    },
     /// Any object as a merge patch on its status, as somebody with too many rights would.
-    ForgeStatus { policy: String, status: Value },
+    ForgeStatus {
+        policy: String,
+        status: Value,
+    },
     Delete(String),
     Deploy(Deployed),
     Undeploy(String),
-    Member { service: String, #[serde(default)] role: Option<String>, add: Option<String>, remove: Option<String> },
-    DeleteIdentity { member: String, uid: u64 },
+    Member {
+        service: String,
+        #[serde(default)]
+        role: Option<String>,
+        add: Option<String>,
+        remove: Option<String>,
+    },
+    DeleteIdentity {
+        member: String,
+        uid: u64,
+    },
     World(Value),
     Fault(Rule),
     ClearFaults,
@@ -89,19 +113,28 @@ enum Step {
     Crash,
     StopOperator,
     StartOperator,
-    KubeOutage { milliseconds: u64 },
+    KubeOutage {
+        milliseconds: u64,
+    },
     CompactWatches,
     Expect(Box<Expect>),
     /// Counts calls from here.
     Mark,
     /// The calls to Cloud Run since the mark, exactly.
-    Calls { get: usize, set: usize, list: Option<usize> },
+    Calls {
+        get: usize,
+        set: usize,
+        list: Option<usize>,
+    },
     /// The writes to policies' status since the mark, exactly.
     StatusWrites(usize),
     /// No request to Cloud Run since the mark named this.
     Untouched(String),
     /// A grant is there in every single policy that was written since the mark.
-    NeverAbsent { service: String, member: String },
+    NeverAbsent {
+        service: String,
+        member: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -200,12 +233,17 @@ impl World {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or("team-a").to_owned();
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         object["metadata"]["namespace"] = json!(namespace);
-        let params = PatchParams { field_validation: Some(kube::api::ValidationDirective::Strict), ..PatchParams::apply("git").force() };
+        let params = PatchParams {
+            field_validation: Some(kube::api::ValidationDirective::Strict),
+            ..PatchParams::apply("git").force()
+        };
         self.dynamic(&namespace).patch(&name, &params, &Patch::Apply(object)).await.map(|_| ())
     }
 
     fn calls(&self) -> (usize, usize, usize) {
-        let count = |f: &dyn Fn(&sandbox::Entry) -> bool| self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && f(e)).len();
+        let count = |f: &dyn Fn(&sandbox::Entry) -> bool| {
+            self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && f(e)).len()
+        };
         (
             count(&|e| e.path().ends_with(":getIamPolicy")),
             count(&|e| e.path().ends_with(":setIamPolicy")),
@@ -283,11 +321,20 @@ impl World {
             Step::Calls { get, set, list } => {
                 let calls = self.calls();
                 let wanted = (*get, *set, list.unwrap_or(calls.2));
-                let lines: Vec<String> = self.sandbox.journal.since(self.mark, |e| !e.target.contains("lease")).iter().map(|e| format!("{:6} {} {} {}", e.elapsed_ms, e.method, e.target, e.status)).collect();
+                let lines: Vec<String> = self
+                    .sandbox
+                    .journal
+                    .since(self.mark, |e| !e.target.contains("lease"))
+                    .iter()
+                    .map(|e| format!("{:6} {} {} {}", e.elapsed_ms, e.method, e.target, e.status))
+                    .collect();
                 assert_eq!(calls, wanted, "(get, set, list) calls, in full:\n{}", lines.join("\n"));
             }
             Step::StatusWrites(wanted) => {
-                let writes = self.sandbox.journal.since(self.mark, |e| e.api == Side::Kube && e.method == "PATCH" && e.path().ends_with("/status"));
+                let writes = self
+                    .sandbox
+                    .journal
+                    .since(self.mark, |e| e.api == Side::Kube && e.method == "PATCH" && e.path().ends_with("/status"));
                 assert_eq!(writes.len(), *wanted, "{writes:#?}");
             }
             Step::Untouched(text) => {
@@ -299,7 +346,11 @@ impl World {
                 let writes = self.sandbox.journal.since(self.mark, |e| e.path().ends_with(&name));
                 assert!(!writes.is_empty(), "nothing was written to {service}");
                 for write in writes {
-                    assert!(write.body.to_string().contains(&format!("\"{member}\"")), "{member} is absent in {}", write.body);
+                    assert!(
+                        write.body.to_string().contains(&format!("\"{member}\"")),
+                        "{member} is absent in {}",
+                        write.body
+                    );
                 }
             }
             Step::Expect(expect) => {
@@ -397,7 +448,8 @@ impl World {
             }
         }
         for (type_, text) in &expect.messages {
-            let message = status.conditions.iter().find(|c| c.type_ == *type_).map(|c| c.message.clone()).unwrap_or_default();
+            let message =
+                status.conditions.iter().find(|c| c.type_ == *type_).map(|c| c.message.clone()).unwrap_or_default();
             if !message.contains(text) {
                 return Err(format!("{type_} says {message:?}, not {text:?}"));
             }
@@ -410,15 +462,16 @@ impl World {
         }
         for (place, wanted) in &expect.states {
             let (region, name) = place.split_once('/').unwrap();
-            let have = status.services.iter().find(|s| s.region == region && s.name == name).map(|s| format!("{:?}", s.state));
+            let have =
+                status.services.iter().find(|s| s.region == region && s.name == name).map(|s| format!("{:?}", s.state));
             if have.as_deref() != Some(wanted) {
                 return Err(format!("{place} is {have:?}, wanted {wanted}"));
             }
         }
-        if let Some(wanted) = expect.finalizer {
-            if p.finalizers().iter().any(|f| f == run_invoker::api::FINALIZER) != wanted {
-                return Err(format!("finalizers are {:?}", p.finalizers()));
-            }
+        if let Some(wanted) = expect.finalizer
+            && p.finalizers().iter().any(|f| f == run_invoker::api::FINALIZER) != wanted
+        {
+            return Err(format!("finalizers are {:?}", p.finalizers()));
         }
         Ok(())
     }
@@ -440,7 +493,10 @@ impl World {
     async fn check_statuses(&self) {
         let all: Api<InvokerPolicy> = Api::all(self.client.clone());
         for policy in all.list(&ListParams::default()).await.unwrap() {
-            if let Err(broken) = kstatus::check(policy.status.as_ref().unwrap_or(&Default::default()), policy.metadata.generation.unwrap()) {
+            if let Err(broken) = kstatus::check(
+                policy.status.as_ref().unwrap_or(&Default::default()),
+                policy.metadata.generation.unwrap(),
+            ) {
                 panic!("{}: {broken:?}", policy.name_any());
             }
         }

@@ -1,7 +1,10 @@
 //! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that are a contract with
 //! users. Pure: no client.
 
+// kube's derive takes one attribute per column, and equal parts of them are no mistake.
+#[allow(clippy::duplicated_attributes)]
 mod ledger;
+#[allow(clippy::duplicated_attributes)]
 mod policy;
 mod reason;
 

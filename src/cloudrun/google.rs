@@ -106,9 +106,13 @@ impl CloudRun for Google {
     async fn write_policy(&self, service: &RunService, policy: &Policy, _: Lane) -> Result<Policy, Fault> {
         if policy.etag.is_empty() {
             // Without an etag IAM overwrites whatever is there.
-            return Err(Fault::new(FaultClass::Unexpected, "the policy was read without an etag, so nothing is written"));
+            return Err(Fault::new(
+                FaultClass::Unexpected,
+                "the policy was read without an etag, so nothing is written",
+            ));
         }
-        let mut request = self.client.set_iam_policy().set_resource(service.resource_name()).set_policy(to_wire(policy)?);
+        let mut request =
+            self.client.set_iam_policy().set_resource(service.resource_name()).set_policy(to_wire(policy)?);
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
@@ -153,7 +157,10 @@ impl CloudRun for Google {
                         return Ok(listing);
                     }
                 }
-                return Err(Fault::new(FaultClass::Unexpected, format!("the list of services has over {MAX_PAGES} pages")));
+                return Err(Fault::new(
+                    FaultClass::Unexpected,
+                    format!("the list of services has over {MAX_PAGES} pages"),
+                ));
             }
         }
         Ok(listing)
@@ -273,7 +280,8 @@ fn from_sdk(error: &Error) -> Fault {
         return Fault::new(FaultClass::Credentials, chain(error));
     }
     let Some(http) = error.http_status_code() else {
-        let class = if error.is_timeout() || error.is_exhausted() { FaultClass::Timeout } else { FaultClass::Unavailable };
+        let class =
+            if error.is_timeout() || error.is_exhausted() { FaultClass::Timeout } else { FaultClass::Unavailable };
         let class = if error.is_binding() || error.is_serialization() { FaultClass::Unexpected } else { class };
         return Fault::new(class, chain(error));
     };
@@ -381,7 +389,9 @@ fn project_is_gone(message: &str) -> bool {
 
 /// The identifier in `Service account X does not exist.` and its family (reference §4.4), without its prefix.
 fn named_member(message: &str) -> Option<String> {
-    let rest = ["Service account ", "Group ", "User ", "Principal ", "Domain "].iter().find_map(|p| message.strip_prefix(p))?;
+    let rest = ["Service account ", "Group ", "User ", "Principal ", "Domain "]
+        .iter()
+        .find_map(|p| message.strip_prefix(p))?;
     let (name, tail) = rest.split_once(' ')?;
     tail.starts_with("does not exist").then(|| name.to_owned())
 }
@@ -398,15 +408,40 @@ mod tests {
     fn every_documented_answer_has_its_class() {
         use FaultClass as C;
         for (http, status, message, class) in [
-            (409, "ABORTED", "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.", C::Conflict),
-            (403, "PERMISSION_DENIED", "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).", C::PermissionDenied),
-            (403, "PERMISSION_DENIED", "Cloud Run Admin API has not been used in project 1 before or it is disabled. Enable it by visiting https://x", C::ApiDisabled),
-            (404, "NOT_FOUND", "Resource 's' of kind 'SERVICE' in region 'r' in project 'p' does not exist.", C::ServiceNotFound),
+            (
+                409,
+                "ABORTED",
+                "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
+                C::Conflict,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).",
+                C::PermissionDenied,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Cloud Run Admin API has not been used in project 1 before or it is disabled. Enable it by visiting https://x",
+                C::ApiDisabled,
+            ),
+            (
+                404,
+                "NOT_FOUND",
+                "Resource 's' of kind 'SERVICE' in region 'r' in project 'p' does not exist.",
+                C::ServiceNotFound,
+            ),
             (404, "NOT_FOUND", "Project 'p' not found or deleted.", C::ProjectNotFound),
             (404, "", "HTTP 404", C::ServiceNotFound),
             (400, "INVALID_ARGUMENT", "Service account x@p.iam.gserviceaccount.com does not exist.", C::InvalidMember),
             (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", C::InvalidMember),
-            (400, "FAILED_PRECONDITION", "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.", C::OrganizationPolicy),
+            (
+                400,
+                "FAILED_PRECONDITION",
+                "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.",
+                C::OrganizationPolicy,
+            ),
             (429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Write requests'", C::QuotaExceeded),
             (503, "UNAVAILABLE", "The service is currently unavailable.", C::Unavailable),
             (500, "INTERNAL", "Internal error encountered.", C::Unavailable),
@@ -419,7 +454,10 @@ mod tests {
 
     #[test]
     fn the_member_that_iam_names_is_found() {
-        assert_eq!(fault(400, "INVALID_ARGUMENT", "Group g@acme.com does not exist.").member.as_deref(), Some("g@acme.com"));
+        assert_eq!(
+            fault(400, "INVALID_ARGUMENT", "Group g@acme.com does not exist.").member.as_deref(),
+            Some("g@acme.com")
+        );
         assert_eq!(fault(400, "INVALID_ARGUMENT", "Request contains an invalid argument.").member, None);
     }
 

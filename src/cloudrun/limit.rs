@@ -63,7 +63,16 @@ impl Bucket {
         let budget = f64::from(per_minute.max(1));
         let burst = (budget / 3.0).clamp(1.0, 20.0);
         let rate = ((budget - burst) / 60.0).max(1.0 / 60.0);
-        Self { rate, burst, tokens: burst, share: 1.0, at: now, paused_until: None, waiting: BTreeSet::new(), notify: Arc::default() }
+        Self {
+            rate,
+            burst,
+            tokens: burst,
+            share: 1.0,
+            at: now,
+            paused_until: None,
+            waiting: BTreeSet::new(),
+            notify: Arc::default(),
+        }
     }
 
     fn refill(&mut self, now: Instant) {
@@ -260,7 +269,8 @@ mod tests {
     fn service(project: &str) -> RunService {
         RunService::new(project, "europe-west1", "web")
     }
-    fn limited(script: Script, writes: u32) -> (Arc<Limited<Script>>, Arc<Mutex<Vec<(Instant, Lane)>>>) {
+    type Calls = Arc<Mutex<Vec<(Instant, Lane)>>>;
+    fn limited(script: Script, writes: u32) -> (Arc<Limited<Script>>, Calls) {
         let calls = script.calls.clone();
         let budget = Budget { writes_per_minute: writes, ..Budget::default() };
         (Arc::new(Limited::new(script, budget, Arc::new(Quiet))), calls)
@@ -289,7 +299,8 @@ mod tests {
         for i in 0..101 {
             let limited = limited.clone();
             let lane = if i == 100 { Lane::Declared } else { Lane::Periodic };
-            tasks.push(tokio::spawn(async move { limited.write_policy(&service("p"), &Policy::default(), lane).await }));
+            tasks
+                .push(tokio::spawn(async move { limited.write_policy(&service("p"), &Policy::default(), lane).await }));
             tokio::task::yield_now().await;
         }
         futures::future::join_all(tasks).await;

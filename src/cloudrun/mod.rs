@@ -92,8 +92,12 @@ pub trait CloudRun: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Lists services through all pages.
-    fn list_services(&self, project: &str, scope: &Scope, lane: Lane)
-    -> impl Future<Output = Result<Listing, Fault>> + Send;
+    fn list_services(
+        &self,
+        project: &str,
+        scope: &Scope,
+        lane: Lane,
+    ) -> impl Future<Output = Result<Listing, Fault>> + Send;
 }
 
 /// Hears of every call and every wait for one; implemented by the metrics.

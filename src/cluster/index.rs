@@ -12,7 +12,10 @@ use jiff::Timestamp;
 
 use super::watch::Interner;
 use crate::{
-    api::{ConditionSpec, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, LedgerGrant, LedgerOwner},
+    api::{
+        ConditionSpec, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, LedgerGrant,
+        LedgerOwner,
+    },
     cloudrun::{Listing, Scope},
     fault::Fault,
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
@@ -304,9 +307,14 @@ impl Index {
             .iter()
             .filter_map(|g| {
                 let condition = g.condition.as_ref().map(|c| {
-                    Arc::new(Condition { title: c.title.clone(), description: c.description.clone(), expression: c.expression.clone() })
+                    Arc::new(Condition {
+                        title: c.title.clone(),
+                        description: c.description.clone(),
+                        expression: c.expression.clone(),
+                    })
                 });
-                let grant = Grant { principal: Principal::from_live(&g.member), role: Role::from_name(&g.role)?, condition };
+                let grant =
+                    Grant { principal: Principal::from_live(&g.member), role: Role::from_name(&g.role)?, condition };
                 Some((grant, g.owners.iter().cloned().collect()))
             })
             .collect();
@@ -353,11 +361,20 @@ impl Index {
     /// Projects that some policy is about, with the shortest interval asked for.
     pub fn project_interval(&self, project: &str) -> Option<std::time::Duration> {
         let keys = self.by_project.get(project)?;
-        keys.iter().filter_map(|k| self.policies.get(k)).filter(|r| !r.intent.suspended).map(|r| r.intent.interval).min()
+        keys.iter()
+            .filter_map(|k| self.policies.get(k))
+            .filter(|r| !r.intent.suspended)
+            .map(|r| r.intent.interval)
+            .min()
     }
 
     /// Takes in a listing. Returns the services to look at, and the policies whose status changes.
-    pub fn apply_listing(&mut self, project: &Arc<str>, result: Result<Listing, Fault>, now: Timestamp) -> (BTreeSet<RunService>, Vec<PolicyKey>) {
+    pub fn apply_listing(
+        &mut self,
+        project: &Arc<str>,
+        result: Result<Listing, Fault>,
+        now: Timestamp,
+    ) -> (BTreeSet<RunService>, Vec<PolicyKey>) {
         let mut touched = BTreeSet::new();
         let entry = self.projects.entry(project.clone()).or_default();
         let keys: Vec<PolicyKey> = self.by_project.get(project).into_iter().flatten().cloned().collect();
@@ -431,7 +448,12 @@ impl Index {
     }
 
     /// The status that a policy should have now.
-    pub fn status_of(&self, key: &PolicyKey, propagation: std::time::Duration, now: Timestamp) -> Option<InvokerPolicyStatus> {
+    pub fn status_of(
+        &self,
+        key: &PolicyKey,
+        propagation: std::time::Duration,
+        now: Timestamp,
+    ) -> Option<InvokerPolicyStatus> {
         let record = self.policies.get(key)?;
         let looks: BTreeMap<RunService, Option<&Look>> =
             record.services.iter().map(|s| (s.clone(), record.looks.get(s))).collect();

@@ -119,7 +119,8 @@ impl Cluster {
             if present {
                 list.push(FINALIZER.into());
             }
-            let patch = json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
+            let patch =
+                json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             match self.within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch))).await {
                 Ok(_) => return Ok(()),
@@ -163,7 +164,11 @@ impl Cluster {
         (&id.uid, note.reason.as_str(), &note.text).hash(&mut hasher);
         let name = format!("{}.{:016x}", id.name, hasher.finish());
         let event = Event {
-            metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(id.namespace.to_string()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(id.namespace.to_string()),
+                ..ObjectMeta::default()
+            },
             event_time: Some(MicroTime(now)),
             type_: Some(if note.warning { "Warning" } else { "Normal" }.into()),
             reason: Some(note.reason.as_str().into()),

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use kube::{Api, api::{Patch, PatchParams}};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -48,12 +51,15 @@ impl Lists {
             changed.as_mut().enable();
             let first = {
                 let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-                let first = due.iter().min_by_key(|(p, (at, _))| (*at, (*p).clone())).map(|(p, (at, lane))| (p.clone(), *at, *lane));
-                if let Some((project, at, lane)) = &first {
-                    if *at <= Instant::now() {
-                        due.remove(project);
-                        return (project.clone(), *lane);
-                    }
+                let first = due
+                    .iter()
+                    .min_by_key(|(p, (at, _))| (*at, (*p).clone()))
+                    .map(|(p, (at, lane))| (p.clone(), *at, *lane));
+                if let Some((project, at, lane)) = &first
+                    && *at <= Instant::now()
+                {
+                    due.remove(project);
+                    return (project.clone(), *lane);
                 }
                 first
             };
@@ -90,7 +96,9 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                 }
                 listing = false;
             }
-            Change::Applied(policy) => policy_applied(&this, &policy, listing && !this.policies_synced.load(Ordering::Acquire)),
+            Change::Applied(policy) => {
+                policy_applied(&this, &policy, listing && !this.policies_synced.load(Ordering::Acquire))
+            }
             Change::Deleted(policy) => {
                 let meta = &policy.metadata;
                 let id = PolicyId {
@@ -133,7 +141,8 @@ async fn malformed<C: CloudRun>(this: &Controller<C>, namespace: &str, name: &st
         serde_json::json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
             "message": format!("the object cannot be read: {why}; apply it again as the current definition wants it")})
     };
-    let patch = serde_json::json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
+    let patch =
+        serde_json::json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
     // The typed object cannot be read back, so the answer is taken as it comes.
     let api: Api<kube::api::DynamicObject> =
         Api::namespaced_with(this.cluster.client(), namespace, &kube::api::ApiResource::erase::<InvokerPolicy>(&()));
@@ -151,7 +160,9 @@ pub async fn ledgers<C: CloudRun>(this: Arc<Controller<C>>) {
             Change::Restart => this.index().begin_ledger_list(),
             Change::Applied(entry) => this.index().apply_ledger(&entry),
             Change::Deleted(entry) => this.index().remove_ledger(&entry),
-            Change::Malformed(_, name, why) => tracing::error!(%name, %why, "a ledger entry cannot be read and is skipped"),
+            Change::Malformed(_, name, why) => {
+                tracing::error!(%name, %why, "a ledger entry cannot be read and is skipped")
+            }
             Change::Broken(why) => tracing::warn!(%why, "the watch of the ledger broke; taking it up again"),
             Change::Synced => {
                 this.index().end_ledger_list();
@@ -228,7 +239,9 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
     let wait = match retry {
         None => super::next_slot(this.lists_elapsed(), interval, spread(this.options.seed, project)),
         Some((Retry::Slow, _)) => interval,
-        Some((_, after)) => after.unwrap_or_else(|| super::reconcile::backoff(failures, this.options.seed, project)).min(interval.max(Duration::from_secs(1))),
+        Some((_, after)) => after
+            .unwrap_or_else(|| super::reconcile::backoff(failures, this.options.seed, project))
+            .min(interval.max(Duration::from_secs(1))),
     };
     this.lists.at(project, Instant::now() + wait, Lane::Periodic);
 }

@@ -1,14 +1,17 @@
 //! The controller: watches feed the index, the index feeds the queue, workers reconcile services, and what they find
 //! becomes the status of policies.
 
+mod feed;
 pub mod queue;
 pub mod reconcile;
-mod feed;
 mod report;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::{AtomicBool, AtomicU64, Ordering}},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -186,7 +189,8 @@ impl<C: CloudRun> Controller<C> {
             running.spawn(async move { this.round(job).await }.instrument(span));
         }
         tracing::info!(in_flight = running.len(), "stopping: finishing what is in flight");
-        let drained = tokio::time::timeout(self.options.grace, async { while running.join_next().await.is_some() {} }).await;
+        let drained =
+            tokio::time::timeout(self.options.grace, async { while running.join_next().await.is_some() {} }).await;
         if drained.is_err() {
             tracing::warn!("the grace period ended before the work in flight did; what is left is safe by its etags");
         }

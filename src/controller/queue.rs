@@ -171,7 +171,13 @@ fn place(service: &RunService) -> Place {
 
 impl Inner {
     fn item(&mut self, service: &RunService) -> &mut Item {
-        self.items.entry(service.clone()).or_insert(Item { queued: None, running: None, again: None, timer: None, failures: 0 })
+        self.items.entry(service.clone()).or_insert(Item {
+            queued: None,
+            running: None,
+            again: None,
+            timer: None,
+            failures: 0,
+        })
     }
 
     fn add(&mut self, service: &RunService, lane: Lane, now: Instant) {
@@ -225,9 +231,12 @@ impl Inner {
     fn pick(&mut self, now: Instant) -> Option<Job> {
         self.turns += 1;
         let mut best: Option<(bool, Lane, Instant, Place, u64)> = None;
-        let aged = self.turns % AGED_TURN == 0;
+        let aged = self.turns.is_multiple_of(AGED_TURN);
         let start = self.cursor.clone();
-        let after = self.places.range((start.clone().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded));
+        let after = self.places.range((
+            start.clone().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+            std::ops::Bound::Unbounded,
+        ));
         let wrapped = start.iter().flat_map(|c| self.places.range(..=c.clone()));
         'places: for (name, waiting) in after.chain(wrapped) {
             for lane in Lane::ALL {

@@ -1,7 +1,10 @@
 //! One round on one service: gather, plan, apply, read back, tell.
 
-use std::{collections::BTreeMap, sync::{Arc, PoisonError, atomic::Ordering}, time::Duration};
-
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -16,7 +19,10 @@ use crate::{
     intent::Intent,
     metrics::Trigger,
     plan::{self, Aside, Change, Plan, RevokeCause, View},
-    status::{Held, Look, Seen, events::{self, Written}},
+    status::{
+        Held, Look, Seen,
+        events::{self, Written},
+    },
 };
 
 /// Conflicts in a row after which a service goes back into the line.
@@ -112,10 +118,10 @@ impl<C: CloudRun> Controller<C> {
             let aside = self.aside(&declared);
             let plan = declared.with_input(&live, &aside, &self.options.settings, self.now(), plan::plan);
             if plan.is_empty() {
-                if !plan.forget.is_empty() {
-                    if let Err(fault) = self.remember(&plan, &declared).await {
-                        return Err((declared, fault));
-                    }
+                if !plan.forget.is_empty()
+                    && let Err(fault) = self.remember(&plan, &declared).await
+                {
+                    return Err((declared, fault));
                 }
                 return Ok(Some(Found { declared, before, live, plan: carried, rest: plan }));
             }
@@ -123,7 +129,8 @@ impl<C: CloudRun> Controller<C> {
                 return Err((declared, fault));
             }
             if !self.leads() {
-                let fault = Fault::new(FaultClass::Kubernetes, "leadership was lost before the write; nothing was written");
+                let fault =
+                    Fault::new(FaultClass::Kubernetes, "leadership was lost before the write; nothing was written");
                 return Err((declared, fault));
             }
             match apply::write(&*self.cloud, &plan, &live, job.lane).await {
@@ -144,8 +151,12 @@ impl<C: CloudRun> Controller<C> {
                     conflicts += 1;
                     tracing::debug!(conflicts, "somebody else changed the policy in between; reading again");
                     if conflicts >= MAX_CONFLICTS {
-                        let mut fault = Fault::new(FaultClass::Conflict, "another writer changed the policy five times in a row");
-                        fault.retry_after = Some(Duration::from_millis(200).mul_f64(1.0 + 4.0 * spread(self.options.seed, (service, conflicts))));
+                        let mut fault =
+                            Fault::new(FaultClass::Conflict, "another writer changed the policy five times in a row");
+                        fault.retry_after = Some(
+                            Duration::from_millis(200)
+                                .mul_f64(1.0 + 4.0 * spread(self.options.seed, (service, conflicts))),
+                        );
                         return Err((declared, fault));
                     }
                 }
@@ -230,8 +241,13 @@ impl<C: CloudRun> Controller<C> {
         for (grant, aside) in members {
             let times = list.get(&grant).map_or(0, |r| r.times);
             // A service account that was just made is unknown for some minutes; later the same refusal is a mistake.
-            let wait = Duration::from_secs(30).saturating_mul(2u32.saturating_pow(times.min(7))).min(Duration::from_secs(3600));
-            list.insert(grant, Refused { aside, until: Instant::now() + wait, times: times + 1, asked_by: asked_by(declared) });
+            let wait = Duration::from_secs(30)
+                .saturating_mul(2u32.saturating_pow(times.min(7)))
+                .min(Duration::from_secs(3600));
+            list.insert(
+                grant,
+                Refused { aside, until: Instant::now() + wait, times: times + 1, asked_by: asked_by(declared) },
+            );
         }
     }
 
@@ -253,7 +269,9 @@ impl<C: CloudRun> Controller<C> {
             }
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = refused.get(service).and_then(|l| l.values().map(|r| r.until).filter(|u| *u > Instant::now()).min()) {
+        if let Some(at) =
+            refused.get(service).and_then(|l| l.values().map(|r| r.until).filter(|u| *u > Instant::now()).min())
+        {
             self.queue.add_at(service, Lane::Retry, at);
         }
     }
@@ -284,16 +302,24 @@ impl<C: CloudRun> Controller<C> {
                 changed_at: changed_at.or(before.and_then(|b| b.changed_at)),
             };
             if let Ok(f) = found {
-                let view = f.declared.with_input(&f.before, &BTreeMap::new(), &self.options.settings, now, |i| plan::view(intent, i));
+                let view = f
+                    .declared
+                    .with_input(&f.before, &BTreeMap::new(), &self.options.settings, now, |i| plan::view(intent, i));
                 // What our own declarations took away is no drift, also not for the other policies on the service.
                 let declared_away = |g: &&Grant| {
                     let cause = f.plan.as_ref().and_then(|p| p.revokes.get(*g));
-                    !matches!(cause, Some(RevokeCause::Expired | RevokeCause::PolicyDeleted | RevokeCause::NoLongerDeclared))
+                    !matches!(
+                        cause,
+                        Some(RevokeCause::Expired | RevokeCause::PolicyDeleted | RevokeCause::NoLongerDeclared)
+                    )
                 };
                 let view = View { unexpected: view.unexpected.iter().filter(declared_away).cloned().collect(), ..view };
-                let differed = Seen { missing: shown(&view.missing), unexpected: shown(&view.unexpected), ..Seen::default() };
+                let differed =
+                    Seen { missing: shown(&view.missing), unexpected: shown(&view.unexpected), ..Seen::default() };
                 let known = before.is_some_and(|b| b.answers(intent) && b.result.is_ok());
-                let drifted = known && !differed.in_sync() && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);
+                let drifted = known
+                    && !differed.in_sync()
+                    && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);
                 let written = self.written(intent, f, drifted);
                 if drifted {
                     was_drift = Some((view.missing.len(), view.unexpected.len()));
@@ -301,9 +327,17 @@ impl<C: CloudRun> Controller<C> {
                 if f.plan.is_some() && !known {
                     self.metrics.convergence_seconds.observe(record.declared_at.elapsed().as_secs_f64());
                 }
-                notes.extend(events::notes(&job.service, before, &differed, &look, &written).into_iter().map(|n| (intent.id.clone(), n)));
+                notes.extend(
+                    events::notes(&job.service, before, &differed, &look, &written)
+                        .into_iter()
+                        .map(|n| (intent.id.clone(), n)),
+                );
             } else {
-                notes.extend(events::notes(&job.service, before, &Seen::default(), &look, &Written::default()).into_iter().map(|n| (intent.id.clone(), n)));
+                notes.extend(
+                    events::notes(&job.service, before, &Seen::default(), &look, &Written::default())
+                        .into_iter()
+                        .map(|n| (intent.id.clone(), n)),
+                );
             }
             // Only what is news leads to a new status.
             let news = before != Some(&look);
@@ -326,8 +360,9 @@ impl<C: CloudRun> Controller<C> {
     /// What one policy sees of the service now.
     fn seen(&self, intent: &Intent, found: &Found) -> Seen {
         let aside = BTreeMap::new();
-        let view: View =
-            found.declared.with_input(&found.live, &aside, &self.options.settings, self.now(), |input| plan::view(intent, input));
+        let view: View = found
+            .declared
+            .with_input(&found.live, &aside, &self.options.settings, self.now(), |input| plan::view(intent, input));
         let held = found
             .rest
             .withheld
@@ -345,11 +380,14 @@ impl<C: CloudRun> Controller<C> {
         }
         let foreign = foreign_conditions(intent, found);
         if foreign > 0 {
-            notes.push(format!("{foreign} member(s) invoke under conditions that no policy lists; these are left alone"));
+            notes.push(format!(
+                "{foreign} member(s) invoke under conditions that no policy lists; these are left alone"
+            ));
         }
         let public = found.live.grants().into_iter().find(|g| g.principal.is_public());
         let declared_public = public.as_ref().is_some_and(|g| {
-            self.options.settings.allow_public && found.declared.intents.iter().any(|i| i.declared.iter().any(|d| d.grant == *g))
+            self.options.settings.allow_public
+                && found.declared.intents.iter().any(|i| i.declared.iter().any(|d| d.grant == *g))
         });
         let exposed = if found.declared.info.as_ref().is_some_and(|i| i.invoker_iam_disabled) {
             Some("its IAM check is switched off (invokerIamDisabled)")
@@ -360,13 +398,21 @@ impl<C: CloudRun> Controller<C> {
                 _ => None,
             }
         };
-        Seen { missing: shown(&view.missing), unexpected: shown(&view.unexpected), protected: shown(&view.protected), held, exposed, notes }
+        Seen {
+            missing: shown(&view.missing),
+            unexpected: shown(&view.unexpected),
+            protected: shown(&view.protected),
+            held,
+            exposed,
+            notes,
+        }
     }
 
     /// What was written on behalf of one policy.
     fn written(&self, intent: &Intent, found: &Found, corrects_drift: bool) -> Written {
         let Some(plan) = &found.plan else { return Written::default() };
-        let granted = plan.grants.iter().filter(|(_, by)| by.contains(&intent.id)).map(|(g, _)| g.to_string()).collect();
+        let granted =
+            plan.grants.iter().filter(|(_, by)| by.contains(&intent.id)).map(|(g, _)| g.to_string()).collect();
         let revoked = if intent.enforces() {
             plan.revokes.keys().filter(|g| g.role == intent.role).map(ToString::to_string).collect()
         } else {
@@ -402,7 +448,12 @@ impl<C: CloudRun> Controller<C> {
             };
             count("revoke", trigger, 1);
         }
-        tracing::info!(granted = plan.grants.len(), revoked = plan.revokes.len(), trigger = trigger.label(), "IAM policy changed and read back");
+        tracing::info!(
+            granted = plan.grants.len(),
+            revoked = plan.revokes.len(),
+            trigger = trigger.label(),
+            "IAM policy changed and read back"
+        );
         tracing::debug!(?plan.grants, ?plan.revokes, "members changed");
     }
 }
@@ -433,7 +484,11 @@ fn shown(grants: &std::collections::BTreeSet<Grant>) -> Vec<String> {
 /// Members of the policy's role under conditions that nobody lists: sacred, but a person should know of them.
 fn foreign_conditions(intent: &Intent, found: &Found) -> usize {
     let listed = |g: &Grant| {
-        found.declared.intents.iter().any(|i| i.declared.iter().any(|d| d.grant.role == g.role && d.grant.condition == g.condition))
+        found
+            .declared
+            .intents
+            .iter()
+            .any(|i| i.declared.iter().any(|d| d.grant.role == g.role && d.grant.condition == g.condition))
     };
     found
         .live
@@ -442,4 +497,3 @@ fn foreign_conditions(intent: &Intent, found: &Found) -> usize {
         .filter(|g| g.role == intent.role && g.condition.as_ref().is_some_and(|c| c.expiry().is_none()) && !listed(g))
         .count()
 }
-

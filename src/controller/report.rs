@@ -91,7 +91,6 @@ impl Reports {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).busy.remove(key);
         self.changed.notify_waiters();
     }
-
 }
 
 /// Writes reports until `stop`, and then those that are left.

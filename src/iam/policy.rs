@@ -190,33 +190,34 @@ mod tests {
     #[test]
     fn foreign_parts_survive_a_change_byte_for_byte() {
         let before = policy(json!({
-            "version": 3, "etag": "BwX=", "futureField": {"a": [1]},
-            "auditConfigs": [{"service": "x", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@b.c"]}]}],
-            "bindings": [
-                {"role": "roles/run.admin", "members": ["user:Root@Acme.com"], "bindingId": "7"},
-                {"role": "roles/run.invoker", "members": ["user:Old@acme.com", "user:Keep@Acme.com"]},
-                {"role": "roles/run.invoker", "members": ["user:old@acme.com"],
-                 "condition": {"title": "t", "expression": "e", "location": "l"}},
-            ]}));
+        "version": 3, "etag": "BwX=", "futureField": {"a": [1]},
+        "auditConfigs": [{"service": "x", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@b.c"]}]}],
+        "bindings": [
+            {"role": "roles/run.admin", "members": ["user:Root@Acme.com"], "bindingId": "7"},
+            {"role": "roles/run.invoker", "members": ["user:Old@acme.com", "user:Keep@Acme.com"]},
+            {"role": "roles/run.invoker", "members": ["user:old@acme.com"],
+             "condition": {"title": "t", "expression": "e", "location": "l"}},
+        ]}));
         let after = before.with_changes(&[invoker("user:new@acme.com")].into(), &[invoker("user:old@ACME.com")].into());
         assert_eq!(
             serde_json::to_value(&after).unwrap(),
             json!({
-                "version": 3, "etag": "BwX=", "futureField": {"a": [1]},
-                "auditConfigs": [{"service": "x", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@b.c"]}]}],
-                "bindings": [
-                    {"role": "roles/run.admin", "members": ["user:Root@Acme.com"], "bindingId": "7"},
-                    {"role": "roles/run.invoker", "members": ["user:Keep@Acme.com", "user:new@acme.com"]},
-                    {"role": "roles/run.invoker", "members": ["user:old@acme.com"],
-                     "condition": {"title": "t", "expression": "e", "location": "l"}},
-                ]})
+            "version": 3, "etag": "BwX=", "futureField": {"a": [1]},
+            "auditConfigs": [{"service": "x", "auditLogConfigs": [{"logType": "DATA_READ", "exemptedMembers": ["user:a@b.c"]}]}],
+            "bindings": [
+                {"role": "roles/run.admin", "members": ["user:Root@Acme.com"], "bindingId": "7"},
+                {"role": "roles/run.invoker", "members": ["user:Keep@Acme.com", "user:new@acme.com"]},
+                {"role": "roles/run.invoker", "members": ["user:old@acme.com"],
+                 "condition": {"title": "t", "expression": "e", "location": "l"}},
+            ]})
         );
         assert_eq!(after.member_count(), 5);
     }
 
     #[test]
     fn a_binding_goes_only_with_its_last_member() {
-        let before = policy(json!({"etag": "A", "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}));
+        let before =
+            policy(json!({"etag": "A", "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}));
         let after = before.with_changes(&BTreeSet::new(), &[invoker("user:a@b.co")].into());
         assert!(after.bindings.is_empty());
         assert_eq!(after.version, 3);

@@ -30,7 +30,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         // Google's own service agents: IAP stops working without its invoker binding.
-        Self { protected: vec!["serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into()], allow_public: false }
+        Self {
+            protected: vec!["serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into()],
+            allow_public: false,
+        }
     }
 }
 
@@ -200,9 +203,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
     plan.forget = input
         .ledger
         .iter()
-        .filter(|(g, standing)| {
-            !desired.granted.contains_key(g) && (!live.contains(g) || **standing == Standing::Gone)
-        })
+        .filter(|(g, standing)| !desired.granted.contains_key(g) && (!live.contains(g) || **standing == Standing::Gone))
         .map(|(g, _)| g.clone())
         .collect();
     withhold_beyond_cap(&mut plan, input.live);
@@ -270,7 +271,8 @@ pub fn view(intent: &Intent, input: &Input<'_>) -> View {
 pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
     let desired = merge(input.intents.iter().copied(), input.now);
-    let enforced = input.intents.iter().any(|i| i.enforces()) || input.ledger.values().any(|s| *s == Standing::Enforcing);
+    let enforced =
+        input.intents.iter().any(|i| i.enforces()) || input.ledger.values().any(|s| *s == Standing::Enforcing);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }

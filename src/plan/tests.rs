@@ -85,7 +85,11 @@ fn names<V>(map: &BTreeMap<Grant, V>) -> Vec<String> {
 
 #[test]
 fn an_authoritative_policy_grants_what_is_missing_and_revokes_what_nobody_lists() {
-    let p = Case::new(vec![intent("a", &["user:new@acme.com", "user:stays@acme.com"])], live(&["user:stays@acme.com", "user:old@acme.com"])).plan();
+    let p = Case::new(
+        vec![intent("a", &["user:new@acme.com", "user:stays@acme.com"])],
+        live(&["user:stays@acme.com", "user:old@acme.com"]),
+    )
+    .plan();
     assert_eq!(names(&p.grants), ["user:new@acme.com"]);
     assert_eq!(names(&p.revokes), ["user:old@acme.com"]);
 }
@@ -96,7 +100,11 @@ fn a_member_that_an_audited_or_suspended_policy_lists_is_not_removed() {
     audited.mode = Mode::Audit;
     let mut suspended = intent("suspended", &["user:s@acme.com"]);
     suspended.suspended = true;
-    let p = Case::new(vec![intent("e", &["user:e@acme.com"]), audited, suspended], live(&["user:a@acme.com", "user:s@acme.com", "user:x@acme.com"])).plan();
+    let p = Case::new(
+        vec![intent("e", &["user:e@acme.com"]), audited, suspended],
+        live(&["user:a@acme.com", "user:s@acme.com", "user:x@acme.com"]),
+    )
+    .plan();
     assert_eq!(names(&p.revokes), ["user:x@acme.com"]);
 }
 
@@ -126,7 +134,8 @@ fn deleting_one_of_two_policies_leaves_the_member_that_both_list() {
 fn additive_revokes_only_what_the_operator_granted() {
     let mut additive = intent("a", &["user:listed@acme.com"]);
     additive.membership = Membership::Additive;
-    let mut case = Case::new(vec![additive], live(&["user:listed@acme.com", "user:ours@acme.com", "user:theirs@acme.com"]));
+    let mut case =
+        Case::new(vec![additive], live(&["user:listed@acme.com", "user:ours@acme.com", "user:theirs@acme.com"]));
     case.ledger.insert(grant("user:ours@acme.com"), Standing::Enforcing);
     assert_eq!(case.plan().revokes, [(grant("user:ours@acme.com"), RevokeCause::NoLongerDeclared)].into());
 }
@@ -229,7 +238,14 @@ fn hashed_conditions_refuse_every_write() {
 fn only_the_role_that_is_declared_is_authoritative() {
     let mut services = intent("a", &["user:a@acme.com"]);
     services.role = Role::ServicesInvoker;
-    services.declared = services.declared.into_iter().map(|mut d| { d.grant.role = Role::ServicesInvoker; d }).collect();
+    services.declared = services
+        .declared
+        .into_iter()
+        .map(|mut d| {
+            d.grant.role = Role::ServicesInvoker;
+            d
+        })
+        .collect();
     let p = Case::new(vec![services], live(&["user:other@acme.com"])).plan();
     assert!(p.revokes.is_empty());
     assert_eq!(p.grants.len(), 1);
@@ -238,9 +254,16 @@ fn only_the_role_that_is_declared_is_authoritative() {
 // ---- properties ----
 
 const POOL: &[&str] = &[
-    "user:a@acme.com", "user:A@acme.com", "user:b@acme.com", "group:c@acme.com", "serviceAccount:d@p.iam.gserviceaccount.com",
-    "serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com", "deleted:user:e@acme.com?uid=1", "domain:acme.com",
-    "principal://iam.googleapis.com/projects/1/x/subject/S", "allUsers",
+    "user:a@acme.com",
+    "user:A@acme.com",
+    "user:b@acme.com",
+    "group:c@acme.com",
+    "serviceAccount:d@p.iam.gserviceaccount.com",
+    "serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com",
+    "deleted:user:e@acme.com?uid=1",
+    "domain:acme.com",
+    "principal://iam.googleapis.com/projects/1/x/subject/S",
+    "allUsers",
 ];
 
 fn condition() -> impl Strategy<Value = Option<Condition>> {
@@ -278,30 +301,49 @@ fn any_intent(name: usize) -> impl Strategy<Value = Intent> {
 }
 fn any_live() -> impl Strategy<Value = Policy> {
     let member = (0..POOL.len()).prop_map(|i| POOL[i].to_owned());
-    let role = prop_oneof![Just("roles/run.invoker"), Just("roles/run.servicesInvoker"), Just("roles/run.admin"), Just("projects/p/roles/custom")];
-    let binding = (role, proptest::collection::vec(member, 1..5), condition(), any::<bool>()).prop_map(|(r, m, c, unknown)| crate::iam::Binding {
-        role: r.into(),
-        members: m,
-        condition: c.as_ref().map(Into::into),
-        extra: if unknown { json!({"bindingId": "7"}).as_object().cloned().unwrap() } else { Default::default() },
-    });
+    let role = prop_oneof![
+        Just("roles/run.invoker"),
+        Just("roles/run.servicesInvoker"),
+        Just("roles/run.admin"),
+        Just("projects/p/roles/custom")
+    ];
+    let binding =
+        (role, proptest::collection::vec(member, 1..5), condition(), any::<bool>()).prop_map(|(r, m, c, unknown)| {
+            crate::iam::Binding {
+                role: r.into(),
+                members: m,
+                condition: c.as_ref().map(Into::into),
+                extra: if unknown {
+                    json!({"bindingId": "7"}).as_object().cloned().unwrap()
+                } else {
+                    Default::default()
+                },
+            }
+        });
     (proptest::collection::vec(binding, 0..6), any::<bool>()).prop_map(|(bindings, audit)| Policy {
         version: 3,
         bindings,
         etag: crate::iam::Etag("E".into()),
-        extra: if audit { json!({"auditConfigs": [{"service": "all"}]}).as_object().cloned().unwrap() } else { Default::default() },
+        extra: if audit {
+            json!({"auditConfigs": [{"service": "all"}]}).as_object().cloned().unwrap()
+        } else {
+            Default::default()
+        },
     })
 }
 fn any_case() -> impl Strategy<Value = Case> {
-    let intents = (any_intent(0), any_intent(1), any_intent(2), 0usize..4).prop_map(|(a, b, c, n)| [a, b, c].into_iter().take(n).collect::<Vec<_>>());
+    let intents = (any_intent(0), any_intent(1), any_intent(2), 0usize..4)
+        .prop_map(|(a, b, c, n)| [a, b, c].into_iter().take(n).collect::<Vec<_>>());
     let standing = prop_oneof![Just(Standing::Gone), Just(Standing::Passive), Just(Standing::Enforcing)];
-    (intents, any_live(), proptest::collection::btree_map(any_grant(), standing, 0..4), any::<bool>()).prop_map(|(intents, live, ledger, public)| Case {
-        intents,
-        live,
-        ledger,
-        aside: BTreeMap::new(),
-        settings: Settings { allow_public: public, ..Settings::default() },
-    })
+    (intents, any_live(), proptest::collection::btree_map(any_grant(), standing, 0..4), any::<bool>()).prop_map(
+        |(intents, live, ledger, public)| Case {
+            intents,
+            live,
+            ledger,
+            aside: BTreeMap::new(),
+            settings: Settings { allow_public: public, ..Settings::default() },
+        },
+    )
 }
 
 proptest! {

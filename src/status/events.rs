@@ -43,7 +43,11 @@ pub fn notes(service: &RunService, before: Option<&Look>, found: &Seen, after: &
         }
     }
     if written.corrects_drift && !(written.granted.is_empty() && written.revoked.is_empty()) {
-        note(EventReason::DriftCorrected, false, format!("{place}: granted {}, revoked {}", written.granted.len(), written.revoked.len()));
+        note(
+            EventReason::DriftCorrected,
+            false,
+            format!("{place}: granted {}, revoked {}", written.granted.len(), written.revoked.len()),
+        );
     }
     match &after.result {
         Err(fault) => {

@@ -89,7 +89,8 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     let intent = facts.intent;
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
-    let pending = !intent.suspended && (facts.discovering || facts.looks.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
+    let pending = !intent.suspended
+        && (facts.discovering || facts.looks.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
     let verdict = ready(facts, &services, &summary, pending);
@@ -117,7 +118,11 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     services.truncate(MAX_STATUS_SERVICES);
     InvokerPolicyStatus {
         observed_generation: if pending { old.observed_generation } else { Some(intent.generation) },
-        last_handled_requested_at: if pending { old.last_handled_requested_at.clone() } else { intent.requested_at.as_deref().map(str::to_owned) },
+        last_handled_requested_at: if pending {
+            old.last_handled_requested_at.clone()
+        } else {
+            intent.requested_at.as_deref().map(str::to_owned)
+        },
         last_change: old.last_change.clone(),
         conditions: conditions.into_list(),
         summary: Some(summary),
@@ -233,7 +238,11 @@ impl Verdict {
 fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
     let intent = facts.intent;
     if intent.suspended {
-        return Verdict::new(Truth::Unknown, Reason::Suspended, "suspended; reality is not read and nothing is written");
+        return Verdict::new(
+            Truth::Unknown,
+            Reason::Suspended,
+            "suspended; reality is not read and nothing is written",
+        );
     }
     if intent.deleting {
         return deleting(facts, services);
@@ -267,12 +276,17 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
         seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
     });
     if let Some((service, h)) = held.min_by_key(|(s, h)| (h.reason, *s)) {
-        let message = format!("{} on {} ({}): {}; everything else is applied", h.member, service.name, service.region, h.message);
+        let message =
+            format!("{} on {} ({}): {}; everything else is applied", h.member, service.name, service.region, h.message);
         return Verdict::new(Truth::False, h.reason, message).stalled();
     }
     if facts.looks.is_empty() {
         let message = "no service matches; check the selector's labels and regions";
-        return Verdict::new(Truth::True, if intent.mode == Mode::Audit { Reason::Audited } else { Reason::InSync }, message);
+        return Verdict::new(
+            Truth::True,
+            if intent.mode == Mode::Audit { Reason::Audited } else { Reason::InSync },
+            message,
+        );
     }
     let warning = cannot_invoke(intent);
     match intent.mode {
@@ -283,14 +297,20 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
             );
             Verdict::new(Truth::True, Reason::Audited, message)
         }
-        Mode::Audit => {
-            Verdict::new(Truth::True, Reason::Audited, format!("audit only: {} as declared{warning}", services_in_words(summary.services)))
-        }
+        Mode::Audit => Verdict::new(
+            Truth::True,
+            Reason::Audited,
+            format!("audit only: {} as declared{warning}", services_in_words(summary.services)),
+        ),
         Mode::Enforce if summary.drifted > 0 => {
             let message = format!("{} of {} services differ; being corrected", summary.drifted, summary.services);
             Verdict::new(Truth::False, Reason::Drifted, message).reconciling()
         }
-        Mode::Enforce => Verdict::new(Truth::True, Reason::InSync, format!("{} as declared{warning}", services_in_words(summary.services))),
+        Mode::Enforce => Verdict::new(
+            Truth::True,
+            Reason::InSync,
+            format!("{} as declared{warning}", services_in_words(summary.services)),
+        ),
     }
 }
 
@@ -303,7 +323,9 @@ fn cannot_invoke(intent: &Intent) -> String {
     if federated == 0 {
         return String::new();
     }
-    format!("; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them")
+    format!(
+        "; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them"
+    )
 }
 
 fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
@@ -314,24 +336,45 @@ fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
     if let Some((service, fault)) = stuck {
         let message = format!(
             "cannot revoke on {} ({}): {}. To delete without revoking: kubectl -n {} patch ivp {} --type merge -p '{{\"spec\":{{\"onDelete\":\"Retain\"}}}}'",
-            service.name, service.region, fault.advice(), facts.intent.id.namespace, facts.intent.id.name
+            service.name,
+            service.region,
+            fault.advice(),
+            facts.intent.id.namespace,
+            facts.intent.id.name
         );
         return Verdict::new(Truth::False, fault.class.row().reason, message).stalled();
     }
     let left = services.iter().filter(|s| s.state != ServiceState::InSync && s.state != ServiceState::NotFound).count();
-    Verdict::new(Truth::False, Reason::Progressing, format!("being deleted; {left} services left to revoke on")).reconciling()
+    Verdict::new(Truth::False, Reason::Progressing, format!("being deleted; {left} services left to revoke on"))
+        .reconciling()
 }
 
-fn set_drifted(conditions: &mut Conditions<'_>, facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) {
+fn set_drifted(
+    conditions: &mut Conditions<'_>,
+    facts: &Facts<'_>,
+    services: &[ServiceStatus],
+    summary: &StatusSummary,
+    pending: bool,
+) {
     if facts.intent.suspended {
-        return conditions.set(ConditionType::Drifted, Truth::Unknown, Reason::Suspended, "suspended; reality is not read");
+        return conditions.set(
+            ConditionType::Drifted,
+            Truth::Unknown,
+            Reason::Suspended,
+            "suspended; reality is not read",
+        );
     }
     let differing = services.iter().filter(|s| !s.missing.is_empty() || !s.unexpected.is_empty());
     let words: Vec<String> = differing.map(describe).collect();
     if !words.is_empty() {
         conditions.set(ConditionType::Drifted, Truth::True, Reason::Drifted, &listed_with(&words, 5, "; "));
     } else if pending || summary.failed > 0 {
-        conditions.set(ConditionType::Drifted, Truth::Unknown, Reason::Progressing, "not every service could be looked at");
+        conditions.set(
+            ConditionType::Drifted,
+            Truth::Unknown,
+            Reason::Progressing,
+            "not every service could be looked at",
+        );
     } else {
         conditions.set(ConditionType::Drifted, Truth::False, Reason::InSync, "reality is as declared");
     }
@@ -362,7 +405,8 @@ fn set_propagated(conditions: &mut Conditions<'_>, facts: &Facts<'_>, old: &Invo
     }
     match last.map(|at| at + window).filter(|until| *until > facts.now) {
         Some(until) => {
-            let message = format!("changed lately; IAM may take until {} to act on it everywhere", whole_seconds(until));
+            let message =
+                format!("changed lately; IAM may take until {} to act on it everywhere", whole_seconds(until));
             conditions.set(ConditionType::Propagated, Truth::False, Reason::Progressing, &message);
         }
         None => conditions.set(ConditionType::Propagated, Truth::True, Reason::InSync, "no recent change"),

@@ -17,7 +17,14 @@ fn at(s: &str) -> Timestamp {
 fn run(intent: &Intent, look: Option<Look>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
     let looks = BTreeMap::from([(service, look.as_ref())]);
-    let facts = Facts { intent, looks: &looks, discovery: None, discovering: false, propagation: Duration::from_secs(420), now: at(now) };
+    let facts = Facts {
+        intent,
+        looks: &looks,
+        discovery: None,
+        discovering: false,
+        propagation: Duration::from_secs(420),
+        now: at(now),
+    };
     let status = fold(&facts, old);
     kstatus::check(&status, intent.generation).unwrap();
     status
@@ -72,7 +79,12 @@ fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
         (FaultClass::Unavailable, "Reconciling", "Unavailable"),
         (FaultClass::QuotaExceeded, "Reconciling", "QuotaExceeded"),
     ] {
-        let look = Look { generation: 1, requested_at: None, result: Err(Fault::new(class, "said Google.")), changed_at: None };
+        let look = Look {
+            generation: 1,
+            requested_at: None,
+            result: Err(Fault::new(class, "said Google.")),
+            changed_at: None,
+        };
         let s = run(&i, Some(look), &Default::default(), T0);
         assert_eq!(cond(&s, "Ready"), Some(("False", reason)));
         assert_eq!(cond(&s, condition), Some(("True", reason)));
@@ -81,7 +93,11 @@ fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
 
 #[test]
 fn a_refused_member_stalls_and_is_named() {
-    let held = Held { member: "user:x@acme.com".into(), reason: Reason::InvalidMember, message: "User x does not exist.".into() };
+    let held = Held {
+        member: "user:x@acme.com".into(),
+        reason: Reason::InvalidMember,
+        message: "User x does not exist.".into(),
+    };
     let seen = Seen { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Default::default() };
     let s = run(&intent(json!({}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Stalled"), Some(("True", "InvalidMember")));
@@ -104,11 +120,23 @@ fn propagation_ends_by_itself_and_survives_a_restart() {
 #[test]
 fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let service = |n: usize| RunService::new("acme-prod", "europe-west1", format!("s{n:03}"));
-    let look = Look { generation: 1, requested_at: None, result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }), changed_at: None };
+    let look = Look {
+        generation: 1,
+        requested_at: None,
+        result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }),
+        changed_at: None,
+    };
     let fine = Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: None };
     let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
     let i = intent(json!({}), 1);
-    let facts = Facts { intent: &i, looks: &looks, discovery: None, discovering: false, propagation: Duration::ZERO, now: at(T0) };
+    let facts = Facts {
+        intent: &i,
+        looks: &looks,
+        discovery: None,
+        discovering: false,
+        propagation: Duration::ZERO,
+        now: at(T0),
+    };
     let s = fold(&facts, &Default::default());
     assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
     assert_eq!(s.services[0].name, "s149");

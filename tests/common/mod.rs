@@ -4,15 +4,25 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::{AtomicI64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
-use kube::{Api, Client, CustomResourceExt, api::{DynamicObject, Patch, PatchParams}, config::{KubeConfigOptions, Kubeconfig}};
+use kube::{
+    Api, Client, CustomResourceExt,
+    api::{DynamicObject, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use run_invoker::{
     api::{InvokerLedger, InvokerPolicy},
-    cloudrun::{google, limit::{Budget, Limited}},
+    cloudrun::{
+        google,
+        limit::{Budget, Limited},
+    },
     cluster::Cluster,
     controller::{Controller, Options},
     leader::{self, Leadership},
@@ -33,7 +43,10 @@ pub async fn install(client: &Client) {
     for crd in [InvokerPolicy::crd(), InvokerLedger::crd()] {
         let api: Api<DynamicObject> = Api::all_with(
             client.clone(),
-            &kube::api::ApiResource::from_gvk_with_plural(&kube::api::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"), "customresourcedefinitions"),
+            &kube::api::ApiResource::from_gvk_with_plural(
+                &kube::api::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+                "customresourcedefinitions",
+            ),
         );
         let name = format!("{}.{}", crd.spec.names.plural, crd.spec.group);
         let patch = Patch::Apply(serde_json::to_value(&crd).unwrap());
@@ -95,13 +108,22 @@ impl Envtest {
     /// Starts both, if the environment says where they are.
     pub async fn start() -> Option<Self> {
         let assets = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
-        assert!(assets.join("kube-apiserver").exists(), "KUBEBUILDER_ASSETS={} has no kube-apiserver", assets.display());
+        assert!(
+            assets.join("kube-apiserver").exists(),
+            "KUBEBUILDER_ASSETS={} has no kube-apiserver",
+            assets.display()
+        );
         let folder = std::env::temp_dir().join(format!("run-invoker-envtest-{}-{}", std::process::id(), free_port()));
         std::fs::create_dir_all(&folder).unwrap();
         let (etcd_port, peer) = (free_port(), free_port());
         let etcd = Command::new(assets.join("etcd"))
             .args(["--data-dir", folder.join("etcd").to_str().unwrap(), "--unsafe-no-fsync"])
-            .args(["--listen-client-urls", &format!("http://127.0.0.1:{etcd_port}"), "--advertise-client-urls", &format!("http://127.0.0.1:{etcd_port}")])
+            .args([
+                "--listen-client-urls",
+                &format!("http://127.0.0.1:{etcd_port}"),
+                "--advertise-client-urls",
+                &format!("http://127.0.0.1:{etcd_port}"),
+            ])
             .args(["--listen-peer-urls", &format!("http://127.0.0.1:{peer}")])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -116,7 +138,12 @@ impl Envtest {
         let log = std::fs::File::create(self.folder.join("apiserver.log")).unwrap();
         self.server = Some(
             Command::new(self.assets.join("kube-apiserver"))
-                .args(["--etcd-servers", &format!("http://127.0.0.1:{}", self.etcd_port), "--secure-port", &self.port.to_string()])
+                .args([
+                    "--etcd-servers",
+                    &format!("http://127.0.0.1:{}", self.etcd_port),
+                    "--secure-port",
+                    &self.port.to_string(),
+                ])
                 .args(["--bind-address", "127.0.0.1", "--cert-dir", self.folder.join("certs").to_str().unwrap()])
                 .stdout(Stdio::null())
                 .stderr(log)

@@ -1,6 +1,9 @@
 //! The sandbox's clock. It can be set forward, so that expiry can be seen without waiting for it.
 
-use std::sync::{Arc, atomic::{AtomicI64, Ordering}};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
 use jiff::{SignedDuration, Timestamp};
 

@@ -35,12 +35,22 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn new(kube: Arc<Kube>, run: Arc<Run>, journal: Arc<Journal>, faults: Arc<Faults>, kube_handle: Handle) -> Self {
+    pub fn new(
+        kube: Arc<Kube>,
+        run: Arc<Run>,
+        journal: Arc<Journal>,
+        faults: Arc<Faults>,
+        kube_handle: Handle,
+    ) -> Self {
         Self { kube, run, journal, faults, kube_handle }
     }
 
     async fn act(&self, call: &Call) -> Result<Value, String> {
-        let body: Value = if call.body.is_empty() { Value::Null } else { serde_json::from_slice(&call.body).map_err(|e| e.to_string())? };
+        let body: Value = if call.body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&call.body).map_err(|e| e.to_string())?
+        };
         let text = |k: &str| body[k].as_str().map(str::to_owned).ok_or_else(|| format!("{k} is needed"));
         let set = |v: &Value| v.as_array().map(|l| l.iter().filter_map(|x| x.as_str().map(str::to_owned)).collect());
         let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
@@ -53,7 +63,12 @@ impl Control {
                 .collect()),
             ("POST", ["services"]) => {
                 let (p, r, n) = (text("project")?, text("region")?, text("name")?);
-                let labels: Vec<(String, String)> = body["labels"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect();
+                let labels: Vec<(String, String)> = body["labels"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+                    .collect();
                 let borrowed: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
                 self.run.deploy(&p, &r, &n, &borrowed);
                 self.run.set_invoker_iam_disabled(&p, &r, &n, body["invokerIamDisabled"] == true);
@@ -80,14 +95,25 @@ impl Control {
                         w.permitted_domains = set(&body["permittedDomains"]);
                     }
                     if let Some(list) = body["denied"].as_array() {
-                        w.denied = list.iter().filter_map(|d| Some((d["project"].as_str()?.to_owned(), d["permission"].as_str()?.to_owned()))).collect();
+                        w.denied = list
+                            .iter()
+                            .filter_map(|d| {
+                                Some((d["project"].as_str()?.to_owned(), d["permission"].as_str()?.to_owned()))
+                            })
+                            .collect();
                     }
-                    for (name, field) in [("disabled", &mut w.disabled), ("gone", &mut w.gone), ("unreachable", &mut w.unreachable)] {
+                    for (name, field) in
+                        [("disabled", &mut w.disabled), ("gone", &mut w.gone), ("unreachable", &mut w.unreachable)]
+                    {
                         if let Some(s) = set(&body[name]) {
                             *field = s;
                         }
                     }
-                    for (name, field) in [("readQuota", &mut w.read_quota), ("writeQuota", &mut w.write_quota), ("pageCap", &mut w.page_cap)] {
+                    for (name, field) in [
+                        ("readQuota", &mut w.read_quota),
+                        ("writeQuota", &mut w.write_quota),
+                        ("pageCap", &mut w.page_cap),
+                    ] {
                         if let Some(v) = body.get(name) {
                             *field = v.as_u64().map(|n| n as usize);
                         }
@@ -138,7 +164,8 @@ impl Handler for Control {
             }
             if call.path == "/" {
                 let mut page = Response::new(Body::from(include_str!("page.html")));
-                page.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=utf-8"));
+                page.headers_mut()
+                    .insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=utf-8"));
                 return page;
             }
             match self.act(&call).await {

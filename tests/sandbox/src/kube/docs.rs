@@ -54,8 +54,11 @@ pub fn aggregated(resources: &[Resource], core: bool) -> Value {
 
 /// `GET /apis` in the old form.
 pub fn group_list(resources: &[Resource]) -> Value {
-    let list: Vec<Value> =
-        groups(resources).into_iter().filter(|(g, _)| !g.is_empty()).map(|(g, v)| group(g, v.keys().copied())).collect();
+    let list: Vec<Value> = groups(resources)
+        .into_iter()
+        .filter(|(g, _)| !g.is_empty())
+        .map(|(g, v)| group(g, v.keys().copied()))
+        .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
@@ -69,8 +72,7 @@ pub fn group_of(resources: &[Resource], name: &str) -> Option<Value> {
 }
 
 fn group<'a>(name: &str, versions: impl Iterator<Item = &'a str>) -> Value {
-    let versions: Vec<Value> =
-        versions.map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let versions: Vec<Value> = versions.map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
     json!({"name": name, "preferredVersion": versions.last(), "versions": versions})
 }
 
@@ -92,7 +94,8 @@ pub fn resource_list(resources: &[Resource], group: &str, version: &str) -> Opti
         }
     }
     let gv = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    (!list.is_empty()).then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": gv, "resources": list}))
+    (!list.is_empty())
+        .then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": gv, "resources": list}))
 }
 
 /// `GET /openapi/v3`.
@@ -133,7 +136,10 @@ pub fn openapi(resources: &[Resource], path: &str) -> Option<Value> {
     let mut paths = Map::new();
     for r in resources.iter().filter(|r| r.base().trim_start_matches('/') == path) {
         let gvk = json!({"group": r.group, "version": r.version, "kind": r.kind});
-        let mut schema = r.schema.as_ref().map_or_else(|| json!({"type": "object", "description": format!("{} (built-in)", r.kind)}), |s| s.source.clone());
+        let mut schema = r.schema.as_ref().map_or_else(
+            || json!({"type": "object", "description": format!("{} (built-in)", r.kind)}),
+            |s| s.source.clone(),
+        );
         schema["x-kubernetes-group-version-kind"] = json!([gvk]);
         let properties = schema["properties"].as_object().cloned().unwrap_or_default();
         let mut all = json!({"apiVersion": {"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."},
@@ -146,22 +152,34 @@ pub fn openapi(resources: &[Resource], path: &str) -> Option<Value> {
         let reference = json!({"$ref": format!("#/components/schemas/{}", schema_name(r))});
         schemas.insert(schema_name(r), schema);
         let content = |s: &Value| json!({"application/json": {"schema": s}});
-        let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+        let query =
+            |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
         let write = json!([query("dryRun"), query("fieldManager"), query("fieldValidation")]);
         let answer = json!({"200": {"description": "OK", "content": content(&reference)}});
-        let op = |action: &str, parameters: &Value| json!({"tags": [], "operationId": format!("{action}{}{}", r.version, r.kind), "parameters": parameters,
-            "responses": answer, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk});
+        let op = |action: &str, parameters: &Value| {
+            json!({"tags": [], "operationId": format!("{action}{}{}", r.version, r.kind), "parameters": parameters,
+            "responses": answer, "x-kubernetes-action": action, "x-kubernetes-group-version-kind": gvk})
+        };
         let none = json!([]);
-        let base = if r.namespaced { format!("{}/namespaces/{{namespace}}/{}", r.base(), r.plural) } else { format!("{}/{}", r.base(), r.plural) };
+        let base = if r.namespaced {
+            format!("{}/namespaces/{{namespace}}/{}", r.base(), r.plural)
+        } else {
+            format!("{}/{}", r.base(), r.plural)
+        };
         paths.insert(base.clone(), json!({"get": op("list", &none), "post": op("post", &write)}));
         paths.insert(format!("{base}/{{name}}"), json!({"get": op("get", &none), "put": op("put", &write), "patch": op("patch", &write), "delete": op("delete", &none)}));
         if r.status_subresource {
-            paths.insert(format!("{base}/{{name}}/status"), json!({"get": op("get", &none), "put": op("put", &write), "patch": op("patch", &write)}));
+            paths.insert(
+                format!("{base}/{{name}}/status"),
+                json!({"get": op("get", &none), "put": op("put", &write), "patch": op("patch", &write)}),
+            );
         }
     }
     if paths.is_empty() {
         return None;
     }
     schemas.insert("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta".into(), meta_schema());
-    Some(json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": schemas}}))
+    Some(
+        json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": schemas}}),
+    )
 }

@@ -82,6 +82,34 @@ fn item_key(item: &Value, keys: &[String]) -> String {
     format!("k:{}", Value::Object(map))
 }
 
+/// Lists of the metadata that merge by item, whatever the kind.
+fn metadata_schema() -> &'static Schema {
+    static SCHEMA: std::sync::OnceLock<Schema> = std::sync::OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let text = json!({"type": "string"});
+        let list = |kind: &str, items: Value| json!({"type": "array", "x-kubernetes-list-type": kind, "items": items});
+        let mut owners = list("map", json!({"type": "object", "properties": {"uid": text}}));
+        owners["x-kubernetes-list-map-keys"] = json!(["uid"]);
+        let source = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+            "properties": {"finalizers": list("set", text), "ownerReferences": owners}});
+        Schema::compile(&source).unwrap_or_default()
+    })
+}
+
+/// The schema of a field of the object itself.
+fn child_schema<'a>(schema: Option<&'a Schema>, key: &str, root: bool) -> Option<&'a Schema> {
+    if root && key == "metadata" {
+        return Some(metadata_schema());
+    }
+    schema.and_then(|s| s.properties.get(key)).map(|c| &**c)
+}
+
+/// The fields that an object sets.
+pub fn fields_of_object(object: &Value, schema: Option<&Schema>) -> Fields {
+    let Some(map) = object.as_object() else { return Fields::leaf() };
+    Fields(map.iter().map(|(k, v)| (format!("f:{k}"), fields_of(v, child_schema(schema, k, true)))).collect())
+}
+
 /// The fields that a value sets.
 pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Fields {
     match value {
@@ -114,8 +142,19 @@ pub fn ownable(object: &Value) -> Value {
         map.remove("apiVersion");
         map.remove("kind");
         if let Some(meta) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-            for key in ["name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp",
-                "deletionGracePeriodSeconds", "managedFields", "selfLink", "generateName"] {
+            for key in [
+                "name",
+                "namespace",
+                "uid",
+                "resourceVersion",
+                "generation",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "managedFields",
+                "selfLink",
+                "generateName",
+            ] {
                 meta.remove(key);
             }
             if meta.is_empty() {
@@ -140,7 +179,10 @@ fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
         }
         "k" => {
             let keys: Value = serde_json::from_str(key).ok()?;
-            let item = value.as_array()?.iter().find(|v| keys.as_object().is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x)))?;
+            let item = value
+                .as_array()?
+                .iter()
+                .find(|v| keys.as_object().is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x)))?;
             find(item, rest)
         }
         _ => None,
@@ -159,10 +201,10 @@ fn delete(value: &mut Value, path: &[String]) {
         "f" => {
             if let Some(child) = value.get_mut(key) {
                 delete(child, rest);
-                if child.as_object().is_some_and(Map::is_empty) || child.as_array().is_some_and(Vec::is_empty) {
-                    if let Some(map) = value.as_object_mut() {
-                        map.remove(key);
-                    }
+                if (child.as_object().is_some_and(Map::is_empty) || child.as_array().is_some_and(Vec::is_empty))
+                    && let Some(map) = value.as_object_mut()
+                {
+                    map.remove(key);
                 }
             }
         }
@@ -261,11 +303,12 @@ fn entry(manager: &Manager, fields: &Fields, now: &str) -> Value {
 pub fn track_update(old: Option<&Value>, new: &mut Value, manager: &Manager, schema: Option<&Schema>, now: &str) {
     let before = old.map(ownable).unwrap_or_else(|| json!({}));
     let after = ownable(new);
-    let (was, is) = (fields_of(&before, schema), fields_of(&after, schema));
+    let (was, is) = (fields_of_object(&before, schema), fields_of_object(&after, schema));
     let is_leaves = if after == json!({}) { vec![] } else { is.leaves() };
     let changed: Vec<Vec<String>> =
         is_leaves.into_iter().filter(|p| !was.owns(p) || find(&before, p) != find(&after, p)).collect();
-    let removed: Vec<Vec<String>> = if before == json!({}) { vec![] } else { was.leaves().into_iter().filter(|p| !is.has(p)).collect() };
+    let removed: Vec<Vec<String>> =
+        if before == json!({}) { vec![] } else { was.leaves().into_iter().filter(|p| !is.has(p)).collect() };
     let mut list = old.map(entries).unwrap_or_default();
     // A writer may clear the bookkeeping on purpose by sending an empty list.
     if new["metadata"].get("managedFields").is_some_and(|m| m == &json!([]) || m == &json!([{}])) {
@@ -314,12 +357,16 @@ pub struct Conflict {
 pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Option<String> {
     let schema = schema?;
     match value {
-        Value::Object(map) => map.iter().find_map(|(k, v)| set_of_objects(v, schema.properties.get(k).map(|a| &**a), &format!("{path}.{k}"))),
+        Value::Object(map) => map
+            .iter()
+            .find_map(|(k, v)| set_of_objects(v, schema.properties.get(k).map(|a| &**a), &format!("{path}.{k}"))),
         Value::Array(list) => {
-            if schema.list_type == Some(ListType::Set) {
-                if let Some(i) = list.iter().position(Value::is_object) {
-                    return Some(format!("{path}: element {i}: associative list without keys has an element that's a map type"));
-                }
+            if schema.list_type == Some(ListType::Set)
+                && let Some(i) = list.iter().position(Value::is_object)
+            {
+                return Some(format!(
+                    "{path}: element {i}: associative list without keys has an element that's a map type"
+                ));
             }
             list.iter().find_map(|v| set_of_objects(v, schema.items.as_deref(), path))
         }
@@ -331,11 +378,19 @@ pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Opt
 ///
 /// # Errors
 /// The conflicts, if there are any and `force` is false.
-pub fn apply(live: &Value, applied: &Value, manager: &Manager, schema: Option<&Schema>, force: bool, now: &str) -> Result<Value, Vec<Conflict>> {
+pub fn apply(
+    live: &Value,
+    applied: &Value,
+    manager: &Manager,
+    schema: Option<&Schema>,
+    force: bool,
+    now: &str,
+) -> Result<Value, Vec<Conflict>> {
     let wanted = ownable(applied);
-    let fields = fields_of(&wanted, schema);
+    let fields = fields_of_object(&wanted, schema);
     let mut list = entries(live);
-    let previous = list.iter().find(|e| is_of(e, manager)).map(|e| Fields::from_value(&e["fieldsV1"])).unwrap_or_default();
+    let previous =
+        list.iter().find(|e| is_of(e, manager)).map(|e| Fields::from_value(&e["fieldsV1"])).unwrap_or_default();
     let own_leaves = if wanted == json!({}) { vec![] } else { fields.leaves() };
 
     let mut conflicts = Vec::new();
@@ -367,7 +422,12 @@ pub fn apply(live: &Value, applied: &Value, manager: &Manager, schema: Option<&S
             delete(&mut next, &path);
         }
     }
-    merge(&mut next, &wanted, schema);
+    for (key, value) in wanted.as_object().into_iter().flatten() {
+        let slot = next.as_object_mut().map(|m| m.entry(key.clone()).or_insert(Value::Null));
+        if let Some(slot) = slot {
+            merge(slot, value, child_schema(schema, key, true));
+        }
+    }
     let same = ownable(&next) == ownable(live) && previous == fields;
     if !same {
         list.retain(|e| !is_of(e, manager));
@@ -435,18 +495,21 @@ mod tests {
         two["spec"]["p"] = json!(5);
         track_update(Some(&one), &mut two, &manager("kubectl-edit", false), None, "t");
         let owners: Vec<_> = entries(&two).iter().map(|e| (e["manager"].clone(), e["fieldsV1"].clone())).collect();
-        assert_eq!(owners, [
-            (json!("a"), json!({"f:spec": {"f:q": {}}})),
-            (json!("kubectl-edit"), json!({"f:spec": {"f:p": {}}})),
-        ]);
+        assert_eq!(
+            owners,
+            [(json!("a"), json!({"f:spec": {"f:q": {}}})), (json!("kubectl-edit"), json!({"f:spec": {"f:p": {}}})),]
+        );
     }
 
     #[test]
     fn items_of_a_map_list_merge_by_key() {
         let schema = Schema::compile(&json!({"type": "object", "properties": {"c": {"type": "array", "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["type"], "items": {"type": "object", "properties": {"type": {"type": "string"}, "v": {"type": "integer"}}}}}})).unwrap();
-        let one = apply(&base(), &json!({"c": [{"type": "a", "v": 1}]}), &manager("a", true), Some(&schema), false, "t").unwrap();
-        let two = apply(&one, &json!({"c": [{"type": "b", "v": 2}]}), &manager("b", true), Some(&schema), false, "t").unwrap();
+        let one =
+            apply(&base(), &json!({"c": [{"type": "a", "v": 1}]}), &manager("a", true), Some(&schema), false, "t")
+                .unwrap();
+        let two = apply(&one, &json!({"c": [{"type": "b", "v": 2}]}), &manager("b", true), Some(&schema), false, "t")
+            .unwrap();
         assert_eq!(two["c"], json!([{"type": "a", "v": 1}, {"type": "b", "v": 2}]));
     }
 }

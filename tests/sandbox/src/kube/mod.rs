@@ -62,7 +62,8 @@ impl Target {
         (group.to_owned(), self.resource.plural.clone())
     }
     fn key(&self, name: &str) -> Key {
-        let namespace = if self.resource.namespaced { self.namespace.clone().unwrap_or_default() } else { String::new() };
+        let namespace =
+            if self.resource.namespaced { self.namespace.clone().unwrap_or_default() } else { String::new() };
         (namespace, name.to_owned())
     }
     fn not_found(&self, name: &str) -> Refusal {
@@ -103,6 +104,11 @@ impl Kube {
         self.clock.now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
     }
 
+    /// Every object of a kind, without a request: for measuring.
+    pub fn objects(&self, group: &str, plural: &str) -> Vec<Arc<Value>> {
+        self.lock().store.list(&(group.to_owned(), plural.to_owned()), None)
+    }
+
     /// Forgets all history: watches from before get 410 Gone.
     pub fn compact(&self) {
         self.lock().store.compact();
@@ -133,7 +139,9 @@ impl Kube {
         let own = |s: &str| Some(s.to_owned());
         // `namespaces/X` alone is the namespace itself, `namespaces/X/status` its status.
         let (namespace, plural, tail) = match rest {
-            ["namespaces", ns, plural, tail @ ..] if *plural != "status" && *plural != "finalize" => (own(ns), *plural, tail),
+            ["namespaces", ns, plural, tail @ ..] if *plural != "status" && *plural != "finalize" => {
+                (own(ns), *plural, tail)
+            }
             [plural, tail @ ..] => (None, *plural, tail),
             [] => return Err(Refusal::no_such_path()),
         };
@@ -155,14 +163,16 @@ impl Kube {
 
     fn handle_call(self: &Arc<Self>, call: &Call) -> Result<Response<Body>, Refusal> {
         let method = call.method.as_str();
-        if method == "GET" {
-            if let Some(document) = self.document(call) {
-                return document;
-            }
+        if method == "GET"
+            && let Some(document) = self.document(call)
+        {
+            return document;
         }
         let target = self.route(call)?;
         match (method, &target.name) {
-            ("GET", None) if call.flag("watch") => watch::serve(self, call, &target.resource, &target.table(), target.namespace.as_deref()),
+            ("GET", None) if call.flag("watch") => {
+                watch::serve(self, call, &target.resource, &target.table(), target.namespace.as_deref())
+            }
             ("GET", None) => self.list(call, &target),
             ("GET", Some(name)) => self.get(call, &target, name),
             ("POST", None) => self.create(call, &target),
@@ -170,25 +180,37 @@ impl Kube {
             ("PATCH", Some(name)) => self.patch(call, &target, name),
             ("DELETE", Some(name)) => self.delete(call, &target, name),
             ("DELETE", None) => self.delete_collection(call, &target),
-            _ => Err(Refusal::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")),
+            _ => Err(Refusal::new(
+                405,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            )),
         }
     }
 
     /// Everything that describes the API itself.
     fn document(&self, call: &Call) -> Option<Result<Response<Body>, Refusal>> {
-        let aggregated = call.header("accept").contains("as=APIGroupDiscoveryList") && call.header("accept").contains("v=v2;");
+        let aggregated =
+            call.header("accept").contains("as=APIGroupDiscoveryList") && call.header("accept").contains("v=v2;");
         let path = call.path.trim_end_matches('/');
         let resources = self.lock().resources.clone();
         let found = |v: Value| Some(Ok(answer(200, &v)));
         let with_type = |v: Value| {
             let mut r = answer(200, &v);
-            r.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"));
+            r.headers_mut().insert(
+                "content-type",
+                axum::http::HeaderValue::from_static(
+                    "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                ),
+            );
             Some(Ok(r))
         };
         match path {
             "/healthz" | "/livez" | "/readyz" => Some(Ok(Response::new(Body::from("ok")))),
-            "/version" => found(json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0-sandbox", "gitCommit": "", "gitTreeState": "clean",
-                "buildDate": "2026-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux/amd64"})),
+            "/version" => found(
+                json!({"major": "1", "minor": "36", "gitVersion": "v1.36.0-sandbox", "gitCommit": "", "gitTreeState": "clean",
+                "buildDate": "2026-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux/amd64"}),
+            ),
             "/api" if aggregated => with_type(docs::aggregated(&resources, true)),
             "/apis" if aggregated => with_type(docs::aggregated(&resources, false)),
             "/api" => found(json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
@@ -196,15 +218,21 @@ impl Kube {
             "/openapi/v3" => found(docs::openapi_index(&resources)),
             _ => {
                 if let Some(rest) = path.strip_prefix("/openapi/v3/") {
-                    return Some(docs::openapi(&resources, rest).map(|d| answer(200, &d)).ok_or_else(Refusal::no_such_path));
+                    return Some(
+                        docs::openapi(&resources, rest).map(|d| answer(200, &d)).ok_or_else(Refusal::no_such_path),
+                    );
                 }
                 let parts: Vec<&str> = path.split('/').skip(1).collect();
                 match parts.as_slice() {
                     ["api", "v1"] => docs::resource_list(&resources, "", "v1").map(|v| Ok(answer(200, &v))),
-                    ["apis", group] => Some(docs::group_of(&resources, group).map(|v| answer(200, &v)).ok_or_else(Refusal::no_such_path)),
-                    ["apis", group, version] => {
-                        Some(docs::resource_list(&resources, group, version).map(|v| answer(200, &v)).ok_or_else(Refusal::no_such_path))
-                    }
+                    ["apis", group] => Some(
+                        docs::group_of(&resources, group).map(|v| answer(200, &v)).ok_or_else(Refusal::no_such_path),
+                    ),
+                    ["apis", group, version] => Some(
+                        docs::resource_list(&resources, group, version)
+                            .map(|v| answer(200, &v))
+                            .ok_or_else(Refusal::no_such_path),
+                    ),
                     _ => None,
                 }
             }
@@ -224,7 +252,13 @@ impl Kube {
     fn get(&self, call: &Call, target: &Target, name: &str) -> Result<Response<Body>, Refusal> {
         let found = self.lock().store.get(&target.table(), &target.key(name)).ok_or_else(|| target.not_found(name))?;
         let object = Self::present(&target.resource, &found);
-        Ok(self.shaped(call, &target.resource, &[&object], json!({"resourceVersion": object["metadata"]["resourceVersion"]}), Some(&object)))
+        Ok(self.shaped(
+            call,
+            &target.resource,
+            &[&object],
+            json!({"resourceVersion": object["metadata"]["resourceVersion"]}),
+            Some(&object),
+        ))
     }
 
     fn list(&self, call: &Call, target: &Target) -> Result<Response<Body>, Refusal> {
@@ -245,7 +279,7 @@ impl Kube {
                 (state.store.version(), all)
             }
         };
-        let mut meta = json!({"resourceVersion": version.to_string()});
+        let mut meta = json!({"resourceVersion": version.to_string(), "continue": ""});
         let (chunk, rest) = match limit {
             Some(limit) if all.len() > limit => (all[..limit].to_vec(), all[limit..].to_vec()),
             _ => (all, vec![]),
@@ -261,7 +295,14 @@ impl Kube {
     }
 
     /// A list, a single object, or either as a Table or as metadata only.
-    fn shaped(&self, call: &Call, resource: &Resource, items: &[&Value], meta: Value, single: Option<&Value>) -> Response<Body> {
+    fn shaped(
+        &self,
+        call: &Call,
+        resource: &Resource,
+        items: &[&Value],
+        meta: Value,
+        single: Option<&Value>,
+    ) -> Response<Body> {
         let accept = call.header("accept");
         if accept.contains("as=Table") {
             let include = call.param("includeObject").unwrap_or("Metadata");
@@ -271,22 +312,30 @@ impl Kube {
             let short = |o: &Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": o["metadata"]});
             return match single {
                 Some(object) => answer(200, &short(object)),
-                None => answer(200, &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
-                    "items": items.iter().map(|o| short(o)).collect::<Vec<_>>()})),
+                None => answer(
+                    200,
+                    &json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta,
+                    "items": items.iter().map(|o| short(o)).collect::<Vec<_>>()}),
+                ),
             };
         }
         match single {
             Some(object) => answer(200, object),
-            None => answer(200, &json!({"kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta, "items": items})),
+            None => answer(
+                200,
+                &json!({"kind": resource.list_kind, "apiVersion": resource.api_version(), "metadata": meta, "items": items}),
+            ),
         }
     }
 
     fn selector(&self, call: &Call, resource: &Resource) -> Result<Selector, Refusal> {
         let selector = Selector::parse(call.param("labelSelector"), call.param("fieldSelector"))?;
-        if let Some(known) = &resource.selectable {
-            if let Some(strange) = selector.field_paths().find(|p| *p != "metadata.name" && *p != "metadata.namespace" && !known.iter().any(|k| k == p)) {
-                return Err(Refusal::bad_request(format!("field label not supported: {strange}")));
-            }
+        if let Some(known) = &resource.selectable
+            && let Some(strange) = selector
+                .field_paths()
+                .find(|p| *p != "metadata.name" && *p != "metadata.namespace" && !known.iter().any(|k| k == p))
+        {
+            return Err(Refusal::bad_request(format!("field label not supported: {strange}")));
         }
         Ok(selector)
     }
@@ -294,8 +343,17 @@ impl Kube {
     fn writing(call: &Call, target: &Target, apply: bool) -> Result<Writing, Refusal> {
         let manager = match call.param("fieldManager").filter(|m| !m.is_empty()) {
             Some(m) => m.to_owned(),
-            None if apply => return Err(Refusal::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch")),
-            None => call.header("user-agent").split('/').next().filter(|s| !s.is_empty()).unwrap_or("unknown").to_owned(),
+            None if apply => {
+                let cause = Cause {
+                    reason: "FieldValueRequired",
+                    field: "fieldManager".into(),
+                    message: "Required value: is required for apply patch".into(),
+                };
+                return Err(Refusal::invalid("meta.k8s.io", "PatchOptions", "", &[cause]));
+            }
+            None => {
+                call.header("user-agent").split('/').next().filter(|s| !s.is_empty()).unwrap_or("unknown").to_owned()
+            }
         };
         Ok(Writing {
             manager: Manager {
@@ -313,12 +371,18 @@ impl Kube {
     fn parse(call: &Call) -> Result<Value, Refusal> {
         if call.header("content-type").contains("yaml") {
             let text = String::from_utf8_lossy(&call.body);
-            return serde_saphyr::from_str(&text).map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")));
+            return serde_saphyr::from_str(&text)
+                .map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")));
         }
         if call.header("content-type").contains("protobuf") {
-            return Err(Refusal::new(415, "UnsupportedMediaType", "the sandbox reads JSON and YAML, not protobuf; apply a manifest instead (kubectl apply -f)"));
+            return Err(Refusal::new(
+                415,
+                "UnsupportedMediaType",
+                "the sandbox reads JSON and YAML, not protobuf; apply a manifest instead (kubectl apply -f)",
+            ));
         }
-        serde_json::from_slice(&call.body).map_err(|e| Refusal::bad_request(format!("the object provided is unrecognized: {e}")))
+        serde_json::from_slice(&call.body)
+            .map_err(|e| Refusal::bad_request(format!("the object provided is unrecognized: {e}")))
     }
 
     fn create(&self, call: &Call, target: &Target) -> Result<Response<Body>, Refusal> {
@@ -331,10 +395,22 @@ impl Kube {
         Ok(self.shaped(call, &target.resource, &[&created], json!({}), Some(&created)).map_status(201))
     }
 
-    fn create_locked(&self, state: &mut State, target: &Target, mut object: Value, writing: &Writing) -> Result<Value, Refusal> {
+    fn create_locked(
+        &self,
+        state: &mut State,
+        target: &Target,
+        mut object: Value,
+        writing: &Writing,
+    ) -> Result<Value, Refusal> {
         let resource = &target.resource;
         if object["kind"].as_str().is_some_and(|k| k != resource.kind) {
-            return Err(Refusal::bad_request(format!("{} in version \"{}\" cannot be handled as a {}: no kind \"{}\" is registered", resource.kind, resource.version, resource.kind, object["kind"].as_str().unwrap_or_default())));
+            return Err(Refusal::bad_request(format!(
+                "{} in version \"{}\" cannot be handled as a {}: no kind \"{}\" is registered",
+                resource.kind,
+                resource.version,
+                resource.kind,
+                object["kind"].as_str().unwrap_or_default()
+            )));
         }
         object["kind"] = json!(resource.kind);
         object["apiVersion"] = json!(resource.api_version());
@@ -349,32 +425,62 @@ impl Kube {
                     let name = format!("{prefix}{:05x}", (state.uids * 7919) % 0xfffff);
                     meta["name"] = json!(name);
                 }
-                _ => return Err(Refusal::invalid(&resource.group, &resource.kind, "", &[Cause { reason: "FieldValueRequired", field: "metadata.name".into(), message: "Required value: name or generateName is required".into() }])),
+                _ => {
+                    let mut causes = vec![Cause {
+                        reason: "FieldValueRequired",
+                        field: "metadata.name".into(),
+                        message: "Required value: name or generateName is required".into(),
+                    }];
+                    causes.extend(resource.schema.iter().flat_map(|s| s.validate(&object, None, "")));
+                    return Err(Refusal::invalid(&resource.group, &resource.kind, "", &causes));
+                }
             }
         }
         if resource.namespaced {
             let namespace = target.namespace.clone().unwrap_or_else(|| "default".into());
             if meta["namespace"].as_str().is_some_and(|n| n != namespace) {
-                return Err(Refusal::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+                return Err(Refusal::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
             }
             meta["namespace"] = json!(namespace);
             let ns = state.store.get(&(String::new(), "namespaces".into()), &(String::new(), namespace.clone()));
             match ns {
                 None => return Err(Refusal::not_found("", "namespaces", &namespace)),
                 Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => {
-                    return Err(Refusal::new(403, "Forbidden", format!("unable to create new content in namespace {namespace} because it is being terminated")));
+                    return Err(Refusal::new(
+                        403,
+                        "Forbidden",
+                        format!("unable to create new content in namespace {namespace} because it is being terminated"),
+                    ));
                 }
                 Some(_) => {}
             }
         }
         let name = meta["name"].as_str().unwrap_or_default().to_owned();
         if !valid_name(&name) {
-            return Err(Refusal::invalid(&resource.group, &resource.kind, &name, &[Cause { reason: "FieldValueInvalid", field: "metadata.name".into(),
-                message: format!("Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character") }]));
+            return Err(Refusal::invalid(
+                &resource.group,
+                &resource.kind,
+                &name,
+                &[Cause {
+                    reason: "FieldValueInvalid",
+                    field: "metadata.name".into(),
+                    message: format!(
+                        "Invalid value: \"{name}\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
+                    ),
+                }],
+            ));
         }
         if state.store.get(&target.table(), &target.key(&name)).is_some() {
-            return Err(Refusal { details: json!({"name": name, "group": resource.group, "kind": resource.plural}),
-                ..Refusal::new(409, "AlreadyExists", format!("{}.{} \"{name}\" already exists", resource.plural, resource.group)) });
+            return Err(Refusal {
+                details: json!({"name": name, "group": resource.group, "kind": resource.plural}),
+                ..Refusal::new(
+                    409,
+                    "AlreadyExists",
+                    format!("{}.{} \"{name}\" already exists", resource.plural, resource.group),
+                )
+            });
         }
         if meta["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
             return Err(Refusal::bad_request("resourceVersion should not be set on objects to be created"));
@@ -389,10 +495,11 @@ impl Kube {
                 map.insert("generation".into(), json!(1));
             }
         }
-        if resource.status_subresource && resource.custom {
-            if let Some(map) = object.as_object_mut() {
-                map.remove("status");
-            }
+        if resource.status_subresource
+            && resource.custom
+            && let Some(map) = object.as_object_mut()
+        {
+            map.remove("status");
         }
         if resource.plural == "namespaces" {
             object["spec"] = json!({"finalizers": ["kubernetes"]});
@@ -428,7 +535,13 @@ impl Kube {
             new["apiVersion"] = version;
             if !unknown.is_empty() && writing.strict {
                 let list: Vec<String> = unknown.iter().map(|u| format!("unknown field \"{u}\"")).collect();
-                return Err(Refusal::bad_request(format!("{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}", resource.kind, resource.version, resource.kind, list.join(", "))));
+                return Err(Refusal::bad_request(format!(
+                    "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
+                    resource.kind,
+                    resource.version,
+                    resource.kind,
+                    list.join(", ")
+                )));
             }
             let view = schema::root_for_rules(&new);
             let old_view = old.map(schema::root_for_rules);
@@ -454,21 +567,22 @@ impl Kube {
 
     /// What the server itself does once an object is stored.
     fn after_write(&self, state: &mut State, target: &Target, stored: &Value) {
-        if target.resource.plural == CRD.1 && target.resource.group == CRD.0 {
-            if let Ok(resources) = registry::from_definition(stored) {
-                let (group, plural) = (stored["spec"]["group"].clone(), stored["spec"]["names"]["plural"].clone());
-                state.resources.retain(|r| !(r.custom && group == r.group.as_str() && plural == r.plural.as_str()));
-                state.resources.extend(resources);
-                if stored["status"]["conditions"].is_null() {
-                    let mut next = stored.clone();
-                    let now = self.now();
-                    next["status"] = json!({"acceptedNames": stored["spec"]["names"], "storedVersions": [stored["spec"]["versions"][0]["name"]],
+        if target.resource.plural == CRD.1
+            && target.resource.group == CRD.0
+            && let Ok(resources) = registry::from_definition(stored)
+        {
+            let (group, plural) = (stored["spec"]["group"].clone(), stored["spec"]["names"]["plural"].clone());
+            state.resources.retain(|r| !(r.custom && group == r.group.as_str() && plural == r.plural.as_str()));
+            state.resources.extend(resources);
+            if stored["status"]["conditions"].is_null() {
+                let mut next = stored.clone();
+                let now = self.now();
+                next["status"] = json!({"acceptedNames": stored["spec"]["names"], "storedVersions": [stored["spec"]["versions"][0]["name"]],
                         "conditions": [
                             {"type": "NamesAccepted", "status": "True", "reason": "NoConflicts", "message": "no conflicts found", "lastTransitionTime": now},
                             {"type": "Established", "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": now}]});
-                    let name = stored["metadata"]["name"].as_str().unwrap_or_default();
-                    state.store.put(&target.table(), &target.key(name), next);
-                }
+                let name = stored["metadata"]["name"].as_str().unwrap_or_default();
+                state.store.put(&target.table(), &target.key(name), next);
             }
         }
     }
@@ -492,11 +606,14 @@ impl Kube {
         let old = state.store.get(&target.table(), &target.key(name));
         let shown = old.as_ref().map(|o| Self::present(&target.resource, o));
         let patch: Value = if apply {
-            serde_saphyr::from_str(&String::from_utf8_lossy(&call.body)).map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")))?
+            serde_saphyr::from_str(&String::from_utf8_lossy(&call.body))
+                .map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")))?
         } else {
             Self::parse(call)?
         };
-        if let Some(fault) = apply.then(|| managed::set_of_objects(&patch, target.resource.schema.as_deref(), "")).flatten() {
+        if let Some(fault) =
+            apply.then(|| managed::set_of_objects(&patch, target.resource.schema.as_deref(), "")).flatten()
+        {
             return Err(Refusal::new(500, "InternalError", format!("failed to create typed patch object: {fault}")));
         }
         let Some(old) = old else {
@@ -507,9 +624,16 @@ impl Kube {
             let mut fresh = patch.clone();
             fresh["metadata"]["name"] = json!(name);
             let base = json!({"apiVersion": target.resource.api_version(), "kind": target.resource.kind, "metadata": fresh["metadata"]});
-            let mut object = managed::apply(&base, &fresh, &writing.manager, target.resource.schema.as_deref(), true, &self.now()).unwrap_or(base);
+            let mut object =
+                managed::apply(&base, &fresh, &writing.manager, target.resource.schema.as_deref(), true, &self.now())
+                    .unwrap_or(base);
             if object["metadata"]["resourceVersion"].is_string() {
-                return Err(Refusal::conflict(&target.resource.group, &target.resource.plural, name, "resourceVersion was given, but the object does not exist"));
+                return Err(Refusal::conflict(
+                    &target.resource.group,
+                    &target.resource.plural,
+                    name,
+                    "resourceVersion was given, but the object does not exist",
+                ));
             }
             object["apiVersion"] = patch["apiVersion"].clone();
             writing.applied = true;
@@ -536,9 +660,20 @@ impl Kube {
                     }
                 }
             }
-            managed::apply(&current, &applied, &writing.manager, target.resource.schema.as_deref(), call.flag("force"), &self.now()).map_err(|conflicts| {
+            managed::apply(
+                &current,
+                &applied,
+                &writing.manager,
+                target.resource.schema.as_deref(),
+                call.flag("force"),
+                &self.now(),
+            )
+            .map_err(|conflicts| {
                 let with = |c: &managed::Conflict| format!("conflict with \"{}\" using {}", c.manager, c.api_version);
-                let causes: Vec<Value> = conflicts.iter().map(|c| json!({"reason": "FieldManagerConflict", "message": with(c), "field": c.field})).collect();
+                let causes: Vec<Value> = conflicts
+                    .iter()
+                    .map(|c| json!({"reason": "FieldManagerConflict", "message": with(c), "field": c.field}))
+                    .collect();
                 let message = match conflicts.as_slice() {
                     [single] => format!("Apply failed with 1 conflict: {}: {}", with(single), single.field),
                     many => {
@@ -549,16 +684,29 @@ impl Kube {
                 Refusal { details: json!({"causes": causes}), ..Refusal::new(409, "Conflict", message) }
             })?
         } else if content.starts_with("application/json-patch+json") {
-            let operations: json_patch::Patch = serde_json::from_value(patch).map_err(|e| Refusal::bad_request(e.to_string()))?;
+            let operations: json_patch::Patch =
+                serde_json::from_value(patch).map_err(|e| Refusal::bad_request(e.to_string()))?;
             let mut next = current.clone();
-            json_patch::patch(&mut next, &operations).map_err(|e| Refusal::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {e}")))?;
+            json_patch::patch(&mut next, &operations).map_err(|e| {
+                Refusal::new(
+                    422,
+                    "Invalid",
+                    format!("the server rejected our request due to an error in our request: {e}"),
+                )
+            })?;
             next
-        } else if content.starts_with("application/merge-patch+json") || (content.starts_with("application/strategic-merge-patch+json") && !target.resource.custom) {
+        } else if content.starts_with("application/merge-patch+json")
+            || (content.starts_with("application/strategic-merge-patch+json") && !target.resource.custom)
+        {
             let mut next = current.clone();
             json_patch::merge(&mut next, &patch);
             next
         } else {
-            return Err(Refusal::new(415, "UnsupportedMediaType", "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"));
+            return Err(Refusal::new(
+                415,
+                "UnsupportedMediaType",
+                "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            ));
         };
         let stored = self.replace_locked(&mut state, target, name, &old, next, &writing)?;
         drop(state);
@@ -567,14 +715,32 @@ impl Kube {
     }
 
     /// Puts `new` in place of `old`, as update and every kind of patch do.
-    fn replace_locked(&self, state: &mut State, target: &Target, name: &str, old: &Arc<Value>, mut new: Value, writing: &Writing) -> Result<Value, Refusal> {
+    fn replace_locked(
+        &self,
+        state: &mut State,
+        target: &Target,
+        name: &str,
+        old: &Arc<Value>,
+        mut new: Value,
+        writing: &Writing,
+    ) -> Result<Value, Refusal> {
         let resource = &target.resource;
         let asked = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !asked.is_empty() && old["metadata"]["resourceVersion"] != asked {
-            return Err(Refusal::conflict(&resource.group, &resource.plural, name, "the object has been modified; please apply your changes to the latest version and try again"));
+            return Err(Refusal::conflict(
+                &resource.group,
+                &resource.plural,
+                name,
+                "the object has been modified; please apply your changes to the latest version and try again",
+            ));
         }
         if new["metadata"]["uid"].as_str().is_some_and(|u| !u.is_empty() && old["metadata"]["uid"] != u) {
-            return Err(Refusal::conflict(&resource.group, &resource.plural, name, "Precondition failed: UID in precondition does not match"));
+            return Err(Refusal::conflict(
+                &resource.group,
+                &resource.plural,
+                name,
+                "Precondition failed: UID in precondition does not match",
+            ));
         }
         if new["metadata"]["name"].as_str().is_some_and(|n| n != name) {
             return Err(Refusal::bad_request("the name of the object does not match the name on the URL"));
@@ -584,18 +750,29 @@ impl Kube {
         }
         // What only the server sets.
         let mut meta = new["metadata"].as_object().cloned().unwrap_or_default();
-        for key in ["name", "namespace", "uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
+        for key in [
+            "name",
+            "namespace",
+            "uid",
+            "creationTimestamp",
+            "generation",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "resourceVersion",
+        ] {
             match old["metadata"].get(key) {
                 Some(v) => meta.insert(key.into(), v.clone()),
                 None => meta.remove(key),
             };
         }
-        if meta.get("managedFields").is_none_or(Value::is_null) {
-            if let Some(m) = old["metadata"].get("managedFields") {
-                meta.insert("managedFields".into(), m.clone());
-            }
+        if meta.get("managedFields").is_none_or(Value::is_null)
+            && let Some(m) = old["metadata"].get("managedFields")
+        {
+            meta.insert("managedFields".into(), m.clone());
         }
-        meta.retain(|_, v| !v.is_null() && v.as_object().is_none_or(|o| !o.is_empty()) && v.as_array().is_none_or(|a| !a.is_empty()));
+        meta.retain(|_, v| {
+            !v.is_null() && v.as_object().is_none_or(|o| !o.is_empty()) && v.as_array().is_none_or(|a| !a.is_empty())
+        });
         new["metadata"] = Value::Object(meta);
         new["kind"] = json!(resource.kind);
         new["apiVersion"] = json!(resource.api_version());
@@ -623,8 +800,18 @@ impl Kube {
         if old["metadata"]["deletionTimestamp"].is_string() {
             let had = |f: &Value| old["metadata"]["finalizers"].as_array().is_some_and(|l| l.contains(f));
             if let Some(f) = new["metadata"]["finalizers"].as_array().into_iter().flatten().find(|f| !had(f)) {
-                return Err(Refusal::invalid(&resource.group, &resource.kind, name, &[Cause { reason: "FieldValueForbidden", field: "metadata.finalizers".into(),
-                    message: format!("Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers [{f}]") }]));
+                return Err(Refusal::invalid(
+                    &resource.group,
+                    &resource.kind,
+                    name,
+                    &[Cause {
+                        reason: "FieldValueForbidden",
+                        field: "metadata.finalizers".into(),
+                        message: format!(
+                            "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers [{f}]"
+                        ),
+                    }],
+                ));
             }
         }
         let mut new = self.admit(target, Some(old), new, writing)?;
@@ -676,9 +863,17 @@ impl Kube {
         let table = target.table();
         let key = target.key(name);
         let old = state.store.get(&table, &key).ok_or_else(|| target.not_found(name))?;
-        for (field, value) in [("uid", &options["preconditions"]["uid"]), ("resourceVersion", &options["preconditions"]["resourceVersion"])] {
+        for (field, value) in [
+            ("uid", &options["preconditions"]["uid"]),
+            ("resourceVersion", &options["preconditions"]["resourceVersion"]),
+        ] {
             if value.is_string() && old["metadata"][field] != *value {
-                return Err(Refusal::conflict(&target.resource.group, &target.resource.plural, name, &format!("the {field} in the precondition does not match")));
+                return Err(Refusal::conflict(
+                    &target.resource.group,
+                    &target.resource.plural,
+                    name,
+                    &format!("the {field} in the precondition does not match"),
+                ));
             }
         }
         if call.param("dryRun") == Some("All") || options["dryRun"][0] == "All" {
@@ -689,8 +884,11 @@ impl Kube {
         self.changed.send_modify(|n| *n += 1);
         match result {
             Some(pending) => Ok(answer(200, &Self::present(&target.resource, &pending))),
-            None => Ok(answer(200, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "details": {"name": name, "group": target.resource.group, "kind": target.resource.plural, "uid": old["metadata"]["uid"]}}))),
+            None => Ok(answer(
+                200,
+                &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "details": {"name": name, "group": target.resource.group, "kind": target.resource.plural, "uid": old["metadata"]["uid"]}}),
+            )),
         }
     }
 
@@ -730,17 +928,24 @@ impl Kube {
     fn remove_locked(&self, state: &mut State, table: &Table, key: &Key) {
         let Some(gone) = state.store.remove(table, key) else { return };
         if table.0 == CRD.0 && table.1 == CRD.1 {
-            let own = (gone["spec"]["group"].as_str().unwrap_or_default().to_owned(), gone["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned());
+            let own = (
+                gone["spec"]["group"].as_str().unwrap_or_default().to_owned(),
+                gone["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned(),
+            );
             for object in state.store.list(&own, None) {
                 let meta = &object["metadata"];
-                let key = (meta["namespace"].as_str().unwrap_or_default().to_owned(), meta["name"].as_str().unwrap_or_default().to_owned());
+                let key = (
+                    meta["namespace"].as_str().unwrap_or_default().to_owned(),
+                    meta["name"].as_str().unwrap_or_default().to_owned(),
+                );
                 state.store.remove(&own, &key);
             }
             state.resources.retain(|r| !(r.custom && r.group == own.0 && r.plural == own.1));
         }
         let namespaces = (String::new(), "namespaces".to_owned());
         let ns = (String::new(), key.0.clone());
-        let terminating = state.store.get(&namespaces, &ns).is_some_and(|n| n["metadata"]["deletionTimestamp"].is_string());
+        let terminating =
+            state.store.get(&namespaces, &ns).is_some_and(|n| n["metadata"]["deletionTimestamp"].is_string());
         if !key.0.is_empty() && terminating && state.store.namespace_is_empty(&key.0) {
             state.store.remove(&namespaces, &ns);
         }
@@ -753,12 +958,18 @@ impl Kube {
         let items = state.store.list(&table, target.namespace.as_deref());
         for object in items.iter().filter(|o| selector.matches(&Self::present(&target.resource, o))) {
             let meta = &object["metadata"];
-            let key = (meta["namespace"].as_str().unwrap_or_default().to_owned(), meta["name"].as_str().unwrap_or_default().to_owned());
+            let key = (
+                meta["namespace"].as_str().unwrap_or_default().to_owned(),
+                meta["name"].as_str().unwrap_or_default().to_owned(),
+            );
             self.delete_locked(&mut state, &table, &key);
         }
         drop(state);
         self.changed.send_modify(|n| *n += 1);
-        Ok(answer(200, &json!({"kind": target.resource.list_kind, "apiVersion": target.resource.api_version(), "metadata": {}, "items": items})))
+        Ok(answer(
+            200,
+            &json!({"kind": target.resource.list_kind, "apiVersion": target.resource.api_version(), "metadata": {}, "items": items}),
+        ))
     }
 }
 

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{schema::Schema, status::{Cause, Refusal}};
+use super::{
+    schema::Schema,
+    status::{Cause, Refusal},
+};
 
 /// A column of `kubectl get`.
 #[derive(Clone, Debug)]
@@ -44,11 +47,23 @@ impl Resource {
 
     /// `/api/v1` or `/apis/GROUP/VERSION`.
     pub fn base(&self) -> String {
-        if self.group.is_empty() { format!("/api/{}", self.version) } else { format!("/apis/{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        }
     }
 }
 
-fn builtin(group: &str, version: &str, kind: &str, plural: &str, short: &[&str], namespaced: bool, columns: &[(&str, &str, &str)]) -> Resource {
+fn builtin(
+    group: &str,
+    version: &str,
+    kind: &str,
+    plural: &str,
+    short: &[&str],
+    namespaced: bool,
+    columns: &[(&str, &str, &str)],
+) -> Resource {
     Resource {
         group: group.into(),
         version: version.into(),
@@ -113,7 +128,15 @@ pub fn builtins() -> Vec<Resource> {
                 ("Message", "string", ".note"),
             ],
         ),
-        builtin("coordination.k8s.io", "v1", "Lease", "leases", &[], true, &[("Holder", "string", ".spec.holderIdentity"), age]),
+        builtin(
+            "coordination.k8s.io",
+            "v1",
+            "Lease",
+            "leases",
+            &[],
+            true,
+            &[("Holder", "string", ".spec.holderIdentity"), age],
+        ),
         builtin(
             "apiextensions.k8s.io",
             "v1",
@@ -138,7 +161,8 @@ pub fn from_definition(definition: &Value) -> Result<Vec<Resource>, Refusal> {
     let (group, names) = (text(&spec["group"]), &spec["names"]);
     let (plural, kind) = (text(&names["plural"]), text(&names["kind"]));
     let mut causes = Vec::new();
-    let mut wrong = |field: &str, message: String| causes.push(Cause { reason: "FieldValueInvalid", field: field.into(), message });
+    let mut wrong =
+        |field: &str, message: String| causes.push(Cause { reason: "FieldValueInvalid", field: field.into(), message });
     if name != format!("{plural}.{group}") {
         wrong("metadata.name", format!("Invalid value: \"{name}\": must be spec.names.plural+\".\"+spec.group"));
     }

@@ -75,7 +75,12 @@ impl Schema {
         let mut node = Self {
             type_: text("type"),
             description: text("description"),
-            required: s["required"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
+            required: s["required"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v.as_str().map(str::to_owned))
+                .collect(),
             enumeration: s["enum"].as_array().cloned(),
             default: s.get("default").cloned(),
             nullable: flag("nullable"),
@@ -89,15 +94,26 @@ impl Schema {
             minimum: s["minimum"].as_f64(),
             maximum: s["maximum"].as_f64(),
             format: text("format"),
-            any_of: s["anyOf"].as_array().into_iter().flatten()
-                .map(|a| a["required"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect())
+            any_of: s["anyOf"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|a| {
+                    a["required"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|v| v.as_str().map(str::to_owned))
+                        .collect()
+                })
                 .filter(|r: &Vec<String>| !r.is_empty())
                 .collect(),
             source: s.clone(),
             ..Self::default()
         };
         if node.type_.is_empty() && !node.int_or_string && !node.preserve {
-            errors.push((format!("{path}.type"), "Required value: must not be empty for specified object fields".into()));
+            errors
+                .push((format!("{path}.type"), "Required value: must not be empty for specified object fields".into()));
         }
         if let Some(pattern) = s["pattern"].as_str() {
             match regex::Regex::new(pattern) {
@@ -123,7 +139,12 @@ impl Schema {
         node.list_type = (node.type_ == "array").then(|| match s["x-kubernetes-list-type"].as_str() {
             Some("set") => ListType::Set,
             Some("map") => ListType::Map(
-                s["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
+                s["x-kubernetes-list-map-keys"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|v| v.as_str().map(str::to_owned))
+                    .collect(),
             ),
             _ => ListType::Atomic,
         });
@@ -227,13 +248,23 @@ impl Schema {
         };
         if value.is_null() {
             if !self.nullable {
-                wrong("FieldValueInvalid", format!("Invalid value: \"null\": {} in body must be of type {}: \"null\"", path.trim_start_matches('.'), self.type_));
+                wrong(
+                    "FieldValueInvalid",
+                    format!(
+                        "Invalid value: \"null\": {} in body must be of type {}: \"null\"",
+                        path.trim_start_matches('.'),
+                        self.type_
+                    ),
+                );
             }
             return;
         }
         let type_fits = match (self.type_.as_str(), value) {
             ("", _) => true,
-            ("object", Value::Object(_)) | ("array", Value::Array(_)) | ("string", Value::String(_)) | ("boolean", Value::Bool(_)) => true,
+            ("object", Value::Object(_))
+            | ("array", Value::Array(_))
+            | ("string", Value::String(_))
+            | ("boolean", Value::Bool(_)) => true,
             ("integer", Value::Number(n)) => n.is_i64() || n.is_u64(),
             ("number", Value::Number(_)) => true,
             _ => false,
@@ -247,43 +278,71 @@ impl Schema {
                 Value::Number(n) if n.is_f64() => "number",
                 _ => "integer",
             };
-            wrong("FieldValueTypeInvalid", format!("Invalid value: \"{found}\": {} in body must be of type {}: \"{found}\"", path.trim_start_matches('.'), self.type_));
+            wrong(
+                "FieldValueTypeInvalid",
+                format!(
+                    "Invalid value: \"{found}\": {} in body must be of type {}: \"{found}\"",
+                    path.trim_start_matches('.'),
+                    self.type_
+                ),
+            );
             return;
         }
         if let Some(allowed) = self.enumeration.as_ref().filter(|e| !e.contains(value)) {
             let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
-            wrong("FieldValueNotSupported", format!("Unsupported value: {value}: supported values: {}", list.join(", ")));
+            wrong(
+                "FieldValueNotSupported",
+                format!("Unsupported value: {value}: supported values: {}", list.join(", ")),
+            );
         }
         let name = path.trim_start_matches('.').to_owned();
         match value {
             Value::String(s) => {
                 let n = s.chars().count() as u64;
                 if let Some(min) = self.min_length.filter(|m| n < *m) {
-                    wrong("FieldValueInvalid", format!("Invalid value: \"{s}\": {name} in body should be at least {min} chars long"));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: \"{s}\": {name} in body should be at least {min} chars long"),
+                    );
                 }
                 if let Some(max) = self.max_length.filter(|m| n > *m) {
                     wrong("FieldValueTooLong", format!("Too long: may not be more than {max} bytes"));
                 }
                 if let Some((pattern, _)) = self.pattern.as_ref().filter(|(_, r)| !r.is_match(s)) {
-                    wrong("FieldValueInvalid", format!("Invalid value: \"{s}\": {name} in body should match '{pattern}'"));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: \"{s}\": {name} in body should match '{pattern}'"),
+                    );
                 }
                 if self.format == "date-time" && s.parse::<jiff::Timestamp>().is_err() {
-                    wrong("FieldValueInvalid", format!("Invalid value: \"{s}\": {name} in body must be of type date-time: \"{s}\""));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: \"{s}\": {name} in body must be of type date-time: \"{s}\""),
+                    );
                 }
             }
             Value::Number(n) => {
                 let n = n.as_f64().unwrap_or_default();
                 if let Some(min) = self.minimum.filter(|m| n < *m) {
-                    wrong("FieldValueInvalid", format!("Invalid value: {n}: {name} in body should be greater than or equal to {min}"));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: {n}: {name} in body should be greater than or equal to {min}"),
+                    );
                 }
                 if let Some(max) = self.maximum.filter(|m| n > *m) {
-                    wrong("FieldValueInvalid", format!("Invalid value: {n}: {name} in body should be less than or equal to {max}"));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: {n}: {name} in body should be less than or equal to {max}"),
+                    );
                 }
             }
             Value::Array(list) => {
                 let n = list.len() as u64;
                 if let Some(min) = self.min_items.filter(|m| n < *m) {
-                    wrong("FieldValueInvalid", format!("Invalid value: {n}: {name} in body should have at least {min} items"));
+                    wrong(
+                        "FieldValueInvalid",
+                        format!("Invalid value: {n}: {name} in body should have at least {min} items"),
+                    );
                 }
                 if let Some(max) = self.max_items.filter(|m| n > *m) {
                     wrong("FieldValueTooMany", format!("Too many: {n}: must have at most {max} items"));
@@ -297,7 +356,11 @@ impl Schema {
                 for (i, v) in list.iter().enumerate() {
                     if let Some(key) = key_of(v) {
                         if seen.contains(&key) {
-                            causes.push(Cause { reason: "FieldValueDuplicate", field: format!("{name}[{i}]"), message: format!("Duplicate value: {v}") });
+                            causes.push(Cause {
+                                reason: "FieldValueDuplicate",
+                                field: format!("{name}[{i}]"),
+                                message: format!("Duplicate value: {v}"),
+                            });
                         }
                         seen.push(key);
                     }
@@ -308,10 +371,18 @@ impl Schema {
             }
             Value::Object(map) => {
                 for field in self.required.iter().filter(|f| !map.contains_key(*f)) {
-                    causes.push(Cause { reason: "FieldValueRequired", field: join(&name, field), message: "Required value".into() });
+                    causes.push(Cause {
+                        reason: "FieldValueRequired",
+                        field: join(&name, field),
+                        message: "Required value".into(),
+                    });
                 }
                 if !self.any_of.is_empty() && !self.any_of.iter().any(|r| r.iter().all(|f| map.contains_key(f))) {
-                    causes.push(Cause { reason: "FieldValueInvalid", field: name.clone(), message: "Invalid value: must validate one or more of anyOf".into() });
+                    causes.push(Cause {
+                        reason: "FieldValueInvalid",
+                        field: name.clone(),
+                        message: "Invalid value: must validate one or more of anyOf".into(),
+                    });
                 }
                 for (key, v) in map {
                     if let Some(child) = self.properties.get(key).or(self.additional.as_ref()) {
@@ -355,7 +426,11 @@ impl Schema {
                 _ => "FieldValueInvalid",
             };
             let field = format!("{path}{}", rule.field_path.as_deref().unwrap_or_default());
-            causes.push(Cause { reason, field: field.trim_start_matches('.').to_owned(), message: format!("Invalid value: {shown}: {message}") });
+            causes.push(Cause {
+                reason,
+                field: field.trim_start_matches('.').to_owned(),
+                message: format!("Invalid value: {shown}: {message}"),
+            });
         }
         match value {
             Value::Object(map) => {
@@ -448,12 +523,17 @@ mod tests {
             "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "cannot change"}]}}}));
         assert!(s.validate(&json!({"p": "a"}), None, "").is_empty());
         let causes = s.validate(&json!({"p": "b"}), Some(&json!({"p": "a"})), "");
-        assert_eq!((causes[0].field.as_str(), causes[0].message.as_str()), ("p", "Invalid value: \"b\": cannot change"));
+        assert_eq!(
+            (causes[0].field.as_str(), causes[0].message.as_str()),
+            ("p", "Invalid value: \"b\": cannot change")
+        );
     }
 
     #[test]
     fn sets_refuse_duplicates() {
-        let s = schema(json!({"type": "object", "properties": {"l": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}));
+        let s = schema(
+            json!({"type": "object", "properties": {"l": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}),
+        );
         assert_eq!(s.validate(&json!({"l": ["a", "a"]}), None, "")[0].reason, "FieldValueDuplicate");
     }
 

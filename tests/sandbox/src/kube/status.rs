@@ -35,16 +35,12 @@ impl Refusal {
         }
     }
     pub fn no_such_path() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(404, "", "404 page not found\n")
     }
     pub fn conflict(group: &str, plural: &str, name: &str, why: &str) -> Self {
         Self {
             details: json!({"name": name, "group": group, "kind": plural}),
-            ..Self::new(
-                409,
-                "Conflict",
-                format!("Operation cannot be fulfilled on {plural}.{group} \"{name}\": {why}"),
-            )
+            ..Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {plural}.{group} \"{name}\": {why}"))
         }
     }
     pub fn invalid(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
@@ -64,6 +60,15 @@ impl Refusal {
     }
 
     pub fn into_response(self) -> Response<Body> {
+        if self.reason.is_empty() {
+            // What nobody serves is answered by the mux, in plain text.
+            let mut response = Response::new(Body::from(self.message));
+            *response.status_mut() = axum::http::StatusCode::NOT_FOUND;
+            response
+                .headers_mut()
+                .insert("content-type", axum::http::HeaderValue::from_static("text/plain; charset=utf-8"));
+            return response;
+        }
         crate::server::json(self.code, &self.to_value())
     }
 }

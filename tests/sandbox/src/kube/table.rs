@@ -87,7 +87,9 @@ pub fn age(at: &str, now: Timestamp) -> String {
 
 /// Turns objects into a `meta.k8s.io/v1` Table.
 pub fn table(resource: &Resource, items: &[&Value], list_meta: Value, include: &str, now: Timestamp) -> Value {
-    let mut columns = vec![json!({"name": "Name", "type": "string", "format": "name", "description": "Name must be unique within a namespace.", "priority": 0})];
+    let mut columns = vec![
+        json!({"name": "Name", "type": "string", "format": "name", "description": "Name must be unique within a namespace.", "priority": 0}),
+    ];
     for c in &resource.columns {
         columns.push(json!({"name": c.name, "type": c.type_, "format": "", "description": c.description, "priority": c.priority}));
     }
@@ -133,7 +135,13 @@ mod tests {
     #[test]
     fn ages_read_as_kubectl_prints_them() {
         let now: Timestamp = "2026-01-10T00:00:00Z".parse().unwrap();
-        for (at, text) in [("2026-01-09T23:59:59Z", "1s"), ("2026-01-09T23:57:30Z", "2m30s"), ("2026-01-09T22:00:00Z", "120m"), ("2026-01-08T23:00:00Z", "25h"), ("2026-01-01T00:00:00Z", "9d")] {
+        for (at, text) in [
+            ("2026-01-09T23:59:59Z", "1s"),
+            ("2026-01-09T23:57:30Z", "2m30s"),
+            ("2026-01-09T22:00:00Z", "120m"),
+            ("2026-01-08T23:00:00Z", "25h"),
+            ("2026-01-01T00:00:00Z", "9d"),
+        ] {
             assert_eq!(age(at, now), text);
         }
     }

@@ -6,25 +6,48 @@ use axum::{body::Body, http::Response};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Kube, registry::Resource, status::Refusal, store::{Kind, Table}, table};
+use super::{
+    Kube,
+    registry::Resource,
+    status::Refusal,
+    store::{Kind, Table},
+    table,
+};
 use crate::server::Call;
 
 /// How often a quiet watch is told where it stands.
 const BOOKMARK: Duration = Duration::from_secs(10);
 
 /// `GET …?watch=true`.
-pub fn serve(kube: &Arc<Kube>, call: &Call, resource: &Resource, table: &Table, namespace: Option<&str>) -> Result<Response<Body>, Refusal> {
+pub fn serve(
+    kube: &Arc<Kube>,
+    call: &Call,
+    resource: &Resource,
+    table: &Table,
+    namespace: Option<&str>,
+) -> Result<Response<Body>, Refusal> {
     let selector = kube.selector(call, resource)?;
     let bookmarks = call.flag("allowWatchBookmarks");
     let initial = call.param("sendInitialEvents").map(|v| v == "true");
     let as_table = call.header("accept").contains("as=Table");
     let include = call.param("includeObject").unwrap_or("Metadata").to_owned();
     let as_meta = call.header("accept").contains("as=PartialObjectMetadata");
-    let timeout = call.param("timeoutSeconds").and_then(|t| t.parse().ok()).map_or(Duration::from_secs(3600), Duration::from_secs);
+    let timeout = call
+        .param("timeoutSeconds")
+        .and_then(|t| t.parse().ok())
+        .map_or(Duration::from_secs(3600), Duration::from_secs);
     let asked = call.param("resourceVersion").unwrap_or_default();
     if initial == Some(true) && call.param("resourceVersionMatch") != Some("NotOlderThan") {
-        return Err(Refusal::invalid("meta.k8s.io", "ListOptions", "", &[super::Cause { reason: "FieldValueForbidden", field: "resourceVersionMatch".into(),
-            message: "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan".into() }]));
+        return Err(Refusal::invalid(
+            "meta.k8s.io",
+            "ListOptions",
+            "",
+            &[super::Cause {
+                reason: "FieldValueForbidden",
+                field: "resourceVersionMatch".into(),
+                message: "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan".into(),
+            }],
+        ));
     }
     // Without a version (or with 0) a watch begins with what is there.
     let from_start = initial == Some(true) || (initial.is_none() && (asked.is_empty() || asked == "0"));
@@ -33,7 +56,9 @@ pub fn serve(kube: &Arc<Kube>, call: &Call, resource: &Resource, table: &Table, 
         if from_start {
             (state.store.version(), state.store.list(table, namespace))
         } else {
-            let position = if asked.is_empty() || asked == "0" { state.store.version() } else {
+            let position = if asked.is_empty() || asked == "0" {
+                state.store.version()
+            } else {
                 asked.parse().map_err(|_| Refusal::bad_request(format!("invalid resource version {asked:?}")))?
             };
             (position, vec![])
@@ -83,11 +108,18 @@ pub fn serve(kube: &Arc<Kube>, call: &Call, resource: &Resource, table: &Table, 
                 (state.store.version(), state.store.since(&table, position))
             };
             let Some(changes) = changes else {
-                let gone = Refusal::new(410, "Expired", format!("too old resource version: {position} ({})", kube.lock().store.compacted()));
+                let gone = Refusal::new(
+                    410,
+                    "Expired",
+                    format!("too old resource version: {position} ({})", kube.lock().store.compacted()),
+                );
                 let _ = sender.send(line("ERROR", gone.to_value())).await;
                 return;
             };
-            for change in changes.into_iter().filter(|c| namespace.as_deref().is_none_or(|n| c.object["metadata"]["namespace"] == n)) {
+            for change in changes
+                .into_iter()
+                .filter(|c| namespace.as_deref().is_none_or(|n| c.object["metadata"]["namespace"] == n))
+            {
                 let fits = |o: &Value| selector.matches(&Kube::present(&resource, o));
                 let was = change.before.as_deref().is_some_and(fits);
                 let is = change.kind != Kind::Deleted && fits(&change.object);
@@ -116,7 +148,9 @@ pub fn serve(kube: &Arc<Kube>, call: &Call, resource: &Resource, table: &Table, 
     });
     let stream = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|item| (item, r)) });
     let mut response = Response::new(Body::from_stream(stream));
-    response.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("application/json;stream=watch"));
+    response
+        .headers_mut()
+        .insert("content-type", axum::http::HeaderValue::from_static("application/json;stream=watch"));
     Ok(response)
 }
 
@@ -127,8 +161,15 @@ pub fn stored_event(event: &Value) -> Value {
     }
     let mut e = event.clone();
     if let Some(map) = e.as_object_mut() {
-        for (old, new) in [("involvedObject", "regarding"), ("message", "note"), ("reportingComponent", "reportingController"),
-            ("firstTimestamp", "deprecatedFirstTimestamp"), ("lastTimestamp", "deprecatedLastTimestamp"), ("count", "deprecatedCount"), ("source", "deprecatedSource")] {
+        for (old, new) in [
+            ("involvedObject", "regarding"),
+            ("message", "note"),
+            ("reportingComponent", "reportingController"),
+            ("firstTimestamp", "deprecatedFirstTimestamp"),
+            ("lastTimestamp", "deprecatedLastTimestamp"),
+            ("count", "deprecatedCount"),
+            ("source", "deprecatedSource"),
+        ] {
             if let Some(v) = map.remove(old) {
                 map.insert(new.into(), v);
             }
@@ -146,8 +187,15 @@ pub fn event_in(resource: &Resource, event: &Value) -> Value {
         return e;
     }
     if let Some(map) = e.as_object_mut() {
-        for (new, old) in [("regarding", "involvedObject"), ("note", "message"), ("reportingController", "reportingComponent"),
-            ("deprecatedFirstTimestamp", "firstTimestamp"), ("deprecatedLastTimestamp", "lastTimestamp"), ("deprecatedCount", "count"), ("deprecatedSource", "source")] {
+        for (new, old) in [
+            ("regarding", "involvedObject"),
+            ("note", "message"),
+            ("reportingController", "reportingComponent"),
+            ("deprecatedFirstTimestamp", "firstTimestamp"),
+            ("deprecatedLastTimestamp", "lastTimestamp"),
+            ("deprecatedCount", "count"),
+            ("deprecatedSource", "source"),
+        ] {
             if let Some(v) = map.remove(new) {
                 map.insert(old.into(), v);
             }

@@ -225,18 +225,37 @@ impl State {
     }
 
     /// What stands before any call: does the project exist, is the API on, may the caller, is there quota.
-    fn gate(&mut self, project: &str, region: &str, permission: &str, resource: &str, write: bool) -> Result<(), Problem> {
+    fn gate(
+        &mut self,
+        project: &str,
+        region: &str,
+        permission: &str,
+        resource: &str,
+        write: bool,
+    ) -> Result<(), Problem> {
         if self.world.gone.contains(project) {
             return Err(Problem::new(404, "NOT_FOUND", format!("Project '{project}' not found or deleted.")));
         }
         if self.world.disabled.contains(project) {
-            let mut p = Problem::new(403, "PERMISSION_DENIED", format!("Cloud Run Admin API has not been used in project {project} before or it is disabled. Enable it by visiting https://console.developers.google.com/apis/api/run.googleapis.com/overview?project={project} then retry. If you enabled this API recently, wait a few minutes for the action to propagate to our systems and retry."));
-            p.details = vec![json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "domain": "googleapis.com",
-                "metadata": {"service": "run.googleapis.com", "consumer": format!("projects/{project}")}})];
+            let mut p = Problem::new(
+                403,
+                "PERMISSION_DENIED",
+                format!(
+                    "Cloud Run Admin API has not been used in project {project} before or it is disabled. Enable it by visiting https://console.developers.google.com/apis/api/run.googleapis.com/overview?project={project} then retry. If you enabled this API recently, wait a few minutes for the action to propagate to our systems and retry."
+                ),
+            );
+            p.details = vec![
+                json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "domain": "googleapis.com",
+                "metadata": {"service": "run.googleapis.com", "consumer": format!("projects/{project}")}}),
+            ];
             return Err(p);
         }
         if self.world.denied.contains(&(project.to_owned(), permission.to_owned())) {
-            return Err(Problem::new(403, "PERMISSION_DENIED", format!("Permission '{permission}' denied on resource '{resource}' (or resource may not exist).")));
+            return Err(Problem::new(
+                403,
+                "PERMISSION_DENIED",
+                format!("Permission '{permission}' denied on resource '{resource}' (or resource may not exist)."),
+            ));
         }
         let quota = if write { self.world.write_quota } else { self.world.read_quota };
         if let Some(quota) = quota {
@@ -247,10 +266,18 @@ impl State {
             }
             if used.len() >= quota {
                 let kind = if write { "Write" } else { "Read" };
-                let mut p = Problem::new(429, "RESOURCE_EXHAUSTED", format!("Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."));
+                let mut p = Problem::new(
+                    429,
+                    "RESOURCE_EXHAUSTED",
+                    format!(
+                        "Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."
+                    ),
+                );
                 p.retry_after = used.front().map(|t| (Duration::from_secs(60) - (now - *t)).as_secs() + 1);
-                p.details = vec![json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
-                    "metadata": {"quota_limit": format!("{kind}PerMinutePerProjectRegion"), "quota_location": region, "service": "run.googleapis.com"}})];
+                p.details = vec![
+                    json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
+                    "metadata": {"quota_limit": format!("{kind}PerMinutePerProjectRegion"), "quota_location": region, "service": "run.googleapis.com"}}),
+                ];
                 return Err(p);
             }
             used.push_back(now);

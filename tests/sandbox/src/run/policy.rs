@@ -41,7 +41,8 @@ impl StoredPolicy {
                 if b["condition"].is_object() {
                     let mut hasher = DefaultHasher::new();
                     b["condition"].to_string().hash(&mut hasher);
-                    b["role"] = json!(format!("{}_withcond_{:020x}", b["role"].as_str().unwrap_or_default(), hasher.finish()));
+                    b["role"] =
+                        json!(format!("{}_withcond_{:020x}", b["role"].as_str().unwrap_or_default(), hasher.finish()));
                     if let Some(map) = b.as_object_mut() {
                         map.remove("condition");
                     }
@@ -67,10 +68,10 @@ impl StoredPolicy {
         match (index, add) {
             (None, true) => self.bindings.push(json!({"role": role, "members": [member]})),
             (Some(i), true) => {
-                if let Some(list) = self.bindings[i]["members"].as_array_mut() {
-                    if !list.iter().any(|m| m == member) {
-                        list.push(json!(member));
-                    }
+                if let Some(list) = self.bindings[i]["members"].as_array_mut()
+                    && !list.iter().any(|m| m == member)
+                {
+                    list.push(json!(member));
                 }
             }
             (Some(i), false) => {
@@ -108,14 +109,22 @@ impl StoredPolicy {
         }
         let version = policy["version"].as_i64().unwrap_or(0);
         if ![0, 1, 3].contains(&version) {
-            return Err(Problem::invalid(format!("Invalid policy version: {version}. Valid versions are 0, 1, and 3.")));
+            return Err(Problem::invalid(format!(
+                "Invalid policy version: {version}. Valid versions are 0, 1, and 3."
+            )));
         }
         if let Some(given) = policy["etag"].as_str().filter(|e| !e.is_empty()) {
             let Some(given) = bytes_of(given) else {
-                return Err(Problem::invalid("Invalid value at 'policy.etag' (TYPE_BYTES), Base64 decoding failed for etag"));
+                return Err(Problem::invalid(
+                    "Invalid value at 'policy.etag' (TYPE_BYTES), Base64 decoding failed for etag",
+                ));
             };
             if Some(given) != bytes_of(&self.etag_text()) {
-                return Err(Problem::new(409, "ABORTED", "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff."));
+                return Err(Problem::new(
+                    409,
+                    "ABORTED",
+                    "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
+                ));
             }
             if version < 3 && self.has_conditions() {
                 return Err(Problem::invalid("Policy version must be 3 to change a policy that contains conditions."));
@@ -143,7 +152,10 @@ impl StoredPolicy {
             if !(role.starts_with("roles/") || role.contains("/roles/")) {
                 return Err(Problem::invalid(format!("Role {role} is not supported for this resource.")));
             }
-            if conditional && (b["condition"]["expression"].as_str().unwrap_or_default().is_empty() || b["condition"]["title"].as_str().unwrap_or_default().is_empty()) {
+            if conditional
+                && (b["condition"]["expression"].as_str().unwrap_or_default().is_empty()
+                    || b["condition"]["title"].as_str().unwrap_or_default().is_empty())
+            {
                 return Err(Problem::invalid("Request contains an invalid argument."));
             }
             for m in b["members"].as_array().into_iter().flatten() {
@@ -155,7 +167,9 @@ impl StoredPolicy {
             }
         }
         if total > MAX_MEMBERS {
-            return Err(Problem::invalid(format!("The number of members in the policy ({total}) is larger than the maximum allowed size {MAX_MEMBERS}.")));
+            return Err(Problem::invalid(format!(
+                "The number of members in the policy ({total}) is larger than the maximum allowed size {MAX_MEMBERS}."
+            )));
         }
         for (role, condition, member) in triples(bindings) {
             let fresh = !before.contains(&(role, condition, member.clone()));
@@ -200,7 +214,13 @@ fn triples(bindings: &[Value]) -> impl Iterator<Item = (String, String, String)>
     bindings.iter().flat_map(|b| {
         let role = b["role"].as_str().unwrap_or_default().to_owned();
         let condition = b["condition"].to_string();
-        b["members"].as_array().into_iter().flatten().filter_map(|m| m.as_str()).map(move |m| (role.clone(), condition.clone(), m.to_owned())).collect::<Vec<_>>()
+        b["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|m| m.as_str())
+            .map(move |m| (role.clone(), condition.clone(), m.to_owned()))
+            .collect::<Vec<_>>()
     })
 }
 
@@ -212,14 +232,18 @@ fn existence(member: &str, fresh: bool, world: &World) -> Result<(), Problem> {
     if member == "allUsers" || member == "allAuthenticatedUsers" {
         return Ok(());
     }
-    let Some((kind, rest)) = member.split_once(':') else { return Err(Problem::invalid("Request contains an invalid argument.")) };
+    let Some((kind, rest)) = member.split_once(':') else {
+        return Err(Problem::invalid("Request contains an invalid argument."));
+    };
     if kind == "deleted" {
         // What is there may be written back; nobody can add such a member.
         return if fresh { Err(Problem::invalid("Request contains an invalid argument.")) } else { Ok(()) };
     }
     let known = !world.unknown.contains(&rest.to_ascii_lowercase()) && !world.unknown.contains(rest);
     match kind {
-        "user" | "group" | "serviceAccount" if !rest.contains('@') && !rest.contains(".svc.id.goog[") => Err(Problem::invalid("Request contains an invalid argument.")),
+        "user" | "group" | "serviceAccount" if !rest.contains('@') && !rest.contains(".svc.id.goog[") => {
+            Err(Problem::invalid("Request contains an invalid argument."))
+        }
         "user" if !known => refuse(format!("User {rest} does not exist.")),
         "group" if !known => refuse(format!("Group {rest} does not exist.")),
         "serviceAccount" if !known => refuse(format!("Service account {rest} does not exist.")),
@@ -243,7 +267,11 @@ fn permitted(member: &str, world: &World) -> Result<(), Problem> {
         return Ok(());
     }
     // Two spaces, as Cloud Run writes it.
-    Err(Problem::new(400, "FAILED_PRECONDITION", "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy."))
+    Err(Problem::new(
+        400,
+        "FAILED_PRECONDITION",
+        "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.",
+    ))
 }
 
 #[cfg(test)]
@@ -262,7 +290,8 @@ mod tests {
     #[test]
     fn versions_follow_conditions_and_version_one_hides_them() {
         let mut p = StoredPolicy::default();
-        set(&mut p, json!({"version": 3, "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]})).unwrap();
+        set(&mut p, json!({"version": 3, "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}))
+            .unwrap();
         assert_eq!(p.view(3)["version"], 1);
         let etag = p.view(3)["etag"].clone();
         set(&mut p, json!({"version": 3, "etag": etag, "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"], "condition": {"title": "t", "expression": "e"}}]})).unwrap();

@@ -12,10 +12,15 @@ pub fn answer(run: &Run, call: &Call) -> Response<Body> {
         Ok(value) => respond(200, &value),
         Err(problem) if problem.status.is_empty() => {
             // A path that no API knows gets Google's HTML page.
-            let page = format!("<!DOCTYPE html>\n<html lang=en>\n  <title>Error 404 (Not Found)!!1</title>\n  <p><b>404.</b> <ins>That’s an error.</ins>\n  <p>The requested URL <code>{}</code> was not found on this server.\n", call.path);
+            let page = format!(
+                "<!DOCTYPE html>\n<html lang=en>\n  <title>Error 404 (Not Found)!!1</title>\n  <p><b>404.</b> <ins>That’s an error.</ins>\n  <p>The requested URL <code>{}</code> was not found on this server.\n",
+                call.path
+            );
             let mut response = Response::new(Body::from(page));
             *response.status_mut() = axum::http::StatusCode::NOT_FOUND;
-            response.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=UTF-8"));
+            response
+                .headers_mut()
+                .insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=UTF-8"));
             response
         }
         Err(problem) => {
@@ -39,8 +44,12 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
         ("GET", ["v1", "projects", p, "locations"]) => locations(run, p),
         ("GET", ["v1", "projects", p, "locations", r, "services"]) => list_v1(run, call, p, (*r != "-").then_some(*r)),
-        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services"]) => list_v1(run, call, p, Some(&region_of_host(call)?)),
-        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services", s]) => get(run, p, &region_of_host(call)?, s, Version::V1, false),
+        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services"]) => {
+            list_v1(run, call, p, Some(&region_of_host(call)?))
+        }
+        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services", s]) => {
+            get(run, p, &region_of_host(call)?, s, Version::V1, false)
+        }
         (_, [version @ ("v1" | "v2"), "projects", p, "locations", r, "services", s]) => {
             let (name, verb) = s.split_once(':').map_or((*s, ""), |(n, v)| (n, v));
             let version = if *version == "v1" { Version::V1 } else { Version::V2 };
@@ -71,7 +80,13 @@ fn integers(call: &Call) -> bool {
 fn region_of_host(call: &Call) -> Result<String, Problem> {
     let host = call.header("host");
     let found = regex::Regex::new(r"^([a-z]+-[a-z]+[0-9]+)-").ok().and_then(|r| Some(r.captures(host)?[1].to_owned()));
-    found.ok_or_else(|| Problem::new(404, "NOT_FOUND", "Knative-style requests need a regional host such as europe-west1-run.googleapis.com"))
+    found.ok_or_else(|| {
+        Problem::new(
+            404,
+            "NOT_FOUND",
+            "Knative-style requests need a regional host such as europe-west1-run.googleapis.com",
+        )
+    })
 }
 
 fn resource(p: &str, r: &str, s: &str) -> String {
@@ -79,7 +94,11 @@ fn resource(p: &str, r: &str, s: &str) -> String {
 }
 
 fn missing(p: &str, r: &str, s: &str) -> Problem {
-    Problem::new(404, "NOT_FOUND", format!("Resource '{s}' of kind 'SERVICE' in region '{r}' in project '{p}' does not exist."))
+    Problem::new(
+        404,
+        "NOT_FOUND",
+        format!("Resource '{s}' of kind 'SERVICE' in region '{r}' in project '{p}' does not exist."),
+    )
 }
 
 fn key(p: &str, r: &str, s: &str) -> ServiceKey {
@@ -90,14 +109,19 @@ fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
     let mut state = run.lock();
     state.gate(p, r, "run.services.getIamPolicy", &resource(p, r, s), false)?;
     let asked = call.param("options.requestedPolicyVersion").unwrap_or("0");
-    let version = asked.parse::<i64>().ok().filter(|v| [0, 1, 3].contains(v)).ok_or_else(|| Problem::invalid(format!("Invalid requested policy version: {asked}.")))?;
+    let version = asked
+        .parse::<i64>()
+        .ok()
+        .filter(|v| [0, 1, 3].contains(v))
+        .ok_or_else(|| Problem::invalid(format!("Invalid requested policy version: {asked}.")))?;
     state.services.get(&key(p, r, s)).map(|x| x.policy.view(version)).ok_or_else(|| missing(p, r, s))
 }
 
 fn set_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(p, r, "run.services.setIamPolicy", &resource(p, r, s), true)?;
-    let request: Value = serde_json::from_slice(&call.body).map_err(|e| Problem::invalid(format!("Invalid JSON payload received. {e}")))?;
+    let request: Value = serde_json::from_slice(&call.body)
+        .map_err(|e| Problem::invalid(format!("Invalid JSON payload received. {e}")))?;
     if !request["policy"].is_object() {
         return Err(Problem::invalid("policy is required"));
     }
@@ -115,7 +139,10 @@ fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result
     if !state.services.contains_key(&key(p, r, s)) {
         return Ok(json!({}));
     }
-    let held: Vec<&Value> = request["permissions"].as_array().into_iter().flatten()
+    let held: Vec<&Value> = request["permissions"]
+        .as_array()
+        .into_iter()
+        .flatten()
         .filter(|v| v.as_str().is_some_and(|v| !state.world.denied.contains(&(p.to_owned(), v.to_owned()))))
         .collect();
     Ok(if held.is_empty() { json!({}) } else { json!({"permissions": held}) })
@@ -127,7 +154,9 @@ fn get(run: &Run, p: &str, r: &str, s: &str, version: Version, integers: bool) -
     match (state.services.get(&key(p, r, s)), version) {
         (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers)),
         (Some(service), Version::V1) => Ok(v1(&key(p, r, s), service)),
-        (None, Version::V2) => Err(Problem::new(404, "NOT_FOUND", format!("service \"{}\" not found", resource(p, r, s)))),
+        (None, Version::V2) => {
+            Err(Problem::new(404, "NOT_FOUND", format!("service \"{}\" not found", resource(p, r, s))))
+        }
         (None, Version::V1) => Err(missing(p, r, s)),
     }
 }
@@ -139,7 +168,8 @@ fn locations(run: &Run, p: &str) -> Result<Value, Problem> {
     regions.extend(state.services.keys().filter(|k| k.0 == p).map(|k| k.1.as_str()));
     regions.sort_unstable();
     regions.dedup();
-    let list: Vec<Value> = regions.iter().map(|r| json!({"name": format!("projects/{p}/locations/{r}"), "locationId": r})).collect();
+    let list: Vec<Value> =
+        regions.iter().map(|r| json!({"name": format!("projects/{p}/locations/{r}"), "locationId": r})).collect();
     Ok(json!({"locations": list}))
 }
 
@@ -178,9 +208,22 @@ fn list_v1(run: &Run, call: &Call, p: &str, region: Option<&str>) -> Result<Valu
 
 type Found<'a> = (&'a ServiceKey, &'a Service);
 
-fn page<'a>(state: &'a super::State, p: &str, region: Option<&str>, size: usize, token: &str) -> Result<(Vec<Found<'a>>, Option<String>), Problem> {
+fn page<'a>(
+    state: &'a super::State,
+    p: &str,
+    region: Option<&str>,
+    size: usize,
+    token: &str,
+) -> Result<(Vec<Found<'a>>, Option<String>), Problem> {
     let size = size.min(state.world.page_cap.unwrap_or(usize::MAX));
-    let start: usize = if token.is_empty() { 0 } else { token.strip_prefix("page-").and_then(|t| t.parse().ok()).ok_or_else(|| Problem::invalid("Invalid page token."))? };
+    let start: usize = if token.is_empty() {
+        0
+    } else {
+        token
+            .strip_prefix("page-")
+            .and_then(|t| t.parse().ok())
+            .ok_or_else(|| Problem::invalid("Invalid page token."))?
+    };
     let fits = |k: &ServiceKey| k.0 == p && region.map_or(!state.world.unreachable.contains(&k.1), |r| k.1 == r);
     let all: Vec<Found<'a>> = state.services.iter().filter(|(k, _)| fits(k)).collect();
     let rest = all.get(start..).unwrap_or_default();
@@ -189,12 +232,19 @@ fn page<'a>(state: &'a super::State, p: &str, region: Option<&str>, size: usize,
 }
 
 fn host(k: &ServiceKey) -> String {
-    format!("https://{}-abcdefghij-{}.a.run.app", k.2, k.1.chars().filter(|c| c.is_ascii_alphanumeric()).take(2).collect::<String>())
+    format!(
+        "https://{}-abcdefghij-{}.a.run.app",
+        k.2,
+        k.1.chars().filter(|c| c.is_ascii_alphanumeric()).take(2).collect::<String>()
+    )
 }
 
 fn v2(k: &ServiceKey, s: &Service, integers: bool) -> Value {
-    let (ingress, stage, succeeded): (Value, Value, Value) =
-        if integers { (json!(1), json!(4), json!(4)) } else { (json!("INGRESS_TRAFFIC_ALL"), json!("GA"), json!("CONDITION_SUCCEEDED")) };
+    let (ingress, stage, succeeded): (Value, Value, Value) = if integers {
+        (json!(1), json!(4), json!(4))
+    } else {
+        (json!("INGRESS_TRAFFIC_ALL"), json!("GA"), json!("CONDITION_SUCCEEDED"))
+    };
     let mut v = json!({"name": resource(&k.0, &k.1, &k.2), "uid": s.uid, "generation": s.generation.to_string(), "observedGeneration": s.generation.to_string(),
         "createTime": s.created, "updateTime": s.created, "creator": "deployer@acme.com", "lastModifier": "deployer@acme.com", "client": "gcloud",
         "ingress": ingress, "launchStage": stage, "uri": host(k), "urls": [host(k)],

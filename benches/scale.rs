@@ -1,0 +1,329 @@
+//! `make bench`: the release binary on the sandbox, with 50 ms between it and Cloud Run.
+//!
+//! Each policy names one service of its own, enforced, read every 60 s. The sandbox shares the machine with the operator, so
+//! times are upper bounds. The budgets of calls per minute are raised out of the way and reported; with the default budget
+//! of 30 writes a minute and region, that budget is the bound and nothing else.
+//!
+//! `cargo bench --bench scale -- 100 1000` runs these sizes only.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::{
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use sandbox::{Api, Fault, Rule, Sandbox};
+use serde_json::{Value, json};
+
+const LATENCY_MS: u64 = 50;
+const INTERVAL: Duration = Duration::from_secs(60);
+const EDITS: usize = 60;
+
+struct Operator(Child);
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Operator {
+    fn start(sandbox: &Sandbox, config: &std::path::Path) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self(
+            Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+                .args([
+                    "--cloud-run-endpoint",
+                    &sandbox.run_url(),
+                    "--anonymous",
+                    "--listen",
+                    &format!("127.0.0.1:{port}"),
+                    "--log",
+                    "warn",
+                ])
+                .args(["--reads-per-minute", "1000000", "--writes-per-minute", "1000000"])
+                .args(["--lease-duration", "3s", "--lease-renew", "1s"])
+                .env("KUBECONFIG", config)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    fn rss_mib(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    fn peak_rss_mib(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = text.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// Seconds of CPU so far.
+    fn cpu(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+    }
+}
+
+fn place(i: usize) -> (String, &'static str, String) {
+    // A hundred services in each project, over four regions.
+    let region = ["europe-west1", "us-central1", "asia-northeast1", "us-east1"][i % 4];
+    (format!("acme-prod-{:03}", i / 100), region, format!("svc-{i}"))
+}
+
+fn policy(i: usize, extra: Option<usize>) -> Value {
+    let (project, region, name) = place(i);
+    let mut invokers = vec![
+        json!({"member": format!("serviceAccount:caller@{project}.iam.gserviceaccount.com")}),
+        json!({"member": "group:oncall@acme.com"}),
+        json!({"member": format!("serviceAccount:{name}@{project}.iam.gserviceaccount.com")}),
+    ];
+    invokers.extend(extra.map(|e| json!({"member": format!("user:edit{e}@acme.com")})));
+    json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": format!("p-{i}"), "namespace": "default"},
+        "spec": {"project": project, "services": [{"name": name, "region": region}], "mode": "Enforce", "interval": "60s", "invokers": invokers}})
+}
+
+struct Bench {
+    sandbox: Sandbox,
+    http: reqwest::Client,
+    size: usize,
+}
+
+impl Bench {
+    async fn put(&self, path: &str, body: &Value) {
+        let url = format!("{}{path}?fieldManager=bench&force=true", self.sandbox.kube_url());
+        let answer = self
+            .http
+            .patch(url)
+            .header("content-type", "application/apply-patch+yaml")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+
+    fn ready(&self) -> usize {
+        self.sandbox
+            .kube
+            .objects("run-invoker.dev", "invokerpolicies")
+            .iter()
+            .filter(|p| {
+                let ready = p["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
+                ready.is_some_and(|c| c["status"] == "True" && c["observedGeneration"] == p["metadata"]["generation"])
+            })
+            .count()
+    }
+
+    async fn all_ready(&self, since: Instant) -> f64 {
+        loop {
+            if self.ready() == self.size {
+                return since.elapsed().as_secs_f64();
+            }
+            assert!(since.elapsed() < Duration::from_secs(600), "only {} of {} in 10 minutes", self.ready(), self.size);
+            tokio::time::sleep(Duration::from_millis(if self.size > 1000 { 250 } else { 20 })).await;
+        }
+    }
+
+    /// Milliseconds from sending an edit to the end of the read-back, and the calls that it took.
+    async fn edit(&self, i: usize, n: usize) -> (f64, usize) {
+        let (_, _, name) = place(i);
+        let mark = self.sandbox.journal.last();
+        let sent = Instant::now();
+        self.put(
+            &format!("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/p-{i}"),
+            &policy(i, Some(n)),
+        )
+        .await;
+        let (get, set) = (format!("/{name}:getIamPolicy"), format!("/{name}:setIamPolicy"));
+        loop {
+            let calls = self
+                .sandbox
+                .journal
+                .since(mark, |e| e.api == Api::Run && (e.path().ends_with(&get) || e.path().ends_with(&set)));
+            let written = calls.iter().position(|e| e.path().ends_with(&set) && e.status == 200);
+            if let Some(w) = written {
+                // The answer to the read-back is entered when it leaves, latency included.
+                if calls[w + 1..].iter().any(|e| e.path().ends_with(&get) && e.status == 200) {
+                    return (sent.elapsed().as_secs_f64() * 1000.0, calls.len());
+                }
+            }
+            assert!(sent.elapsed() < Duration::from_secs(60), "the edit of {name} is not written");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn percentile(sorted: &[f64], p: f64) -> f64 {
+    sorted[((sorted.len() as f64 * p).ceil() as usize).clamp(1, sorted.len()) - 1]
+}
+
+async fn run(size: usize) -> Value {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let bench = Bench { sandbox, http: reqwest::Client::new(), size };
+    for file in ["invokerpolicies.yaml", "invokerledgers.yaml"] {
+        let text =
+            std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds").join(file)).unwrap();
+        let crd: Value = serde_saphyr::from_str(&text).unwrap();
+        bench
+            .put(
+                &format!(
+                    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}",
+                    crd["metadata"]["name"].as_str().unwrap()
+                ),
+                &crd,
+            )
+            .await;
+    }
+    for i in 0..size {
+        let (p, r, n) = place(i);
+        bench.sandbox.run.deploy(&p, r, &n, &[]);
+        bench
+            .put(&format!("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/p-{i}"), &policy(i, None))
+            .await;
+    }
+    bench.sandbox.faults.add(Rule::run("", "", Fault::Latency { milliseconds: LATENCY_MS }));
+    let config = std::env::temp_dir().join(format!("run-invoker-bench-{}-{size}.kubeconfig", std::process::id()));
+    std::fs::write(&config, bench.sandbox.kubeconfig()).unwrap();
+
+    // From nothing: every policy has its service read, written, read back, and its status says so.
+    let started = Instant::now();
+    let operator = Operator::start(&bench.sandbox, &config);
+    let cold = bench.all_ready(started).await;
+    let after_cold = (operator.rss_mib(), operator.peak_rss_mib());
+
+    // Edits while nothing else goes on.
+    let mut idle = Vec::new();
+    let mut calls = Vec::new();
+    for n in 0..EDITS {
+        let (ms, made) = bench.edit((n * 7919) % size, n).await;
+        idle.push(ms);
+        calls.push(made as f64);
+    }
+    bench.all_ready(Instant::now()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+
+    // A whole interval in which nothing changes.
+    let mark = bench.sandbox.journal.last();
+    let cpu = operator.cpu();
+    let began = Instant::now();
+    tokio::time::sleep(INTERVAL).await;
+    let seconds = began.elapsed().as_secs_f64();
+    let cpu_millicores = (operator.cpu() - cpu) / seconds * 1000.0;
+    let entries = bench.sandbox.journal.since(mark, |_| true);
+    let reads: Vec<u64> =
+        entries.iter().filter(|e| e.path().ends_with(":getIamPolicy")).map(|e| e.elapsed_ms / 1000).collect();
+    let lists = entries.iter().filter(|e| e.api == Api::Run && e.path().ends_with("/services")).count();
+    let writes = entries.iter().filter(|e| e.path().ends_with(":setIamPolicy")).count();
+    let status = entries.iter().filter(|e| e.api == Api::Kube && e.path().ends_with("/status")).count();
+    let mut by_second = std::collections::BTreeMap::<u64, usize>::new();
+    for second in &reads {
+        *by_second.entry(*second).or_default() += 1;
+    }
+    let mean = reads.len() as f64 / seconds;
+    let peak = by_second.values().max().copied().unwrap_or(0) as f64 / mean.max(f64::MIN_POSITIVE);
+    let steady_rss = operator.rss_mib();
+
+    // Everything is looked at anew, and people edit meanwhile.
+    drop(operator);
+    let operator = Operator::start(&bench.sandbox, &config);
+    let mark = bench.sandbox.journal.last();
+    while bench.sandbox.journal.since(mark, |e| e.path().ends_with(":getIamPolicy")).is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut busy = Vec::new();
+    let total = || bench.sandbox.journal.since(mark, |e| e.path().ends_with(":getIamPolicy")).len();
+    for n in 0..EDITS {
+        let (ms, _) = bench.edit((n * 7919 + 13) % size, 1000 + n).await;
+        busy.push(ms);
+        if total() >= size && busy.len() >= 5 {
+            break;
+        }
+    }
+    let within_resync = busy.len();
+    drop(operator);
+    std::fs::remove_file(&config).ok();
+
+    idle.sort_by(f64::total_cmp);
+    busy.sort_by(f64::total_cmp);
+    json!({
+        "policies": size,
+        "coldStartSeconds": cold,
+        "editIdleMs": {"p50": percentile(&idle, 0.5), "p99": percentile(&idle, 0.99), "edits": idle.len()},
+        "editInResyncMs": {"p50": percentile(&busy, 0.5), "p99": percentile(&busy, 0.99), "edits": within_resync},
+        "callsPerChange": calls.iter().sum::<f64>() / calls.len() as f64,
+        "readsPerServiceAndInterval": reads.len() as f64 / size as f64 * INTERVAL.as_secs_f64() / seconds,
+        "listCallsPerInterval": lists,
+        "peakToMeanReads": peak,
+        "iamWritesInSteadyInterval": writes,
+        "statusWritesInSteadyInterval": status,
+        "rssMib": {"afterColdStart": after_cold.0, "peak": after_cold.1, "steady": steady_rss},
+        "cpuMillicoresSteady": cpu_millicores,
+    })
+}
+
+fn machine() -> Value {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map(|l| l.trim_start_matches([' ', '\t', ':']).to_owned());
+    let git = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output()
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    json!({"cpu": model, "cores": std::thread::available_parallelism().map_or(0, usize::from), "commit": git.unwrap_or_default(),
+        "command": "make bench", "cloudLatencyMs": LATENCY_MS, "intervalSeconds": INTERVAL.as_secs(),
+        "budgets": "raised to 1000000 a minute, so that they bound nothing"})
+}
+
+fn main() {
+    let mut sizes: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    if sizes.is_empty() {
+        sizes = vec![100, 1000, 10_000];
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let results: Vec<Value> = sizes
+        .iter()
+        .map(|size| {
+            eprintln!("{size} policies ...");
+            runtime.block_on(run(*size))
+        })
+        .collect();
+    let machine = machine();
+    println!("\nmachine: {machine}\n");
+    let row = |name: &str, goal: &str, cell: &dyn Fn(&Value) -> String| {
+        print!("{name:<44}");
+        for r in &results {
+            print!("{:>14}", cell(r));
+        }
+        println!("   {goal}");
+    };
+    row("policies", "goal (stretch column of reference/field.md)", &|r| r["policies"].to_string());
+    row("cold start to all in steady state, s", "20 at 1,000", &|r| {
+        format!("{:.1}", r["coldStartSeconds"].as_f64().unwrap())
+    });
+    let pair = |v: &Value| format!("{:.0} / {:.0}", v["p50"].as_f64().unwrap(), v["p99"].as_f64().unwrap());
+    row("edit to verified write, idle, p50 / p99 ms", "300", &|r| pair(&r["editIdleMs"]));
+    row("the same in a full resync, p50 / p99 ms", "1000", &|r| pair(&r["editInResyncMs"]));
+    row("calls per change", "3 (read, write, read-back)", &|r| format!("{:.2}", r["callsPerChange"].as_f64().unwrap()));
+    row("reads per service and interval", "1", &|r| {
+        format!("{:.3}", r["readsPerServiceAndInterval"].as_f64().unwrap())
+    });
+    row("list calls per interval", "1 per project and scope", &|r| r["listCallsPerInterval"].to_string());
+    row("reads per second, peak to mean", "1.5", &|r| format!("{:.2}", r["peakToMeanReads"].as_f64().unwrap()));
+    row("IAM writes when nothing changes", "0", &|r| r["iamWritesInSteadyInterval"].to_string());
+    row("status writes when nothing changes", "0", &|r| r["statusWritesInSteadyInterval"].to_string());
+    row("RSS steady, MiB", "15 / 24 / 64", &|r| format!("{:.1}", r["rssMib"]["steady"].as_f64().unwrap()));
+    row("RSS peak of the cold start, MiB", "", &|r| format!("{:.1}", r["rssMib"]["peak"].as_f64().unwrap()));
+    row("CPU steady, millicores", "20 at 1,000", &|r| format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap()));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&json!({"machine": machine, "results": results})).unwrap())
+        .unwrap();
+    println!("\nwritten to {}", path.display());
+}
