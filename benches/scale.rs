@@ -206,7 +206,8 @@ async fn run(size: usize) -> Value {
         calls.push(made as f64);
     }
     bench.all_ready(Instant::now()).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // A look is at least half an interval after the last, so the rhythm is steady after one and a half.
+    tokio::time::sleep(INTERVAL.mul_f64(1.6)).await;
 
     // A whole interval in which nothing changes.
     let mark = bench.sandbox.journal.last();

@@ -29,7 +29,7 @@ impl Declared {
         Self {
             service: service.clone(),
             intents: index.intents(service),
-            ledger: index.ledger(service).cloned().unwrap_or_default(),
+            ledger: index.ledger(service),
             standing: index.standing(service),
             info: index.info(service).cloned(),
         }

@@ -73,7 +73,8 @@ pub struct Intent {
     pub generation: i64,
     pub project: Arc<str>,
     pub targets: Vec<Target>,
-    pub declared: BTreeSet<Declared>,
+    /// Sorted, each once. A slice, not a set: thousands of policies with a few members each are mostly this.
+    pub declared: Box<[Declared]>,
     pub role: Role,
     pub mode: Mode,
     pub membership: Membership,
@@ -179,7 +180,7 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
     targets
 }
 
-fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection>) -> BTreeSet<Declared> {
+fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection>) -> Box<[Declared]> {
     let mut declared = BTreeSet::new();
     for (i, entry) in spec.invokers.iter().enumerate() {
         let mut reject = |field: &str, message: String| {
@@ -216,7 +217,7 @@ fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection
         };
         declared.insert(Declared { grant: Grant { principal, role, condition: condition.map(Arc::new) }, expires });
     }
-    declared
+    declared.into_iter().collect()
 }
 
 /// Whole hours, minutes and seconds, as in `1h30m`.

@@ -21,12 +21,13 @@ fn main() -> anyhow::Result<()> {
     if let Err(why) = args.check() {
         anyhow::bail!(why);
     }
+    // Outside of the runtime: spans are exported from a thread of their own, with a blocking client.
+    let _guard = telemetry::init(&args.log, args.log_format, args.otlp_endpoint.as_deref())?;
     // Two threads carry ten thousand services; more would only be memory.
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let _guard = telemetry::init(&args.log, args.log_format, args.otlp_endpoint.as_deref())?;
     let metrics = Metrics::new(!args.no_policy_metrics)?;
     let config = kube::Config::infer().await.context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
     let client = kube::Client::try_from(config).context("reaching Kubernetes")?;

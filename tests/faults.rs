@@ -443,6 +443,62 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stuck_queue_turns_liveness_red_and_heals() {
+    let (sandbox, client) = sandbox().await;
+    let setup = Setup { stuck_after: Duration::from_millis(800), timeout: Duration::from_secs(4), ..Setup::default() };
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
+    sandbox.faults.add(Rule::run("GET", ":getIamPolicy", Fault::Hang).times(1));
+    assert!(operator.controller.health().is_ok());
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    eventually(Duration::from_secs(4), "red", || async {
+        match operator.controller.health() {
+            Err(why) if why.contains("stuck") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    in_sync(&client, 1, 20).await;
+    assert!(operator.controller.health().is_ok());
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn spans_go_to_a_collector_when_asked_for() {
+    let (sandbox, client) = sandbox().await;
+    let received = Arc::new(std::sync::Mutex::new(Vec::<u8>::new()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let collector = format!("http://{}", listener.local_addr().unwrap());
+    let sink = received.clone();
+    let app = axum::Router::new().route(
+        "/v1/traces",
+        axum::routing::post(move |body: axum::body::Bytes| {
+            sink.lock().unwrap().extend_from_slice(&body);
+            async {}
+        }),
+    );
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let mut process = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+        .args(["--cloud-run-endpoint", &sandbox.run_url(), "--anonymous", "--identity", "x", "--listen", "127.0.0.1:0"])
+        .args(["--otlp-endpoint", &collector, "--log", "warn"])
+        .env("KUBECONFIG", kubeconfig(&sandbox, "otlp"))
+        .env("OTEL_BSP_SCHEDULE_DELAY", "200")
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    // Protobuf keeps strings as they are: a span per service, named and placed.
+    eventually(Duration::from_secs(15), "spans arrive", || async {
+        let text = String::from_utf8_lossy(&received.lock().unwrap()).into_owned();
+        let whole = text.contains("run-invoker") && text.contains("acme-prod/europe-west1/web");
+        if whole { Ok(()) } else { Err(format!("{} bytes", text.len())) }
+    })
+    .await;
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_real_api_server_that_goes_away_loses_nothing() {
     let Some(mut server) = Envtest::start().await else {
         println!("KUBEBUILDER_ASSETS is not set: nothing runs here");

@@ -91,7 +91,8 @@ pub struct InvokerPolicySpec {
     )]
     pub interval: String,
 
-    /// Stops everything that this policy does, reading included, until it is false again.
+    /// Stops everything that this policy does, reading included, until it is false again. Its members still count as
+    /// listed, so no other policy removes them. Deleting a suspended policy revokes nothing.
     #[serde(default)]
     pub suspend: bool,
 

@@ -34,7 +34,7 @@ pub struct Record {
     /// As the API server last had it.
     pub status: Arc<InvokerPolicyStatus>,
     /// The last look at each service.
-    pub looks: HashMap<RunService, Look>,
+    pub looks: HashMap<RunService, Box<Look>>,
     /// Services it targets now: named, and selected from the last listing.
     pub services: BTreeSet<RunService>,
     pub finalizers: Vec<String>,
@@ -50,6 +50,13 @@ impl Record {
 
 /// A grant that the operator made, and for whom.
 pub type Ledger = BTreeMap<Grant, BTreeSet<LedgerOwner>>;
+
+/// A [`Ledger`] line in the form in which ten thousand of them are kept.
+#[derive(Debug)]
+struct Remembered {
+    grant: Grant,
+    owners: Box<[Arc<LedgerOwner>]>,
+}
 
 /// What listing a project showed.
 #[derive(Debug, Default)]
@@ -74,10 +81,12 @@ pub struct Effect {
 #[derive(Debug, Default)]
 pub struct Index {
     policies: HashMap<PolicyKey, Record>,
-    by_service: HashMap<RunService, BTreeSet<PolicyKey>>,
+    by_service: HashMap<RunService, Vec<PolicyKey>>,
     by_uid: HashMap<Arc<str>, PolicyKey>,
     by_project: HashMap<Arc<str>, BTreeSet<PolicyKey>>,
-    ledgers: HashMap<RunService, Ledger>,
+    ledgers: HashMap<RunService, Box<[Remembered]>>,
+    /// Services with a ledger entry of a policy, by its uid.
+    by_owner: HashMap<Arc<str>, BTreeSet<RunService>>,
     projects: HashMap<Arc<str>, Project>,
     names: Interner,
     /// What a list in progress has shown.
@@ -101,8 +110,9 @@ impl Index {
     pub fn info(&self, service: &RunService) -> Option<&ServiceInfo> {
         self.projects.get(&service.project)?.services.get(service)
     }
-    pub fn ledger(&self, service: &RunService) -> Option<&Ledger> {
-        self.ledgers.get(service)
+    pub fn ledger(&self, service: &RunService) -> Ledger {
+        let lines = self.ledgers.get(service).into_iter().flatten();
+        lines.map(|l| (l.grant.clone(), l.owners.iter().map(|o| LedgerOwner::clone(o)).collect())).collect()
     }
     /// Every service that a policy targets.
     pub fn targeted(&self) -> impl Iterator<Item = &RunService> {
@@ -117,12 +127,11 @@ impl Index {
 
     /// What the operator granted on a service, and whether the policies behind it still stand.
     pub fn standing(&self, service: &RunService) -> BTreeMap<Grant, Standing> {
-        let Some(ledger) = self.ledgers.get(service) else { return BTreeMap::new() };
-        ledger
-            .iter()
-            .map(|(grant, owners)| {
-                let standing = owners.iter().map(|o| self.standing_of(&o.uid)).max().unwrap_or(Standing::Gone);
-                (grant.clone(), standing)
+        let lines = self.ledgers.get(service).into_iter().flatten();
+        lines
+            .map(|line| {
+                let standing = line.owners.iter().map(|o| self.standing_of(&o.uid)).max().unwrap_or(Standing::Gone);
+                (line.grant.clone(), standing)
             })
             .collect()
     }
@@ -182,7 +191,7 @@ impl Index {
             effect.services.extend(previous.services.iter().cloned());
         }
         for service in &services {
-            self.by_service.entry(service.clone()).or_default().insert(key.clone());
+            self.link(service, &key);
         }
         effect.services.extend(services.iter().cloned());
         // What it granted on services that it names no more is looked at too.
@@ -211,17 +220,28 @@ impl Index {
                 service.region = self.names.share(&service.region);
             }
         }
+        for declared in &mut intent.declared {
+            declared.grant.principal = declared.grant.principal.shared(|t| self.names.share(t));
+        }
     }
 
     /// Services where the ledger has something of this policy.
     fn owned_by(&self, uid: &str) -> Vec<RunService> {
-        let owned = |l: &Ledger| l.values().any(|owners| owners.iter().any(|o| o.uid == uid));
-        self.ledgers.iter().filter(|(_, l)| owned(l)).map(|(s, _)| s.clone()).collect()
+        self.by_owner.get(uid).into_iter().flatten().cloned().collect()
+    }
+
+    fn link(&mut self, service: &RunService, key: &PolicyKey) {
+        let keys = self.by_service.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        if !keys.contains(key) {
+            keys.push(key.clone());
+            // The order of policies must not depend on the order of events.
+            keys.sort();
+        }
     }
 
     fn unlink(&mut self, service: &RunService, key: &PolicyKey) {
         if let Some(keys) = self.by_service.get_mut(service) {
-            keys.remove(key);
+            keys.retain(|k| k != key);
             if keys.is_empty() {
                 self.by_service.remove(service);
             }
@@ -290,7 +310,10 @@ impl Index {
 
     pub fn end_ledger_list(&mut self) {
         if let Some(seen) = self.listed_ledgers.take() {
-            self.ledgers.retain(|s, _| seen.contains(s));
+            let gone: Vec<RunService> = self.ledgers.keys().filter(|s| !seen.contains(*s)).cloned().collect();
+            for service in &gone {
+                self.set_ledger(service, Ledger::new());
+            }
         }
     }
 
@@ -318,20 +341,40 @@ impl Index {
                 Some((grant, g.owners.iter().cloned().collect()))
             })
             .collect();
-        self.ledgers.insert(service, grants);
+        self.set_ledger(&service, grants);
     }
 
     pub fn remove_ledger(&mut self, entry: &InvokerLedger) {
-        self.ledgers.remove(&service_of(entry));
+        self.set_ledger(&service_of(entry), Ledger::new());
     }
 
     /// Puts a ledger in place that was just written, without waiting for the watch.
     pub fn set_ledger(&mut self, service: &RunService, ledger: Ledger) {
-        if ledger.is_empty() {
-            self.ledgers.remove(service);
-        } else {
-            self.ledgers.insert(service.clone(), ledger);
+        for line in self.ledgers.remove(service).into_iter().flatten() {
+            for owner in &line.owners {
+                if let Some(services) = self.by_owner.get_mut(owner.uid.as_str()) {
+                    services.remove(service);
+                    if services.is_empty() {
+                        self.by_owner.remove(owner.uid.as_str());
+                    }
+                }
+            }
         }
+        if ledger.is_empty() {
+            return;
+        }
+        // One copy of an owner for all of its lines.
+        let mut owners: BTreeMap<LedgerOwner, Arc<LedgerOwner>> = BTreeMap::new();
+        let mut lines = Vec::with_capacity(ledger.len());
+        for (mut grant, by) in ledger {
+            grant.principal = grant.principal.shared(|t| self.names.share(t));
+            let by = by.into_iter().map(|o| owners.entry(o.clone()).or_insert_with(|| Arc::new(o)).clone()).collect();
+            lines.push(Remembered { grant, owners: by });
+        }
+        for owner in owners.keys() {
+            self.by_owner.entry(owner.uid.as_str().into()).or_default().insert(service.clone());
+        }
+        self.ledgers.insert(service.clone(), lines.into());
     }
 
     /// Services that the ledger knows and no policy targets.
@@ -434,7 +477,7 @@ impl Index {
                 touched.insert(service.clone());
             }
             for service in services.difference(&old) {
-                self.by_service.entry(service.clone()).or_default().insert(key.clone());
+                self.link(service, key);
                 touched.insert(service.clone());
             }
         }
@@ -456,7 +499,7 @@ impl Index {
     ) -> Option<InvokerPolicyStatus> {
         let record = self.policies.get(key)?;
         let looks: BTreeMap<RunService, Option<&Look>> =
-            record.services.iter().map(|s| (s.clone(), record.looks.get(s))).collect();
+            record.services.iter().map(|s| (s.clone(), record.looks.get(s).map(|l| &**l))).collect();
         let project = self.projects.get(&record.intent.project);
         let selecting = record.intent.has_selector();
         let facts = Facts {

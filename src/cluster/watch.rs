@@ -76,19 +76,25 @@ pub fn ledgers(client: Client) -> impl Stream<Item = Change<InvokerLedger>> + Se
     changes(Api::all(client))
 }
 
-/// Names that repeat over thousands of objects, kept once.
+/// Texts that repeat over thousands of objects, kept once.
 #[derive(Debug, Default)]
-pub struct Interner(std::collections::HashSet<Arc<str>>);
+pub struct Interner {
+    texts: std::collections::HashSet<Arc<str>>,
+    /// Size at which those that nobody uses any more are let go.
+    sweep_at: usize,
+}
 
 impl Interner {
     /// The shared copy of a text.
     pub fn share(&mut self, text: &Arc<str>) -> Arc<str> {
-        match self.0.get(text) {
-            Some(shared) => shared.clone(),
-            None => {
-                self.0.insert(text.clone());
-                text.clone()
-            }
+        if let Some(shared) = self.texts.get(text) {
+            return shared.clone();
         }
+        if self.texts.len() >= self.sweep_at.max(1024) {
+            self.texts.retain(|t| Arc::strong_count(t) > 1);
+            self.sweep_at = self.texts.len() * 2;
+        }
+        self.texts.insert(text.clone());
+        text.clone()
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Controller, spread};
+use super::{Controller, report::may_release, spread};
 use crate::{
     api::{FIELD_MANAGER, InvokerPolicy, Reason},
     cloudrun::{CloudRun, Lane, Listing},
@@ -95,6 +95,7 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                     tracing::info!(policies = this.index().policies().count(), "policies are cached");
                 }
                 listing = false;
+                sweep(&this);
             }
             Change::Applied(policy) => {
                 policy_applied(&this, &policy, listing && !this.policies_synced.load(Ordering::Acquire))
@@ -106,9 +107,19 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                     name: meta.name.as_deref().unwrap_or_default().into(),
                     uid: meta.uid.as_deref().unwrap_or_default().into(),
                 };
-                let touched = this.index().remove_policy(&id);
+                let (settled, touched) = {
+                    let mut index = this.index();
+                    let key = (id.namespace.clone(), id.name.clone());
+                    // What its deletion had to revoke is revoked and read back already.
+                    let settled = index.record(&key).is_some_and(|r| {
+                        r.intent.id == id && r.intent.deleting && r.intent.revokes_on_delete() && may_release(r, &index)
+                    });
+                    (settled, index.remove_policy(&id))
+                };
                 this.metrics.policy(&id.namespace, &id.name, None);
-                this.queue.add_all(&touched, Lane::Declared);
+                if !settled {
+                    this.queue.add_all(&touched, Lane::Declared);
+                }
             }
             Change::Malformed(namespace, name, why) => malformed(&this, &namespace, &name, &why).await,
             Change::Broken(why) => tracing::warn!(%why, "the watch of policies broke; taking it up again"),
@@ -119,7 +130,9 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
 fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy, first_list: bool) {
     let (key, effect) = this.index().apply_policy(policy, Instant::now());
     let deleting = policy.metadata.deletion_timestamp.is_some();
-    let lane = if first_list && !deleting { Lane::Periodic } else { Lane::Declared };
+    // What was declared while nobody was there goes before what only has to be looked at again.
+    let told = policy.status.as_ref().is_some_and(|s| s.observed_generation == policy.metadata.generation);
+    let lane = if first_list && told && !deleting { Lane::Periodic } else { Lane::Declared };
     this.queue.add_all(&effect.services, lane);
     if let Some(project) = &effect.list {
         this.lists.at(project, Instant::now(), lane);
@@ -169,11 +182,16 @@ pub async fn ledgers<C: CloudRun>(this: Arc<Controller<C>>) {
                 this.ledgers_synced.store(true, Ordering::Release);
             }
         }
-        if this.is_synced() {
-            // Grants of policies that name their service no more.
-            let orphans = this.index().orphans();
-            this.queue.add_all(&orphans, Lane::Periodic);
-        }
+        sweep(&this);
+    }
+}
+
+/// Looks at grants of policies that named their service no more while nobody was looking. Once, when both caches are
+/// complete: what happens later comes in as a change of a policy.
+fn sweep<C: CloudRun>(this: &Controller<C>) {
+    if this.is_synced() && !this.swept.swap(true, Ordering::AcqRel) {
+        let orphans = this.index().orphans();
+        this.queue.add_all(&orphans, Lane::Periodic);
     }
 }
 
@@ -216,15 +234,19 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
                 let fails = *fails;
                 listed(&this, &project, result, fails);
             }
-            _ = stop.wait_for(|s| *s) => return,
+            _ = stop.wait_for(|s| *s) => break,
         }
     }
+    // Nothing new is begun; the end comes with the end of the controller.
+    std::future::pending().await
 }
 
 fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Result<Listing, Fault>, failures: u32) {
     let retry = result.as_ref().err().map(|f| (f.class.row().retry, f.retry_after));
     if let Err(fault) = &result {
-        tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
+        if failures == 1 {
+            tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
+        }
     }
     let (touched, changed, interval) = {
         let mut index = this.index();

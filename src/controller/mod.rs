@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -73,8 +73,12 @@ pub struct Controller<C> {
     lists: feed::Lists,
     policies_synced: AtomicBool,
     ledgers_synced: AtomicBool,
-    /// Rounds finished, for the watchdog.
-    finished: AtomicU64,
+    /// Grants without a policy were looked for.
+    swept: AtomicBool,
+    /// When a service was last taken up, for the watchdog.
+    last_turn: Mutex<Instant>,
+    /// A task that runs for ever has ended.
+    broken: AtomicBool,
 }
 
 impl<C: CloudRun> Controller<C> {
@@ -99,7 +103,9 @@ impl<C: CloudRun> Controller<C> {
             lists: feed::Lists::default(),
             policies_synced: AtomicBool::new(false),
             ledgers_synced: AtomicBool::new(false),
-            finished: AtomicU64::new(0),
+            swept: AtomicBool::new(false),
+            last_turn: Mutex::new(Instant::now()),
+            broken: AtomicBool::new(false),
         })
     }
 
@@ -129,6 +135,19 @@ impl<C: CloudRun> Controller<C> {
         if longest > self.options.stuck_after {
             return Err(format!("a service has been worked on for {longest:?}; the queue is stuck"));
         }
+        if self.broken.load(Ordering::Acquire) {
+            return Err("a task that must not end has ended; see the log".into());
+        }
+        let waiting: usize = self.queue.depths().iter().sum();
+        let idle = self.last_turn.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        if waiting > 0
+            && self.queue.running() == 0
+            && self.leads()
+            && self.is_synced()
+            && idle > self.options.stuck_after
+        {
+            return Err(format!("{waiting} services wait and none was taken up for {idle:?}; the queue is stuck"));
+        }
         Ok(())
     }
 
@@ -150,7 +169,18 @@ impl<C: CloudRun> Controller<C> {
         // Reports end after the work does: what it finds last still gets out.
         let (drained, after_work) = watch::channel(false);
         let reports = tokio::spawn(report::run(self.clone(), after_work));
-        self.work(stop).await;
+        let watchdog = async {
+            // Each of them runs until it is aborted.
+            if let Some(ended) = tasks.join_next().await {
+                tracing::error!(?ended, "a task that must not end has ended");
+                self.broken.store(true, Ordering::Release);
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.work(stop) => {}
+            () = watchdog => {}
+        }
         tasks.abort_all();
         drained.send_replace(true);
         let _ = tokio::time::timeout(self.options.grace, reports).await;
@@ -184,6 +214,7 @@ impl<C: CloudRun> Controller<C> {
                 self.queue.add(&job.service, job.lane);
                 continue;
             }
+            *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let this = self.clone();
             let span = tracing::info_span!("service", service = %job.service, lane = job.lane.label());
             running.spawn(async move { this.round(job).await }.instrument(span));

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Controller, Refused, next_slot, queue::Job, spread};
 use crate::{
+    api::{InvokerPolicyStatus, ServiceState},
     apply::{self, Outcome},
     cloudrun::CloudRun,
     cluster::index::Ledger,
@@ -64,7 +65,6 @@ impl<C: CloudRun> Controller<C> {
         self.metrics.reconcile_duration_seconds.observe(started.elapsed().as_secs_f64());
         tracing::debug!(result = label, took = ?started.elapsed(), "round finished");
         self.metrics.last_audit_timestamp_seconds.set(self.now().as_second());
-        self.finished.fetch_add(1, Ordering::Relaxed);
 
         let failures = self.queue.done(service, result.is_err());
         match result {
@@ -290,7 +290,16 @@ impl<C: CloudRun> Controller<C> {
             };
             let mut index = self.index();
             let Some(record) = index.record_mut(&key).filter(|r| r.intent.id == intent.id) else { continue };
-            let before = record.looks.get(&job.service);
+            // In the first look after a restart the status stands for the look before: what differs now and did not then
+            // was changed by somebody while nobody looked.
+            let stood = Look {
+                generation: intent.generation,
+                requested_at: intent.requested_at.clone(),
+                result: Ok(Seen::default()),
+                changed_at: None,
+            };
+            let seen_before = record.looks.get(&job.service).map(|l| &**l);
+            let before = seen_before.or_else(|| told_in_sync(intent, &record.status, &job.service).then_some(&stood));
             let look = Look {
                 generation: intent.generation,
                 requested_at: intent.requested_at.clone(),
@@ -340,9 +349,9 @@ impl<C: CloudRun> Controller<C> {
                 );
             }
             // Only what is news leads to a new status.
-            let news = before != Some(&look);
+            let news = seen_before != Some(&look);
             if record.services.contains(&job.service) {
-                record.looks.insert(job.service.clone(), look);
+                record.looks.insert(job.service.clone(), Box::new(look));
             }
             drop(index);
             if news || intent.deleting {
@@ -456,6 +465,15 @@ impl<C: CloudRun> Controller<C> {
         );
         tracing::debug!(?plan.grants, ?plan.revokes, "members changed");
     }
+}
+
+/// Whether the status says that a service was as declared under this very declaration.
+fn told_in_sync(intent: &Intent, status: &InvokerPolicyStatus, service: &RunService) -> bool {
+    status.observed_generation == Some(intent.generation)
+        && status
+            .services
+            .iter()
+            .any(|s| s.state == ServiceState::InSync && *s.region == *service.region && *s.name == *service.name)
 }
 
 /// The generations of all policies that name the service.

@@ -224,7 +224,7 @@ impl<C: CloudRun> Controller<C> {
 }
 
 /// Whether nothing is left for which the finalizer should hold a policy.
-fn may_release(record: &Record, index: &Index) -> bool {
+pub(super) fn may_release(record: &Record, index: &Index) -> bool {
     let intent = &record.intent;
     if !intent.deleting {
         // Not enforced any more, or asked to retain: nothing would be revoked.

@@ -135,6 +135,13 @@ impl Principal {
         &self.key
     }
 
+    /// The same principal over shared texts: members repeat over thousands of policies.
+    pub fn shared(&self, mut share: impl FnMut(&Arc<str>) -> Arc<str>) -> Self {
+        let text = share(&self.text);
+        let key = if self.text == self.key { text.clone() } else { share(&self.key) };
+        Self { text, key, kind: self.kind }
+    }
+
     /// What kind of identity this is.
     pub fn kind(&self) -> PrincipalKind {
         self.kind

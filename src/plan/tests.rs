@@ -183,7 +183,7 @@ fn an_expired_grant_is_removed_and_no_longer_wanted() {
     let g = Grant { condition: Some(condition.clone().into()), ..grant("user:temp@acme.com") };
     let mut temp = intent("a", &["user:a@acme.com"]);
     temp.membership = Membership::Additive;
-    temp.declared.insert(Declared { grant: g.clone(), expires: Some(ended) });
+    temp.declared = [&temp.declared[..], &[Declared { grant: g.clone(), expires: Some(ended) }]].concat().into();
     let mut policy = live(&["user:a@acme.com"]);
     policy.bindings.push(crate::iam::Binding {
         role: "roles/run.invoker".into(),

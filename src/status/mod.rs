@@ -87,6 +87,9 @@ pub struct Facts<'a> {
 /// Folds the facts into a status. `old` gives the times that stay.
 pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus {
     let intent = facts.intent;
+    if still_stands(facts, old) {
+        return old.clone();
+    }
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
     let pending = !intent.suspended
@@ -129,6 +132,19 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
         services,
         services_omitted: (omitted > 0).then_some(omitted as i64),
     }
+}
+
+/// After a restart what was said before is true until a look says otherwise: a restart is no news, and must not make
+/// thousands of policies look unsettled while their services are read one by one.
+fn still_stands(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> bool {
+    let intent = facts.intent;
+    let told = old.observed_generation == Some(intent.generation)
+        && old.last_handled_requested_at.as_deref() == intent.requested_at.as_deref()
+        && !old.conditions.is_empty();
+    let unseen = facts.discovering || facts.looks.values().any(Option::is_none);
+    // Services that were not there before are news, seen or not.
+    let known = old.summary.as_ref().is_some_and(|s| facts.discovering || s.services == facts.looks.len() as i64);
+    told && unseen && known && !intent.suspended && !intent.deleting
 }
 
 /// The state that a look shows.

@@ -62,6 +62,15 @@ fn in_sync_is_ready_and_times_move_only_with_status() {
 }
 
 #[test]
+fn after_a_restart_the_old_status_stands_until_the_first_look() {
+    let i = intent(json!({}), 1);
+    let told = run(&i, ok(Seen::default()), &Default::default(), T0);
+    assert_eq!(run(&i, None, &told, T1), told);
+    let edited = intent(json!({}), 2);
+    assert_eq!(cond(&run(&edited, None, &told, T1), "Ready"), Some(("Unknown", "Progressing")));
+}
+
+#[test]
 fn an_audited_difference_is_ready_and_drifted() {
     let seen = Seen { missing: vec!["user:a@acme.com".into()], ..Default::default() };
     let s = run(&intent(json!({"mode": "Audit"}), 1), ok(seen), &Default::default(), T0);
@@ -151,4 +160,61 @@ fn a_second_look_that_finds_the_same_makes_no_event() {
     let first = events::notes(&service, None, &seen, &look, &Default::default());
     assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["DriftDetected"]);
     assert!(events::notes(&service, Some(&look), &seen, &look, &Default::default()).is_empty());
+}
+
+/// What a person reads, as a whole: a change of words is a change of this file, to be looked at in review.
+#[test]
+fn the_status_of_a_mixed_policy_is_golden() {
+    let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
+    let look = |result| Look { generation: 1, requested_at: None, result, changed_at: Some(at(T0)) };
+    let held = Held {
+        member: "user:x@acme.com".into(),
+        reason: Reason::InvalidMember,
+        message: "User x@acme.com does not exist".into(),
+    };
+    let mut denied = Fault::new(
+        FaultClass::PermissionDenied,
+        "Permission 'run.services.setIamPolicy' denied on resource 'projects/acme-prod/locations/europe-west1/services/denied' (or resource may not exist).",
+    );
+    denied.request_id = Some("req-1".into());
+    let looks = [
+        (
+            "fine",
+            look(Ok(Seen {
+                protected: vec!["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com".into()],
+                ..Seen::default()
+            })),
+        ),
+        (
+            "drifted",
+            look(Ok(Seen {
+                missing: vec!["user:a@acme.com".into()],
+                unexpected: vec!["allUsers".into()],
+                exposed: Some("allUsers may invoke it"),
+                ..Seen::default()
+            })),
+        ),
+        ("held", look(Ok(Seen { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Seen::default() }))),
+        ("denied", look(Err(denied))),
+        (
+            "absent",
+            look(Err(Fault::new(
+                FaultClass::ServiceNotFound,
+                "Resource 'absent' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.",
+            ))),
+        ),
+    ];
+    let looks: BTreeMap<RunService, Option<&Look>> = looks.iter().map(|(n, l)| (service(n), Some(l))).collect();
+    let i = intent(json!({}), 1);
+    let facts = Facts {
+        intent: &i,
+        looks: &looks,
+        discovery: None,
+        discovering: false,
+        propagation: Duration::from_secs(420),
+        now: at(T0),
+    };
+    let status = fold(&facts, &Default::default());
+    kstatus::check(&status, 1).unwrap();
+    insta::assert_yaml_snapshot!(status);
 }
