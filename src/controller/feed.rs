@@ -243,10 +243,8 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
 
 fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Result<Listing, Fault>, failures: u32) {
     let retry = result.as_ref().err().map(|f| (f.class.row().retry, f.retry_after));
-    if let Err(fault) = &result {
-        if failures == 1 {
-            tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
-        }
+    if let (Err(fault), 1) = (&result, failures) {
+        tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
     }
     let (touched, changed, interval) = {
         let mut index = this.index();
