@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PolicySeries};
 
 /// The answers of a probe: fine, or what is wrong.
 pub type Probe = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -17,8 +17,8 @@ pub struct Endpoints {
     /// Red until the caches are complete.
     pub ready: Probe,
     pub metrics: Arc<Metrics>,
-    /// Brings gauges up to date before they are read.
-    pub refresh: Arc<dyn Fn() + Send + Sync>,
+    /// Brings gauges up to date before they are read; returns those of the policies.
+    pub refresh: Arc<dyn Fn() -> PolicySeries + Send + Sync>,
 }
 
 /// The routes.
@@ -33,8 +33,8 @@ pub fn router(endpoints: Endpoints) -> Router {
         .route(
             "/metrics",
             get(|State(e): State<Endpoints>| async move {
-                (e.refresh)();
-                ([("content-type", "text/plain; version=0.0.4")], e.metrics.render())
+                let policies = (e.refresh)();
+                ([("content-type", "text/plain; version=0.0.4")], e.metrics.render(&policies))
             }),
         )
         .with_state(endpoints)

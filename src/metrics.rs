@@ -34,8 +34,6 @@ impl Trigger {
 /// Every metric of the operator.
 pub struct Metrics {
     registry: Registry,
-    pub policy_ready: IntGaugeVec,
-    pub policy_drift_grants: IntGaugeVec,
     pub services: IntGaugeVec,
     pub exposed_services: IntGauge,
     pub drift_detected_total: IntCounterVec,
@@ -90,18 +88,6 @@ impl Metrics {
         let build = metric!(IntGaugeVec, "build_info", "Always 1; the labels say what runs.", ["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
-            policy_ready: metric!(
-                IntGaugeVec,
-                "policy_ready",
-                "1 if the policy's Ready condition is True, else 0.",
-                ["namespace", "policy"]
-            ),
-            policy_drift_grants: metric!(
-                IntGaugeVec,
-                "policy_drift_grants",
-                "Grants that differ from the declaration.",
-                ["namespace", "policy", "kind"]
-            ),
             services: metric!(
                 IntGaugeVec,
                 "services",
@@ -167,24 +153,9 @@ impl Metrics {
         Ok(metrics.into())
     }
 
-    /// Sets or clears the series of one policy.
-    pub fn policy(&self, namespace: &str, policy: &str, state: Option<(bool, i64, i64)>) {
-        if !self.per_policy {
-            return;
-        }
-        match state {
-            Some((ready, missing, unexpected)) => {
-                self.policy_ready.with_label_values(&[namespace, policy]).set(i64::from(ready));
-                self.policy_drift_grants.with_label_values(&[namespace, policy, "missing"]).set(missing);
-                self.policy_drift_grants.with_label_values(&[namespace, policy, "unexpected"]).set(unexpected);
-            }
-            None => {
-                let _ = self.policy_ready.remove_label_values(&[namespace, policy]);
-                for kind in ["missing", "unexpected"] {
-                    let _ = self.policy_drift_grants.remove_label_values(&[namespace, policy, kind]);
-                }
-            }
-        }
+    /// Whether the series that grow with the number of policies are wanted.
+    pub fn per_policy(&self) -> bool {
+        self.per_policy
     }
 
     /// Sets the number of services in each state.
@@ -201,8 +172,8 @@ impl Metrics {
         }
     }
 
-    /// The text exposition, those of the process included.
-    pub fn render(&self) -> String {
+    /// The text exposition, those of the process included, and `policies` behind it.
+    pub fn render(&self, policies: &PolicySeries) -> String {
         let encoder = TextEncoder::new();
         let mut buffer = Vec::new();
         let mut families = self.registry.gather();
@@ -210,7 +181,41 @@ impl Metrics {
         if let Err(e) = encoder.encode(&families, &mut buffer) {
             tracing::error!(error = %e, "metrics could not be written");
         }
-        String::from_utf8_lossy(&buffer).into_owned()
+        let mut text = String::from_utf8_lossy(&buffer).into_owned();
+        text.push_str(&policies.0);
+        text
+    }
+}
+
+/// The series of all policies, written at the scrape: kept in a registry, three of them would cost more memory than all
+/// else that is known of a policy.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySeries(String);
+
+impl PolicySeries {
+    /// From namespace, name, ready, missing and unexpected of each policy. Names are DNS labels, so nothing in them needs
+    /// escaping.
+    pub fn of<'a>(policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone) -> Self {
+        use std::fmt::Write as _;
+        let mut text = String::from(
+            "# HELP run_invoker_policy_ready 1 if the policy's Ready condition is True, else 0.\n# TYPE run_invoker_policy_ready gauge\n",
+        );
+        for (namespace, policy, ready, _, _) in policies.clone() {
+            let ready = i32::from(ready);
+            let _ = writeln!(text, "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{policy}\"}} {ready}");
+        }
+        text.push_str(
+            "# HELP run_invoker_policy_drift_grants Grants that differ from the declaration.\n# TYPE run_invoker_policy_drift_grants gauge\n",
+        );
+        for (namespace, policy, _, missing, unexpected) in policies {
+            for (kind, n) in [("missing", missing), ("unexpected", unexpected)] {
+                let _ = writeln!(
+                    text,
+                    "run_invoker_policy_drift_grants{{kind=\"{kind}\",namespace=\"{namespace}\",policy=\"{policy}\"}} {n}"
+                );
+            }
+        }
+        Self(text)
     }
 }
 

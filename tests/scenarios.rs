@@ -417,8 +417,7 @@ impl World {
         }
         if !expect.metrics.is_empty() {
             let operator = self.operator.as_ref().unwrap();
-            operator.controller.refresh_gauges();
-            let text = operator.metrics.render();
+            let text = operator.metrics.render(&operator.controller.refresh_gauges());
             if let Some(absent) = expect.metrics.iter().find(|m| !text.lines().any(|l| l == **m)) {
                 let name = absent.split(['{', ' ']).next().unwrap();
                 let near: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();

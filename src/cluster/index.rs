@@ -14,7 +14,7 @@ use super::watch::Interner;
 use crate::{
     api::{
         ConditionSpec, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, LedgerGrant,
-        LedgerOwner,
+        LedgerOwner, StatusSummary,
     },
     cloudrun::{Listing, Scope},
     fault::Fault,
@@ -32,7 +32,9 @@ pub type PolicyKey = (Arc<str>, Arc<str>);
 pub struct Record {
     pub intent: Arc<Intent>,
     /// As the API server last had it.
-    pub status: Arc<InvokerPolicyStatus>,
+    pub status: Told,
+    /// What the policy's metric series show.
+    pub gauges: Gauges,
     /// The last look at each service.
     pub looks: HashMap<RunService, Box<Look>>,
     /// Services it targets now: named, and selected from the last listing.
@@ -40,6 +42,37 @@ pub struct Record {
     pub finalizers: Vec<String>,
     /// When this state of the policy was first seen, for the time to convergence.
     pub declared_at: tokio::time::Instant,
+}
+
+/// A status as it was last told, as JSON: ten thousand of them are kept, and hardly one is ever looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told(Box<[u8]>);
+
+impl Told {
+    pub fn of(status: &InvokerPolicyStatus) -> Self {
+        Self(serde_json::to_vec(status).unwrap_or_default().into())
+    }
+
+    pub fn get(&self) -> InvokerPolicyStatus {
+        serde_json::from_slice(&self.0).unwrap_or_default()
+    }
+}
+
+/// The numbers behind the metric series of a policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    pub ready: bool,
+    pub missing: i64,
+    pub unexpected: i64,
+}
+
+impl Gauges {
+    pub fn of(status: &InvokerPolicyStatus) -> Self {
+        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        let summary = status.summary.as_ref();
+        let count = |f: fn(&StatusSummary) -> i64| summary.map_or(0, f);
+        Self { ready, missing: count(|s| s.missing), unexpected: count(|s| s.unexpected) }
+    }
 }
 
 impl Record {
@@ -157,7 +190,10 @@ impl Index {
             seen.insert(key.clone());
         }
         let mut effect = Effect::default();
-        let status = policy.status.clone().unwrap_or_default();
+        let (status, gauges) = match &policy.status {
+            Some(status) => (Told::of(status), Gauges::of(status)),
+            None => (Told::of(&InvokerPolicyStatus::default()), Gauges::default()),
+        };
         let old = self.policies.get(&key);
         if let Some(old) = old.filter(|o| o.intent.id.uid != intent.id.uid) {
             // Another object under the same name.
@@ -174,8 +210,8 @@ impl Index {
         let finalizers = meta.finalizers.clone().unwrap_or_default();
         if let (true, Some(record)) = (same, self.policies.get_mut(&key)) {
             record.finalizers = finalizers;
-            if *record.status != status {
-                record.status = Arc::new(status);
+            if record.status != status {
+                record.status = status;
                 effect.status = true;
             }
             return (key, effect);
@@ -204,10 +240,8 @@ impl Index {
         effect.status = true;
         let mut looks = previous.map(|p| p.looks).unwrap_or_default();
         looks.retain(|s, _| services.contains(s));
-        self.policies.insert(
-            key.clone(),
-            Record { intent, status: Arc::new(status), looks, services, finalizers, declared_at: now },
-        );
+        self.policies
+            .insert(key.clone(), Record { intent, status, gauges, looks, services, finalizers, declared_at: now });
         (key, effect)
     }
 
@@ -510,7 +544,7 @@ impl Index {
             propagation,
             now,
         };
-        Some(fold(&facts, &record.status))
+        Some(fold(&facts, &record.status.get()))
     }
 }
 

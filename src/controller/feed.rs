@@ -116,7 +116,6 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                     });
                     (settled, index.remove_policy(&id))
                 };
-                this.metrics.policy(&id.namespace, &id.name, None);
                 if !settled {
                     this.queue.add_all(&touched, Lane::Declared);
                 }

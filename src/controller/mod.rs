@@ -24,7 +24,7 @@ use crate::{
     cluster::{Cluster, index::Index},
     iam::{Grant, RunService},
     leader::Leadership,
-    metrics::Metrics,
+    metrics::{Metrics, PolicySeries},
     plan::{Aside, Settings},
 };
 use queue::Queue;
@@ -151,13 +151,13 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
-    /// Brings the gauges that are read from state up to date.
-    pub fn refresh_gauges(&self) {
+    /// Brings the gauges that are read from state up to date; returns the series of the policies.
+    pub fn refresh_gauges(&self) -> PolicySeries {
         for (lane, depth) in Lane::ALL.iter().zip(self.queue.depths()) {
             self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
         }
         self.metrics.shard_owned.with_label_values(&["0"]).set(i64::from(self.leads()));
-        report::gauges(&self.index(), &self.metrics);
+        report::gauges(&self.index(), &self.metrics)
     }
 
     /// Runs until `stop` is true; then finishes what is in flight and starts nothing new.

@@ -299,7 +299,8 @@ impl<C: CloudRun> Controller<C> {
                 changed_at: None,
             };
             let seen_before = record.looks.get(&job.service).map(|l| &**l);
-            let before = seen_before.or_else(|| told_in_sync(intent, &record.status, &job.service).then_some(&stood));
+            let before =
+                seen_before.or_else(|| told_in_sync(intent, &record.status.get(), &job.service).then_some(&stood));
             let look = Look {
                 generation: intent.generation,
                 requested_at: intent.requested_at.clone(),

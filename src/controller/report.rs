@@ -14,12 +14,12 @@ use tokio::{
 
 use super::Controller;
 use crate::{
-    api::{InvokerPolicyStatus, Mode, OnDelete, ServiceState},
+    api::{Mode, OnDelete, ServiceState},
     cloudrun::CloudRun,
-    cluster::index::{Index, PolicyKey, Record},
+    cluster::index::{Gauges, Index, PolicyKey, Record, Told},
     fault::FaultClass,
     intent::PolicyId,
-    metrics::Metrics,
+    metrics::{Metrics, PolicySeries},
     status::{self, events::Note},
 };
 
@@ -165,7 +165,10 @@ impl<C: CloudRun> Controller<C> {
             (record.intent.clone(), record.status.clone(), next, release, bind, settles)
         };
         let (intent, old, next, release, bind, settles) = state;
-        self.observe(key, &next);
+        if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
+            record.gauges = Gauges::of(&next);
+        }
+        let told = Told::of(&next);
         if let Some(at) = settles {
             // The window ends without anything happening elsewhere.
             let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
@@ -198,14 +201,14 @@ impl<C: CloudRun> Controller<C> {
                 }
             }
         }
-        if next == *old {
+        if told == old {
             return;
         }
         match self.cluster.write_status(&intent.id, &next).await {
             Ok(()) => {
                 self.metrics.status_writes_total.with_label_values(&["ok"]).inc();
                 if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
-                    record.status = Arc::new(next);
+                    record.status = told;
                 }
             }
             Err(fault) => {
@@ -214,12 +217,6 @@ impl<C: CloudRun> Controller<C> {
                 self.reports.add(key, Duration::from_secs(1));
             }
         }
-    }
-
-    fn observe(&self, key: &PolicyKey, status: &InvokerPolicyStatus) {
-        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
-        let summary = status.summary.clone().unwrap_or_default();
-        self.metrics.policy(&key.0, &key.1, Some((ready, summary.missing, summary.unexpected)));
     }
 }
 
@@ -247,7 +244,7 @@ pub(super) fn may_release(record: &Record, index: &Index) -> bool {
 }
 
 /// Gauges over all policies.
-pub fn gauges(index: &Index, metrics: &Metrics) {
+pub fn gauges(index: &Index, metrics: &Metrics) -> PolicySeries {
     let mut states: HashMap<ServiceState, i64> = HashMap::new();
     let mut exposed = BTreeSet::new();
     for (_, record) in index.policies() {
@@ -260,4 +257,14 @@ pub fn gauges(index: &Index, metrics: &Metrics) {
     }
     metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
     metrics.exposed_services.set(exposed.len() as i64);
+    if !metrics.per_policy() {
+        return PolicySeries::default();
+    }
+    let mut policies: Vec<_> = index.policies().collect();
+    policies.sort_by_key(|(key, _)| *key);
+    PolicySeries::of(
+        policies.iter().map(|((namespace, name), r)| {
+            (&**namespace, &**name, r.gauges.ready, r.gauges.missing, r.gauges.unexpected)
+        }),
+    )
 }
