@@ -291,3 +291,21 @@ impl Handler for Run {
         Box::pin(async move { rest::answer(&self, &call) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_by_project_region_and_kind_and_say_when_to_come_back() {
+        let run = Run::new(Clock::default());
+        run.change_world(|w| w.write_quota = Some(2));
+        let mut state = run.lock();
+        let mut write = |region: &str| state.gate("p", region, "run.services.setIamPolicy", "r", true);
+        assert!(write("europe-west1").is_ok() && write("europe-west1").is_ok());
+        let refused = write("europe-west1").unwrap_err();
+        assert_eq!((refused.code, refused.status), (429, "RESOURCE_EXHAUSTED"));
+        assert!(refused.retry_after.is_some_and(|s| (1..=60).contains(&s)));
+        assert!(write("us-central1").is_ok(), "another region has its own quota");
+    }
+}

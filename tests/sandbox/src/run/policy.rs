@@ -328,4 +328,15 @@ mod tests {
         let new = json!({"policy": {"bindings": [{"role": "roles/run.invoker", "members": ["allUsers"]}]}});
         assert_eq!(p.set(&new, &world, vec![1]).unwrap_err().status, "FAILED_PRECONDITION");
     }
+
+    #[test]
+    fn one_member_too_many_refuses_everything() {
+        let mut p = StoredPolicy::default();
+        let members = |n: usize| -> Vec<String> { (0..n).map(|i| format!("user:u{i}@b.co")).collect() };
+        set(&mut p, json!({"bindings": [{"role": "roles/run.invoker", "members": members(1500)}]})).unwrap();
+        let etag = p.view(3)["etag"].clone();
+        let refused =
+            set(&mut p, json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members(1501)}]})).unwrap_err();
+        assert!(refused.message.contains("1501"), "{}", refused.message);
+    }
 }
