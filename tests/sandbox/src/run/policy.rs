@@ -336,7 +336,8 @@ mod tests {
         set(&mut p, json!({"bindings": [{"role": "roles/run.invoker", "members": members(1500)}]})).unwrap();
         let etag = p.view(3)["etag"].clone();
         let refused =
-            set(&mut p, json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members(1501)}]})).unwrap_err();
+            set(&mut p, json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members(1501)}]}))
+                .unwrap_err();
         assert!(refused.message.contains("1501"), "{}", refused.message);
     }
 }
