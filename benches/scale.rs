@@ -166,7 +166,7 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
 async fn run(size: usize) -> Value {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let bench = Bench { sandbox, http: reqwest::Client::new(), size };
-    for file in ["invokerpolicies.yaml", "invokerledgers.yaml"] {
+    for file in ["invokerpolicies.yaml", "invokerguardrails.yaml", "invokerchanges.yaml", "invokerledgers.yaml"] {
         let text =
             std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds").join(file)).unwrap();
         let crd: Value = serde_saphyr::from_str(&text).unwrap();

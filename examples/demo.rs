@@ -269,7 +269,7 @@ async fn main() -> anyhow::Result<()> {
 
     let config = stage.folder.join("kubeconfig");
     std::fs::write(&config, stage.sandbox.kubeconfig())?;
-    for file in ["invokerpolicies.yaml", "invokerledgers.yaml"] {
+    for file in ["invokerpolicies.yaml", "invokerguardrails.yaml", "invokerchanges.yaml", "invokerledgers.yaml"] {
         stage.apply(&root.join("crds").join(file)).await?;
     }
     stage.apply(&root.join("samples/00-namespaces.yaml")).await?;

@@ -1,9 +1,9 @@
-//! Carries out a plan: remembers, writes once, reads back. Decides nothing.
+//! Carries out a plan: remembers, records, writes once. Decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    api::LedgerOwner,
+    api::{InvokerChange, LedgerOwner},
     cloudrun::{CloudRun, Lane},
     cluster::{
         Cluster,
@@ -43,6 +43,19 @@ pub async fn remember(cluster: &Cluster, plan: &Plan, ledger: &Ledger) -> Result
     }
     cluster.write_ledger(&plan.service, &ledger_spec(&plan.service, &next)).await?;
     Ok(Some(next))
+}
+
+/// Writes the records of a plan that is about to be carried out. Where they are kept comes back: a namespace that is
+/// going away takes none, so its record lies in the operator's own.
+///
+/// # Errors
+/// Those of the Kubernetes API; then the plan must not be carried out.
+pub async fn record(cluster: &Cluster, changes: Vec<InvokerChange>) -> Result<Vec<InvokerChange>, Fault> {
+    let mut kept = Vec::with_capacity(changes.len());
+    for change in changes {
+        kept.push(cluster.create_change(change).await?);
+    }
+    Ok(kept)
 }
 
 /// How a write ended.

@@ -4,7 +4,12 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, ValueEnum};
 
-use crate::{cloudrun::limit::Budget, plan};
+use crate::{
+    cloudrun::limit::Budget,
+    history::Retention,
+    intent::Limits,
+    plan::{self, drift::BreakerLimits},
+};
 
 /// Form of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -71,9 +76,37 @@ pub struct Args {
     )]
     pub protected_members: Vec<String>,
 
-    /// Whether policies may grant allUsers and allAuthenticatedUsers.
+    /// Whether policies may grant allUsers and allAuthenticatedUsers where no guardrail speaks.
     #[arg(long, env = "RUN_INVOKER_PUBLIC", value_enum, default_value = "deny")]
     pub public: Public,
+
+    /// The most invokers that one write may take from one service without approval, where no guardrail says otherwise.
+    #[arg(long, env = "RUN_INVOKER_MAX_REMOVALS", default_value_t = 20)]
+    pub max_removals: u32,
+
+    /// The most services that a selector may newly reach at once without approval.
+    #[arg(long, env = "RUN_INVOKER_MAX_NEW_SERVICES", default_value_t = 50)]
+    pub max_new_services: u32,
+
+    /// Refuse everything in namespaces that no InvokerGuardrail selects.
+    #[arg(long, env = "RUN_INVOKER_REQUIRE_GUARDRAIL")]
+    pub require_guardrail: bool,
+
+    /// The most writes that correct drift, over all services, within the window; beyond that corrections rest.
+    #[arg(long, env = "RUN_INVOKER_BREAKER_CORRECTIONS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub breaker_corrections: u32,
+
+    /// Window of the circuit breaker; after such a time without fresh drift it closes by itself.
+    #[arg(long, env = "RUN_INVOKER_BREAKER_WINDOW", default_value = "5m", value_parser = duration)]
+    pub breaker_window: Duration,
+
+    /// Records of changes (InvokerChange) that are kept of each policy.
+    #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep_changes: u32,
+
+    /// How long records of changes are kept.
+    #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES_FOR", default_value = "2160h", value_parser = duration)]
+    pub keep_changes_for: Duration,
 
     /// Namespace of the Lease by which replicas agree on who works.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
@@ -145,9 +178,26 @@ impl Args {
     pub fn plan_settings(&self) -> plan::Settings {
         plan::Settings {
             protected: self.protected_members.iter().filter(|m| !m.is_empty()).cloned().collect(),
-            allow_public: self.public == Public::Allow,
+            limits: Limits {
+                public: self.public == Public::Allow,
+                max_removals: self.max_removals as usize,
+                max_new_services: self.max_new_services as usize,
+                require_guardrail: self.require_guardrail,
+            },
         }
     }
+
+    pub fn breaker(&self) -> BreakerLimits {
+        BreakerLimits { corrections: self.breaker_corrections as usize, window: signed(self.breaker_window) }
+    }
+
+    pub fn retention(&self) -> Retention {
+        Retention { number: self.keep_changes as usize, age: signed(self.keep_changes_for) }
+    }
+}
+
+fn signed(duration: Duration) -> jiff::SignedDuration {
+    duration.try_into().unwrap_or(jiff::SignedDuration::MAX)
 }
 
 fn identity() -> String {

@@ -1,6 +1,9 @@
 //! All that the plan for one service needs, brought into one place: what is declared, what is remembered, what is real.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -9,18 +12,24 @@ use crate::{
     cluster::index::{Index, Ledger},
     fault::Fault,
     iam::{Grant, Policy, RunService, ServiceInfo},
-    intent::Intent,
-    plan::{Aside, Input, Settings, Standing},
+    intent::PolicyId,
+    plan::{Aside, Claim, Input, Settings, Standing, drift::Memory},
 };
 
 /// What is known without asking Google.
 #[derive(Debug)]
 pub struct Declared {
     pub service: RunService,
-    pub intents: Vec<Arc<Intent>>,
+    pub claims: Vec<Claim>,
     pub ledger: Ledger,
     pub standing: BTreeMap<Grant, Standing>,
+    /// Hashes of plans that somebody agreed to.
+    pub approvals: BTreeSet<Arc<str>>,
+    /// The policies that something was granted for here.
+    pub owners: BTreeSet<PolicyId>,
     pub info: Option<ServiceInfo>,
+    /// Something that a claim rests on is not known yet.
+    pub loading: bool,
 }
 
 impl Declared {
@@ -28,30 +37,54 @@ impl Declared {
     pub fn of(service: &RunService, index: &Index) -> Self {
         Self {
             service: service.clone(),
-            intents: index.intents(service),
+            claims: index.claims(service),
             ledger: index.ledger(service),
             standing: index.standing(service),
+            approvals: index.approvals(service),
+            owners: index.owners(service),
             info: index.info(service).cloned(),
+            loading: index.is_loading(service),
         }
     }
 
-    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included.
+    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
+    /// does one whose guardrails cannot be read.
     pub fn wants_a_look(&self) -> bool {
-        self.intents.iter().any(|i| !i.suspended || i.deleting)
-            || (self.intents.is_empty() && !self.standing.is_empty())
+        let asks = |c: &Claim| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
+        self.claims.iter().any(asks) || (self.claims.is_empty() && !self.standing.is_empty())
     }
+}
 
-    /// Runs `f` on the input of a plan.
-    pub fn with_input<R>(
-        &self,
-        live: &Policy,
-        aside: &BTreeMap<Grant, Aside>,
-        settings: &Settings,
+/// What a plan depends on besides the declarations and reality.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// Members that IAM refused lately.
+    pub aside: BTreeMap<Grant, Aside>,
+    pub memory: Memory,
+    pub circuit_open: bool,
+}
+
+impl Declared {
+    /// The input of a plan.
+    pub fn input<'a>(
+        &'a self,
+        live: &'a Policy,
+        remembered: &'a Remembered,
+        settings: &'a Settings,
         now: Timestamp,
-        f: impl FnOnce(&Input<'_>) -> R,
-    ) -> R {
-        let intents: Vec<&Intent> = self.intents.iter().map(|i| &**i).collect();
-        f(&Input { service: &self.service, intents: &intents, live, ledger: &self.standing, aside, settings, now })
+    ) -> Input<'a> {
+        Input {
+            service: &self.service,
+            claims: &self.claims,
+            live,
+            ledger: &self.standing,
+            aside: &remembered.aside,
+            approvals: &self.approvals,
+            memory: &remembered.memory,
+            circuit_open: remembered.circuit_open,
+            settings,
+            now,
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! | [`fault`] ● | everything that can go wrong outside, and the one table of what follows |
 //! | [`api`] ● | the Kubernetes kinds, their CEL rules, names of conditions and reasons |
 //! | [`intent`] ● | raw objects to validated intents; every rejection names its field |
-//! | [`plan`] ● | all intents on a service, live policy and ledger to grants, revokes and what is withheld |
+//! | [`plan`] ● | all claims on a service, live policy and ledger to grants, revokes and what is withheld: guardrails, blast radius, fights |
+//! | [`history`] ● | a record for each write, its settlement from reality, retention, the way back |
 //! | [`status`] ● | what was found to conditions and events |
 //! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |
 //! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
@@ -31,6 +32,7 @@ pub mod config;
 pub mod controller;
 pub mod fault;
 pub mod gather;
+pub mod history;
 pub mod http;
 pub mod iam;
 pub mod intent;

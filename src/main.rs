@@ -51,10 +51,18 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (leadership, led) = watch::channel(Leadership::Follower);
     let controller = Controller::new(
         cloud,
-        Cluster::new(client.clone(), args.identity.clone(), Duration::from_secs(30)),
+        Cluster::new(
+            client.clone(),
+            &args.identity,
+            args.lease_namespace.clone(),
+            &args.lease_name,
+            Duration::from_secs(30),
+        ),
         Options {
             settings: args.plan_settings(),
             propagation: args.propagation_window,
+            breaker: args.breaker(),
+            retention: args.retention(),
             workers: args.concurrency as usize,
             now: Arc::new(jiff::Timestamp::now),
             seed: 0,

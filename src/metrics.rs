@@ -7,37 +7,20 @@ use prometheus::{
 };
 
 use crate::{
-    api::ServiceState,
+    api::{ChangeReason, ServiceState},
     cloudrun::{Lane, Method, Observer},
 };
-
-/// Why the operator wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    SpecChanged,
-    Drift,
-    Expired,
-    Deleted,
-}
-
-impl Trigger {
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::SpecChanged => "spec_changed",
-            Self::Drift => "drift",
-            Self::Expired => "expired",
-            Self::Deleted => "deleted",
-        }
-    }
-}
 
 /// Every metric of the operator.
 pub struct Metrics {
     registry: Registry,
     pub services: IntGaugeVec,
     pub exposed_services: IntGauge,
+    pub contested_services: IntGauge,
+    pub held_plans: IntGauge,
+    pub circuit_open: IntGauge,
     pub drift_detected_total: IntCounterVec,
-    pub corrections_total: IntCounterVec,
+    corrections_total: IntCounterVec,
     pub drift_detection_seconds: Histogram,
     pub convergence_seconds: Histogram,
     pub reconcile_total: IntCounterVec,
@@ -95,6 +78,17 @@ impl Metrics {
                 ["state"]
             ),
             exposed_services: metric!(IntGauge, "exposed_services", "Services that anyone can call."),
+            contested_services: metric!(
+                IntGauge,
+                "contested_services",
+                "Services on which somebody else keeps changing the same grants."
+            ),
+            held_plans: metric!(IntGauge, "held_plans", "Services with a plan that waits for approval."),
+            circuit_open: metric!(
+                IntGauge,
+                "circuit_open",
+                "1 while corrections of drift rest because there were too many."
+            ),
             drift_detected_total: metric!(
                 IntCounterVec,
                 "drift_detected_total",
@@ -156,6 +150,20 @@ impl Metrics {
     /// Whether the series that grow with the number of policies are wanted.
     pub fn per_policy(&self) -> bool {
         self.per_policy
+    }
+
+    /// Counts changes that were carried out.
+    pub fn corrected(&self, action: &str, reason: ChangeReason, n: u64) {
+        let trigger = match reason {
+            ChangeReason::Approved => "approved",
+            ChangeReason::RolledBack => "rolled_back",
+            ChangeReason::Deleted => "deleted",
+            ChangeReason::Guardrail => "guardrail",
+            ChangeReason::Drift => "drift",
+            ChangeReason::Expired => "expired",
+            ChangeReason::SpecChanged => "spec_changed",
+        };
+        self.corrections_total.with_label_values(&[action, trigger]).inc_by(n);
     }
 
     /// Sets the number of services in each state.

@@ -15,12 +15,13 @@ use std::{
 };
 
 use common::{Envtest, Operator, Setup, eventually};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
 };
 use run_invoker::{
-    api::{InvokerLedger, InvokerPolicy, REQUESTED_AT},
+    api::{APPROVE, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REQUESTED_AT, ROLLBACK},
     status::kstatus,
 };
 use sandbox::{Api as Side, Rule, Sandbox};
@@ -49,6 +50,13 @@ struct SettingsDef {
     #[serde(default)]
     allow_public: bool,
     propagation_seconds: Option<u64>,
+    max_removals: Option<usize>,
+    max_new_services: Option<usize>,
+    #[serde(default)]
+    require_guardrail: bool,
+    breaker_corrections: Option<usize>,
+    breaker_seconds: Option<i64>,
+    keep_changes: Option<usize>,
 }
 
 #[derive(Deserialize, Clone)]
@@ -67,8 +75,25 @@ struct Deployed {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Step {
-    /// Objects, as `kubectl apply --server-side` sends them. The namespace is `team-a` unless given.
+    /// Objects, as `kubectl apply --server-side` sends them. The kind is InvokerPolicy and the namespace `team-a` unless
+    /// given.
     Apply(Vec<Value>),
+    /// Deletes an object that is no policy.
+    Remove {
+        kind: String,
+        name: String,
+        #[serde(default)]
+        namespace: Option<String>,
+    },
+    /// Agrees to the plan that the policy's status says is held.
+    Approve(String),
+    /// Goes back behind one of the changes in the policy's namespace: 0 is the newest.
+    RollBack {
+        policy: String,
+        newest: usize,
+    },
+    /// Deletes the mark of the open circuit breaker, as a person does.
+    ResetCircuit,
     /// An object that must be refused with this in the message.
     Refuse {
         object: Value,
@@ -167,6 +192,8 @@ struct Expect {
     #[serde(default)]
     metrics: Vec<String>,
     ledger_entries: Option<usize>,
+    /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED -REMOVED`.
+    changes: Option<Vec<String>>,
     #[serde(default = "ten")]
     within_seconds: f64,
 }
@@ -196,7 +223,16 @@ impl World {
         };
         common::install(&client).await;
         let mut setup = Setup::default();
-        setup.settings.allow_public = scenario.settings.allow_public;
+        let limits = &mut setup.settings.limits;
+        limits.public = scenario.settings.allow_public;
+        limits.require_guardrail = scenario.settings.require_guardrail;
+        limits.max_removals = scenario.settings.max_removals.unwrap_or(limits.max_removals);
+        limits.max_new_services = scenario.settings.max_new_services.unwrap_or(limits.max_new_services);
+        setup.breaker.corrections = scenario.settings.breaker_corrections.unwrap_or(setup.breaker.corrections);
+        if let Some(s) = scenario.settings.breaker_seconds {
+            setup.breaker.window = jiff::SignedDuration::from_secs(s);
+        }
+        setup.retention.number = scenario.settings.keep_changes.unwrap_or(setup.retention.number);
         if let Some(s) = scenario.settings.propagation_seconds {
             setup.propagation = Duration::from_secs(s);
         }
@@ -218,8 +254,21 @@ impl World {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    fn dynamic(&self, namespace: &str) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), namespace, &kube::api::ApiResource::erase::<InvokerPolicy>(&()))
+    /// Objects of a kind, in a namespace where the kind has one.
+    fn objects(&self, kind: &str, namespace: &str) -> Api<DynamicObject> {
+        let (resource, scoped) = match kind {
+            "InvokerPolicy" => (ApiResource::erase::<InvokerPolicy>(&()), true),
+            "InvokerChange" => (ApiResource::erase::<InvokerChange>(&()), true),
+            "InvokerGuardrail" => (ApiResource::erase::<InvokerGuardrail>(&()), false),
+            "ServiceAccount" => (ApiResource::erase::<ServiceAccount>(&()), true),
+            "Namespace" => (ApiResource::erase::<Namespace>(&()), false),
+            other => panic!("no idea what a {other} is"),
+        };
+        if scoped {
+            Api::namespaced_with(self.client.clone(), namespace, &resource)
+        } else {
+            Api::all_with(self.client.clone(), &resource)
+        }
     }
 
     fn split<'a>(&self, policy: &'a str) -> (&'a str, &'a str) {
@@ -228,16 +277,46 @@ impl World {
 
     async fn apply(&self, object: &Value) -> Result<(), kube::Error> {
         let mut object = object.clone();
-        object["apiVersion"] = json!("run-invoker.dev/v1alpha1");
-        object["kind"] = json!("InvokerPolicy");
+        let kind = object["kind"].as_str().unwrap_or("InvokerPolicy").to_owned();
+        let ours = kind.starts_with("Invoker");
+        object["apiVersion"] = json!(if ours { "run-invoker.dev/v1alpha1" } else { "v1" });
+        object["kind"] = json!(kind);
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or("team-a").to_owned();
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-        object["metadata"]["namespace"] = json!(namespace);
+        if kind != "InvokerGuardrail" {
+            object["metadata"]["namespace"] = json!(namespace);
+        }
         let params = PatchParams {
             field_validation: Some(kube::api::ValidationDirective::Strict),
             ..PatchParams::apply("git").force()
         };
-        self.dynamic(&namespace).patch(&name, &params, &Patch::Apply(object)).await.map(|_| ())
+        self.objects(&kind, &namespace).patch(&name, &params, &Patch::Apply(object)).await.map(|_| ())
+    }
+
+    async fn annotate(&self, policy: &str, annotation: &str, value: &str) {
+        let (ns, name) = self.split(policy);
+        let patch = json!({"metadata": {"annotations": {annotation: value}}});
+        self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    }
+
+    /// The hash that the policy's status asks somebody to agree to.
+    async fn held_hash(&self, policy: &str) -> String {
+        let (ns, name) = self.split(policy);
+        let status = self.policies(ns).get(name).await.unwrap().status.unwrap_or_default();
+        let of_service = status.services.iter().map(|s| s.approve.clone()).find(|h| !h.is_empty());
+        let of_message = status.conditions.iter().find_map(|c| {
+            let (_, rest) = c.message.split_once("run-invoker.dev/approve=")?;
+            Some(rest.chars().take_while(char::is_ascii_hexdigit).collect())
+        });
+        of_service.or(of_message).unwrap_or_else(|| panic!("{policy} asks for no approval: {status:?}"))
+    }
+
+    /// The records of changes in a namespace, oldest first.
+    async fn changes(&self, namespace: &str) -> Vec<InvokerChange> {
+        let api: Api<InvokerChange> = Api::namespaced(self.client.clone(), namespace);
+        let mut list = api.list(&ListParams::default()).await.unwrap().items;
+        list.sort_by_key(|c| c.spec.at.0);
+        list
     }
 
     fn calls(&self) -> (usize, usize, usize) {
@@ -276,6 +355,25 @@ impl World {
             Step::Delete(policy) => {
                 let (ns, name) = self.split(policy);
                 self.policies(ns).delete(name, &DeleteParams::default()).await.unwrap();
+            }
+            Step::Remove { kind, name, namespace } => {
+                let api = self.objects(kind, namespace.as_deref().unwrap_or("team-a"));
+                api.delete(name, &DeleteParams::default()).await.unwrap();
+            }
+            Step::Approve(policy) => {
+                let hash = self.held_hash(policy).await;
+                self.annotate(policy, APPROVE, &hash).await;
+            }
+            Step::RollBack { policy, newest } => {
+                let changes = self.changes(self.split(policy).0).await;
+                let change =
+                    changes.iter().rev().nth(*newest).unwrap_or_else(|| panic!("only {} changes", changes.len()));
+                self.annotate(policy, ROLLBACK, &change.name_any()).await;
+            }
+            Step::ResetCircuit => {
+                let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+                    Api::namespaced(self.client.clone(), "default");
+                leases.delete("run-invoker-circuit", &DeleteParams::default()).await.unwrap();
             }
             Step::Deploy(service) => deploy(&self.sandbox, service),
             Step::Undeploy(service) => {
@@ -407,6 +505,22 @@ impl World {
                 }
             }
         }
+        if let Some(wanted) = &expect.changes {
+            let namespace = expect.policy.as_deref().map_or("team-a", |p| self.split(p).0);
+            let have: Vec<String> = self
+                .changes(namespace)
+                .await
+                .iter()
+                .map(|c| {
+                    let s = &c.spec;
+                    let (reason, phase) = (s.reason.as_str(), s.outcome.phase.as_str());
+                    format!("{reason} {phase} +{} -{}", s.added_count, s.removed_count)
+                })
+                .collect();
+            if have != *wanted {
+                return Err(format!("changes are {have:#?}, wanted {wanted:#?}"));
+            }
+        }
         for (service, wanted) in &expect.iam {
             let (p, r, n) = parts(service);
             let policy = self.sandbox.run.policy(p, r, n).ok_or(format!("{service} is not deployed"))?;
@@ -511,14 +625,19 @@ impl World {
             api.delete(&policy.name_any(), &DeleteParams::default()).await.ok();
             api.patch(&policy.name_any(), &PatchParams::default(), &Patch::Merge(none)).await.ok();
         }
+        let guardrails: Api<InvokerGuardrail> = Api::all(self.client.clone());
+        guardrails.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
         let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
         ledgers.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
-        for ns in ["team-a", "team-b"] {
+        for ns in ["team-a", "team-b", "default"] {
+            let changes: Api<InvokerChange> = Api::namespaced(self.client.clone(), ns);
+            changes.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
             let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), ns);
             events.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
         }
         let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(self.client.clone(), "default");
         leases.delete(&self.setup.lease, &DeleteParams::default()).await.ok();
+        leases.delete(&format!("{}-circuit", self.setup.lease), &DeleteParams::default()).await.ok();
         eventually(Duration::from_secs(10), "clean", || async {
             let left = all.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
             if left == 0 { Ok(()) } else { Err(format!("{left} policies left")) }

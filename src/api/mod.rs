@@ -1,13 +1,25 @@
 //! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that are a contract with
 //! users. Pure: no client.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+
 // kube's derive takes one attribute per column, and equal parts of them are no mistake.
+#[allow(clippy::duplicated_attributes)]
+mod change;
+#[allow(clippy::duplicated_attributes)]
+mod guardrail;
 #[allow(clippy::duplicated_attributes)]
 mod ledger;
 #[allow(clippy::duplicated_attributes)]
 mod policy;
 mod reason;
 
+pub use change::{
+    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, InvokerChange, InvokerChangeSpec,
+    OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+};
+pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
 pub use ledger::{InvokerLedger, InvokerLedgerSpec, LedgerGrant, LedgerOwner};
 pub use policy::{
     ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,
@@ -15,12 +27,21 @@ pub use policy::{
 };
 pub use reason::{ConditionType, EventReason, Reason};
 
+/// The definitions of all kinds, in the order in which they are installed.
+pub fn definitions() -> Vec<CustomResourceDefinition> {
+    vec![InvokerPolicy::crd(), InvokerGuardrail::crd(), InvokerChange::crd(), InvokerLedger::crd()]
+}
+
 /// API group of all kinds.
 pub const GROUP: &str = "run-invoker.dev";
 /// Set on an enforced policy whose deletion revokes.
 pub const FINALIZER: &str = "run-invoker.dev/revoke";
 /// A new value asks for a look at once; it is echoed in `status.lastHandledRequestedAt`.
 pub const REQUESTED_AT: &str = "run-invoker.dev/requested-at";
+/// Hashes of held plans that may be carried out, separated by commas.
+pub const APPROVE: &str = "run-invoker.dev/approve";
+/// Names of InvokerChanges to go back behind, separated by commas.
+pub const ROLLBACK: &str = "run-invoker.dev/rollback";
 /// Field manager of every write to the Kubernetes API, and reporting controller of events.
 pub const FIELD_MANAGER: &str = "run-invoker";
 /// Most services shown in a status.

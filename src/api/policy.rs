@@ -332,9 +332,18 @@ pub struct ServiceStatus {
     /// Members that are never removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub protected: Vec<String>,
+    /// Members that may invoke by other roles on the service, with the role; up to 20. The operator never touches these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_invokers: Vec<String>,
     /// Anyone can call this service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exposed: bool,
+    /// Somebody else keeps changing the same grants.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub contested: bool,
+    /// Hash that lets exactly the plan through that is held here: the value for the annotation run-invoker.dev/approve.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub approve: String,
     /// More in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

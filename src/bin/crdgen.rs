@@ -4,8 +4,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
-use kube::CustomResourceExt;
-use run_invoker::api::{InvokerLedger, InvokerPolicy};
+use run_invoker::api;
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut folder = PathBuf::from("crds");
@@ -17,7 +16,7 @@ fn main() -> anyhow::Result<ExitCode> {
             other => bail!("unknown argument {other}; usage: crdgen [--check] [FOLDER]"),
         }
     }
-    for crd in [InvokerPolicy::crd(), InvokerLedger::crd()] {
+    for crd in api::definitions() {
         let path = folder.join(format!("{}.yaml", crd.spec.names.plural));
         let mut value = serde_json::to_value(&crd).context("serialising a definition")?;
         // kube leaves `conditions` and the like out; what stays null would be noise in a diff.

@@ -13,15 +13,16 @@ use jiff::Timestamp;
 use super::watch::Interner;
 use crate::{
     api::{
-        ConditionSpec, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, LedgerGrant,
-        LedgerOwner, StatusSummary,
+        ConditionSpec, FINALIZER, InvokerChangeSpec, InvokerGuardrail, InvokerLedger, InvokerLedgerSpec, InvokerPolicy,
+        InvokerPolicyStatus, LedgerGrant, LedgerOwner, Reason, StatusSummary,
     },
     cloudrun::{Listing, Scope},
     fault::Fault,
+    history,
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
-    intent::{Intent, PolicyId, Target},
-    plan::Standing,
-    status::{Facts, Look, fold},
+    intent::{Guardrail, Intent, Limits, PolicyId, Target, Terms},
+    plan::{Claim, Rollback, Spread, Standing, guard},
+    status::{Barred, Facts, Look, Reach, fold},
 };
 
 /// Namespace and name.
@@ -37,8 +38,19 @@ pub struct Record {
     pub gauges: Gauges,
     /// The last look at each service.
     pub looks: HashMap<RunService, Box<Look>>,
-    /// Services it targets now: named, and selected from the last listing.
+    /// Services it targets now and may touch: named, and selected from the last listing.
     pub services: BTreeSet<RunService>,
+    /// What its namespace has to satisfy.
+    pub terms: Arc<Terms>,
+    /// What it names and may not touch.
+    pub barred: Box<[Barred]>,
+    /// Services that its selectors match and that it may not touch.
+    pub outside: usize,
+    /// Services for which somebody agreed that a discovery may reach them.
+    released: HashSet<RunService>,
+    back: Back,
+    /// Name of the last record of a change for it.
+    pub last_change: Option<Arc<str>>,
     pub finalizers: Vec<String>,
     /// When this state of the policy was first seen, for the time to convergence.
     pub declared_at: tokio::time::Instant,
@@ -76,9 +88,40 @@ impl Gauges {
 }
 
 impl Record {
+    /// Why nothing is done for the policy now, although it is enforced.
+    pub fn stopped(&self) -> Option<Arc<str>> {
+        match &self.back {
+            Back::Impossible(why) if !self.intent.deleting => Some(why.clone()),
+            _ => self.terms.frozen().map(|r| r.message.into()),
+        }
+    }
+
+    /// What stands in for the spec on some services.
+    pub fn rollbacks(&self) -> impl Iterator<Item = (&RunService, &Arc<Rollback>)> {
+        match &self.back {
+            Back::Ready(ways) => Some(ways.iter()),
+            _ => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
     pub fn has_finalizer(&self) -> bool {
         self.finalizers.iter().any(|f| f == FINALIZER)
     }
+}
+
+/// The way back that a policy asks for.
+#[derive(Debug, Default)]
+enum Back {
+    #[default]
+    None,
+    /// The records are still to be read; until then nothing is done for the policy.
+    Loading,
+    Ready(HashMap<RunService, Arc<Rollback>>),
+    /// It cannot be gone, and this is why. Nothing is done for the policy: falling back to its spec would undo what
+    /// somebody went back from.
+    Impossible(Arc<str>),
 }
 
 /// A grant that the operator made, and for whom.
@@ -99,9 +142,23 @@ pub struct Project {
     pub listed_at: Option<Timestamp>,
 }
 
-/// What an update of a policy sets in motion.
+/// What the targets of a policy come to.
+#[derive(Debug, Default)]
+struct Resolved {
+    services: BTreeSet<RunService>,
+    barred: Box<[Barred]>,
+    outside: usize,
+}
+
+/// What an update of a policy, or of a guardrail, sets in motion.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effect {
+    /// Policies whose status may change.
+    pub policies: Vec<PolicyKey>,
+    /// Projects that must be listed because of a guardrail.
+    pub lists: BTreeSet<Arc<str>>,
+    /// Records that the policy wants to go back behind must be read.
+    pub load: bool,
     /// Services to look at because of a declaration.
     pub services: BTreeSet<RunService>,
     /// The project must be listed again now.
@@ -121,13 +178,22 @@ pub struct Index {
     /// Services with a ledger entry of a policy, by its uid.
     by_owner: HashMap<Arc<str>, BTreeSet<RunService>>,
     projects: HashMap<Arc<str>, Project>,
+    guardrails: BTreeMap<Arc<str>, Arc<Guardrail>>,
+    /// Of each namespace with policies; made anew when a guardrail changes.
+    terms: HashMap<Arc<str>, Arc<Terms>>,
+    limits: Limits,
     names: Interner,
     /// What a list in progress has shown.
     listed: Option<HashSet<PolicyKey>>,
     listed_ledgers: Option<HashSet<RunService>>,
+    listed_guardrails: Option<HashSet<Arc<str>>>,
 }
 
 impl Index {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     pub fn record(&self, key: &PolicyKey) -> Option<&Record> {
         self.policies.get(key)
     }
@@ -147,15 +213,103 @@ impl Index {
         let lines = self.ledgers.get(service).into_iter().flatten();
         lines.map(|l| (l.grant.clone(), l.owners.iter().map(|o| LedgerOwner::clone(o)).collect())).collect()
     }
-    /// Every service that a policy targets.
-    pub fn targeted(&self) -> impl Iterator<Item = &RunService> {
-        self.by_service.keys()
+    /// The word of every policy that names a service.
+    pub fn claims(&self, service: &RunService) -> Vec<Claim> {
+        let keys = self.by_service.get(service).into_iter().flatten();
+        keys.filter_map(|k| self.policies.get(k)).map(|record| self.claim(record, service)).collect()
     }
 
-    /// The policies that name a service.
-    pub fn intents(&self, service: &RunService) -> Vec<Arc<Intent>> {
+    fn claim(&self, record: &Record, service: &RunService) -> Claim {
+        let mut claim = Claim::new(record.intent.clone(), record.terms.clone());
+        match &record.back {
+            Back::Ready(ways) if !record.intent.deleting => claim.rollback = ways.get(service).cloned(),
+            _ => {}
+        }
+        claim.stopped = record.stopped();
+        if !self.is_established(record, service) {
+            claim.spread = self.reach(record).map(|r| r.spread);
+        }
+        claim
+    }
+
+    /// Whether something that a claim rests on is not known yet.
+    pub fn is_loading(&self, service: &RunService) -> bool {
         let keys = self.by_service.get(service).into_iter().flatten();
-        keys.filter_map(|k| self.policies.get(k)).map(|r| r.intent.clone()).collect()
+        keys.filter_map(|k| self.policies.get(k)).any(|r| matches!(r.back, Back::Loading) && !r.intent.deleting)
+    }
+
+    /// Whether this policy has had a say on the service before: it named it, granted something there, found it as
+    /// declared, or somebody agreed.
+    fn is_established(&self, record: &Record, service: &RunService) -> bool {
+        let intent = &record.intent;
+        !intent.has_selector()
+            || record.services.len() <= record.terms.max_new_services()
+            || !intent.enforces()
+            || intent.deleting
+            || record.released.contains(service)
+            || record.looks.get(service).is_some_and(|l| l.result.as_ref().is_ok_and(|s| s.in_sync()))
+            || self.by_owner.get(&intent.id.uid).is_some_and(|s| s.contains(service))
+            || intent.targets.iter().any(|t| matches!(t, Target::Named(s) if s == service))
+    }
+
+    /// How far the selectors of a policy reach beyond what it changed before, if that is too far.
+    fn reach(&self, record: &Record) -> Option<Reach> {
+        let fresh: Vec<&RunService> = record.services.iter().filter(|s| !self.is_established(record, s)).collect();
+        let unseen = fresh.iter().filter(|s| !record.looks.contains_key(**s)).count();
+        let differs =
+            |s: &RunService| record.looks.get(s).is_some_and(|l| l.result.as_ref().is_ok_and(|s| !s.in_sync()));
+        let wanting: BTreeSet<RunService> = fresh.into_iter().filter(|s| differs(s)).cloned().collect();
+        let spread = guard::spread(&record.intent, &wanting, unseen, record.terms.max_new_services())?;
+        Some(Reach { spread, services: wanting })
+    }
+
+    /// Services that a policy's selectors found and that wait for approval.
+    pub fn reached(&self, key: &PolicyKey) -> BTreeSet<RunService> {
+        let record = self.policies.get(key).filter(|r| r.services.len() > r.terms.max_new_services());
+        match record.and_then(|r| self.reach(r)) {
+            Some(Reach { spread: Spread::Held { .. }, services }) => services,
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// Takes in that a look changed, or an approval: services that a discovery may reach now are returned.
+    pub fn release(&mut self, key: &PolicyKey) -> BTreeSet<RunService> {
+        let Some(record) = self.policies.get(key) else { return BTreeSet::new() };
+        let fresh = |r: &RunService| !self.is_established(record, r);
+        let free = match self.reach(record) {
+            Some(Reach { spread: Spread::Held { hash, .. }, services }) if record.intent.approvals.contains(&hash) => {
+                services
+            }
+            Some(_) => return BTreeSet::new(),
+            // Few enough; those that were seen while it was still being counted come up again.
+            None => record.looks.keys().filter(|s| fresh(s)).cloned().collect(),
+        };
+        if let Some(record) = self.policies.get_mut(key) {
+            record.released.extend(free.iter().cloned());
+        }
+        free
+    }
+
+    /// Hashes of plans on a service that somebody agreed to: on a policy that names it, or that granted something there.
+    pub fn approvals(&self, service: &RunService) -> BTreeSet<Arc<str>> {
+        let claiming = self.by_service.get(service).into_iter().flatten();
+        let lines = self.ledgers.get(service).into_iter().flatten();
+        let owning = lines.flat_map(|l| l.owners.iter()).filter_map(|o| self.by_uid.get(o.uid.as_str()));
+        let records = claiming.chain(owning).filter_map(|k| self.policies.get(k));
+        records.filter(|r| r.intent.enforces()).flat_map(|r| r.intent.approvals.iter().cloned()).collect()
+    }
+
+    /// The policies that something was granted for on a service.
+    pub fn owners(&self, service: &RunService) -> BTreeSet<PolicyId> {
+        let lines = self.ledgers.get(service).into_iter().flatten();
+        lines
+            .flat_map(|l| l.owners.iter())
+            .map(|o| PolicyId {
+                namespace: o.namespace.as_str().into(),
+                name: o.name.as_str().into(),
+                uid: o.uid.as_str().into(),
+            })
+            .collect()
     }
 
     /// What the operator granted on a service, and whether the policies behind it still stand.
@@ -172,7 +326,7 @@ impl Index {
     fn standing_of(&self, uid: &str) -> Standing {
         let Some(record) = self.by_uid.get(uid).and_then(|k| self.policies.get(k)) else { return Standing::Gone };
         let intent = &record.intent;
-        match (intent.enforces(), intent.deleting) {
+        match (intent.enforces() && record.stopped().is_none(), intent.deleting) {
             // Deleted with Retain: what it granted is let go.
             (true, true) if !intent.revokes_on_delete() => Standing::Gone,
             (true, _) => Standing::Enforcing,
@@ -204,6 +358,8 @@ impl Index {
             old.intent.generation == intent.generation
                 && old.intent.requested_at == intent.requested_at
                 && old.intent.deleting == intent.deleting
+                && old.intent.approvals == intent.approvals
+                && old.intent.rollbacks == intent.rollbacks
         });
         let intent = Arc::new(intent);
         let meta = &policy.metadata;
@@ -218,8 +374,9 @@ impl Index {
         }
         self.by_uid.insert(intent.id.uid.clone(), key.clone());
         self.by_project.entry(intent.project.clone()).or_default().insert(key.clone());
-        let services = self.resolve(&intent);
-        let previous = self.policies.remove(&key);
+        let terms = self.terms_of(&intent.id.namespace);
+        let Resolved { services, barred, outside } = self.resolve(&intent, &terms);
+        let mut previous = self.policies.remove(&key);
         if let Some(previous) = &previous {
             for service in previous.services.difference(&services) {
                 self.unlink(service, &key);
@@ -234,15 +391,157 @@ impl Index {
         effect.services.extend(self.owned_by(&intent.id.uid));
         let unlisted = self.projects.get(&intent.project).is_none_or(|p| p.listed_at.is_none());
         let asked = previous.as_ref().is_some_and(|p| p.intent.requested_at != intent.requested_at);
-        if !intent.suspended && (unlisted || asked || (intent.has_selector() && previous.is_none())) {
+        let allowed = terms.refuse_project(&intent.project).is_none();
+        // A selector that was edited can mean services that no listing was asked to keep.
+        let edited = previous.as_ref().is_none_or(|p| p.intent.generation != intent.generation);
+        if allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited)) {
             effect.list = Some(intent.project.clone());
         }
         effect.status = true;
-        let mut looks = previous.map(|p| p.looks).unwrap_or_default();
+        let back = match previous.as_mut() {
+            Some(p) if p.intent.rollbacks == intent.rollbacks => std::mem::take(&mut p.back),
+            _ if intent.rollbacks.is_empty() => Back::None,
+            _ => Back::Loading,
+        };
+        effect.load = matches!(back, Back::Loading);
+        let (mut looks, released, last_change) =
+            previous.map(|p| (p.looks, p.released, p.last_change)).unwrap_or_default();
         looks.retain(|s, _| services.contains(s));
-        self.policies
-            .insert(key.clone(), Record { intent, status, gauges, looks, services, finalizers, declared_at: now });
+        let record = Record {
+            intent,
+            status,
+            gauges,
+            looks,
+            services,
+            terms,
+            barred,
+            outside,
+            released,
+            back,
+            last_change,
+            finalizers,
+            declared_at: now,
+        };
+        self.policies.insert(key.clone(), record);
+        self.release(&key);
         (key, effect)
+    }
+
+    fn terms_of(&mut self, namespace: &Arc<str>) -> Arc<Terms> {
+        let terms = self.terms.entry(namespace.clone());
+        terms.or_insert_with(|| Arc::new(Terms::of(namespace, self.guardrails.values(), self.limits))).clone()
+    }
+
+    /// Takes in a guardrail as it is in the store. One that cannot be read does not take the place of one that could.
+    pub fn apply_guardrail(&mut self, guardrail: Guardrail) -> Effect {
+        if let Some(seen) = &mut self.listed_guardrails {
+            seen.insert(guardrail.name.clone());
+        }
+        self.guardrails.insert(guardrail.name.clone(), Arc::new(guardrail));
+        self.new_terms()
+    }
+
+    /// Whether a guardrail of this name is known in a form that could be read.
+    pub fn knows_guardrail(&self, name: &str) -> bool {
+        self.guardrails.contains_key(name)
+    }
+
+    pub fn remove_guardrail(&mut self, object: &InvokerGuardrail) -> Effect {
+        self.guardrails.remove(object.metadata.name.as_deref().unwrap_or_default());
+        self.new_terms()
+    }
+
+    pub fn begin_guardrail_list(&mut self) {
+        self.listed_guardrails = Some(HashSet::new());
+    }
+
+    pub fn end_guardrail_list(&mut self) -> Effect {
+        let Some(seen) = self.listed_guardrails.take() else { return Effect::default() };
+        let before = self.guardrails.len();
+        self.guardrails.retain(|name, _| seen.contains(name));
+        if before == self.guardrails.len() { Effect::default() } else { self.new_terms() }
+    }
+
+    /// Every policy under the guardrails as they are now.
+    fn new_terms(&mut self) -> Effect {
+        self.terms.clear();
+        let mut effect = Effect { status: true, ..Effect::default() };
+        let keys: Vec<PolicyKey> = self.policies.keys().cloned().collect();
+        for key in &keys {
+            let terms = self.terms_of(&key.0);
+            let Some(record) = self.policies.get_mut(key) else { continue };
+            record.terms = terms;
+            let intent = record.intent.clone();
+            // What was granted where it may not go any more is taken back.
+            effect.services.extend(self.owned_by(&intent.id.uid));
+            effect.services.extend(self.retarget(key));
+            let unlisted = self.projects.get(&intent.project).is_none_or(|p| p.listed_at.is_none());
+            let allowed = self.policies.get(key).is_some_and(|r| r.terms.refuse_project(&intent.project).is_none());
+            if allowed && (unlisted || intent.has_selector()) && !intent.suspended {
+                effect.lists.insert(intent.project.clone());
+            }
+        }
+        effect.policies = keys;
+        effect
+    }
+
+    /// Finds the services of a policy anew. Returns those that it names now or named before.
+    fn retarget(&mut self, key: &PolicyKey) -> BTreeSet<RunService> {
+        let Some((intent, terms)) = self.policies.get(key).map(|r| (r.intent.clone(), r.terms.clone())) else {
+            return BTreeSet::new();
+        };
+        let Resolved { services, barred, outside } = self.resolve(&intent, &terms);
+        let Some(record) = self.policies.get_mut(key) else { return BTreeSet::new() };
+        let old = std::mem::replace(&mut record.services, services.clone());
+        record.barred = barred;
+        record.outside = outside;
+        record.looks.retain(|s, _| services.contains(s));
+        record.released.retain(|s| services.contains(s));
+        for service in old.difference(&services) {
+            self.unlink(service, key);
+        }
+        for service in services.difference(&old) {
+            self.link(service, key);
+        }
+        old.union(&services).cloned().collect()
+    }
+
+    /// The records that a policy wants to go back behind, as they were read: name and content, or why there is none.
+    pub fn set_rollbacks(
+        &mut self,
+        key: &PolicyKey,
+        asked: &[Arc<str>],
+        found: Result<Vec<(Arc<str>, InvokerChangeSpec)>, Arc<str>>,
+        now: Timestamp,
+    ) -> BTreeSet<RunService> {
+        let Some(record) = self.policies.get_mut(key).filter(|r| *r.intent.rollbacks == *asked) else {
+            return BTreeSet::new();
+        };
+        record.back = match found {
+            Err(why) => Back::Impossible(why),
+            Ok(changes) => {
+                let stranger = changes.iter().find(|(_, c)| !record.services.contains(&history::service(c)));
+                match stranger {
+                    Some((name, c)) => Back::Impossible(
+                        format!(
+                            "InvokerChange {name} is about {}, which this policy does not name; correct or remove the annotation {}",
+                            history::service(c),
+                            crate::api::ROLLBACK
+                        )
+                        .into(),
+                    ),
+                    None => Back::Ready(
+                        changes
+                            .into_iter()
+                            .map(|(name, c)| {
+                                (history::service(&c), Arc::new(history::rollback(name, &c, record.intent.role, now)))
+                            })
+                            .collect(),
+                    ),
+                }
+            }
+        };
+        record.services.clone()
     }
 
     fn share_names(&mut self, intent: &mut Intent) {
@@ -282,24 +581,41 @@ impl Index {
         }
     }
 
-    /// The services that an intent means now.
-    fn resolve(&self, intent: &Intent) -> BTreeSet<RunService> {
-        let mut services = BTreeSet::new();
+    /// The services that an intent means now, and of them those that it may touch.
+    fn resolve(&self, intent: &Intent, terms: &Terms) -> Resolved {
+        let mut resolved = Resolved::default();
+        let mut barred = Vec::new();
         for target in &intent.targets {
             match target {
-                Target::Named(service) => {
-                    services.insert(service.clone());
-                }
+                Target::Named(service) => match terms.refuse_service(service) {
+                    None => {
+                        resolved.services.insert(service.clone());
+                    }
+                    Some(refusal) => barred.push(Barred { service: Some(service.clone()), message: refusal.message }),
+                },
                 Target::Selected { .. } => {
+                    if let Some(refusal) = terms.refuse_project(&intent.project) {
+                        barred.push(Barred { service: None, message: refusal.message });
+                        continue;
+                    }
                     let found = self.projects.get(&intent.project).into_iter().flat_map(|p| p.services.values());
-                    services.extend(found.filter(|info| target.selects(info)).map(|info| info.service.clone()));
+                    for info in found.filter(|info| target.selects(info)) {
+                        match terms.refuse_service(&info.service) {
+                            None => {
+                                resolved.services.insert(info.service.clone());
+                            }
+                            Some(_) => resolved.outside += 1,
+                        }
+                    }
                 }
             }
         }
         if intent.deleting {
-            services.extend(self.owned_by(&intent.id.uid));
+            // Only what the operator itself did for the policy; what it named and may not touch is nobody's business.
+            resolved.services.extend(self.owned_by(&intent.id.uid));
         }
-        services
+        resolved.barred = barred.into();
+        resolved
     }
 
     /// Takes a policy out; returns the services that it named.
@@ -421,8 +737,12 @@ impl Index {
         let mut regions: BTreeSet<Arc<str>> = BTreeSet::new();
         for key in self.by_project.get(project).into_iter().flatten() {
             let Some(record) = self.policies.get(key) else { continue };
+            if record.terms.refuse_project(project).is_some() {
+                continue;
+            }
             for target in &record.intent.targets {
                 match target {
+                    Target::Named(service) if record.terms.refuse_service(service).is_some() => {}
                     Target::Named(service) => {
                         regions.insert(service.region.clone());
                     }
@@ -440,7 +760,7 @@ impl Index {
         let keys = self.by_project.get(project)?;
         keys.iter()
             .filter_map(|k| self.policies.get(k))
-            .filter(|r| !r.intent.suspended)
+            .filter(|r| !r.intent.suspended && r.terms.refuse_project(project).is_none())
             .map(|r| r.intent.interval)
             .min()
     }
@@ -499,21 +819,13 @@ impl Index {
             if !intent.has_selector() {
                 continue;
             }
-            let services = self.resolve(&intent);
-            let Some(record) = self.policies.get_mut(key) else { continue };
-            if record.services != services || first {
+            let Some(old) = self.policies.get(key).map(|r| (r.services.clone(), r.outside)) else { continue };
+            self.retarget(key);
+            let Some(record) = self.policies.get(key) else { continue };
+            if old != (record.services.clone(), record.outside) || first {
                 changed.push(key.clone());
             }
-            let old = std::mem::replace(&mut record.services, services.clone());
-            record.looks.retain(|s, _| services.contains(s));
-            for service in old.difference(&services) {
-                self.unlink(service, key);
-                touched.insert(service.clone());
-            }
-            for service in services.difference(&old) {
-                self.link(service, key);
-                touched.insert(service.clone());
-            }
+            touched.extend(old.0.symmetric_difference(&record.services).cloned());
         }
         touched.retain(|s| self.by_service.contains_key(s) || self.ledgers.contains_key(s));
         // Only what somebody is about is kept; the rest would be memory for nothing.
@@ -535,12 +847,23 @@ impl Index {
         let looks: BTreeMap<RunService, Option<&Look>> =
             record.services.iter().map(|s| (s.clone(), record.looks.get(s).map(|l| &**l))).collect();
         let project = self.projects.get(&record.intent.project);
-        let selecting = record.intent.has_selector();
+        let selecting = record.intent.has_selector() && record.terms.refuse_project(&record.intent.project).is_none();
+        let back: Vec<(&RunService, &str)> = record.rollbacks().map(|(s, r)| (s, &*r.change)).collect();
+        let reach = if record.services.len() > record.terms.max_new_services() { self.reach(record) } else { None };
+        let stopped = record.stopped().map(|why| {
+            (if record.terms.frozen().is_some() { Reason::GuardrailViolated } else { Reason::InvalidSpec }, why)
+        });
         let facts = Facts {
             intent: &record.intent,
             looks: &looks,
             discovery: project.and_then(|p| p.fault.as_ref()).filter(|_| selecting),
             discovering: selecting && project.is_none_or(|p| p.listed_at.is_none()),
+            barred: &record.barred,
+            outside: record.outside,
+            reach: reach.as_ref(),
+            stopped,
+            back: &back,
+            last_change: record.last_change.as_deref(),
             propagation,
             now,
         };

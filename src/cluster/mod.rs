@@ -1,6 +1,7 @@
 //! The Kubernetes side: what is watched (an index from services to policies) and what is written (status, finalizer,
-//! ledger, events). Decides nothing about IAM.
+//! ledger, records of changes, events). Decides nothing about IAM.
 
+mod changes;
 pub mod index;
 pub mod watch;
 
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+pub use changes::place_of;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -16,16 +18,16 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
 use crate::{
-    api::{FIELD_MANAGER, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus},
+    api::{FIELD_MANAGER, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, Reason},
     fault::{Fault, FaultClass},
     iam::RunService,
     intent::PolicyId,
-    status::events::Note,
+    status::{events::Note, whole_seconds},
 };
 
 /// Writes to the Kubernetes API. Cheap to clone.
@@ -34,6 +36,10 @@ pub struct Cluster {
     client: Client,
     /// Names this process in events.
     instance: String,
+    /// The operator's own namespace: for records that belong nowhere else, and for the mark of the circuit breaker.
+    home: String,
+    /// Name of the Lease that marks the circuit breaker as open.
+    circuit: String,
     timeout: Duration,
 }
 
@@ -60,11 +66,16 @@ pub fn ledger_name(service: &RunService) -> String {
 }
 
 impl Cluster {
-    /// `instance` names this process in events.
-    pub fn new(client: Client, instance: String, timeout: Duration) -> Self {
+    /// `instance` names this process in events; `home` is the operator's own namespace, `lease` the name of its Lease.
+    pub fn new(client: Client, instance: &str, home: String, lease: &str, timeout: Duration) -> Self {
         // The API server refuses a longer one.
         let instance = instance.chars().take(128).collect();
-        Self { client, instance, timeout }
+        Self { client, instance, home, circuit: format!("{lease}-circuit"), timeout }
+    }
+
+    /// The operator's own namespace.
+    pub fn home(&self) -> &str {
+        &self.home
     }
 
     pub fn client(&self) -> Client {
@@ -151,6 +162,24 @@ impl Cluster {
             .await
             .map(|_| ())
             .map_err(fault)
+    }
+
+    /// Marks an object that cannot be read as an InvokerPolicy, so that its author learns of it.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn mark_unreadable(&self, namespace: &str, name: &str, why: &str, now: Timestamp) -> Result<(), Fault> {
+        let now = whole_seconds(now).to_string();
+        let condition = |t: &str, s: &str| {
+            json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
+                "message": format!("the object cannot be read: {why}; apply it again as the current definition wants it")})
+        };
+        let patch = json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
+        // The typed object cannot be read back, so the answer is taken as it comes.
+        let resource = ApiResource::erase::<InvokerPolicy>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        self.within(api.patch_status(name, &params, &Patch::Merge(patch))).await.map(|_| ()).map_err(fault)
     }
 
     /// Publishes an event on a policy. The same words on the same policy are counted on the event that is there; other

@@ -12,7 +12,7 @@ use kube::{
     },
 };
 
-use crate::api::{InvokerLedger, InvokerPolicy};
+use crate::api::{InvokerGuardrail, InvokerLedger, InvokerPolicy};
 
 /// A change of what is cached.
 #[derive(Debug)]
@@ -68,6 +68,11 @@ where
 
 /// Changes of policies in every namespace.
 pub fn policies(client: Client) -> impl Stream<Item = Change<InvokerPolicy>> + Send {
+    changes(Api::all(client))
+}
+
+/// Changes of guardrails.
+pub fn guardrails(client: Client) -> impl Stream<Item = Change<InvokerGuardrail>> + Send {
     changes(Api::all(client))
 }
 

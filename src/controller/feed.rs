@@ -7,10 +7,6 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -18,11 +14,14 @@ use tokio::{
 
 use super::{Controller, report::may_release, spread};
 use crate::{
-    api::{FIELD_MANAGER, InvokerPolicy, Reason},
+    api::InvokerPolicy,
     cloudrun::{CloudRun, Lane, Listing},
-    cluster::watch::{self as streams, Change},
+    cluster::{
+        index::Effect,
+        watch::{self as streams, Change},
+    },
     fault::{Fault, Retry},
-    intent::PolicyId,
+    intent::{Guardrail, PolicyId},
 };
 
 /// When each project is listed next.
@@ -136,6 +135,12 @@ fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy
     if let Some(project) = &effect.list {
         this.lists.at(project, Instant::now(), lane);
     }
+    if effect.load {
+        let asked = this.index().record(&key).map(|r| r.intent.rollbacks.clone());
+        if let Some(asked) = asked {
+            tokio::spawn(this.clone().load_rollbacks(key.clone(), asked));
+        }
+    }
     if effect.status {
         // Most changes are settled before this is over, and need one status instead of two.
         this.reports.add(&key, if deleting { Duration::ZERO } else { Duration::from_millis(500) });
@@ -148,19 +153,63 @@ async fn malformed<C: CloudRun>(this: &Controller<C>, namespace: &str, name: &st
     if !this.leads() {
         return;
     }
-    let now = crate::status::whole_seconds(this.now()).to_string();
-    let condition = |t: &str, s: &str| {
-        serde_json::json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
-            "message": format!("the object cannot be read: {why}; apply it again as the current definition wants it")})
-    };
-    let patch =
-        serde_json::json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
-    // The typed object cannot be read back, so the answer is taken as it comes.
-    let api: Api<kube::api::DynamicObject> =
-        Api::namespaced_with(this.cluster.client(), namespace, &kube::api::ApiResource::erase::<InvokerPolicy>(&()));
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    if let Err(e) = api.patch_status(name, &params, &Patch::Merge(patch)).await {
-        tracing::warn!(error = %e, "a policy that cannot be read could not be marked");
+    if let Err(fault) = this.cluster.mark_unreadable(namespace, name, why, this.now()).await {
+        tracing::warn!(%fault, "a policy that cannot be read could not be marked");
+    }
+}
+
+/// Keeps the guardrails current. A change of one is a change of every policy that it selects.
+pub async fn guardrails<C: CloudRun>(this: Arc<Controller<C>>) {
+    let mut stream = std::pin::pin!(streams::guardrails(this.cluster.client()));
+    while let Some(change) = stream.next().await {
+        let effect = match change {
+            Change::Restart => {
+                this.index().begin_guardrail_list();
+                continue;
+            }
+            Change::Applied(object) => {
+                let guardrail = Guardrail::from_object(&object);
+                if let Some(refusal) = guardrail.frozen() {
+                    tracing::error!(why = %refusal.message, "a guardrail cannot be read");
+                }
+                this.index().apply_guardrail(guardrail)
+            }
+            Change::Deleted(object) => this.index().remove_guardrail(&object),
+            Change::Malformed(_, name, why) => {
+                tracing::error!(%name, %why, "a guardrail cannot be read; what was known of it holds on");
+                let mut index = this.index();
+                // Nobody knows what it forbids.
+                if index.knows_guardrail(&name) {
+                    continue;
+                }
+                index.apply_guardrail(Guardrail::unreadable(name.into(), why))
+            }
+            Change::Broken(why) => {
+                tracing::warn!(%why, "the watch of guardrails broke; taking it up again");
+                continue;
+            }
+            Change::Synced => {
+                let effect = this.index().end_guardrail_list();
+                this.guardrails_synced.store(true, Ordering::Release);
+                sweep(&this);
+                effect
+            }
+        };
+        guardrails_changed(&this, effect);
+    }
+}
+
+fn guardrails_changed<C: CloudRun>(this: &Controller<C>, effect: Effect) {
+    if !this.guardrails_synced.load(Ordering::Acquire) {
+        // Nothing was worked on yet, so nothing has to be looked at anew.
+        return;
+    }
+    this.queue.add_all(&effect.services, Lane::Declared);
+    for project in &effect.lists {
+        this.lists.at(project, Instant::now(), Lane::Declared);
+    }
+    for key in &effect.policies {
+        this.reports.add(key, Duration::from_millis(100));
     }
 }
 
@@ -256,19 +305,11 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
     }
     let Some(interval) = interval else { return };
     let wait = match retry {
-        None => super::next_slot(this.lists_elapsed(), interval, spread(this.options.seed, project)),
+        None => super::next_slot(this.elapsed(), interval, spread(this.options.seed, project)),
         Some((Retry::Slow, _)) => interval,
         Some((_, after)) => after
             .unwrap_or_else(|| super::reconcile::backoff(failures, this.options.seed, project))
             .min(interval.max(Duration::from_secs(1))),
     };
     this.lists.at(project, Instant::now() + wait, Lane::Periodic);
-}
-
-impl<C: CloudRun> Controller<C> {
-    /// Time on the monotonic clock, from a fixed beginning.
-    pub(super) fn lists_elapsed(&self) -> Duration {
-        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-        START.get_or_init(Instant::now).elapsed()
-    }
 }

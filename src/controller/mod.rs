@@ -1,13 +1,16 @@
 //! The controller: watches feed the index, the index feeds the queue, workers reconcile services, and what they find
 //! becomes the status of policies.
 
+mod circuit;
 mod feed;
 pub mod queue;
-pub mod reconcile;
+mod reconcile;
+mod records;
 mod report;
+mod tell;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,10 +25,14 @@ use tracing::Instrument as _;
 use crate::{
     cloudrun::{CloudRun, Lane},
     cluster::{Cluster, index::Index},
+    history::Retention,
     iam::{Grant, RunService},
     leader::Leadership,
     metrics::{Metrics, PolicySeries},
-    plan::{Aside, Settings},
+    plan::{
+        Aside, Settings,
+        drift::{Breaker, BreakerLimits, Memory},
+    },
 };
 use queue::Queue;
 use report::Reports;
@@ -35,6 +42,10 @@ use report::Reports;
 pub struct Options {
     pub settings: Settings,
     pub propagation: Duration,
+    /// When corrections of drift are too many.
+    pub breaker: BreakerLimits,
+    /// How long records of changes are kept.
+    pub retention: Retention,
     /// Services worked on at once.
     pub workers: usize,
     /// The wall clock.
@@ -53,8 +64,18 @@ struct Refused {
     aside: Aside,
     until: Instant,
     times: u32,
-    /// Generations of the policies that asked; another one is a reason to try at once.
-    asked_by: Vec<(Arc<str>, i64)>,
+    /// Fingerprint of the declarations that asked; another one is a reason to try at once.
+    asked_by: u64,
+}
+
+/// What is kept about a service between looks.
+#[derive(Debug, Default)]
+struct Kept {
+    memory: Memory,
+    /// The statuses were asked what they know of the time before.
+    asked: bool,
+    /// When it was last found as declared.
+    in_sync_at: Option<Instant>,
 }
 
 /// The controller and all that its tasks share.
@@ -68,11 +89,17 @@ pub struct Controller<C> {
     queue: Queue,
     reports: Reports,
     refused: Mutex<HashMap<RunService, BTreeMap<Grant, Refused>>>,
-    /// When each service was last found as declared.
-    in_sync_at: Mutex<HashMap<RunService, Instant>>,
+    kept: Mutex<HashMap<RunService, Kept>>,
+    open_changes: Mutex<HashMap<RunService, Vec<records::Open>>>,
+    breaker: Mutex<Breaker>,
+    /// Services with drift that only the breaker keeps from being corrected.
+    waiting_for_circuit: Mutex<BTreeSet<RunService>>,
+    /// The zero of the slots in which services are read.
+    started: Instant,
     lists: feed::Lists,
     policies_synced: AtomicBool,
     ledgers_synced: AtomicBool,
+    guardrails_synced: AtomicBool,
     /// Grants without a policy were looked for.
     swept: AtomicBool,
     /// When a service was last taken up, for the watchdog.
@@ -92,17 +119,22 @@ impl<C: CloudRun> Controller<C> {
         Arc::new(Self {
             cloud: Arc::new(cloud),
             cluster,
+            index: Mutex::new(Index::new(options.settings.limits)),
+            breaker: Mutex::new(Breaker::new(options.breaker)),
             options,
             metrics,
             leadership,
-            index: Mutex::default(),
             queue: Queue::default(),
             reports: Reports::default(),
             refused: Mutex::default(),
-            in_sync_at: Mutex::default(),
+            kept: Mutex::default(),
+            open_changes: Mutex::default(),
+            waiting_for_circuit: Mutex::default(),
+            started: Instant::now(),
             lists: feed::Lists::default(),
             policies_synced: AtomicBool::new(false),
             ledgers_synced: AtomicBool::new(false),
+            guardrails_synced: AtomicBool::new(false),
             swept: AtomicBool::new(false),
             last_turn: Mutex::new(Instant::now()),
             broken: AtomicBool::new(false),
@@ -111,6 +143,15 @@ impl<C: CloudRun> Controller<C> {
 
     fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<RunService, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time on the monotonic clock since the controller was made.
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     fn now(&self) -> Timestamp {
@@ -123,7 +164,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// Whether the caches are complete.
     pub fn is_synced(&self) -> bool {
-        self.policies_synced.load(Ordering::Acquire) && self.ledgers_synced.load(Ordering::Acquire)
+        [&self.policies_synced, &self.ledgers_synced, &self.guardrails_synced].iter().all(|s| s.load(Ordering::Acquire))
     }
 
     /// Fine, or why the process should be started anew.
@@ -157,6 +198,7 @@ impl<C: CloudRun> Controller<C> {
             self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
         }
         self.metrics.shard_owned.with_label_values(&["0"]).set(i64::from(self.leads()));
+        self.metrics.circuit_open.set(i64::from(self.circuit_is_open()));
         report::gauges(&self.index(), &self.metrics)
     }
 
@@ -165,6 +207,9 @@ impl<C: CloudRun> Controller<C> {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(feed::policies(self.clone()));
         tasks.spawn(feed::ledgers(self.clone()));
+        tasks.spawn(feed::guardrails(self.clone()));
+        tasks.spawn(self.clone().watch_circuit());
+        tasks.spawn(self.clone().thin_out());
         tasks.spawn(feed::lists(self.clone(), stop.clone()));
         // Reports end after the work does: what it finds last still gets out.
         let (drained, after_work) = watch::channel(false);
@@ -190,14 +235,25 @@ impl<C: CloudRun> Controller<C> {
     async fn work(self: &Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut leadership = self.leadership.clone();
         let mut running = tokio::task::JoinSet::new();
+        let mut recovered = false;
         loop {
             while running.try_join_next().is_some() {}
+            recovered &= self.leads();
             let turn = async {
                 if leadership.wait_for(|l| *l != Leadership::Follower).await.is_err() {
                     std::future::pending::<()>().await;
                 }
                 while !(self.is_synced() && self.leads()) {
                     tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                while !recovered {
+                    match self.recover().await {
+                        Ok(()) => recovered = true,
+                        Err(fault) => {
+                            tracing::warn!(%fault, "what was left from before could not be read; it is tried again");
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    }
                 }
                 while running.len() >= self.options.workers {
                     running.join_next().await;

@@ -1,7 +1,7 @@
-//! One round on one service: gather, plan, apply, read back, tell.
+//! One round on one service: gather, plan, apply, read back. What was found goes to `tell`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -10,37 +10,30 @@ use tokio::time::Instant;
 
 use super::{Controller, Refused, next_slot, queue::Job, spread};
 use crate::{
-    api::{InvokerPolicyStatus, ServiceState},
     apply::{self, Outcome},
-    cloudrun::CloudRun,
+    cloudrun::{CloudRun, Lane},
     cluster::index::Ledger,
     fault::{Fault, FaultClass, Retry},
-    gather::{self, Declared},
-    iam::{Grant, MAX_MEMBERS, Policy, RunService},
-    intent::Intent,
-    metrics::Trigger,
-    plan::{self, Aside, Change, Plan, RevokeCause, View},
-    status::{
-        Held, Look, Seen,
-        events::{self, Written},
-    },
+    gather::{self, Declared, Remembered},
+    history,
+    iam::{Grant, Policy, RunService},
+    plan::{self, Aside, Hold, Plan, claim},
 };
 
 /// Conflicts in a row after which a service goes back into the line.
 const MAX_CONFLICTS: u32 = 5;
-/// A policy this close to the limit says so.
-const NEAR_LIMIT: usize = MAX_MEMBERS - 100;
 
 /// What a round found and did.
-struct Found {
-    declared: Declared,
-    /// As it was before anything was written.
-    before: Policy,
-    live: Policy,
+pub(super) struct Found {
+    pub declared: Declared,
+    /// As it was before anything was written, where something was.
+    pub before: Option<Policy>,
+    pub live: Policy,
     /// What was carried out.
-    plan: Option<Plan>,
+    pub carried: Option<Plan>,
     /// What is left to do, with everything withheld.
-    rest: Plan,
+    pub rest: Plan,
+    pub remembered: Remembered,
 }
 
 /// Exponential with full jitter, from 1 s to 5 min.
@@ -57,7 +50,7 @@ impl<C: CloudRun> Controller<C> {
         let result = self.reconcile(&job).await;
         let label = match &result {
             Ok(None) => "skipped",
-            Ok(Some(found)) if found.plan.is_some() => "changed",
+            Ok(Some(found)) if found.carried.is_some() => "changed",
             Ok(Some(_)) => "unchanged",
             Err((_, fault)) => fault.class.row().label,
         };
@@ -70,25 +63,25 @@ impl<C: CloudRun> Controller<C> {
         match result {
             Ok(None) => {
                 self.queue.forget(service);
-                if let Ok(mut map) = self.in_sync_at.lock() {
-                    map.remove(service);
-                }
+                self.forget(service);
             }
             Ok(Some(found)) => {
+                self.remember_round(&found);
                 self.tell(&found.declared, &Ok(&found), &job);
-                self.schedule(&found.declared);
+                self.schedule(&found.declared, &found.rest);
             }
             Err((declared, fault)) => {
                 if fault.class == FaultClass::ServiceNotFound || fault.class == FaultClass::ProjectNotFound {
+                    self.settle_changes(service, None).await;
                     self.forget_ledger(service, &declared.ledger).await;
                 }
                 self.tell(&declared, &Err(&fault), &job);
                 let slow = fault.class.row().retry == Retry::Slow;
                 if slow {
-                    self.schedule(&declared);
+                    self.schedule(&declared, &Plan::nothing(service));
                 } else {
                     let wait = fault.retry_after.unwrap_or_else(|| backoff(failures, self.options.seed, service));
-                    self.queue.add_at(service, crate::cloudrun::Lane::Retry, Instant::now() + wait);
+                    self.queue.add_at(service, Lane::Retry, Instant::now() + wait);
                 }
             }
         }
@@ -99,12 +92,17 @@ impl<C: CloudRun> Controller<C> {
         let service = &job.service;
         let mut conflicts = 0;
         let mut carried: Option<Plan> = None;
-        let mut first: Option<Policy> = None;
+        let mut before: Option<Policy> = None;
         // A read-back serves as the next reading.
         let mut known: Option<Policy> = None;
+        let mut admitted = false;
         loop {
             let declared = Declared::of(service, &self.index());
-            if !declared.wants_a_look() {
+            if declared.loading {
+                let fault = Fault::new(FaultClass::Kubernetes, "what the policy refers to is still being read");
+                return Err((declared, fault));
+            }
+            if !declared.wants_a_look() && !self.has_open_changes(service) {
                 return Ok(None);
             }
             let live = match known.take() {
@@ -114,28 +112,41 @@ impl<C: CloudRun> Controller<C> {
                     Err(fault) => return Err((declared, fault)),
                 },
             };
-            let before = first.get_or_insert_with(|| live.clone()).clone();
-            let aside = self.aside(&declared);
-            let plan = declared.with_input(&live, &aside, &self.options.settings, self.now(), plan::plan);
+            self.settle_changes(service, Some(&live)).await;
+            let mut remembered = self.remembered(&declared);
+            let settings = &self.options.settings;
+            let mut plan = plan::plan(&declared.input(&live, &remembered, settings, self.now()));
+            self.watch_drift(&declared, &plan, &remembered);
+            if !admitted && plan.corrects_drift() {
+                admitted = self.admit_correction().await;
+                if !admitted {
+                    remembered.circuit_open = true;
+                    plan = plan::plan(&declared.input(&live, &remembered, settings, self.now()));
+                }
+            }
             if plan.is_empty() {
                 if !plan.forget.is_empty()
                     && let Err(fault) = self.remember(&plan, &declared).await
                 {
                     return Err((declared, fault));
                 }
-                return Ok(Some(Found { declared, before, live, plan: carried, rest: plan }));
+                return Ok(Some(Found { declared, before, live, carried, rest: plan, remembered }));
             }
-            if let Err(fault) = self.prepare(&plan, &declared).await {
+            if let Err(fault) = self.prepare(&plan, &declared, &live).await {
                 return Err((declared, fault));
             }
             if !self.leads() {
+                self.discard_changes(service).await;
                 let fault =
                     Fault::new(FaultClass::Kubernetes, "leadership was lost before the write; nothing was written");
                 return Err((declared, fault));
             }
-            match apply::write(&*self.cloud, &plan, &live, job.lane).await {
+            let written = apply::write(&*self.cloud, &plan, &live, job.lane).await;
+            before.get_or_insert(live.clone());
+            match written {
                 Ok(Outcome::Written) => {
-                    carried = Some(merged(carried, plan));
+                    self.corrected(&declared, &plan);
+                    carried = Some(Plan::both(carried, plan));
                     // In sync is what reality says, not that a call returned.
                     match gather::reality(&*self.cloud, service, job.lane).await {
                         Ok(live) => known = Some(live),
@@ -148,6 +159,7 @@ impl<C: CloudRun> Controller<C> {
                     }
                 }
                 Ok(Outcome::Conflict) => {
+                    self.discard_changes(service).await;
                     conflicts += 1;
                     tracing::debug!(conflicts, "somebody else changed the policy in between; reading again");
                     if conflicts >= MAX_CONFLICTS {
@@ -165,7 +177,8 @@ impl<C: CloudRun> Controller<C> {
                     // The answer is lost, the write perhaps not: reality decides, and nothing is written twice blindly.
                     match gather::reality(&*self.cloud, service, job.lane).await {
                         Ok(after) if after.etag != live.etag => {
-                            carried = Some(merged(carried, plan));
+                            self.corrected(&declared, &plan);
+                            carried = Some(Plan::both(carried, plan));
                             known = Some(after);
                             conflicts += 1;
                             if conflicts >= MAX_CONFLICTS {
@@ -175,21 +188,34 @@ impl<C: CloudRun> Controller<C> {
                         _ => return Err((declared, fault)),
                     }
                 }
-                Err(fault) => return Err((declared, fault)),
+                Err(fault) => {
+                    // A clear no: nothing was written, and there is nothing to record.
+                    self.discard_changes(service).await;
+                    return Err((declared, fault));
+                }
             }
         }
     }
 
-    /// What must be in the store before IAM is touched: finalizers, so that no grant outlives its policy unseen, and the
-    /// ledger.
-    async fn prepare(&self, plan: &Plan, declared: &Declared) -> Result<(), Fault> {
-        for intent in declared.intents.iter().filter(|i| i.revokes_on_delete() && !i.deleting) {
-            let asks = plan.grants.values().any(|by| by.contains(&intent.id));
-            if asks {
-                self.ensure_finalizer(intent).await?;
+    /// What must be in the store before IAM is touched: finalizers, so that no grant outlives its policy unseen, the
+    /// ledger, and the record of the change.
+    async fn prepare(&self, plan: &Plan, declared: &Declared, live: &Policy) -> Result<(), Fault> {
+        for claim in &declared.claims {
+            let asks = plan.grants.values().any(|by| by.contains(&claim.intent.id));
+            if asks && claim.intent.revokes_on_delete() && !claim.intent.deleting {
+                self.ensure_finalizer(&claim.intent).await?;
             }
         }
-        self.remember(plan, declared).await
+        let now = self.now();
+        let changes = history::open(plan, &declared.claims, &declared.owners, live, self.cluster.home(), now);
+        let (ledger, kept) = tokio::join!(self.remember(plan, declared), apply::record(&self.cluster, changes));
+        // A record that is there must be known, also when the ledger failed.
+        self.add_open_changes(&declared.service, kept?);
+        if let Err(fault) = ledger {
+            self.discard_changes(&declared.service).await;
+            return Err(fault);
+        }
+        Ok(())
     }
 
     async fn remember(&self, plan: &Plan, declared: &Declared) -> Result<(), Fault> {
@@ -211,7 +237,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    pub(super) async fn ensure_finalizer(&self, intent: &Intent) -> Result<(), Fault> {
+    pub(super) async fn ensure_finalizer(&self, intent: &crate::intent::Intent) -> Result<(), Fault> {
         let key = (intent.id.namespace.clone(), intent.id.name.clone());
         if self.index().record(&key).is_none_or(|r| r.intent.id != intent.id || r.has_finalizer()) {
             return Ok(());
@@ -223,11 +249,57 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
+    /// What earlier looks left behind, for the next plan.
+    fn remembered(&self, declared: &Declared) -> Remembered {
+        let now = self.now();
+        let circuit_open = self.circuit_is_open();
+        let aside = self.aside(declared);
+        let mut kept = self.kept();
+        let entry = kept.entry(declared.service.clone()).or_default();
+        if !std::mem::replace(&mut entry.asked, true) {
+            // In the first look after a restart the statuses stand for the look before.
+            let index = self.index();
+            let told = |c: &plan::Claim| {
+                let key = (c.intent.id.namespace.clone(), c.intent.id.name.clone());
+                index
+                    .record(&key)
+                    .is_some_and(|r| super::tell::told_in_sync(&c.intent, &r.status.get(), &declared.service))
+            };
+            if !declared.claims.is_empty() && declared.claims.iter().all(told) {
+                entry.memory.settle(claim::fingerprint(&declared.claims), BTreeSet::new());
+            }
+        }
+        entry.memory.prune(now);
+        Remembered { aside, memory: entry.memory.clone(), circuit_open }
+    }
+
+    /// Takes down how a round ended.
+    fn remember_round(&self, found: &Found) {
+        let waits = |h: &Hold| matches!(h, Hold::Contested(_) | Hold::CircuitOpen);
+        let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| waits(&w.why));
+        let mut kept = self.kept();
+        let entry = kept.entry(found.declared.service.clone()).or_default();
+        entry.memory.waiting = waiting.iter().map(|w| w.grant.clone()).collect();
+        let by = claim::fingerprint(&found.declared.claims);
+        // What waits because of others stays their doing.
+        let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
+        entry.memory.settle(by, outstanding);
+        drop(kept);
+        let blocked = waiting.iter().any(|w| w.why == Hold::CircuitOpen);
+        self.wait_for_circuit(&found.declared.service, blocked);
+    }
+
+    fn forget(&self, service: &RunService) {
+        self.kept().remove(service);
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(service);
+        self.wait_for_circuit(service, false);
+    }
+
     /// Members that are not to be tried now.
     fn aside(&self, declared: &Declared) -> BTreeMap<Grant, Aside> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(list) = refused.get_mut(&declared.service) else { return BTreeMap::new() };
-        let asked = asked_by(declared);
+        let asked = claim::fingerprint(&declared.claims);
         list.retain(|_, r| r.until + Duration::from_secs(7200) > Instant::now());
         list.iter()
             .filter(|(_, r)| r.until > Instant::now() && r.asked_by == asked)
@@ -238,34 +310,38 @@ impl<C: CloudRun> Controller<C> {
     fn set_aside(&self, declared: &Declared, members: BTreeMap<Grant, Aside>) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let list = refused.entry(declared.service.clone()).or_default();
+        let asked_by = claim::fingerprint(&declared.claims);
         for (grant, aside) in members {
             let times = list.get(&grant).map_or(0, |r| r.times);
             // A service account that was just made is unknown for some minutes; later the same refusal is a mistake.
             let wait = Duration::from_secs(30)
                 .saturating_mul(2u32.saturating_pow(times.min(7)))
                 .min(Duration::from_secs(3600));
-            list.insert(
-                grant,
-                Refused { aside, until: Instant::now() + wait, times: times + 1, asked_by: asked_by(declared) },
-            );
+            list.insert(grant, Refused { aside, until: Instant::now() + wait, times: times + 1, asked_by });
         }
     }
 
-    /// Sets when a service is looked at next: its slot, the end of a grant, or another try of a refused member.
-    fn schedule(&self, declared: &Declared) {
-        use crate::cloudrun::Lane;
+    /// Sets when a service is looked at next: its slot, the end of a grant, another try of a refused member, or the next
+    /// turn in a fight.
+    fn schedule(&self, declared: &Declared, rest: &Plan) {
         let service = &declared.service;
         let now = self.now();
-        let interval = declared.intents.iter().filter(|i| !i.suspended).map(|i| i.interval).min();
+        let interval = declared.claims.iter().filter(|c| !c.intent.suspended).map(|c| c.intent.interval).min();
         if let Some(interval) = interval {
-            let wait = next_slot(self.lists_elapsed(), interval, spread(self.options.seed, service));
+            let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
             self.queue.add_at(service, Lane::Periodic, Instant::now() + wait);
         }
-        let expiry = declared.intents.iter().filter_map(|i| i.next_expiry(now)).min();
-        if let Some(wait) = expiry.and_then(|at| Duration::try_from(at.duration_since(now)).ok()) {
+        let expiry = declared.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
+        let fight = rest.withheld.iter().filter_map(|w| match &w.why {
+            Hold::Contested(fight) => Some(fight.not_before),
+            _ => None,
+        });
+        for (at, lane) in expiry.map(|at| (at, Lane::Declared)).into_iter().chain(fight.map(|at| (at, Lane::Drift))) {
             // Far ends come up again with a later look anyway.
-            if wait < Duration::from_secs(86_400) {
-                self.queue.add_at(service, Lane::Declared, Instant::now() + wait + Duration::from_millis(100));
+            if let Ok(wait) = Duration::try_from(at.duration_since(now))
+                && wait < Duration::from_secs(86_400)
+            {
+                self.queue.add_at(service, lane, Instant::now() + wait + Duration::from_millis(100));
             }
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,244 +351,4 @@ impl<C: CloudRun> Controller<C> {
             self.queue.add_at(service, Lane::Retry, at);
         }
     }
-
-    /// Turns what was found into looks, events and metrics of every policy concerned.
-    fn tell(&self, declared: &Declared, found: &Result<&Found, &Fault>, job: &Job) {
-        let now = self.now();
-        let mut was_drift = None;
-        let mut notes = Vec::new();
-        for intent in &declared.intents {
-            let key = (intent.id.namespace.clone(), intent.id.name.clone());
-            let changed_at = found.as_ref().ok().and_then(|f| f.plan.as_ref()).map(|_| now);
-            let seen = match found {
-                Ok(f) => Some(self.seen(intent, f)),
-                Err(_) => None,
-            };
-            let mut index = self.index();
-            let Some(record) = index.record_mut(&key).filter(|r| r.intent.id == intent.id) else { continue };
-            // In the first look after a restart the status stands for the look before: what differs now and did not then
-            // was changed by somebody while nobody looked.
-            let stood = Look {
-                generation: intent.generation,
-                requested_at: intent.requested_at.clone(),
-                result: Ok(Seen::default()),
-                changed_at: None,
-            };
-            let seen_before = record.looks.get(&job.service).map(|l| &**l);
-            let before =
-                seen_before.or_else(|| told_in_sync(intent, &record.status.get(), &job.service).then_some(&stood));
-            let look = Look {
-                generation: intent.generation,
-                requested_at: intent.requested_at.clone(),
-                result: match (&seen, found) {
-                    (Some(seen), _) => Ok(seen.clone()),
-                    (None, Err(fault)) => Err((*fault).clone()),
-                    (None, Ok(_)) => continue,
-                },
-                changed_at: changed_at.or(before.and_then(|b| b.changed_at)),
-            };
-            if let Ok(f) = found {
-                let view = f
-                    .declared
-                    .with_input(&f.before, &BTreeMap::new(), &self.options.settings, now, |i| plan::view(intent, i));
-                // What our own declarations took away is no drift, also not for the other policies on the service.
-                let declared_away = |g: &&Grant| {
-                    let cause = f.plan.as_ref().and_then(|p| p.revokes.get(*g));
-                    !matches!(
-                        cause,
-                        Some(RevokeCause::Expired | RevokeCause::PolicyDeleted | RevokeCause::NoLongerDeclared)
-                    )
-                };
-                let view = View { unexpected: view.unexpected.iter().filter(declared_away).cloned().collect(), ..view };
-                let differed =
-                    Seen { missing: shown(&view.missing), unexpected: shown(&view.unexpected), ..Seen::default() };
-                let known = before.is_some_and(|b| b.answers(intent) && b.result.is_ok());
-                let drifted = known
-                    && !differed.in_sync()
-                    && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);
-                let written = self.written(intent, f, drifted);
-                if drifted {
-                    was_drift = Some((view.missing.len(), view.unexpected.len()));
-                }
-                if f.plan.is_some() && !known {
-                    self.metrics.convergence_seconds.observe(record.declared_at.elapsed().as_secs_f64());
-                }
-                notes.extend(
-                    events::notes(&job.service, before, &differed, &look, &written)
-                        .into_iter()
-                        .map(|n| (intent.id.clone(), n)),
-                );
-            } else {
-                notes.extend(
-                    events::notes(&job.service, before, &Seen::default(), &look, &Written::default())
-                        .into_iter()
-                        .map(|n| (intent.id.clone(), n)),
-                );
-            }
-            // Only what is news leads to a new status.
-            let news = seen_before != Some(&look);
-            if record.services.contains(&job.service) {
-                record.looks.insert(job.service.clone(), Box::new(look));
-            }
-            drop(index);
-            if news || intent.deleting {
-                self.reports.add(&key, if intent.deleting { Duration::ZERO } else { Duration::from_millis(100) });
-            }
-        }
-        if let Ok(f) = found {
-            self.count(f, was_drift, job);
-        }
-        for (id, note) in notes {
-            self.reports.note(id, note);
-        }
-    }
-
-    /// What one policy sees of the service now.
-    fn seen(&self, intent: &Intent, found: &Found) -> Seen {
-        let aside = BTreeMap::new();
-        let view: View = found
-            .declared
-            .with_input(&found.live, &aside, &self.options.settings, self.now(), |input| plan::view(intent, input));
-        let held = found
-            .rest
-            .withheld
-            .iter()
-            .filter(|w| match w.change {
-                Change::Grant => view.missing.contains(&w.grant),
-                Change::Revoke => view.unexpected.contains(&w.grant),
-            })
-            .map(|w| Held { member: w.grant.to_string(), reason: w.why.reason(), message: w.why.explain() })
-            .collect();
-        let mut notes = Vec::new();
-        let count = found.live.member_count();
-        if count > NEAR_LIMIT {
-            notes.push(format!("the IAM policy has {count} of at most {MAX_MEMBERS} members"));
-        }
-        let foreign = foreign_conditions(intent, found);
-        if foreign > 0 {
-            notes.push(format!(
-                "{foreign} member(s) invoke under conditions that no policy lists; these are left alone"
-            ));
-        }
-        let public = found.live.grants().into_iter().find(|g| g.principal.is_public());
-        let declared_public = public.as_ref().is_some_and(|g| {
-            self.options.settings.allow_public
-                && found.declared.intents.iter().any(|i| i.declared.iter().any(|d| d.grant == *g))
-        });
-        let exposed = if found.declared.info.as_ref().is_some_and(|i| i.invoker_iam_disabled) {
-            Some("its IAM check is switched off (invokerIamDisabled)")
-        } else {
-            match public {
-                Some(g) if !declared_public && g.principal.as_str() == "allUsers" => Some("allUsers may invoke it"),
-                Some(_) if !declared_public => Some("allAuthenticatedUsers may invoke it"),
-                _ => None,
-            }
-        };
-        Seen {
-            missing: shown(&view.missing),
-            unexpected: shown(&view.unexpected),
-            protected: shown(&view.protected),
-            held,
-            exposed,
-            notes,
-        }
-    }
-
-    /// What was written on behalf of one policy.
-    fn written(&self, intent: &Intent, found: &Found, corrects_drift: bool) -> Written {
-        let Some(plan) = &found.plan else { return Written::default() };
-        let granted =
-            plan.grants.iter().filter(|(_, by)| by.contains(&intent.id)).map(|(g, _)| g.to_string()).collect();
-        let revoked = if intent.enforces() {
-            plan.revokes.keys().filter(|g| g.role == intent.role).map(ToString::to_string).collect()
-        } else {
-            vec![]
-        };
-        Written { granted, revoked, corrects_drift }
-    }
-
-    fn count(&self, found: &Found, drift: Option<(usize, usize)>, job: &Job) {
-        let mut in_sync_at = self.in_sync_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((missing, unexpected)) = drift {
-            self.metrics.drift_detected_total.with_label_values(&["missing"]).inc_by(missing as u64);
-            self.metrics.drift_detected_total.with_label_values(&["unexpected"]).inc_by(unexpected as u64);
-            if let Some(since) = in_sync_at.get(&job.service) {
-                self.metrics.drift_detection_seconds.observe(since.elapsed().as_secs_f64());
-            }
-        }
-        in_sync_at.insert(job.service.clone(), Instant::now());
-        let Some(plan) = &found.plan else { return };
-        let trigger = if drift.is_some() { Trigger::Drift } else { Trigger::SpecChanged };
-        let count = |action: &str, trigger: Trigger, n: usize| {
-            if n > 0 {
-                self.metrics.corrections_total.with_label_values(&[action, trigger.label()]).inc_by(n as u64);
-            }
-        };
-        count("grant", trigger, plan.grants.len());
-        for cause in plan.revokes.values() {
-            let trigger = match cause {
-                RevokeCause::Expired => Trigger::Expired,
-                RevokeCause::PolicyDeleted => Trigger::Deleted,
-                RevokeCause::NoLongerDeclared => Trigger::SpecChanged,
-                RevokeCause::Unlisted => trigger,
-            };
-            count("revoke", trigger, 1);
-        }
-        tracing::info!(
-            granted = plan.grants.len(),
-            revoked = plan.revokes.len(),
-            trigger = trigger.label(),
-            "IAM policy changed and read back"
-        );
-        tracing::debug!(?plan.grants, ?plan.revokes, "members changed");
-    }
-}
-
-/// Whether the status says that a service was as declared under this very declaration.
-fn told_in_sync(intent: &Intent, status: &InvokerPolicyStatus, service: &RunService) -> bool {
-    status.observed_generation == Some(intent.generation)
-        && status
-            .services
-            .iter()
-            .any(|s| s.state == ServiceState::InSync && *s.region == *service.region && *s.name == *service.name)
-}
-
-/// The generations of all policies that name the service.
-fn asked_by(declared: &Declared) -> Vec<(Arc<str>, i64)> {
-    let mut list: Vec<_> = declared.intents.iter().map(|i| (i.id.uid.clone(), i.generation)).collect();
-    list.sort();
-    list
-}
-
-/// Two writes of one round, told as one.
-fn merged(before: Option<Plan>, next: Plan) -> Plan {
-    match before {
-        None => next,
-        Some(mut plan) => {
-            plan.grants.extend(next.grants);
-            plan.revokes.extend(next.revokes);
-            plan
-        }
-    }
-}
-
-fn shown(grants: &std::collections::BTreeSet<Grant>) -> Vec<String> {
-    grants.iter().map(ToString::to_string).collect()
-}
-
-/// Members of the policy's role under conditions that nobody lists: sacred, but a person should know of them.
-fn foreign_conditions(intent: &Intent, found: &Found) -> usize {
-    let listed = |g: &Grant| {
-        found
-            .declared
-            .intents
-            .iter()
-            .any(|i| i.declared.iter().any(|d| d.grant.role == g.role && d.grant.condition == g.condition))
-    };
-    found
-        .live
-        .grants()
-        .iter()
-        .filter(|g| g.role == intent.role && g.condition.as_ref().is_some_and(|c| c.expiry().is_none()) && !listed(g))
-        .count()
 }

@@ -162,13 +162,19 @@ impl<C: CloudRun> Controller<C> {
             let bind = !record.has_finalizer() && !record.intent.deleting && record.intent.revokes_on_delete();
             let changed = record.looks.values().map(|l| l.changed_at);
             let settles = status::propagated_at(changed, window).filter(|at| *at > self.now());
-            (record.intent.clone(), record.status.clone(), next, release, bind, settles)
+            let wide = !record.barred.is_empty() || !index.reached(key).is_empty();
+            (record.intent.clone(), record.status.clone(), next, release, bind, settles, wide)
         };
-        let (intent, old, next, release, bind, settles) = state;
+        let (intent, old, next, release, bind, settles, wide) = state;
         if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
             record.gauges = Gauges::of(&next);
         }
         let told = Told::of(&next);
+        if told != old {
+            for note in status::events::announcements(&old.get(), &next, wide) {
+                self.reports.note(intent.id.clone(), note);
+            }
+        }
         if let Some(at) = settles {
             // The window ends without anything happening elsewhere.
             let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
@@ -231,7 +237,8 @@ pub(super) fn may_release(record: &Record, index: &Index) -> bool {
         return true;
     }
     let project = index.project(&intent.project);
-    if intent.has_selector() && project.is_none_or(|p| p.listed_at.is_none()) {
+    let may_look = record.terms.refuse_project(&intent.project).is_none();
+    if intent.has_selector() && may_look && project.is_none_or(|p| p.listed_at.is_none()) {
         return false;
     }
     record.services.iter().all(|service| match record.looks.get(service) {
@@ -246,17 +253,30 @@ pub(super) fn may_release(record: &Record, index: &Index) -> bool {
 /// Gauges over all policies.
 pub fn gauges(index: &Index, metrics: &Metrics) -> PolicySeries {
     let mut states: HashMap<ServiceState, i64> = HashMap::new();
-    let mut exposed = BTreeSet::new();
-    for (_, record) in index.policies() {
+    let (mut exposed, mut contested, mut held) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (key, record) in index.policies() {
+        *states.entry(ServiceState::Held).or_default() += record.barred.len() as i64;
+        let reached = index.reached(key);
         for (service, look) in &record.looks {
-            *states.entry(status::state_of(look)).or_default() += 1;
-            if look.result.as_ref().is_ok_and(|s| s.exposed.is_some()) {
-                exposed.insert(service);
+            let waits = reached.contains(service);
+            let state = if waits { ServiceState::Held } else { status::state_of(look) };
+            *states.entry(state).or_default() += 1;
+            let Ok(seen) = &look.result else { continue };
+            if seen.exposed.is_some() {
+                exposed.insert(service.clone());
+            }
+            if !seen.contested.is_empty() {
+                contested.insert(service.clone());
+            }
+            if seen.approve.is_some() || waits {
+                held.insert(service.clone());
             }
         }
     }
     metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
     metrics.exposed_services.set(exposed.len() as i64);
+    metrics.contested_services.set(contested.len() as i64);
+    metrics.held_plans.set(held.len() as i64);
     if !metrics.per_policy() {
         return PolicySeries::default();
     }

@@ -152,6 +152,15 @@ impl Principal {
         matches!(self.kind, PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers)
     }
 
+    /// Whether this is everybody of a pool, project, folder or organization: as wide as public for whoever can get in
+    /// there, and easily overlooked.
+    pub fn is_everybody_of_something(&self) -> bool {
+        self.kind == PrincipalKind::FederatedSet
+            && (self.text.ends_with("/*")
+                || self.text.contains("/type/")
+                || self.text.starts_with("principalSet://cloudresourcemanager.googleapis.com/"))
+    }
+
     /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support federated identities.
     ///
     /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row Cloud Run.

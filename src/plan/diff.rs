@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::merge::Desired;
-use crate::iam::{Condition, Grant, PrincipalKind};
+use crate::{
+    iam::{Condition, Grant},
+    intent::Refusal,
+};
 
 /// Whether the policy that a grant was once made for still stands behind the record of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,12 +32,16 @@ pub enum RevokeCause {
     Expired,
     /// Its policy is being deleted.
     PolicyDeleted,
+    /// The operator granted it, and a guardrail refuses it now.
+    Refused,
 }
 
 /// How a live grant that nobody lists relates to us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Revoke(RevokeCause),
+    /// A policy lists it, a guardrail refuses that, and somebody else granted it.
+    Refused(Refusal),
     /// Unwanted, but never removed.
     Protected,
     /// Not ours to judge.
@@ -61,6 +68,11 @@ pub fn judge(
     let ended = grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|e| e <= now);
     let cause = if desired.leaving.contains(grant) {
         Some(RevokeCause::PolicyDeleted)
+    } else if let Some(refusal) = desired.refused.get(grant) {
+        if remembered != Some(Standing::Enforcing) {
+            return Verdict::Refused(refusal.clone());
+        }
+        Some(RevokeCause::Refused)
     } else if desired.expired.contains(grant) || (ended && remembered == Some(Standing::Enforcing)) {
         Some(RevokeCause::Expired)
     } else if remembered == Some(Standing::Enforcing) {
@@ -76,11 +88,6 @@ pub fn judge(
         Some(RevokeCause::Unlisted) if is_protected(grant) => Verdict::Protected,
         Some(cause) => Verdict::Revoke(cause),
     }
-}
-
-/// Whether a grant that IAM keeps for a deleted identity is left over.
-pub fn is_leftover(grant: &Grant) -> bool {
-    grant.principal.kind() == PrincipalKind::Deleted
 }
 
 /// Grants that are wanted and not there.

@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
-
+use super::Input;
 use crate::{
     api::{Membership, OnDelete},
     iam::{Condition, Grant, Role},
-    intent::{Intent, PolicyId},
+    intent::{PolicyId, Refusal},
 };
 
 /// What all policies together want of one service.
@@ -23,37 +22,49 @@ pub struct Desired {
     pub leaving: BTreeSet<Grant>,
     /// Grants whose declared end has passed, listed by an enforcing policy.
     pub expired: BTreeSet<Grant>,
+    /// Grants that are declared, that a guardrail refuses, and that nobody lists who may.
+    pub refused: BTreeMap<Grant, Refusal>,
     /// Conditions that policies use, by role. A binding under any other condition is foreign.
     pub conditions: BTreeSet<(Role, Condition)>,
 }
 
-/// Folds intents. The order of `intents` does not matter.
-pub fn merge<'a>(intents: impl IntoIterator<Item = &'a Intent>, now: Timestamp) -> Desired {
+/// Folds the claims of `input`. Their order does not matter.
+pub fn merge(input: &Input<'_>) -> Desired {
     let mut desired = Desired::default();
-    for intent in intents {
+    for claim in input.claims {
+        let intent = &claim.intent;
         if intent.deleting {
-            if intent.enforces() && intent.on_delete == OnDelete::Revoke {
-                desired.leaving.extend(intent.declared.iter().map(|d| d.grant.clone()));
+            if claim.enforces() && intent.on_delete == OnDelete::Revoke {
+                // What it was not allowed to declare is not its to take back either; what was granted nevertheless is
+                // in the ledger.
+                let own = claim.declared().iter().filter(|d| claim.refuse(input.service, d, input.now).is_none());
+                desired.leaving.extend(own.map(|d| d.grant.clone()));
             }
             continue;
         }
-        for declared in &intent.declared {
+        for declared in claim.declared() {
             if let Some(c) = &declared.grant.condition {
-                desired.conditions.insert((intent.role, c.as_ref().clone()));
+                desired.conditions.insert((declared.grant.role, c.as_ref().clone()));
+            }
+            if declared.expires.is_some_and(|e| e <= input.now) {
+                if claim.enforces() {
+                    desired.expired.insert(declared.grant.clone());
+                }
+                continue;
+            }
+            if let Some(refusal) = claim.refuse(input.service, declared, input.now) {
+                desired.refused.entry(declared.grant.clone()).or_insert(refusal);
+                continue;
+            }
+            desired.listed.entry(declared.grant.clone()).or_default().insert(intent.id.clone());
+            if claim.enforces() {
+                desired.granted.entry(declared.grant.clone()).or_default().insert(intent.id.clone());
             }
         }
-        for grant in intent.grants_at(now) {
-            desired.listed.entry(grant.clone()).or_default().insert(intent.id.clone());
-            if intent.enforces() {
-                desired.granted.entry(grant.clone()).or_default().insert(intent.id.clone());
-            }
-        }
-        if intent.enforces() {
-            desired.expired.extend(intent.expired_at(now).cloned());
-            if intent.membership == Membership::Authoritative {
-                desired.authoritative.insert(intent.role);
-            }
+        if claim.enforces() && intent.membership == Membership::Authoritative {
+            desired.authoritative.insert(intent.role);
         }
     }
+    desired.refused.retain(|g, _| !desired.listed.contains_key(g));
     desired
 }

@@ -2,29 +2,38 @@
 //!
 //! Planning is a function of its [`Input`]. Nobody downstream decides again: apply carries out, status and events tell.
 
+pub mod claim;
 pub mod diff;
+pub mod drift;
+pub mod guard;
 pub mod merge;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
+pub use claim::{Claim, Rollback, Spread};
 pub use diff::{RevokeCause, Standing, Verdict};
+pub use guard::Approval;
 pub use merge::{Desired, merge};
 
 use crate::{
     api::{Membership, Reason},
     iam::{Grant, MAX_MEMBERS, Policy, RunService},
-    intent::{Intent, PolicyId},
+    intent::{Limits, PolicyId, Refusal},
 };
+use drift::{Fight, Memory};
 
 /// Limits that the operator is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Members that are never removed because nobody listed them; `*` stands for anything.
     pub protected: Vec<String>,
-    /// Whether `allUsers` and `allAuthenticatedUsers` may be granted where no guardrail speaks.
-    pub allow_public: bool,
+    /// What holds where no guardrail speaks.
+    pub limits: Limits,
 }
 
 impl Default for Settings {
@@ -32,7 +41,7 @@ impl Default for Settings {
         // Google's own service agents: IAP stops working without its invoker binding.
         Self {
             protected: vec!["serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into()],
-            allow_public: false,
+            limits: Limits::default(),
         }
     }
 }
@@ -57,12 +66,18 @@ pub struct Aside {
 pub struct Input<'a> {
     pub service: &'a RunService,
     /// Every policy that names the service, those being deleted included.
-    pub intents: &'a [&'a Intent],
+    pub claims: &'a [Claim],
     pub live: &'a Policy,
     /// What the operator granted here, and what stands behind it now.
     pub ledger: &'a BTreeMap<Grant, Standing>,
     /// Members that IAM refused lately.
     pub aside: &'a BTreeMap<Grant, Aside>,
+    /// Hashes of plans that somebody agreed to.
+    pub approvals: &'a BTreeSet<Arc<str>>,
+    /// What earlier looks at this service left behind.
+    pub memory: &'a Memory,
+    /// Too much drift was corrected lately, over all services.
+    pub circuit_open: bool,
     pub settings: &'a Settings,
     pub now: Timestamp,
 }
@@ -72,6 +87,8 @@ pub struct Input<'a> {
 pub enum Change {
     Grant,
     Revoke,
+    /// It is real, may not be declared, and is not ours to take away.
+    Leave,
 }
 
 /// A change that is due but will not be made.
@@ -93,8 +110,18 @@ pub enum Hold {
     Protected,
     /// IAM refused the member.
     Aside(Aside),
-    /// Anyone could call the service, and the operator does not allow that.
-    Public,
+    /// The platform team does not allow it.
+    Guardrail(Refusal),
+    /// It takes away too much; somebody has to agree.
+    Approval(Approval),
+    /// The discovery that leads here reaches too far; somebody has to agree, or it is still being counted.
+    Spread(Spread),
+    /// Somebody else keeps changing it back.
+    Contested(Fight),
+    /// Too much drift was corrected lately, over all services.
+    CircuitOpen,
+    /// The policy that asks for it is not carried out now.
+    Stopped(Arc<str>),
     /// The policy would have more members than IAM accepts.
     MemberLimit { would_be: usize },
     /// The policy was read in a view that hides conditions.
@@ -109,9 +136,23 @@ impl Hold {
             Self::Suspended => Reason::Suspended,
             Self::Protected => Reason::InSync,
             Self::Aside(aside) => aside.reason,
-            Self::Public => Reason::GuardrailViolated,
+            Self::Guardrail(_) => Reason::GuardrailViolated,
+            Self::Approval(_) | Self::Spread(Spread::Held { .. }) => Reason::ApprovalRequired,
+            Self::Spread(Spread::Counting { .. }) => Reason::Progressing,
+            Self::Contested(_) => Reason::Drifted,
+            Self::CircuitOpen => Reason::CircuitOpen,
+            Self::Stopped(_) => Reason::InvalidSpec,
             Self::MemberLimit { .. } => Reason::MemberLimit,
             Self::HashedConditions => Reason::Unavailable,
+        }
+    }
+
+    /// The hash that lets it through, where one does.
+    pub fn hash(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Approval(a) => Some(&a.hash),
+            Self::Spread(Spread::Held { hash, .. }) => Some(hash),
+            _ => None,
         }
     }
 
@@ -122,7 +163,28 @@ impl Hold {
             Self::Suspended => "the policy is suspended".into(),
             Self::Protected => "the member is protected from removal".into(),
             Self::Aside(aside) => aside.message.clone(),
-            Self::Public => "public access is denied; the platform team can allow it".into(),
+            Self::Guardrail(refusal) => refusal.message.clone(),
+            Self::Approval(a) if a.last => {
+                format!("this would take the last of its invokers away ({} in all)", a.removals)
+            }
+            Self::Approval(a) => {
+                format!("this would take {} invokers away at once, and {} need no approval", a.removals, a.limit)
+            }
+            Self::Spread(Spread::Counting { unseen }) => {
+                format!("{unseen} services that the selector found are still to be looked at")
+            }
+            Self::Spread(Spread::Held { services, limit, .. }) => {
+                format!("the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval")
+            }
+            Self::Contested(fight) => format!(
+                "somebody else keeps changing it: corrected {} times within an hour, next at {}",
+                fight.corrections,
+                fight.not_before.strftime("%H:%M:%SZ")
+            ),
+            Self::CircuitOpen => {
+                "the circuit breaker is open: too much drift was corrected lately over all services; it closes by itself when that stops, or by hand".into()
+            }
+            Self::Stopped(why) => why.to_string(),
             Self::MemberLimit { would_be } => format!(
                 "the policy would have {would_be} members and IAM accepts {MAX_MEMBERS}; use a group, or remove members"
             ),
@@ -143,9 +205,46 @@ pub struct Plan {
     pub withheld: Vec<Withheld>,
     /// Entries of the ledger that have nothing behind them any more.
     pub forget: BTreeSet<Grant>,
+    /// Changes, made or withheld, that undo what somebody else did.
+    pub drift: BTreeSet<Grant>,
+    /// Somebody agreed to this.
+    pub approved: Option<Approval>,
 }
 
 impl Plan {
+    /// The plan that does nothing.
+    pub fn nothing(service: &RunService) -> Self {
+        Self {
+            service: service.clone(),
+            grants: BTreeMap::new(),
+            revokes: BTreeMap::new(),
+            withheld: Vec::new(),
+            forget: BTreeSet::new(),
+            drift: BTreeSet::new(),
+            approved: None,
+        }
+    }
+
+    /// Two writes of one round, told as one.
+    pub fn both(before: Option<Self>, next: Self) -> Self {
+        let Some(mut plan) = before else { return next };
+        plan.grants.extend(next.grants);
+        plan.revokes.extend(next.revokes);
+        plan.drift.extend(next.drift);
+        plan.approved = next.approved.or(plan.approved);
+        plan
+    }
+
+    /// Changes that are made and undo what somebody else did.
+    pub fn corrections(&self) -> impl Iterator<Item = &Grant> {
+        self.drift.iter().filter(|g| self.grants.contains_key(g) || self.revokes.contains_key(g))
+    }
+
+    /// Whether anything that somebody else did is undone.
+    pub fn corrects_drift(&self) -> bool {
+        self.corrections().next().is_some()
+    }
+
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
         self.grants.is_empty() && self.revokes.is_empty()
@@ -159,28 +258,16 @@ impl Plan {
 
 /// Plans one service.
 pub fn plan(input: &Input<'_>) -> Plan {
-    let desired = merge(input.intents.iter().copied(), input.now);
+    let desired = merge(input);
     let live = input.live.grants();
-    let mut plan = Plan {
-        service: input.service.clone(),
-        grants: BTreeMap::new(),
-        revokes: BTreeMap::new(),
-        withheld: Vec::new(),
-        forget: BTreeSet::new(),
-    };
+    let mut plan = Plan::nothing(input.service);
     let mut hold = |change, grant: &Grant, why| plan.withheld.push(Withheld { change, grant: grant.clone(), why });
     let hashed = input.live.has_hashed_conditions();
 
     for (grant, by) in desired.listed.iter().filter(|(g, _)| !live.contains(g)) {
         match desired.granted.get(grant) {
-            None => {
-                let audited = input.intents.iter().any(|i| by.contains(&i.id) && !i.suspended);
-                hold(Change::Grant, grant, if audited { Hold::Audited } else { Hold::Suspended });
-            }
+            None => hold(Change::Grant, grant, why_not_enforced(input, by)),
             Some(_) if hashed => hold(Change::Grant, grant, Hold::HashedConditions),
-            Some(_) if grant.principal.is_public() && !input.settings.allow_public => {
-                hold(Change::Grant, grant, Hold::Public);
-            }
             Some(enforcing) => match input.aside.get(grant) {
                 Some(aside) => hold(Change::Grant, grant, Hold::Aside(aside.clone())),
                 None => {
@@ -189,9 +276,13 @@ pub fn plan(input: &Input<'_>) -> Plan {
             },
         }
     }
+    for (grant, refusal) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
+        hold(Change::Grant, grant, Hold::Guardrail(refusal.clone()));
+    }
     for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
         match diff::judge(grant, &desired, input.ledger, &|g| input.settings.protects(g), input.now) {
             Verdict::Foreign => {}
+            Verdict::Refused(refusal) => hold(Change::Leave, grant, Hold::Guardrail(refusal)),
             Verdict::Protected => hold(Change::Revoke, grant, Hold::Protected),
             Verdict::Revoke(_) if hashed => hold(Change::Revoke, grant, Hold::HashedConditions),
             Verdict::Revoke(cause) => {
@@ -207,7 +298,44 @@ pub fn plan(input: &Input<'_>) -> Plan {
         .map(|(g, _)| g.clone())
         .collect();
     withhold_beyond_cap(&mut plan, input.live);
+    guard::hold_blast(&mut plan, input);
+    hold_fights(&mut plan, input);
     plan
+}
+
+/// Nobody who may write asks for it: the policies that list it are audited, suspended, or not carried out here yet.
+fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> Hold {
+    let asking = || input.claims.iter().filter(|c| by.contains(&c.intent.id));
+    if let Some(why) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.stopped.clone()) {
+        return Hold::Stopped(why);
+    }
+    if let Some(spread) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.spread.clone()) {
+        return Hold::Spread(spread);
+    }
+    if asking().any(|c| !c.intent.suspended) { Hold::Audited } else { Hold::Suspended }
+}
+
+/// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or too much in all.
+fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
+    let by = claim::fingerprint(input.claims);
+    let is_drift = |g: &Grant| input.memory.is_drift(by, g);
+    let unlisted = plan.revokes.iter().filter(|(_, cause)| **cause == RevokeCause::Unlisted).map(|(g, _)| g);
+    // What was approved was looked at by a person.
+    if plan.approved.is_none() {
+        plan.drift = plan.grants.keys().chain(unlisted).filter(|g| is_drift(g)).cloned().collect();
+    } else {
+        plan.drift = plan.grants.keys().filter(|g| is_drift(g)).cloned().collect();
+    }
+    for grant in plan.drift.clone() {
+        let why = match input.memory.fight(&grant, input.now).filter(|f| f.not_before > input.now) {
+            Some(fight) => Hold::Contested(fight),
+            None if input.circuit_open => Hold::CircuitOpen,
+            None => continue,
+        };
+        let change = if plan.grants.remove(&grant).is_some() { Change::Grant } else { Change::Revoke };
+        plan.revokes.remove(&grant);
+        plan.withheld.push(Withheld { change, grant, why });
+    }
 }
 
 /// Holds back the last grants, in order, so that the policy stays within what IAM accepts.
@@ -232,27 +360,30 @@ pub struct View {
     pub protected: BTreeSet<Grant>,
 }
 
-/// Reality as `intent` sees it. `intents` are all policies that name the service.
-pub fn view(intent: &Intent, input: &Input<'_>) -> View {
+/// Reality as one of the claims sees it.
+pub fn view(claim: &Claim, input: &Input<'_>) -> View {
     let live = input.live.grants();
-    if intent.deleting {
+    let mut desired = merge(input);
+    if claim.intent.deleting {
         // What is left to take away.
-        let desired = merge(input.intents.iter().copied(), input.now);
-        let unexpected =
-            live.iter().filter(|g| desired.leaving.contains(g) && !desired.listed.contains_key(g)).cloned().collect();
+        let unexpected = live
+            .into_iter()
+            .filter(|g| !desired.listed.contains_key(g))
+            .filter(|g| desired.leaving.contains(g) || input.ledger.get(g) == Some(&Standing::Enforcing))
+            .collect();
         return View { unexpected, ..View::default() };
     }
-    let mut desired = merge(input.intents.iter().copied(), input.now);
+    let intent = &claim.intent;
     // An audited or suspended policy is shown what it would do if it were enforced.
     desired.authoritative = match intent.membership {
         Membership::Authoritative => [intent.role].into(),
         Membership::Additive => BTreeSet::new(),
     };
     desired.leaving.clear();
-    let mut view = View { missing: diff::missing(intent.grants_at(input.now), &live), ..View::default() };
+    let mut view = View { missing: diff::missing(claim.grants_at(input.now), &live), ..View::default() };
     for grant in live.iter().filter(|g| g.role == intent.role && !desired.listed.contains_key(g)) {
         match diff::judge(grant, &desired, input.ledger, &|g| input.settings.protects(g), input.now) {
-            Verdict::Foreign => {}
+            Verdict::Foreign | Verdict::Refused(_) => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());
             }
@@ -270,9 +401,8 @@ pub fn view(intent: &Intent, input: &Input<'_>) -> View {
 /// The first invariant that does not hold, in words.
 pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
-    let desired = merge(input.intents.iter().copied(), input.now);
-    let enforced =
-        input.intents.iter().any(|i| i.enforces()) || input.ledger.values().any(|s| *s == Standing::Enforcing);
+    let desired = merge(input);
+    let enforced = input.claims.iter().any(Claim::enforces) || input.ledger.values().any(|s| *s == Standing::Enforcing);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }
@@ -281,6 +411,20 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     }
     if let Some(g) = plan.grants.keys().find(|g| !desired.granted.contains_key(g)) {
         return Err(format!("grants {g}, which no enforced policy lists"));
+    }
+    let permitted = |g: &Grant| {
+        input
+            .claims
+            .iter()
+            .filter(|c| c.enforces() && !c.intent.deleting)
+            .any(|c| c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none()))
+    };
+    if let Some(g) = plan.grants.keys().find(|g| !permitted(g)) {
+        return Err(format!("grants {g}, which a guardrail refuses"));
+    }
+    let ours = |g: &Grant| input.ledger.get(g) == Some(&Standing::Enforcing);
+    if let Some((g, _)) = plan.revokes.iter().find(|(g, c)| **c == RevokeCause::Refused && !ours(g)) {
+        return Err(format!("revokes {g} for a guardrail, although somebody else granted it"));
     }
     if let Some(g) = plan.revokes.keys().find(|g| desired.listed.contains_key(g)) {
         return Err(format!("revokes {g}, which a policy lists"));

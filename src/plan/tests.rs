@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     api::{Mode, OnDelete},
     iam::{Condition, Principal, Role},
-    intent::Declared,
+    intent::{Declared, Guardrail, Intent, Terms},
 };
 
 const NOW: &str = "2026-11-23T12:00:00Z";
@@ -35,6 +35,9 @@ fn intent(name: &str, members: &[&str]) -> Intent {
         interval: Duration::from_secs(300),
         deleting: false,
         requested_at: None,
+        approvals: [].into(),
+        rollbacks: [].into(),
+        allow_empty: false,
         rejections: vec![],
     }
 }
@@ -53,20 +56,40 @@ struct Case {
     ledger: BTreeMap<Grant, Standing>,
     aside: BTreeMap<Grant, Aside>,
     settings: Settings,
+    rails: Vec<Arc<Guardrail>>,
+    memory: Memory,
+    circuit_open: bool,
 }
 impl Case {
     fn new(intents: Vec<Intent>, live: Policy) -> Self {
-        Self { intents, live, ledger: BTreeMap::new(), aside: BTreeMap::new(), settings: Settings::default() }
+        Self {
+            intents,
+            live,
+            ledger: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            // Most of these cases are about other things than the blast radius.
+            settings: Settings { limits: Limits { max_removals: 1000, ..Limits::default() }, ..Settings::default() },
+            rails: vec![],
+            memory: Memory::default(),
+            circuit_open: false,
+        }
+    }
+    fn claims(&self) -> Vec<Claim> {
+        let terms = |i: &Intent| Arc::new(Terms::of(&i.id.namespace, &self.rails, self.settings.limits));
+        self.intents.iter().map(|i| Claim::new(Arc::new(i.clone()), terms(i))).collect()
     }
     fn with<R>(&self, f: impl FnOnce(&Input<'_>) -> R) -> R {
         let service = RunService::new("acme", "europe-west1", "web");
-        let intents: Vec<&Intent> = self.intents.iter().collect();
+        let approvals = self.intents.iter().flat_map(|i| i.approvals.iter().cloned()).collect();
         f(&Input {
             service: &service,
-            intents: &intents,
+            claims: &self.claims(),
             live: &self.live,
             ledger: &self.ledger,
             aside: &self.aside,
+            approvals: &approvals,
+            memory: &self.memory,
+            circuit_open: self.circuit_open,
             settings: &self.settings,
             now: now(),
         })
@@ -116,7 +139,7 @@ fn an_audited_policy_writes_nothing_and_sees_everything() {
     let p = case.plan();
     assert!(p.is_empty());
     assert_eq!(p.withheld[0].why, Hold::Audited);
-    let v = case.with(|input| view(input.intents[0], input));
+    let v = case.with(|input| view(&input.claims[0], input));
     assert_eq!((v.missing.len(), v.unexpected.len()), (1, 1));
 }
 
@@ -164,7 +187,7 @@ fn google_service_agents_are_protected_and_shown() {
     let agent = "serviceAccount:service-123@gcp-sa-iap.iam.gserviceaccount.com";
     let case = Case::new(vec![intent("a", &["user:a@acme.com"])], live(&["user:a@acme.com", agent]));
     assert!(case.plan().is_empty());
-    assert_eq!(case.with(|i| view(i.intents[0], i)).protected, [grant(agent)].into());
+    assert_eq!(case.with(|i| view(&i.claims[0], i)).protected, [grant(agent)].into());
 }
 
 #[test]
@@ -199,8 +222,8 @@ fn public_members_need_permission() {
     let mut case = Case::new(vec![intent("a", &["allUsers"])], live(&[]));
     let p = case.plan();
     assert!(p.is_empty());
-    assert_eq!(p.withheld.last().map(|w| w.why.clone()), Some(Hold::Public));
-    case.settings.allow_public = true;
+    assert_eq!(p.withheld.last().map(|w| w.why.reason()), Some(Reason::GuardrailViolated));
+    case.settings.limits.public = true;
     assert_eq!(names(&case.plan().grants), ["allUsers"]);
 }
 
@@ -249,6 +272,154 @@ fn only_the_role_that_is_declared_is_authoritative() {
     let p = Case::new(vec![services], live(&["user:other@acme.com"])).plan();
     assert!(p.revokes.is_empty());
     assert_eq!(p.grants.len(), 1);
+}
+
+fn rail(name: &str, spec: serde_json::Value) -> Arc<Guardrail> {
+    let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
+    Arc::new(Guardrail::from_object(&serde_json::from_value(object).unwrap()))
+}
+
+#[test]
+fn a_guardrail_that_is_tightened_takes_back_what_the_operator_granted_and_nothing_else() {
+    let mut case = Case::new(
+        vec![intent("a", &["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"])],
+        live(&["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"]),
+    );
+    case.ledger.insert(grant("user:ours@evil.org"), Standing::Enforcing);
+    case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
+    let p = case.plan();
+    assert_eq!(p.revokes, [(grant("user:ours@evil.org"), RevokeCause::Refused)].into());
+    let left: Vec<_> = p.withheld.iter().map(|w| (w.change, w.grant.to_string(), w.why.reason())).collect();
+    assert_eq!(left, [(Change::Leave, "user:theirs@evil.org".into(), Reason::GuardrailViolated)]);
+}
+
+#[test]
+fn deleting_a_policy_does_not_take_away_what_it_was_never_allowed_to_declare() {
+    let mut leaving = intent("a", &["allUsers", "user:a@acme.com"]);
+    leaving.deleting = true;
+    let p = Case::new(vec![leaving], live(&["allUsers", "user:a@acme.com"])).plan();
+    assert_eq!(names(&p.revokes), ["user:a@acme.com"]);
+}
+
+fn many(n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("user:u{i:02}@acme.com")).collect()
+}
+fn refs(list: &[String]) -> Vec<&str> {
+    list.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_plan_that_takes_too_much_is_held_until_exactly_it_is_approved() {
+    let mut members = many(3);
+    members.push("user:a@acme.com".into());
+    let mut case = Case::new(vec![intent("a", &["user:a@acme.com", "user:new@acme.com"])], live(&refs(&members)));
+    case.settings.limits.max_removals = 2;
+    let held = case.plan();
+    assert!(held.revokes.is_empty());
+    assert_eq!(names(&held.grants), ["user:new@acme.com"], "what adds access goes on");
+    let hash = held.withheld[0].why.hash().cloned().unwrap();
+    case.intents[0].approvals = ["000000000000".into(), hash.clone()].into();
+    assert_eq!(case.plan().revokes.len(), 3);
+    // Reality changes, and with it what was agreed to.
+    case.live.etag = crate::iam::Etag("F".into());
+    let again = case.plan();
+    assert!(again.revokes.is_empty() && again.withheld[0].why.hash() != Some(&hash));
+}
+
+#[test]
+fn the_last_invoker_goes_only_when_that_is_meant() {
+    let case = |members: &[&str]| Case::new(vec![intent("a", members)], live(&["user:old@acme.com"]));
+    // The one that should take its place is refused by IAM.
+    let mut refused = case(&["user:new@acme.com"]);
+    refused.live.bindings.pop();
+    refused.aside.insert(grant("user:new@acme.com"), Aside { reason: Reason::InvalidMember, message: "no".into() });
+    assert!(refused.plan().revokes.is_empty());
+    assert!(matches!(&refused.plan().withheld[1].why, Hold::Approval(a) if a.last));
+    // Replaced by another: nobody is locked out.
+    assert_eq!(case(&["user:new@acme.com"]).plan().revokes.len(), 1);
+    let mut empty = case(&[]);
+    empty.live.bindings.pop();
+    empty.intents[0].allow_empty = true;
+    assert_eq!(empty.plan().revokes.len(), 1);
+    let mut deleted = case(&["user:old@acme.com"]);
+    deleted.live.bindings.pop();
+    deleted.intents[0].deleting = true;
+    assert_eq!(deleted.plan().revokes.len(), 1);
+}
+
+#[test]
+fn what_a_guardrail_refuses_or_time_has_ended_needs_no_approval() {
+    let mut case = Case::new(vec![intent("a", &["user:x@evil.org"])], live(&["user:x@evil.org"]));
+    case.live.bindings.pop();
+    case.settings.limits.max_removals = 0;
+    case.ledger.insert(grant("user:x@evil.org"), Standing::Enforcing);
+    case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
+    assert_eq!(case.plan().revokes.len(), 1);
+}
+
+#[test]
+fn the_strictest_guardrail_sets_the_blast_radius() {
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&["user:a@acme.com", "user:b@acme.com", "user:c@acme.com"]),
+    );
+    assert_eq!(case.plan().revokes.len(), 2);
+    case.rails = vec![rail("loose", json!({"maxRemovals": 5})), rail("tight", json!({"maxRemovals": 1}))];
+    assert!(matches!(&case.plan().withheld[0].why, Hold::Approval(a) if a.limit == 1 && a.removals == 2));
+}
+
+#[test]
+fn drift_rests_in_a_fight_and_while_the_circuit_is_open_and_declarations_go_on() {
+    let mut case =
+        Case::new(vec![intent("a", &["user:a@acme.com"])], live(&["user:a@acme.com", "user:rival@acme.com"]));
+    let by = claim::fingerprint(&case.claims());
+    case.memory.settle(by, BTreeSet::new());
+    assert_eq!(case.plan().drift, [grant("user:rival@acme.com")].into());
+    assert!(case.plan().corrects_drift());
+    case.circuit_open = true;
+    let rests = case.plan();
+    assert!(rests.is_empty() && rests.withheld[0].why == Hold::CircuitOpen);
+    // A new member is a declaration, and needs a new generation to be one.
+    case.intents[0].generation = 2;
+    case.intents[0].declared = intent("a", &["user:a@acme.com", "user:b@acme.com"]).declared;
+    assert_eq!(names(&case.plan().grants), ["user:b@acme.com"]);
+    case.intents[0] = intent("a", &["user:a@acme.com"]);
+    case.circuit_open = false;
+    for minutes in [3, 2, 1] {
+        case.memory.corrected(&grant("user:rival@acme.com"), now() - jiff::SignedDuration::from_mins(minutes));
+    }
+    assert!(matches!(case.plan().withheld[0].why, Hold::Contested(f) if f.corrections == 3));
+}
+
+#[test]
+fn going_back_stands_in_for_the_spec_and_passes_the_same_guardrails() {
+    let mut case = Case::new(vec![intent("a", &["user:new@acme.com"])], live(&["user:new@acme.com"]));
+    case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
+    let back =
+        Rollback { change: "web-1".into(), declared: intent("x", &["user:old@acme.com", "user:x@evil.org"]).declared };
+    let mut claims = case.claims();
+    claims[0].rollback = Some(Arc::new(back));
+    let p = case.with(|input| {
+        let input = Input { claims: &claims, ..input.clone() };
+        let p = plan(&input);
+        check(&p, &input).unwrap();
+        p
+    });
+    assert_eq!(names(&p.grants), ["user:old@acme.com"]);
+    assert_eq!(names(&p.revokes), ["user:new@acme.com"]);
+    assert_eq!(p.withheld[0].why.reason(), Reason::GuardrailViolated);
+}
+
+#[test]
+fn a_discovery_that_reaches_too_far_waits_and_says_how_far() {
+    let i = intent("a", &[]);
+    let service = |n: usize| RunService::new("acme", "r1", format!("s{n}"));
+    let wanting = |n: usize| (0..n).map(service).collect::<BTreeSet<_>>();
+    assert_eq!(guard::spread(&i, &wanting(2), 1, 3), None);
+    assert_eq!(guard::spread(&i, &wanting(0), 4, 3), Some(Spread::Counting { unseen: 4 }));
+    let held = guard::spread(&i, &wanting(4), 0, 3);
+    assert!(matches!(&held, Some(Spread::Held { services: 4, limit: 3, .. })));
+    assert_ne!(held, guard::spread(&i, &wanting(5), 0, 3), "another reach is another question");
 }
 
 // ---- properties ----
@@ -331,19 +502,46 @@ fn any_live() -> impl Strategy<Value = Policy> {
         },
     })
 }
+fn any_rail(name: usize) -> impl Strategy<Value = Arc<Guardrail>> {
+    let pattern = prop_oneof![
+        Just("*"),
+        Just("*@acme.com"),
+        Just("user:*"),
+        Just("group:c@acme.com"),
+        Just("serviceAccount:*@p.iam.gserviceaccount.com"),
+        Just("principal://*"),
+    ];
+    let members = proptest::option::of(proptest::collection::vec(pattern, 1..3));
+    let lifetime = proptest::option::of(prop_oneof![Just("1h"), Just("48h")]);
+    let names = proptest::option::of(prop_oneof![Just("ns"), Just("other"), Just("n*")]);
+    let service = proptest::option::of(prop_oneof![Just("w*"), Just("x*")]);
+    (members, lifetime, names, service, any::<bool>(), proptest::option::of(0u32..3)).prop_map(
+        move |(members, lifetime, names, service, public, removals)| {
+            rail(
+                &format!("g{name}"),
+                json!({"members": members, "maxLifetime": lifetime, "namespaces": names.map(|n| [n]),
+                    "services": service.map(|s| [s]), "public": if public { "Allow" } else { "Deny" }, "maxRemovals": removals}),
+            )
+        },
+    )
+}
 fn any_case() -> impl Strategy<Value = Case> {
     let intents = (any_intent(0), any_intent(1), any_intent(2), 0usize..4)
         .prop_map(|(a, b, c, n)| [a, b, c].into_iter().take(n).collect::<Vec<_>>());
     let standing = prop_oneof![Just(Standing::Gone), Just(Standing::Passive), Just(Standing::Enforcing)];
-    (intents, any_live(), proptest::collection::btree_map(any_grant(), standing, 0..4), any::<bool>()).prop_map(
-        |(intents, live, ledger, public)| Case {
-            intents,
-            live,
-            ledger,
-            aside: BTreeMap::new(),
-            settings: Settings { allow_public: public, ..Settings::default() },
-        },
-    )
+    let rails =
+        (any_rail(0), any_rail(1), 0usize..3).prop_map(|(a, b, n)| [a, b].into_iter().take(n).collect::<Vec<_>>());
+    let ledger = proptest::collection::btree_map(any_grant(), standing, 0..4);
+    (intents, any_live(), ledger, any::<bool>(), rails).prop_map(|(intents, live, ledger, public, rails)| Case {
+        intents,
+        live,
+        ledger,
+        aside: BTreeMap::new(),
+        settings: Settings { limits: Limits { public, max_removals: 3, ..Limits::default() }, ..Settings::default() },
+        rails,
+        memory: Memory::default(),
+        circuit_open: false,
+    })
 }
 
 proptest! {
@@ -382,9 +580,11 @@ proptest! {
     fn no_grant_that_any_remaining_policy_lists_is_absent_while_another_goes(case in any_case()) {
         let before = case.live.grants();
         let after = case.plan().applied_to(&case.live).grants();
-        for i in case.intents.iter().filter(|i| !i.deleting) {
-            for g in i.grants_at(now()) {
-                prop_assert!(!before.contains(g) || after.contains(g), "{g} went");
+        let service = RunService::new("acme", "europe-west1", "web");
+        for c in case.claims().iter().filter(|c| !c.intent.deleting) {
+            for d in c.declared().iter().filter(|d| d.expires.is_none_or(|e| e > now())) {
+                let refused = c.refuse(&service, d, now()).is_some();
+                prop_assert!(refused || !before.contains(&d.grant) || after.contains(&d.grant), "{} went", d.grant);
             }
         }
     }
@@ -394,8 +594,8 @@ proptest! {
         let p = case.plan();
         case.live = p.applied_to(&case.live);
         case.with(|input| {
-            for i in input.intents.iter().filter(|i| i.enforces() && !i.deleting) {
-                let v = view(i, input);
+            for c in input.claims.iter().filter(|c| c.enforces() && !c.intent.deleting) {
+                let v = view(c, input);
                 for g in v.missing.iter().chain(&v.unexpected) {
                     assert!(p.withheld.iter().any(|w| w.grant == *g), "{g} is neither in sync nor withheld");
                 }

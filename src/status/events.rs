@@ -3,7 +3,7 @@
 
 use super::{Look, Seen};
 use crate::{
-    api::{EventReason, Reason},
+    api::{EventReason, InvokerPolicyStatus, Reason},
     iam::RunService,
 };
 
@@ -67,12 +67,41 @@ pub fn notes(service: &RunService, before: Option<&Look>, found: &Seen, after: &
                 };
                 note(reason, true, format!("{place}: {}: {}", h.member, h.message));
             }
-            if let Some(why) = seen.exposed.filter(|w| known.and_then(|k| k.exposed) != Some(*w)) {
+            let fresh: Vec<&str> = seen
+                .contested
+                .iter()
+                .filter(|_| known.is_none_or(|k| k.contested.is_empty()))
+                .map(String::as_str)
+                .collect();
+            if !fresh.is_empty() {
+                note(
+                    EventReason::Contested,
+                    true,
+                    format!("{place}: somebody else keeps changing {}", fresh.join(", ")),
+                );
+            }
+            if let Some(why) = seen.exposed.as_ref().filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w)) {
                 note(EventReason::Exposed, true, format!("{place}: anyone can call it: {why}"));
             }
         }
     }
     notes
+}
+
+/// The events of a new status that no look gives rise to: what the policy may not touch at all, and discoveries that
+/// reach too far.
+pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide: bool) -> Vec<Note> {
+    let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
+    let (Some(now), before) = (ready(new), ready(old)) else { return vec![] };
+    let reason = match now.reason.as_str() {
+        "GuardrailViolated" if wide => EventReason::GuardrailViolated,
+        "ApprovalRequired" if wide => EventReason::ApprovalRequired,
+        _ => return vec![],
+    };
+    if before.is_some_and(|b| b.reason == now.reason && b.message == now.message) {
+        return vec![];
+    }
+    vec![Note { reason, warning: true, text: shorten(now.message) }]
 }
 
 fn difference(seen: &Seen) -> String {

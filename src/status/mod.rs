@@ -4,7 +4,11 @@ pub mod conditions;
 pub mod events;
 pub mod kstatus;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -17,6 +21,7 @@ use crate::{
     fault::{Fault, Retry},
     iam::RunService,
     intent::Intent,
+    plan::Spread,
 };
 use conditions::{Conditions, Truth};
 
@@ -37,8 +42,14 @@ pub struct Seen {
     pub unexpected: Vec<String>,
     pub protected: Vec<String>,
     pub held: Vec<Held>,
+    /// Hash that lets through what is held for approval.
+    pub approve: Option<Arc<str>>,
+    /// Grants that somebody else keeps changing, in words.
+    pub contested: Vec<String>,
+    /// Members that may invoke by other roles, with the role.
+    pub also: Vec<String>,
     /// Anyone can call the service, and why.
-    pub exposed: Option<&'static str>,
+    pub exposed: Option<Arc<str>>,
     /// More that a person should know, such as a policy close to the member limit.
     pub notes: Vec<String>,
 }
@@ -69,6 +80,22 @@ impl Look {
     }
 }
 
+/// Something that a policy names and may not touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Barred {
+    /// The service; `None` where a selector may not look at all.
+    pub service: Option<RunService>,
+    /// Who says no, and why.
+    pub message: String,
+}
+
+/// Services that selectors found and that the policy may not change yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub spread: Spread,
+    pub services: BTreeSet<RunService>,
+}
+
 /// All that the status of a policy depends on.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -79,6 +106,18 @@ pub struct Facts<'a> {
     pub discovery: Option<&'a Fault>,
     /// A selector has not been answered yet.
     pub discovering: bool,
+    /// What it names and may not touch.
+    pub barred: &'a [Barred],
+    /// How many services its selectors match that it may not touch.
+    pub outside: usize,
+    /// What its selectors found and it may not change yet.
+    pub reach: Option<&'a Reach>,
+    /// Nothing is done for it, and why.
+    pub stopped: Option<(Reason, Arc<str>)>,
+    /// Services on which it goes back, and behind which change.
+    pub back: &'a [(&'a RunService, &'a str)],
+    /// Name of the last InvokerChange made for it.
+    pub last_change: Option<&'a str>,
     /// How long IAM may take to act on a change.
     pub propagation: Duration,
     pub now: Timestamp,
@@ -93,6 +132,7 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
     let pending = !intent.suspended
+        && facts.stopped.is_none()
         && (facts.discovering || facts.looks.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
@@ -109,12 +149,27 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
     let exposed: Vec<_> = facts
         .looks
         .iter()
-        .filter_map(|(s, l)| Some((s, l.as_ref()?.result.as_ref().ok()?.exposed?)))
+        .filter_map(|(s, l)| Some((s, l.as_ref()?.result.as_ref().ok()?.exposed.as_ref()?)))
         .map(|(s, why)| format!("{} ({}): {why}", s.name, s.region))
         .collect();
     if !exposed.is_empty() {
         let message = format!("anyone can call {}", listed(&exposed, 5));
         conditions.set(ConditionType::Exposed, Truth::True, Reason::Drifted, &message);
+    }
+
+    let fights: Vec<_> = facts
+        .looks
+        .iter()
+        .filter_map(|(s, l)| Some((s, &l.as_ref()?.result.as_ref().ok()?.contested)))
+        .filter(|(_, grants)| !grants.is_empty())
+        .map(|(s, grants)| format!("{} ({}): {}", s.name, s.region, listed(grants, 3)))
+        .collect();
+    if !fights.is_empty() {
+        let message = format!(
+            "somebody else keeps changing {}; find out who (Cloud Audit Logs: SetIamPolicy), and let one of you own it",
+            listed_with(&fights, 5, "; ")
+        );
+        conditions.set(ConditionType::Contested, Truth::True, Reason::Drifted, &message);
     }
 
     let omitted = services.len().saturating_sub(MAX_STATUS_SERVICES);
@@ -126,7 +181,7 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
         } else {
             intent.requested_at.as_deref().map(str::to_owned)
         },
-        last_change: old.last_change.clone(),
+        last_change: facts.last_change.map(str::to_owned).or_else(|| old.last_change.clone()),
         conditions: conditions.into_list(),
         summary: Some(summary),
         services,
@@ -143,8 +198,10 @@ fn still_stands(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> bool {
         && !old.conditions.is_empty();
     let unseen = facts.discovering || facts.looks.values().any(Option::is_none);
     // Services that were not there before are news, seen or not.
-    let known = old.summary.as_ref().is_some_and(|s| facts.discovering || s.services == facts.looks.len() as i64);
-    told && unseen && known && !intent.suspended && !intent.deleting
+    let known = old.summary.as_ref().is_some_and(|s| {
+        facts.discovering || s.services == (facts.looks.len() + barred_services(facts).count()) as i64
+    });
+    told && unseen && known && facts.stopped.is_none() && !intent.suspended && !intent.deleting
 }
 
 /// The state that a look shows.
@@ -160,42 +217,60 @@ pub fn state_of(look: &Look) -> ServiceState {
 
 /// Holds that wait for a person, as opposed to a mode that was chosen.
 fn needs_person(reason: Reason) -> bool {
-    !matches!(reason, Reason::Audited | Reason::Suspended | Reason::InSync)
+    !matches!(reason, Reason::Audited | Reason::Suspended | Reason::InSync | Reason::Progressing | Reason::Drifted)
+}
+
+/// Services that the policy names one by one and may not touch.
+fn barred_services<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
+    let barred = if facts.intent.deleting { &[] } else { facts.barred };
+    barred.iter().filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
 }
 
 fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
     let before: BTreeMap<(&str, &str), &ServiceStatus> =
         old.services.iter().map(|s| ((s.region.as_str(), s.name.as_str()), s)).collect();
+    let entry = |service: &RunService, state: ServiceState| ServiceStatus {
+        region: service.region.to_string(),
+        name: service.name.to_string(),
+        state,
+        missing: vec![],
+        unexpected: vec![],
+        protected: vec![],
+        also_invokers: vec![],
+        exposed: false,
+        contested: false,
+        approve: String::new(),
+        message: String::new(),
+        since: before
+            .get(&(&*service.region, &*service.name))
+            .filter(|b| b.state == state)
+            .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
+    };
     let mut entries: Vec<ServiceStatus> = facts
         .looks
         .iter()
         .filter_map(|(service, look)| {
             let look = look.as_ref()?;
-            let state = state_of(look);
-            let since = before
-                .get(&(&*service.region, &*service.name))
-                .filter(|b| b.state == state)
-                .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone());
-            let mut entry = ServiceStatus {
-                region: service.region.to_string(),
-                name: service.name.to_string(),
-                state,
-                missing: vec![],
-                unexpected: vec![],
-                protected: vec![],
-                exposed: false,
-                message: String::new(),
-                since,
-            };
+            let reached = facts.reach.filter(|r| r.services.contains(service));
+            let waits = reached.is_some_and(|r| matches!(r.spread, Spread::Held { .. }));
+            let mut entry = entry(service, if waits { ServiceState::Held } else { state_of(look) });
             match &look.result {
                 Err(fault) => entry.message = fault.advice(),
                 Ok(seen) => {
                     entry.missing = bounded(&seen.missing);
                     entry.unexpected = bounded(&seen.unexpected);
                     entry.protected = bounded(&seen.protected);
+                    entry.also_invokers = bounded(&seen.also);
                     entry.exposed = seen.exposed.is_some();
+                    entry.contested = !seen.contested.is_empty();
+                    entry.approve = seen.approve.as_deref().unwrap_or_default().to_owned();
                     let held = seen.held.iter().filter(|h| needs_person(h.reason));
                     let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
+                    let back = facts.back.iter().find(|(s, _)| *s == service);
+                    words.extend(back.map(|(_, change)| {
+                        format!("gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed")
+                    }));
+                    words.extend(waits.then(|| "new to this policy; waits for approval".to_owned()));
                     words.extend(seen.notes.iter().cloned());
                     entry.message = listed_with(&words, 5, "; ");
                 }
@@ -203,6 +278,10 @@ fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceS
             Some(entry)
         })
         .collect();
+    entries.extend(
+        barred_services(facts)
+            .map(|(service, why)| ServiceStatus { message: why.to_owned(), ..entry(service, ServiceState::Held) }),
+    );
     entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
     entries
 }
@@ -221,7 +300,7 @@ fn summarise(facts: &Facts<'_>, services: &[ServiceStatus]) -> StatusSummary {
         facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
     };
     StatusSummary {
-        services: facts.looks.len() as i64,
+        services: (facts.looks.len() + barred_services(facts).count()) as i64,
         in_sync: count(ServiceState::InSync),
         drifted: count(ServiceState::Drifted),
         failed: count(ServiceState::Failed) + count(ServiceState::NotFound),
@@ -260,6 +339,9 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
             "suspended; reality is not read and nothing is written",
         );
     }
+    if let Some((reason, why)) = &facts.stopped {
+        return Verdict::new(Truth::False, *reason, &**why).stalled();
+    }
     if intent.deleting {
         return deleting(facts, services);
     }
@@ -273,6 +355,30 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
         let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
         let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
         return Verdict::new(Truth::False, Reason::InvalidSpec, message).stalled();
+    }
+    if let Some(b) = facts.barred.first() {
+        let more = facts.barred.len() - 1;
+        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        let place = b.service.as_ref().map_or("selector".into(), |s| format!("{} ({})", s.name, s.region));
+        let message = format!("{place}: {}{tail}; it is neither read nor written", b.message);
+        return Verdict::new(Truth::False, Reason::GuardrailViolated, message).stalled();
+    }
+    match facts.reach.map(|r| (&r.spread, &r.services)) {
+        Some((Spread::Counting { unseen }, _)) => {
+            let message =
+                format!("finding out how far the selector reaches: {unseen} services are still to be looked at");
+            return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
+        }
+        Some((Spread::Held { services, limit, hash }, names)) => {
+            let names: Vec<String> = names.iter().map(|s| format!("{} ({})", s.name, s.region)).collect();
+            let message = format!(
+                "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. To let exactly these through: {}",
+                listed(&names, 5),
+                approve_with(intent, hash)
+            );
+            return Verdict::new(Truth::False, Reason::ApprovalRequired, message).stalled();
+        }
+        None => {}
     }
     // The failure that most needs a person stands for all.
     let faults = facts.looks.iter().filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
@@ -304,7 +410,16 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
             message,
         );
     }
-    let warning = cannot_invoke(intent);
+    let mut warning = cannot_invoke(intent);
+    if facts.outside > 0 {
+        warning.push_str(&format!(
+            "; {} matching services are outside of what guardrails allow and left alone",
+            facts.outside
+        ));
+    }
+    if let Some((service, change)) = facts.back.first() {
+        warning.push_str(&format!("; {} ({}) has gone back behind {change}", service.name, service.region));
+    }
     match intent.mode {
         Mode::Audit if summary.drifted > 0 => {
             let message = format!(
@@ -330,6 +445,16 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
     }
 }
 
+/// The command that agrees to a plan.
+pub fn approve_with(intent: &Intent, hash: &str) -> String {
+    format!(
+        "kubectl -n {} annotate --overwrite ivp {} {}={hash}",
+        intent.id.namespace,
+        intent.id.name,
+        crate::api::APPROVE
+    )
+}
+
 fn services_in_words(n: i64) -> String {
     if n == 1 { "1 service".into() } else { format!("{n} services") }
 }
@@ -344,6 +469,13 @@ fn cannot_invoke(intent: &Intent) -> String {
     )
 }
 
+fn retain_with(intent: &Intent) -> String {
+    format!(
+        "kubectl -n {} patch ivp {} --type merge -p '{{\"spec\":{{\"onDelete\":\"Retain\"}}}}'",
+        intent.id.namespace, intent.id.name
+    )
+}
+
 fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
     let stuck = facts.looks.iter().find_map(|(s, l)| {
         let fault = l.as_ref()?.result.as_ref().err()?;
@@ -351,14 +483,28 @@ fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
     });
     if let Some((service, fault)) = stuck {
         let message = format!(
-            "cannot revoke on {} ({}): {}. To delete without revoking: kubectl -n {} patch ivp {} --type merge -p '{{\"spec\":{{\"onDelete\":\"Retain\"}}}}'",
+            "cannot revoke on {} ({}): {}. To delete without revoking: {}",
             service.name,
             service.region,
             fault.advice(),
-            facts.intent.id.namespace,
-            facts.intent.id.name
+            retain_with(facts.intent)
         );
         return Verdict::new(Truth::False, fault.class.row().reason, message).stalled();
+    }
+    let held = facts.looks.iter().find_map(|(s, l)| {
+        let seen = l.as_ref()?.result.as_ref().ok()?;
+        seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
+    });
+    if let Some((service, h)) = held {
+        let message = format!(
+            "cannot revoke on {} ({}): {}: {}. To delete without revoking: {}",
+            service.name,
+            service.region,
+            h.member,
+            h.message,
+            retain_with(facts.intent)
+        );
+        return Verdict::new(Truth::False, h.reason, message).stalled();
     }
     let left = services.iter().filter(|s| s.state != ServiceState::InSync && s.state != ServiceState::NotFound).count();
     Verdict::new(Truth::False, Reason::Progressing, format!("being deleted; {left} services left to revoke on"))

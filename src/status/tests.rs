@@ -14,18 +14,28 @@ fn intent(spec: serde_json::Value, generation: i64) -> Intent {
 fn at(s: &str) -> Timestamp {
     s.parse().unwrap()
 }
+type Looks<'a> = BTreeMap<RunService, Option<&'a Look>>;
+/// Facts of an ordinary day.
+fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> Facts<'a> {
+    Facts {
+        intent,
+        looks,
+        discovery: None,
+        discovering: false,
+        barred: &[],
+        outside: 0,
+        reach: None,
+        stopped: None,
+        back: &[],
+        last_change: None,
+        propagation: Duration::from_secs(420),
+        now: at(now),
+    }
+}
 fn run(intent: &Intent, look: Option<Look>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
     let looks = BTreeMap::from([(service, look.as_ref())]);
-    let facts = Facts {
-        intent,
-        looks: &looks,
-        discovery: None,
-        discovering: false,
-        propagation: Duration::from_secs(420),
-        now: at(now),
-    };
-    let status = fold(&facts, old);
+    let status = fold(&facts(intent, &looks, now), old);
     kstatus::check(&status, intent.generation).unwrap();
     status
 }
@@ -138,15 +148,7 @@ fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let fine = Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: None };
     let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
     let i = intent(json!({}), 1);
-    let facts = Facts {
-        intent: &i,
-        looks: &looks,
-        discovery: None,
-        discovering: false,
-        propagation: Duration::ZERO,
-        now: at(T0),
-    };
-    let s = fold(&facts, &Default::default());
+    let s = fold(&facts(&i, &looks, T0), &Default::default());
     assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
     assert_eq!(s.services[0].name, "s149");
     assert_eq!(s.services[0].missing.last().map(String::as_str), Some("and 10 more"));
@@ -190,7 +192,7 @@ fn the_status_of_a_mixed_policy_is_golden() {
             look(Ok(Seen {
                 missing: vec!["user:a@acme.com".into()],
                 unexpected: vec!["allUsers".into()],
-                exposed: Some("allUsers may invoke it"),
+                exposed: Some("allUsers may invoke it".into()),
                 ..Seen::default()
             })),
         ),
@@ -206,15 +208,7 @@ fn the_status_of_a_mixed_policy_is_golden() {
     ];
     let looks: BTreeMap<RunService, Option<&Look>> = looks.iter().map(|(n, l)| (service(n), Some(l))).collect();
     let i = intent(json!({}), 1);
-    let facts = Facts {
-        intent: &i,
-        looks: &looks,
-        discovery: None,
-        discovering: false,
-        propagation: Duration::from_secs(420),
-        now: at(T0),
-    };
-    let status = fold(&facts, &Default::default());
+    let status = fold(&facts(&i, &looks, T0), &Default::default());
     kstatus::check(&status, 1).unwrap();
     insta::assert_yaml_snapshot!(status);
 }

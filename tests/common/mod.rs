@@ -13,21 +13,22 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kube::{
-    Api, Client, CustomResourceExt,
+    Api, Client,
     api::{DynamicObject, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use run_invoker::{
-    api::{InvokerLedger, InvokerPolicy},
+    api,
     cloudrun::{
         google,
         limit::{Budget, Limited},
     },
     cluster::Cluster,
     controller::{Controller, Options},
+    history::Retention,
     leader::{self, Leadership},
     metrics::Metrics,
-    plan::Settings,
+    plan::{Settings, drift::BreakerLimits},
 };
 use tokio::sync::watch;
 
@@ -40,7 +41,8 @@ pub async fn client(kubeconfig: &str) -> Client {
 
 /// Installs the definitions and waits until they are served.
 pub async fn install(client: &Client) {
-    for crd in [InvokerPolicy::crd(), InvokerLedger::crd()] {
+    let definitions = api::definitions();
+    for crd in &definitions {
         let api: Api<DynamicObject> = Api::all_with(
             client.clone(),
             &kube::api::ApiResource::from_gvk_with_plural(
@@ -49,12 +51,16 @@ pub async fn install(client: &Client) {
             ),
         );
         let name = format!("{}.{}", crd.spec.names.plural, crd.spec.group);
-        let patch = Patch::Apply(serde_json::to_value(&crd).unwrap());
+        let patch = Patch::Apply(serde_json::to_value(crd).unwrap());
         api.patch(&name, &PatchParams::apply("tests").force(), &patch).await.unwrap();
     }
     eventually(Duration::from_secs(20), "the kinds are served", || async {
-        Api::<InvokerPolicy>::all(client.clone()).list(&Default::default()).await.map_err(|e| e.to_string())?;
-        Api::<InvokerLedger>::all(client.clone()).list(&Default::default()).await.map(|_| ()).map_err(|e| e.to_string())
+        for crd in &definitions {
+            let path = format!("/apis/{}/{}/{}", crd.spec.group, crd.spec.versions[0].name, crd.spec.names.plural);
+            let request = http::Request::get(path).body(vec![]).unwrap();
+            client.request::<serde_json::Value>(request).await.map_err(|e| e.to_string())?;
+        }
+        Ok(())
     })
     .await;
 }
@@ -186,6 +192,8 @@ impl Drop for Envtest {
 pub struct Setup {
     pub settings: Settings,
     pub propagation: Duration,
+    pub breaker: BreakerLimits,
+    pub retention: Retention,
     pub budget: Budget,
     pub timeout: Duration,
     pub stuck_after: Duration,
@@ -200,6 +208,8 @@ impl Default for Setup {
         Self {
             settings: Settings::default(),
             propagation: Duration::from_secs(420),
+            breaker: BreakerLimits::default(),
+            retention: Retention::default(),
             budget: Budget { reads_per_minute: 60_000, writes_per_minute: 60_000, concurrency: 64 },
             timeout: Duration::from_secs(3),
             stuck_after: Duration::from_secs(60),
@@ -235,10 +245,12 @@ impl Operator {
         let offset = setup.offset.clone();
         let controller = Controller::new(
             Limited::new(google, setup.budget, metrics.clone()),
-            Cluster::new(client.clone(), setup.identity.clone(), Duration::from_secs(5)),
+            Cluster::new(client.clone(), &setup.identity, "default".into(), &setup.lease, Duration::from_secs(5)),
             Options {
                 settings: setup.settings.clone(),
                 propagation: setup.propagation,
+                breaker: setup.breaker,
+                retention: setup.retention,
                 workers: 64,
                 now: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(offset.load(Ordering::Relaxed))),
                 seed: 7,

@@ -3,15 +3,19 @@
 //! An entry that is refused names its field and does not take the others with it: the API server's rules catch nearly
 //! all of them, but an object may have been stored before a rule existed.
 
+mod guardrail;
+
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
 
 use crate::{
-    api::{InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT, RoleName},
+    api::{APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT, ROLLBACK, RoleName},
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
 };
+
+pub use guardrail::{Guardrail, Limits, Refusal, Terms};
 
 /// A policy by name and uid: one that is made again under its name is another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +89,12 @@ pub struct Intent {
     pub deleting: bool,
     /// Value of the reconcile-now annotation.
     pub requested_at: Option<Arc<str>>,
+    /// Hashes of held plans that somebody agreed to.
+    pub approvals: Box<[Arc<str>]>,
+    /// Names of InvokerChanges to go back behind.
+    pub rollbacks: Box<[Arc<str>]>,
+    /// An empty list of invokers is meant.
+    pub allow_empty: bool,
     pub rejections: Vec<Rejection>,
 }
 
@@ -105,6 +115,7 @@ impl Intent {
             Duration::from_secs(300)
         });
         let meta = &policy.metadata;
+        let annotation = |name: &str| meta.annotations.as_ref().and_then(|a| a.get(name)).map(String::as_str);
         Self {
             id: PolicyId {
                 namespace: meta.namespace.as_deref().unwrap_or_default().into(),
@@ -122,19 +133,12 @@ impl Intent {
             suspended: spec.suspend,
             interval: interval.max(Duration::from_secs(10)),
             deleting: meta.deletion_timestamp.is_some(),
-            requested_at: meta.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT)).map(|v| v.as_str().into()),
+            requested_at: annotation(REQUESTED_AT).map(Into::into),
+            approvals: words(annotation(APPROVE)),
+            rollbacks: words(annotation(ROLLBACK)),
+            allow_empty: spec.allow_empty,
             rejections,
         }
-    }
-
-    /// Grants that are declared and not over at `now`.
-    pub fn grants_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
-        self.declared.iter().filter(move |d| d.expires.is_none_or(|e| e > now)).map(|d| &d.grant)
-    }
-
-    /// Grants that are declared and over at `now`.
-    pub fn expired_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
-        self.declared.iter().filter(move |d| d.expires.is_some_and(|e| e <= now)).map(|d| &d.grant)
     }
 
     /// The next time at which a declared grant ends.
@@ -156,6 +160,11 @@ impl Intent {
     pub fn has_selector(&self) -> bool {
         self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))
     }
+}
+
+/// The words of an annotation that holds a list. More than a few dozen are nobody's intention.
+fn words(text: Option<&str>) -> Box<[Arc<str>]> {
+    text.unwrap_or_default().split([',', ' ']).filter(|w| !w.is_empty()).take(64).map(Into::into).collect()
 }
 
 fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Target> {
@@ -272,9 +281,8 @@ mod tests {
         let i = intent(json!({"project": "acme-prod", "services": [{"name": "a", "region": "r1"}],
             "invokers": [{"member": "user:a@b.co", "expires": "2026-12-24T18:00:00Z"}]}));
         let at = |s: &str| s.parse::<Timestamp>().unwrap();
-        assert_eq!(i.grants_at(at("2026-12-24T17:59:59Z")).count(), 1);
-        assert_eq!(i.grants_at(at("2026-12-24T18:00:00Z")).count(), 0);
-        assert_eq!(i.expired_at(at("2026-12-24T18:00:00Z")).count(), 1);
+        assert_eq!(i.declared[0].expires, Some(at("2026-12-24T18:00:00Z")));
+        assert_eq!(i.next_expiry(at("2026-12-24T17:59:59Z")), Some(at("2026-12-24T18:00:00Z")));
         assert_eq!(i.next_expiry(at("2026-12-24T18:00:00Z")), None);
     }
 

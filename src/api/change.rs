@@ -1,0 +1,203 @@
+//! `InvokerChange`: what the operator wrote to IAM, and the way back.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ConditionSpec;
+
+/// Label whose value is the phase of the outcome, so that open records are found without reading all of them.
+pub const OUTCOME_LABEL: &str = "run-invoker.dev/outcome";
+/// Label whose value is the reason of the change.
+pub const REASON_LABEL: &str = "run-invoker.dev/reason";
+/// A label `policy.run-invoker.dev/NAME` names each policy of the namespace that is behind a change.
+pub const POLICY_LABEL_PREFIX: &str = "policy.run-invoker.dev/";
+
+/// One write to the IAM policy of a Cloud Run service. Written by the operator before the write, closed after it, and
+/// never changed again.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "run-invoker.dev",
+    version = "v1alpha1",
+    kind = "InvokerChange",
+    plural = "invokerchanges",
+    namespaced,
+    shortname = "ivc",
+    category = "run-invoker",
+    derive = "PartialEq",
+    doc = "InvokerChange records one write to the IAM policy of a Cloud Run service: why, what was there before and after, and for which policies. It is written before the IAM write and closed after it; a closed record cannot be changed. It outlives its policies.",
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
+    printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
+    printcolumn(name = "Outcome", type_ = "string", json_path = ".spec.outcome.phase"),
+    printcolumn(name = "Added", type_ = "integer", json_path = ".spec.addedCount"),
+    printcolumn(name = "Removed", type_ = "integer", json_path = ".spec.removedCount"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Project", type_ = "string", json_path = ".spec.project", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("oldSelf.outcome.phase == 'Pending' || self == oldSelf")
+        .message("a closed InvokerChange is a record and cannot be changed; delete it if it must go")
+)]
+pub struct InvokerChangeSpec {
+    /// Google Cloud project of the service.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub project: String,
+    /// Region of the service.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub region: String,
+    /// Name of the service.
+    #[schemars(length(max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub service: String,
+    /// Why the operator wrote.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub reason: ChangeReason,
+    /// When the operator decided to write.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub at: MicroTime,
+    /// The policies behind it.
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub policies: Vec<ChangePolicy>,
+    /// Grants that were to be made.
+    #[schemars(length(max = 1500))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub added: Vec<ChangeGrant>,
+    /// How many grants were to be made.
+    pub added_count: i64,
+    /// Grants that were to be taken away.
+    #[schemars(length(max = 1500))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub removed: Vec<ChangeGrant>,
+    /// How many grants were to be taken away.
+    pub removed_count: i64,
+    /// The invoker grants before the write.
+    #[schemars(length(max = 1500))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub before: Vec<ChangeGrant>,
+    /// Version of the IAM policy that the write was planned from.
+    #[schemars(length(max = 256))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub etag_before: String,
+    /// How it ended.
+    pub outcome: ChangeOutcome,
+}
+
+/// Why the operator wrote to IAM. Where several reasons meet in one write, the first of this list stands for it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeReason {
+    /// Somebody agreed to a plan that was held.
+    Approved,
+    /// Somebody went back behind an earlier change.
+    RolledBack,
+    /// A policy was deleted.
+    Deleted,
+    /// A guardrail was tightened.
+    Guardrail,
+    /// Somebody else had changed what was declared.
+    Drift,
+    /// Access ended as declared.
+    Expired,
+    /// The declaration changed.
+    SpecChanged,
+}
+
+impl ChangeReason {
+    /// The name as it is written in the record and in its label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Approved => "Approved",
+            Self::RolledBack => "RolledBack",
+            Self::Deleted => "Deleted",
+            Self::Guardrail => "Guardrail",
+            Self::Drift => "Drift",
+            Self::Expired => "Expired",
+            Self::SpecChanged => "SpecChanged",
+        }
+    }
+}
+
+/// A policy behind a change.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangePolicy {
+    /// Namespace of the policy.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name of the policy.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Uid of the policy: one that is made again under its name is another.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Generation that was carried out.
+    pub generation: i64,
+}
+
+/// A grant on the service.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeGrant {
+    /// Role that is granted.
+    #[schemars(length(max = 64))]
+    pub role: String,
+    /// Member, byte for byte.
+    #[schemars(length(max = 512))]
+    pub member: String,
+    /// Condition of the grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<ConditionSpec>,
+}
+
+/// How the write ended.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeOutcome {
+    /// Pending until the IAM policy was read back.
+    pub phase: ChangePhase,
+    /// More in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// The invoker grants after the write, as they were read back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1500))]
+    pub after: Vec<ChangeGrant>,
+    /// Version of the IAM policy after the write.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub etag_after: String,
+    /// When it was read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_at: Option<MicroTime>,
+}
+
+/// Where a change stands.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangePhase {
+    /// The write is about to be made, or nobody has looked yet what became of it.
+    Pending,
+    /// Reality is as planned.
+    Applied,
+    /// Part of it is real: IAM refused some members, or somebody else wrote at the same time.
+    Partial,
+    /// Nothing of it is real.
+    NotApplied,
+}
+
+impl ChangePhase {
+    /// The name as it is written in the record and in its label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Applied => "Applied",
+            Self::Partial => "Partial",
+            Self::NotApplied => "NotApplied",
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The records of changes while they are open: written before IAM is, closed from reality after, thinned out with time.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use super::Controller;
+use crate::{
+    api::{ChangePhase, InvokerChange},
+    cloudrun::{CloudRun, Lane},
+    cluster::{index::PolicyKey, place_of},
+    fault::Fault,
+    history,
+    iam::{Policy, RunService},
+    plan::drift,
+};
+
+/// A record that nobody closed yet.
+#[derive(Debug)]
+pub(super) struct Open {
+    change: InvokerChange,
+    /// Found in the store, left there by a process that ended.
+    found: bool,
+}
+
+impl<C: CloudRun> Controller<C> {
+    pub(super) fn has_open_changes(&self, service: &RunService) -> bool {
+        self.open_changes.lock().unwrap_or_else(PoisonError::into_inner).contains_key(service)
+    }
+
+    pub(super) fn add_open_changes(&self, service: &RunService, changes: Vec<InvokerChange>) {
+        let mut open = self.open_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        open.entry(service.clone())
+            .or_default()
+            .extend(changes.into_iter().map(|change| Open { change, found: false }));
+    }
+
+    fn take_open_changes(&self, service: &RunService) -> Vec<Open> {
+        self.open_changes.lock().unwrap_or_else(PoisonError::into_inner).remove(service).unwrap_or_default()
+    }
+
+    fn keep_open(&self, service: &RunService, change: Open) {
+        self.open_changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(service.clone())
+            .or_default()
+            .push(change);
+    }
+
+    /// Closes what is open on a service from reality; `None`: the service is gone.
+    pub(super) async fn settle_changes(&self, service: &RunService, live: Option<&Policy>) {
+        for open in self.take_open_changes(service) {
+            let outcome = history::settle(&open.change.spec, live, self.now());
+            let (namespace, name) = place_of(&open.change);
+            // Refused as a whole: there is nothing to record, unless nobody knows any more how it went.
+            let untouched = live.is_some_and(|l| l.etag.0 == open.change.spec.etag_before) && !open.found;
+            let result = if untouched {
+                self.cluster.discard_change(namespace, name).await
+            } else {
+                self.cluster.close_change(&open.change, &outcome).await
+            };
+            match result {
+                Err(fault) => {
+                    tracing::debug!(%fault, "a record could not be closed yet");
+                    self.keep_open(service, open);
+                }
+                Ok(()) if untouched || outcome.phase == ChangePhase::NotApplied => {}
+                Ok(()) => self.closed(&open.change),
+            }
+        }
+    }
+
+    /// Takes away what was recorded for a write that was not made.
+    pub(super) async fn discard_changes(&self, service: &RunService) {
+        for open in self.take_open_changes(service) {
+            let (namespace, name) = place_of(&open.change);
+            if let Err(fault) = self.cluster.discard_change(namespace, name).await {
+                tracing::debug!(%fault, "a record could not be taken away yet");
+                self.keep_open(service, open);
+            }
+        }
+    }
+
+    /// A change is on record: its policies say so, and their oldest records make room.
+    fn closed(&self, change: &InvokerChange) {
+        let (namespace, name) = place_of(change);
+        let policies = change.spec.policies.iter().filter(|p| p.namespace == namespace);
+        for policy in policies.clone() {
+            let key: PolicyKey = (policy.namespace.as_str().into(), policy.name.as_str().into());
+            if let Some(record) = self.index().record_mut(&key).filter(|r| *r.intent.id.uid == *policy.uid) {
+                record.last_change = Some(name.into());
+            } else {
+                continue;
+            }
+            self.reports.add(&key, Duration::from_millis(100));
+        }
+        let (cluster, keep, now) = (self.cluster.clone(), self.options.retention, self.now());
+        let (namespace, policies): (String, Vec<String>) =
+            (namespace.to_owned(), policies.map(|p| p.name.clone()).collect());
+        tokio::spawn(async move {
+            for policy in policies {
+                let result: Result<(), Fault> = async {
+                    for name in history::outlived(&cluster.changes_of(&namespace, &policy).await?, keep, now) {
+                        cluster.discard_change(&namespace, &name).await?;
+                    }
+                    Ok(())
+                }
+                .await;
+                if let Err(fault) = result {
+                    tracing::debug!(%fault, "old records could not be taken away; the next change tries again");
+                }
+            }
+        });
+    }
+
+    /// Brings back what must survive a restart: open records, fights, and the state of the circuit breaker.
+    ///
+    /// # Errors
+    /// Those of the Kubernetes API; then no work may begin.
+    pub(super) async fn recover(&self) -> Result<(), Fault> {
+        let now = self.now();
+        let open = self.cluster.open_changes().await?;
+        let corrections = self.cluster.corrections().await?;
+        let circuit = self.cluster.circuit_mark().await?;
+        let mut kept = self.kept();
+        kept.clear();
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = std::collections::BTreeSet::new();
+        for change in &corrections {
+            let (_, name) = place_of(change);
+            let at = change.spec.at.0;
+            // One write that two namespaces are behind has two records of one name.
+            if now.duration_since(at) >= drift::WINDOW || !seen.insert(name) {
+                continue;
+            }
+            breaker.remember(at);
+            let memory = &mut kept.entry(history::service(&change.spec)).or_default().memory;
+            for grant in history::grants(&change.spec) {
+                memory.corrected(&grant, at);
+            }
+        }
+        if let Some(since) = circuit {
+            breaker.reopen(since, now);
+        }
+        drop((kept, breaker));
+        let mut services = Vec::with_capacity(open.len());
+        let mut map = self.open_changes.lock().unwrap_or_else(PoisonError::into_inner);
+        for change in open {
+            let service = history::service(&change.spec);
+            let known = map.entry(service.clone()).or_default();
+            if !known.iter().any(|o| place_of(&o.change) == place_of(&change)) {
+                known.push(Open { change, found: true });
+            }
+            services.push(service);
+        }
+        drop(map);
+        if !services.is_empty() {
+            tracing::info!(records = services.len(), "records of writes whose end is unknown; reality will tell");
+        }
+        self.queue.add_all(&services, Lane::Retry);
+        Ok(())
+    }
+
+    /// Takes away records that are too old, once an hour.
+    pub(super) async fn thin_out(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            if !(self.leads() && self.is_synced()) {
+                continue;
+            }
+            let before = self.now() - self.options.retention.age;
+            match self.cluster.changes_before(before).await {
+                Ok(old) => {
+                    for (namespace, name) in old {
+                        if let Err(fault) = self.cluster.discard_change(&namespace, &name).await {
+                            tracing::debug!(%fault, "an old record could not be taken away; tried again in an hour");
+                        }
+                    }
+                }
+                Err(fault) => tracing::debug!(%fault, "records could not be listed; tried again in an hour"),
+            }
+        }
+    }
+
+    /// Reads the records behind which a policy wants to go back.
+    pub(super) async fn load_rollbacks(self: Arc<Self>, key: PolicyKey, asked: Box<[Arc<str>]>) {
+        let found = 'asked: loop {
+            let mut changes = Vec::with_capacity(asked.len());
+            for name in &asked {
+                match self.cluster.change(&key.0, name).await {
+                    Ok(Some(change)) => changes.push((name.clone(), change.spec)),
+                    Ok(None) => {
+                        let why = format!(
+                            "there is no InvokerChange {name} in namespace {} to go back behind; correct or remove the annotation {}",
+                            key.0,
+                            crate::api::ROLLBACK
+                        );
+                        break 'asked Err(why.into());
+                    }
+                    Err(fault) => {
+                        tracing::debug!(%fault, "a record could not be read; it is tried again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue 'asked;
+                    }
+                }
+            }
+            break Ok(changes);
+        };
+        let touched = self.index().set_rollbacks(&key, &asked, found, self.now());
+        self.queue.add_all(&touched, Lane::Declared);
+        self.reports.add(&key, Duration::from_millis(100));
+    }
+}

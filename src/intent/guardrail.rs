@@ -1,0 +1,374 @@
+//! Guardrails, compiled: what a namespace may declare, and who says no to the rest.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use wildmatch::WildMatch;
+
+use super::{Declared, parse_interval};
+use crate::{
+    api::{InvokerGuardrail, PublicAccess},
+    iam::{Principal, PrincipalKind, RunService},
+};
+
+/// Limits of the whole installation, for where no guardrail speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Whether `allUsers` and `allAuthenticatedUsers` may be declared.
+    pub public: bool,
+    /// The most invokers that one write may take from one service without approval.
+    pub max_removals: usize,
+    /// The most services that one discovery may add to a policy without approval.
+    pub max_new_services: usize,
+    /// Namespaces that no guardrail selects may declare nothing.
+    pub require_guardrail: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { public: false, max_removals: 20, max_new_services: 50, require_guardrail: false }
+    }
+}
+
+/// Who refused something, and why.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refusal {
+    /// What a person reads; names the guardrail.
+    pub message: String,
+}
+
+/// A pattern over members.
+///
+/// A member is never matched as a bare text: `principal://…/subject/x@acme.com` ends in `@acme.com` and is not one of
+/// acme's people.
+#[derive(Clone, Debug)]
+enum MemberGlob {
+    /// `*`: every member that is not public and not a set of everybody.
+    Any,
+    /// No colon: the e-mail of a user, group or service account.
+    Email(WildMatch),
+    /// Written out before the colon, a pattern behind it.
+    Kind(PrincipalKind, WildMatch),
+    /// A pattern that could mean more than it says matches nothing.
+    Nothing,
+}
+
+impl MemberGlob {
+    fn parse(pattern: &str) -> Self {
+        use PrincipalKind as K;
+        let folded = |p: &str| WildMatch::new(&p.to_ascii_lowercase());
+        match pattern.split_once(':') {
+            None if pattern == "*" => Self::Any,
+            None => Self::Email(folded(pattern)),
+            Some(("user", rest)) => Self::Kind(K::User, folded(rest)),
+            Some(("group", rest)) => Self::Kind(K::Group, folded(rest)),
+            Some(("serviceAccount", rest)) => Self::Kind(K::ServiceAccount, folded(rest)),
+            Some(("domain", rest)) => Self::Kind(K::Domain, folded(rest)),
+            // The case of these counts.
+            Some(("principal", rest)) => Self::Kind(K::Federated, WildMatch::new(rest)),
+            Some(("principalSet", rest)) => Self::Kind(K::FederatedSet, WildMatch::new(rest)),
+            Some(_) => Self::Nothing,
+        }
+    }
+
+    fn matches(&self, principal: &Principal) -> bool {
+        use PrincipalKind as K;
+        let rest = principal.key().split_once(':').map_or("", |(_, rest)| rest);
+        match self {
+            Self::Any => !principal.is_public() && !principal.is_everybody_of_something(),
+            Self::Email(glob) => {
+                matches!(principal.kind(), K::User | K::Group | K::ServiceAccount)
+                    && rest.contains('@')
+                    && glob.matches(rest)
+            }
+            Self::Kind(kind, glob) => principal.kind() == *kind && glob.matches(rest),
+            Self::Nothing => false,
+        }
+    }
+
+    /// Whether the pattern says in so many words that it is about sets.
+    fn is_about_sets(&self) -> bool {
+        matches!(self, Self::Kind(PrincipalKind::FederatedSet, _))
+    }
+}
+
+/// One guardrail.
+#[derive(Clone, Debug)]
+pub struct Guardrail {
+    pub name: Arc<str>,
+    namespaces: Option<Vec<WildMatch>>,
+    projects: Option<Vec<WildMatch>>,
+    services: Option<Vec<WildMatch>>,
+    members: Option<Vec<MemberGlob>>,
+    public: bool,
+    max_lifetime: Option<Duration>,
+    max_removals: Option<usize>,
+    /// It cannot be read, and this is why.
+    unreadable: Option<String>,
+}
+
+fn one_of(globs: Option<&Vec<WildMatch>>, text: &str) -> bool {
+    globs.is_none_or(|g| g.iter().any(|g| g.matches(text)))
+}
+
+impl Guardrail {
+    /// Reads a guardrail. A field that cannot be understood makes the whole unreadable: a limit that is guessed is none.
+    pub fn from_object(object: &InvokerGuardrail) -> Self {
+        let name: Arc<str> = object.metadata.name.as_deref().unwrap_or_default().into();
+        let spec = &object.spec;
+        let globs = |list: &Option<Vec<String>>| list.as_ref().map(|l| l.iter().map(|p| WildMatch::new(p)).collect());
+        let max_lifetime = match spec.max_lifetime.as_deref().map(|t| (t, parse_interval(t))) {
+            Some((text, None)) => {
+                return Self::unreadable(name, format!("spec.maxLifetime {text:?} is no duration such as 720h"));
+            }
+            Some((_, Some(lifetime))) => Some(lifetime),
+            None => None,
+        };
+        Self {
+            name,
+            namespaces: globs(&spec.namespaces),
+            projects: globs(&spec.projects),
+            services: globs(&spec.services),
+            members: spec.members.as_ref().map(|l| l.iter().map(|p| MemberGlob::parse(p)).collect()),
+            public: spec.public == PublicAccess::Allow,
+            max_lifetime,
+            max_removals: spec.max_removals.map(|n| n as usize),
+            unreadable: None,
+        }
+    }
+
+    /// A guardrail that is there and cannot be read: nobody knows what it forbids, so nothing is written for anybody.
+    pub fn unreadable(name: Arc<str>, why: String) -> Self {
+        Self {
+            name,
+            namespaces: None,
+            projects: None,
+            services: None,
+            members: None,
+            public: false,
+            max_lifetime: None,
+            max_removals: None,
+            unreadable: Some(why),
+        }
+    }
+
+    /// Whether the policies of a namespace must satisfy it.
+    pub fn selects(&self, namespace: &str) -> bool {
+        one_of(self.namespaces.as_ref(), namespace)
+    }
+
+    /// Why nobody knows what it forbids, if so.
+    pub fn frozen(&self) -> Option<Refusal> {
+        let why = self.unreadable.as_ref()?;
+        Some(self.no(format_args!("cannot be read, so nothing is written until it is repaired: {why}")))
+    }
+
+    fn no(&self, why: impl std::fmt::Display) -> Refusal {
+        Refusal { message: format!("guardrail {} {why}", self.name) }
+    }
+
+    fn refuse_member(&self, declared: &Declared, now: Timestamp) -> Option<Refusal> {
+        let principal = &declared.grant.principal;
+        if principal.is_public() {
+            if !self.public {
+                return Some(self.no("denies public access"));
+            }
+        } else {
+            let named = self.members.as_ref().is_some_and(|m| m.iter().any(|g| g.matches(principal)));
+            if self.members.is_some() && !named {
+                return Some(self.no("does not allow this member; its members say who may be declared"));
+            }
+            let named_as_set =
+                self.members.as_ref().is_some_and(|m| m.iter().any(|g| g.is_about_sets() && g.matches(principal)));
+            if principal.is_everybody_of_something() && !self.public && !named_as_set {
+                return Some(self.no("does not name this set of everybody, and denies public access"));
+            }
+        }
+        let most = self.max_lifetime?;
+        let hours = most.as_secs().div_ceil(3600);
+        match declared.expires {
+            None => Some(self.no(format_args!("wants every access to end within {hours}h; add expires"))),
+            Some(at) if at.duration_since(now) > jiff::SignedDuration::try_from(most).unwrap_or_default() => {
+                Some(self.no(format_args!("wants every access to end within {hours}h; {at} is later")))
+            }
+            Some(_) => None,
+        }
+    }
+}
+
+/// Everything that a namespace has to satisfy.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    rails: Vec<Arc<Guardrail>>,
+    limits: Limits,
+}
+
+impl Terms {
+    /// The terms of a namespace under all guardrails there are.
+    pub fn of<'a>(namespace: &str, rails: impl IntoIterator<Item = &'a Arc<Guardrail>>, limits: Limits) -> Self {
+        Self { rails: rails.into_iter().filter(|g| g.selects(namespace)).cloned().collect(), limits }
+    }
+
+    /// Why nothing at all may be written for the namespace and nothing taken away, until somebody repairs a guardrail.
+    pub fn frozen(&self) -> Option<Refusal> {
+        self.rails.iter().find_map(|g| g.frozen())
+    }
+
+    /// Why a project may not be named.
+    pub fn refuse_project(&self, project: &str) -> Option<Refusal> {
+        if self.rails.is_empty() && self.limits.require_guardrail {
+            let message = "no guardrail selects this namespace, and the operator requires one; ask the platform team";
+            return Some(Refusal { message: message.into() });
+        }
+        let rail = self.rails.iter().find(|g| !one_of(g.projects.as_ref(), project))?;
+        Some(rail.no(format_args!("does not allow project {project}")))
+    }
+
+    /// Why a service may not be touched, not even read.
+    pub fn refuse_service(&self, service: &RunService) -> Option<Refusal> {
+        self.refuse_project(&service.project).or_else(|| {
+            let rail = self.rails.iter().find(|g| !one_of(g.services.as_ref(), &service.name))?;
+            Some(rail.no(format_args!("does not allow service {}", service.name)))
+        })
+    }
+
+    /// Why a grant may not be declared at `now`.
+    pub fn refuse_grant(&self, declared: &Declared, now: Timestamp) -> Option<Refusal> {
+        if let Some(refusal) = self.rails.iter().find_map(|g| g.refuse_member(declared, now)) {
+            return Some(refusal);
+        }
+        let principal = &declared.grant.principal;
+        let everybody = principal.is_public() || principal.is_everybody_of_something();
+        (self.rails.is_empty() && everybody && !self.limits.public).then(|| Refusal {
+            message: format!("{principal} stands for everybody and no guardrail allows it; ask the platform team"),
+        })
+    }
+
+    /// The most invokers that one write may take from one service without approval.
+    pub fn max_removals(&self) -> usize {
+        self.rails.iter().filter_map(|g| g.max_removals).min().unwrap_or(self.limits.max_removals)
+    }
+
+    /// The most services that one discovery may add to a policy without approval.
+    pub fn max_new_services(&self) -> usize {
+        self.limits.max_new_services
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iam::{Grant, Role};
+    use serde_json::json;
+
+    const NOW: &str = "2026-11-23T12:00:00Z";
+
+    fn rail(name: &str, spec: serde_json::Value) -> Arc<Guardrail> {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
+        Arc::new(Guardrail::from_object(&serde_json::from_value(object).unwrap()))
+    }
+    fn terms(rails: &[Arc<Guardrail>]) -> Terms {
+        Terms::of("team-a", rails, Limits::default())
+    }
+    fn declared(member: &str, expires: Option<&str>) -> Declared {
+        let expires = expires.map(|e| e.parse().unwrap());
+        Declared { grant: Grant::new(Principal::from_live(member), Role::Invoker), expires }
+    }
+    fn refused(t: &Terms, member: &str) -> bool {
+        t.refuse_grant(&declared(member, None), NOW.parse().unwrap()).is_some()
+    }
+
+    #[test]
+    fn a_pattern_is_about_what_it_says_and_nothing_else() {
+        for (pattern, member, allowed) in [
+            ("*@acme.com", "user:ada@acme.com", true),
+            ("*@acme.com", "user:Ada@ACME.com", true),
+            ("*@Acme.com", "group:ops@acme.com", true),
+            ("*@acme.com", "serviceAccount:x@acme.com", true),
+            ("*@acme.com", "user:ada@evil-acme.com", false),
+            ("*@acme.com", "user:ada@acme.com.evil.org", false),
+            ("*@acme.com", "domain:acme.com", false),
+            ("*@acme.com", "principal://iam.googleapis.com/projects/6/locations/global/x/subject/ada@acme.com", false),
+            ("*@acme.com", "principalSet://iam.googleapis.com/projects/6/x/attribute.email/ada@acme.com", false),
+            ("user:*@acme.com", "group:ops@acme.com", false),
+            ("domain:acme.com", "domain:ACME.com", true),
+            (
+                "serviceAccount:*@acme-*.iam.gserviceaccount.com",
+                "serviceAccount:w@acme-prod.iam.gserviceaccount.com",
+                true,
+            ),
+            ("serviceAccount:*@acme-*.iam.gserviceaccount.com", "user:w@acme-prod.iam.gserviceaccount.com", false),
+            ("*", "user:anyone@anywhere.org", true),
+            ("*", "allUsers", false),
+            ("*", "allAuthenticatedUsers", false),
+            ("*", "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/*", false),
+            ("*", "principalSet://cloudresourcemanager.googleapis.com/organizations/1/type/ServiceAccount", false),
+            ("all*", "allUsers", false),
+            ("*:*", "allUsers", false),
+            ("*:*", "user:ada@acme.com", false),
+            (
+                "principalSet://iam.googleapis.com/projects/1/*",
+                "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/*",
+                true,
+            ),
+            (
+                "principalSet://iam.googleapis.com/projects/1/*",
+                "principalSet://iam.googleapis.com/projects/12/locations/global/workloadIdentityPools/p/*",
+                false,
+            ),
+        ] {
+            let t = terms(&[rail("r", json!({"members": [pattern]}))]);
+            assert_eq!(!refused(&t, member), allowed, "{pattern} {member}");
+        }
+    }
+
+    #[test]
+    fn public_members_need_every_guardrail_and_no_pattern_replaces_that() {
+        let open = rail("open", json!({"public": "Allow"}));
+        let shut = rail("shut", json!({"members": ["*"]}));
+        assert!(!refused(&terms(std::slice::from_ref(&open)), "allUsers"));
+        assert!(refused(&terms(&[open, shut]), "allUsers"));
+        assert!(refused(&terms(&[]), "allAuthenticatedUsers"));
+        assert!(refused(&terms(&[]), "principalSet://iam.googleapis.com/x/y/*"));
+        let allowed = Terms::of("n", [], Limits { public: true, ..Limits::default() });
+        assert!(!refused(&allowed, "allUsers"));
+    }
+
+    #[test]
+    fn every_guardrail_that_selects_the_namespace_must_be_satisfied() {
+        let t = terms(&[
+            rail("wide", json!({"projects": ["acme-*"]})),
+            rail("narrow", json!({"namespaces": ["team-*"], "services": ["pay-*"]})),
+            rail("others", json!({"namespaces": ["search"], "projects": ["other"]})),
+        ]);
+        let service = |p: &str, n: &str| t.refuse_service(&RunService::new(p, "r1", n)).map(|r| r.message);
+        assert_eq!(service("acme-prod", "pay-web"), None);
+        assert_eq!(service("other", "pay-web").as_deref(), Some("guardrail wide does not allow project other"));
+        assert_eq!(service("acme-prod", "web").as_deref(), Some("guardrail narrow does not allow service web"));
+    }
+
+    #[test]
+    fn access_must_end_within_the_longest_lifetime() {
+        let t = terms(&[rail("temp", json!({"maxLifetime": "24h"}))]);
+        let ask = |at: Option<&str>| t.refuse_grant(&declared("user:a@b.co", at), NOW.parse().unwrap());
+        assert!(ask(None).is_some_and(|r| r.message.contains("add expires")));
+        assert!(ask(Some("2026-11-24T12:00:01Z")).is_some());
+        assert_eq!(ask(Some("2026-11-24T12:00:00Z")), None);
+    }
+
+    #[test]
+    fn limits_of_the_operator_hold_where_no_guardrail_speaks() {
+        assert_eq!(terms(&[]).max_removals(), 20);
+        assert_eq!(terms(&[rail("a", json!({})), rail("b", json!({"maxRemovals": 3}))]).max_removals(), 3);
+        let strict = Terms::of("n", [], Limits { require_guardrail: true, ..Limits::default() });
+        assert!(strict.refuse_project("acme-prod").is_some());
+        assert!(terms(&[rail("a", json!({}))]).refuse_project("acme-prod").is_none());
+    }
+
+    #[test]
+    fn a_guardrail_that_cannot_be_read_freezes_instead_of_being_skipped() {
+        let t = terms(&[rail("odd", json!({"maxLifetime": "soon"}))]);
+        assert!(t.frozen().is_some_and(|r| r.message.contains("maxLifetime")));
+        assert!(terms(&[]).frozen().is_none());
+    }
+}

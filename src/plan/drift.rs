@@ -1,0 +1,231 @@
+//! What somebody else keeps changing: which changes undo a stranger's, when that is a fight, and when it is too much.
+//!
+//! State that time goes over, but no clock: `now` is passed in.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::iam::Grant;
+
+/// Corrections of one grant within [`WINDOW`] that make a fight.
+const CONTESTED_AT: usize = 3;
+/// How far back corrections count.
+pub const WINDOW: SignedDuration = SignedDuration::from_hours(1);
+
+/// A grant that is corrected again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fight {
+    /// Corrections within the last hour.
+    pub corrections: usize,
+    /// The next correction is made no earlier.
+    pub not_before: Timestamp,
+}
+
+/// 5, 10, 20 and then 30 minutes: at most three corrections at once and about five more in any hour.
+fn delay(corrections: usize) -> SignedDuration {
+    let doublings = u32::try_from(corrections.saturating_sub(CONTESTED_AT)).unwrap_or(u32::MAX).min(8);
+    SignedDuration::from_mins((5 << doublings).min(30))
+}
+
+/// What is remembered of a service between looks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The declarations under which the service was last found settled, and what was open then for reasons of our own.
+    settled: Option<(u64, BTreeSet<Grant>)>,
+    /// When each grant was corrected, within the last hour.
+    corrections: BTreeMap<Grant, Vec<Timestamp>>,
+    /// Drift that was known at the last look and not corrected.
+    pub waiting: BTreeSet<Grant>,
+}
+
+impl Memory {
+    /// The service is as declared by `fingerprint`, but for what is `outstanding`.
+    pub fn settle(&mut self, fingerprint: u64, outstanding: BTreeSet<Grant>) {
+        self.settled = Some((fingerprint, outstanding));
+    }
+
+    /// Whether a difference was made by somebody else: it was not there when these same declarations were settled.
+    pub fn is_drift(&self, fingerprint: u64, grant: &Grant) -> bool {
+        self.settled.as_ref().is_some_and(|(by, outstanding)| *by == fingerprint && !outstanding.contains(grant))
+    }
+
+    /// Whether the service was found settled under these declarations.
+    pub fn is_settled(&self, fingerprint: u64) -> bool {
+        self.settled.as_ref().is_some_and(|(by, _)| *by == fingerprint)
+    }
+
+    /// Takes down a correction.
+    pub fn corrected(&mut self, grant: &Grant, at: Timestamp) {
+        let times = self.corrections.entry(grant.clone()).or_default();
+        times.push(at);
+        times.sort_unstable();
+    }
+
+    /// Forgets what is too old to count.
+    pub fn prune(&mut self, now: Timestamp) {
+        self.corrections.retain(|_, times| {
+            times.retain(|t| now.duration_since(*t) < WINDOW);
+            !times.is_empty()
+        });
+    }
+
+    /// The fight about a grant, if there is one.
+    pub fn fight(&self, grant: &Grant, now: Timestamp) -> Option<Fight> {
+        let times = self.corrections.get(grant)?;
+        let recent = times.iter().filter(|t| now.duration_since(**t) < WINDOW);
+        let corrections = recent.clone().count();
+        let last = *recent.last()?;
+        (corrections >= CONTESTED_AT).then(|| Fight { corrections, not_before: last + delay(corrections) })
+    }
+
+    /// Every fight about the service.
+    pub fn fights(&self, now: Timestamp) -> BTreeMap<Grant, Fight> {
+        self.corrections.keys().filter_map(|g| Some((g.clone(), self.fight(g, now)?))).collect()
+    }
+}
+
+/// When corrections over all services are too many to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// The most writes that correct drift within the window.
+    pub corrections: usize,
+    pub window: SignedDuration,
+}
+
+impl Default for BreakerLimits {
+    fn default() -> Self {
+        Self { corrections: 50, window: SignedDuration::from_mins(5) }
+    }
+}
+
+/// The circuit breaker: it stops corrections of drift, never detection and never what is declared.
+#[derive(Clone, Debug, Default)]
+pub struct Breaker {
+    limits: BreakerLimits,
+    corrected: VecDeque<Timestamp>,
+    opened: Option<Timestamp>,
+    /// The last time that fresh drift was found.
+    unrest: Option<Timestamp>,
+}
+
+impl Breaker {
+    pub fn new(limits: BreakerLimits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Since when it is open, if it is.
+    pub fn open_since(&self) -> Option<Timestamp> {
+        self.opened
+    }
+
+    /// A correction that was made, now or before a restart.
+    pub fn remember(&mut self, at: Timestamp) {
+        self.corrected.push_back(at);
+    }
+
+    /// Asks to correct drift on one service. The correction counts from here on. False: the breaker is open, perhaps
+    /// because of this very question.
+    pub fn admit(&mut self, now: Timestamp) -> bool {
+        if self.opened.is_some() {
+            return false;
+        }
+        self.corrected.retain(|t| now.duration_since(*t) < self.limits.window);
+        if self.corrected.len() >= self.limits.corrections {
+            self.opened = Some(now);
+            self.unrest = Some(now);
+            return false;
+        }
+        self.corrected.push_back(now);
+        true
+    }
+
+    /// Opens it as it was before a restart.
+    pub fn reopen(&mut self, since: Timestamp, now: Timestamp) {
+        self.opened = Some(since);
+        self.unrest = Some(now);
+    }
+
+    /// Drift was found that was not there at the last look.
+    pub fn drift_found(&mut self, now: Timestamp) {
+        self.unrest = Some(now);
+    }
+
+    /// Whether the window passed without fresh drift.
+    pub fn is_calm(&self, now: Timestamp) -> bool {
+        self.opened.is_some() && self.unrest.is_none_or(|t| now.duration_since(t) >= self.limits.window)
+    }
+
+    /// Closes it, by hand or because it is calm.
+    pub fn close(&mut self) {
+        self.opened = None;
+        self.corrected.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iam::{Principal, Role};
+
+    fn grant() -> Grant {
+        Grant::new(Principal::from_live("user:a@acme.com"), Role::Invoker)
+    }
+    fn at(minutes: i64) -> Timestamp {
+        "2026-11-23T12:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_mins(minutes)
+    }
+
+    #[test]
+    fn a_rival_gets_a_bounded_number_of_writes_out_of_us_in_any_hour() {
+        let mut memory = Memory::default();
+        let mut writes = Vec::new();
+        // The rival changes the grant back every single minute for a day.
+        for minute in 0..1440 {
+            memory.prune(at(minute));
+            if memory.fight(&grant(), at(minute)).is_none_or(|f| f.not_before <= at(minute)) {
+                memory.corrected(&grant(), at(minute));
+                writes.push(minute);
+            }
+        }
+        assert_eq!(writes[..4], [0, 1, 2, 7]);
+        let most = writes.iter().map(|w| writes.iter().filter(|x| (*w..w + 60).contains(*x)).count()).max();
+        assert!(most <= Some(8), "{writes:?}");
+        assert!(writes.len() > 24, "it is still corrected");
+    }
+
+    #[test]
+    fn a_fight_is_over_after_a_quiet_hour() {
+        let mut memory = Memory::default();
+        (0..3).for_each(|m| memory.corrected(&grant(), at(m)));
+        assert!(memory.fight(&grant(), at(3)).is_some());
+        assert!(memory.fight(&grant(), at(61)).is_none());
+    }
+
+    #[test]
+    fn a_difference_is_drift_only_under_the_declarations_that_were_settled() {
+        let mut memory = Memory::default();
+        assert!(!memory.is_drift(1, &grant()));
+        memory.settle(1, BTreeSet::new());
+        assert!(memory.is_drift(1, &grant()) && !memory.is_drift(2, &grant()));
+        memory.settle(1, [grant()].into());
+        assert!(!memory.is_drift(1, &grant()));
+    }
+
+    #[test]
+    fn the_breaker_opens_at_its_limit_and_closes_after_a_quiet_window_or_by_hand() {
+        let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
+        assert!(breaker.admit(at(0)) && breaker.admit(at(0)));
+        assert!(!breaker.admit(at(1)));
+        assert!(!breaker.admit(at(7)) && !breaker.is_calm(at(5)));
+        breaker.drift_found(at(4));
+        assert!(!breaker.is_calm(at(8)) && breaker.is_calm(at(9)));
+        breaker.close();
+        assert!(breaker.admit(at(9)));
+    }
+
+    #[test]
+    fn corrections_that_are_spread_out_never_open_the_breaker() {
+        let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
+        assert!((0..100).all(|n| breaker.admit(at(n * 3))));
+    }
+}
