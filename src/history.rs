@@ -104,7 +104,7 @@ fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
     (service, &etag.0, at.as_nanosecond()).hash(&mut hasher);
-    format!("{}-{}-{:06x}", service.name, at.strftime("%Y%m%d-%H%M%S"), hasher.finish() & 0xff_ffff)
+    format!("{}-{}-{:06x}", service.name, at.strftime("%Y%m%d-%H%M%S%3f"), hasher.finish() & 0xff_ffff)
 }
 
 /// The records of a write that is about to be made: one for each namespace that has a policy behind it, under one name.

@@ -92,6 +92,13 @@ enum Step {
         policy: String,
         newest: usize,
     },
+    /// Tries to change a record, which must be refused with these words: 0 is the newest.
+    AlterChange {
+        policy: String,
+        newest: usize,
+        merge: Value,
+        contains: String,
+    },
     /// Deletes the mark of the open circuit breaker, as a person does.
     ResetCircuit,
     /// An object that must be refused with this in the message.
@@ -192,6 +199,12 @@ struct Expect {
     #[serde(default)]
     metrics: Vec<String>,
     ledger_entries: Option<usize>,
+    /// `region/name` to those that may invoke by other roles.
+    #[serde(default)]
+    also_invokers: BTreeMap<String, Vec<String>>,
+    /// `status.lastChange` is the name of a record that is there.
+    #[serde(default)]
+    last_change: bool,
     /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED -REMOVED`.
     changes: Option<Vec<String>>,
     #[serde(default = "ten")]
@@ -369,6 +382,15 @@ impl World {
                 let change =
                     changes.iter().rev().nth(*newest).unwrap_or_else(|| panic!("only {} changes", changes.len()));
                 self.annotate(policy, ROLLBACK, &change.name_any()).await;
+            }
+            Step::AlterChange { policy, newest, merge, contains } => {
+                let namespace = self.split(policy).0;
+                let changes = self.changes(namespace).await;
+                let name = changes.iter().rev().nth(*newest).expect("too few changes").name_any();
+                let api: Api<InvokerChange> = Api::namespaced(self.client.clone(), namespace);
+                let result = api.patch(&name, &PatchParams::default(), &Patch::Merge(merge)).await;
+                let error = result.expect_err("the record was changed").to_string();
+                assert!(error.contains(contains), "{contains:?} is not in {error:?}");
             }
             Step::ResetCircuit => {
                 let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
@@ -580,6 +602,16 @@ impl World {
             if have.as_deref() != Some(wanted) {
                 return Err(format!("{place} is {have:?}, wanted {wanted}"));
             }
+        }
+        for (place, wanted) in &expect.also_invokers {
+            let (region, name) = place.split_once('/').unwrap();
+            let found = status.services.iter().find(|s| s.region == region && s.name == name);
+            if found.map(|s| &s.also_invokers) != Some(wanted) {
+                return Err(format!("also invokers: {found:?}"));
+            }
+        }
+        if expect.last_change && status.last_change.is_none() {
+            return Err("no lastChange".into());
         }
         if let Some(wanted) = expect.finalizer
             && p.finalizers().iter().any(|f| f == run_invoker::api::FINALIZER) != wanted

@@ -261,9 +261,9 @@ impl<C: CloudRun> Controller<C> {
             let index = self.index();
             let told = |c: &plan::Claim| {
                 let key = (c.intent.id.namespace.clone(), c.intent.id.name.clone());
-                index
-                    .record(&key)
-                    .is_some_and(|r| super::tell::told_in_sync(&c.intent, &r.status.get(), &declared.service))
+                index.record(&key).is_some_and(|r| {
+                    super::tell::told_settled(&c.intent, &r.status.get(), &declared.service, circuit_open)
+                })
             };
             if !declared.claims.is_empty() && declared.claims.iter().all(told) {
                 entry.memory.settle(claim::fingerprint(&declared.claims), BTreeSet::new());

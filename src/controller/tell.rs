@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{Controller, queue::Job, reconcile::Found};
 use crate::{
-    api::{EventReason, InvokerPolicyStatus, Reason, ServiceState},
+    api::{EventReason, InvokerPolicyStatus, Reason, ServiceState, ServiceStatus},
     cloudrun::CloudRun,
     fault::Fault,
     gather::Declared,
@@ -235,11 +235,15 @@ fn held(intent: &Intent, concerned: &[&plan::Withheld]) -> Vec<Held> {
         let more = waiting.len().saturating_sub(NAMED);
         let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named = waiting.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-        held.push(Held {
-            member: format!("{named}{tail}"),
-            reason: Reason::ApprovalRequired,
-            message: format!("{why}. To let exactly this through: {}", approve_with(intent, &approval.hash)),
-        });
+        // First, because it is the one that a person can settle.
+        held.insert(
+            0,
+            Held {
+                member: format!("{named}{tail}"),
+                reason: Reason::ApprovalRequired,
+                message: format!("{why}. To let exactly this through: {}", approve_with(intent, &approval.hash)),
+            },
+        );
     }
     held
 }
@@ -284,6 +288,22 @@ pub(super) fn told_in_sync(intent: &Intent, status: &InvokerPolicyStatus, servic
             .services
             .iter()
             .any(|s| s.state == ServiceState::InSync && *s.region == *service.region && *s.name == *service.name)
+}
+
+/// Whether the status says that a service was settled under this very declaration, but for what others did and nobody has
+/// undone yet: a fight, or an open circuit breaker.
+pub(super) fn told_settled(
+    intent: &Intent,
+    status: &InvokerPolicyStatus,
+    service: &RunService,
+    circuit_open: bool,
+) -> bool {
+    let entry = status.services.iter().find(|s| *s.region == *service.region && *s.name == *service.name);
+    let waits = |s: &ServiceStatus| {
+        matches!(s.state, ServiceState::Drifted | ServiceState::Held) && (s.contested || circuit_open)
+    };
+    status.observed_generation == Some(intent.generation)
+        && entry.is_some_and(|s| s.state == ServiceState::InSync || waits(s))
 }
 
 fn shown(grants: &BTreeSet<Grant>) -> Vec<String> {

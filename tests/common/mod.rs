@@ -209,7 +209,8 @@ impl Default for Setup {
             settings: Settings::default(),
             propagation: Duration::from_secs(420),
             breaker: BreakerLimits::default(),
-            retention: Retention::default(),
+            // Some scenarios move the clock by decades.
+            retention: Retention { age: SignedDuration::MAX, ..Retention::default() },
             budget: Budget { reads_per_minute: 60_000, writes_per_minute: 60_000, concurrency: 64 },
             timeout: Duration::from_secs(3),
             stuck_after: Duration::from_secs(60),
