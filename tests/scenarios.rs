@@ -2,7 +2,7 @@
 //! `KUBEBUILDER_ASSETS` says where it is, on a real API server. Cloud Run is the sandbox's in both.
 //!
 //! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM may follow, and all
-//! conditions must pass a kstatus check. `SCENARIO=name cargo test --test scenarios` runs a single one.
+//! conditions must pass a kstatus check. `SCENARIO=name,name cargo test --test scenarios` runs only these.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -162,6 +162,8 @@ enum Step {
     StatusWrites(usize),
     /// No request to Cloud Run since the mark named this.
     Untouched(String),
+    /// Every request for objects of this kind asked for their metadata only, and there was one.
+    MetadataOnly(String),
     /// A grant is there in every single policy that was written since the mark.
     NeverAbsent {
         service: String,
@@ -461,6 +463,14 @@ impl World {
                 let touched = self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && e.target.contains(text));
                 assert!(touched.is_empty(), "{touched:#?}");
             }
+            Step::MetadataOnly(plural) => {
+                let path = format!("/api/v1/{plural}");
+                let asked = self.sandbox.journal.since(0, |e| e.method == "GET" && e.path() == path);
+                assert!(!asked.is_empty(), "nobody asked for {plural}");
+                for e in asked {
+                    assert!(e.accept.contains("PartialObjectMetadata"), "{} asked for whole objects", e.target);
+                }
+            }
             Step::NeverAbsent { service, member } => {
                 let name = format!("/{}:setIamPolicy", parts(service).2);
                 let writes = self.sandbox.journal.since(self.mark, |e| e.path().ends_with(&name));
@@ -712,7 +722,7 @@ fn scenarios() -> Vec<(String, Scenario)> {
     for entry in std::fs::read_dir(common::repository("tests/scenarios")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if only.as_ref().is_none_or(|o| *o == name) {
+        if only.as_ref().is_none_or(|o| o.split(',').any(|o| o == name)) {
             found.push((name, load(&path.join("scenario.yaml"))));
         }
     }

@@ -23,7 +23,7 @@ pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
 pub use ledger::{InvokerLedger, InvokerLedgerSpec, LedgerGrant, LedgerOwner};
 pub use policy::{
     ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,
-    RoleName, ServiceSpec, ServiceState, ServiceStatus, StatusCondition, StatusSummary,
+    RoleName, ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus, StatusCondition, StatusSummary,
 };
 pub use reason::{ConditionType, EventReason, Reason};
 

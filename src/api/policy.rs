@@ -57,8 +57,12 @@ pub struct InvokerPolicySpec {
     // Not a set: server-side apply refuses sets of objects. The rule compares pairs, which bounds the list: more members
     // go into a group, or into another policy for the same services.
     #[schemars(length(max = 200))]
-    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, y.member == x.member && has(y.expires) == has(x.expires) && (!has(x.expires) || y.expires == x.expires) && has(y.condition) == has(x.condition) && (!has(x.condition) || y.condition.title == x.condition.title)))")
-        .message("invokers lists the same member twice; give each member once, or distinguish its entries by expires or condition"))]
+    #[x_kube(
+        validation = Rule::new("self.all(x, !has(x.member) || self.exists_one(y, has(y.member) && y.member == x.member && has(y.expires) == has(x.expires) && (!has(x.expires) || y.expires == x.expires) && has(y.condition) == has(x.condition) && (!has(x.condition) || y.condition.title == x.condition.title)))")
+            .message("invokers lists the same member twice; give each member once, or distinguish its entries by expires or condition"),
+        validation = Rule::new("self.all(x, !has(x.kubernetesServiceAccount) || self.exists_one(y, has(y.kubernetesServiceAccount) && y.kubernetesServiceAccount == x.kubernetesServiceAccount))")
+            .message("invokers lists the same kubernetesServiceAccount twice; give each one once")
+    )]
     pub invokers: Vec<InvokerSpec>,
 
     /// The role that is granted.
@@ -157,13 +161,16 @@ fn regions_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!(self.member in ['allUsers', 'allAuthenticatedUsers']) || !(has(self.condition) || has(self.expires))")
+    validation = Rule::new("has(self.member) != has(self.kubernetesServiceAccount)")
+        .message("give each entry of invokers either a member or a kubernetesServiceAccount, not both and not neither"),
+    validation = Rule::new("!has(self.member) || !(self.member in ['allUsers', 'allAuthenticatedUsers']) || !(has(self.condition) || has(self.expires))")
         .message("allUsers and allAuthenticatedUsers cannot have a condition or expires; IAM does not accept them together")
 )]
 pub struct InvokerSpec {
     /// The principal as IAM writes it: user:, group:, serviceAccount:, domain:, principal://, principalSet://, allUsers
     /// or allAuthenticatedUsers. Federated identities (principal://, principalSet://) are accepted, but Cloud Run does
     /// not let them invoke.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 320))]
     #[x_kube(
         validation = Rule::new("!self.startsWith('deleted:')")
@@ -171,7 +178,11 @@ pub struct InvokerSpec {
         validation = Rule::new(r"self.startsWith('deleted:') || self.matches('^(allUsers|allAuthenticatedUsers|(user|group|serviceAccount):[A-Za-z0-9.!#$%&*+/=?^_`{|}~\\x27-]+@([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|serviceAccount:[A-Za-z0-9.:-]+[.]svc[.]id[.]goog\\[[A-Za-z0-9.-]+/[A-Za-z0-9.-]+\\]|domain:([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|principal(Set)?://[!-.0-~]+(/[!-.0-~]+)+/?)$')")
             .message("member must be user:EMAIL, group:EMAIL, serviceAccount:EMAIL, domain:NAME, principal://..., principalSet://..., allUsers or allAuthenticatedUsers, spelled exactly so (no spaces, ASCII only)")
     )]
-    pub member: String,
+    pub member: Option<String>,
+    /// A Kubernetes ServiceAccount, in place of member: stands for the Google service account that its annotation
+    /// iam.gke.io/gcp-service-account names, and follows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes_service_account: Option<ServiceAccountReference>,
     /// When access ends (RFC 3339 with a zone, for example 2026-12-24T18:00:00Z). It becomes an IAM condition, so access
     /// ends on time whatever happens to the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -182,6 +193,23 @@ pub struct InvokerSpec {
     /// IAM condition under which the grant holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<ConditionSpec>,
+}
+
+/// A ServiceAccount of this cluster.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountReference {
+    /// Name of the ServiceAccount.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("name must be the name of a ServiceAccount"))]
+    pub name: String,
+    /// Namespace of the ServiceAccount; the policy's if omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')")
+        .message("namespace must be the name of a namespace"))]
+    pub namespace: Option<String>,
 }
 
 /// An IAM condition.

@@ -20,7 +20,7 @@ use crate::{
     fault::Fault,
     history,
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
-    intent::{Guardrail, Intent, Limits, PolicyId, Target, Terms},
+    intent::{AccountKey, Guardrail, Intent, Limits, PolicyId, Target, Terms},
     plan::{Claim, Rollback, Spread, Standing, guard},
     status::{Barred, Facts, Look, Reach, fold},
 };
@@ -88,14 +88,6 @@ impl Gauges {
 }
 
 impl Record {
-    /// Why nothing is done for the policy now, although it is enforced.
-    pub fn stopped(&self) -> Option<Arc<str>> {
-        match &self.back {
-            Back::Impossible(why) if !self.intent.deleting => Some(why.clone()),
-            _ => self.terms.frozen().map(|r| r.message.into()),
-        }
-    }
-
     /// What stands in for the spec on some services.
     pub fn rollbacks(&self) -> impl Iterator<Item = (&RunService, &Arc<Rollback>)> {
         match &self.back {
@@ -182,11 +174,28 @@ pub struct Index {
     /// Of each namespace with policies; made anew when a guardrail changes.
     terms: HashMap<Arc<str>, Arc<Terms>>,
     limits: Limits,
+    /// ServiceAccounts that are linked to a Google service account, with its e-mail.
+    accounts: HashMap<AccountKey, Arc<str>>,
+    accounts_state: AccountsState,
+    /// Policies that name a ServiceAccount.
+    by_account: HashMap<AccountKey, BTreeSet<PolicyKey>>,
     names: Interner,
     /// What a list in progress has shown.
     listed: Option<HashSet<PolicyKey>>,
     listed_ledgers: Option<HashSet<RunService>>,
     listed_guardrails: Option<HashSet<Arc<str>>>,
+    listed_accounts: Option<HashSet<AccountKey>>,
+}
+
+/// Whether the links of ServiceAccounts are known.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum AccountsState {
+    /// Not yet.
+    #[default]
+    Unknown,
+    /// They cannot be read, and this is why.
+    Unreadable(Arc<str>),
+    Known,
 }
 
 impl Index {
@@ -225,7 +234,7 @@ impl Index {
             Back::Ready(ways) if !record.intent.deleting => claim.rollback = ways.get(service).cloned(),
             _ => {}
         }
-        claim.stopped = record.stopped();
+        claim.stopped = self.stopped(record).map(|(_, why)| why);
         if !self.is_established(record, service) {
             claim.spread = self.reach(record).map(|r| r.spread);
         }
@@ -235,7 +244,83 @@ impl Index {
     /// Whether something that a claim rests on is not known yet.
     pub fn is_loading(&self, service: &RunService) -> bool {
         let keys = self.by_service.get(service).into_iter().flatten();
-        keys.filter_map(|k| self.policies.get(k)).any(|r| matches!(r.back, Back::Loading) && !r.intent.deleting)
+        keys.filter_map(|k| self.policies.get(k)).any(|r| {
+            let way_back = matches!(r.back, Back::Loading) && !r.intent.deleting;
+            way_back || (r.intent.accounts.is_some() && self.accounts_state != AccountsState::Known)
+        })
+    }
+
+    /// A ServiceAccount as it is in the store, with the value of its annotation. Returns what that changes.
+    pub fn apply_account(&mut self, account: AccountKey, email: Option<&str>) -> Effect {
+        if let Some(seen) = &mut self.listed_accounts {
+            seen.insert(account.clone());
+        }
+        let before = self.accounts.get(&account).map(|e| &**e);
+        if before == email {
+            return Effect::default();
+        }
+        match email {
+            Some(email) => self.accounts.insert(account.clone(), email.into()),
+            None => self.accounts.remove(&account),
+        };
+        let keys = self.by_account.get(&account).cloned().unwrap_or_default();
+        self.relink(keys)
+    }
+
+    pub fn begin_account_list(&mut self) {
+        self.listed_accounts = Some(HashSet::new());
+    }
+
+    /// The list of ServiceAccounts is complete.
+    pub fn end_account_list(&mut self) -> Effect {
+        if let Some(seen) = self.listed_accounts.take() {
+            self.accounts.retain(|account, _| seen.contains(account));
+        }
+        self.accounts_state = AccountsState::Known;
+        let keys = self.by_account.values().flatten().cloned().collect();
+        self.relink(keys)
+    }
+
+    /// The ServiceAccounts cannot be read. What was known of them stays.
+    pub fn accounts_broken(&mut self, why: &str) -> Effect {
+        if self.accounts_state == AccountsState::Known {
+            return Effect::default();
+        }
+        self.accounts_state = AccountsState::Unreadable(why.into());
+        Effect { policies: self.by_account.values().flatten().cloned().collect(), ..Effect::default() }
+    }
+
+    /// Makes the declarations of policies anew from the links as they are now.
+    fn relink(&mut self, keys: BTreeSet<PolicyKey>) -> Effect {
+        let mut effect = Effect::default();
+        for key in keys {
+            let Some(record) = self.policies.get_mut(&key) else { continue };
+            let intent = Arc::make_mut(&mut record.intent);
+            intent.link_accounts(|account| self.accounts.get(account).map(|e| &**e));
+            effect.services.extend(record.services.iter().cloned());
+            effect.policies.push(key);
+        }
+        effect
+    }
+
+    /// Why nothing is done for a policy now, although it is enforced.
+    fn stopped(&self, record: &Record) -> Option<(Reason, Arc<str>)> {
+        match &record.back {
+            Back::Impossible(why) if !record.intent.deleting => return Some((Reason::InvalidSpec, why.clone())),
+            _ => {}
+        }
+        if let Some(refusal) = record.terms.frozen() {
+            return Some((Reason::GuardrailViolated, refusal.message.into()));
+        }
+        match &self.accounts_state {
+            AccountsState::Unreadable(why) if record.intent.accounts.is_some() => {
+                let message = format!(
+                    "the ServiceAccounts of this cluster cannot be read: {why}; grant the operator list and watch on serviceaccounts"
+                );
+                Some((Reason::Unavailable, message.into()))
+            }
+            _ => None,
+        }
     }
 
     /// Whether this policy has had a say on the service before: it named it, granted something there, found it as
@@ -326,7 +411,7 @@ impl Index {
     fn standing_of(&self, uid: &str) -> Standing {
         let Some(record) = self.by_uid.get(uid).and_then(|k| self.policies.get(k)) else { return Standing::Gone };
         let intent = &record.intent;
-        match (intent.enforces() && record.stopped().is_none(), intent.deleting) {
+        match (intent.enforces() && self.stopped(record).is_none(), intent.deleting) {
             // Deleted with Retain: what it granted is let go.
             (true, true) if !intent.revokes_on_delete() => Standing::Gone,
             (true, _) => Standing::Enforcing,
@@ -361,6 +446,7 @@ impl Index {
                 && old.intent.approvals == intent.approvals
                 && old.intent.rollbacks == intent.rollbacks
         });
+        intent.link_accounts(|account| self.accounts.get(account).map(|e| &**e));
         let intent = Arc::new(intent);
         let meta = &policy.metadata;
         let finalizers = meta.finalizers.clone().unwrap_or_default();
@@ -371,6 +457,10 @@ impl Index {
                 effect.status = true;
             }
             return (key, effect);
+        }
+        self.forget_accounts(&key);
+        for entry in intent.accounts.iter().flat_map(|a| &a.entries) {
+            self.by_account.entry(entry.account.clone()).or_default().insert(key.clone());
         }
         self.by_uid.insert(intent.id.uid.clone(), key.clone());
         self.by_project.entry(intent.project.clone()).or_default().insert(key.clone());
@@ -425,6 +515,18 @@ impl Index {
         self.policies.insert(key.clone(), record);
         self.release(&key);
         (key, effect)
+    }
+
+    fn forget_accounts(&mut self, key: &PolicyKey) {
+        let Some(record) = self.policies.get(key) else { return };
+        for entry in record.intent.accounts.iter().flat_map(|a| &a.entries) {
+            if let Some(keys) = self.by_account.get_mut(&entry.account) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_account.remove(&entry.account);
+                }
+            }
+        }
     }
 
     fn terms_of(&mut self, namespace: &Arc<str>) -> Arc<Terms> {
@@ -624,6 +726,7 @@ impl Index {
         if self.policies.get(&key).is_none_or(|r| r.intent.id.uid != id.uid) {
             return BTreeSet::new();
         }
+        self.forget_accounts(&key);
         let Some(record) = self.policies.remove(&key) else { return BTreeSet::new() };
         self.by_uid.remove(&record.intent.id.uid);
         if let Some(keys) = self.by_project.get_mut(&record.intent.project) {
@@ -850,9 +953,6 @@ impl Index {
         let selecting = record.intent.has_selector() && record.terms.refuse_project(&record.intent.project).is_none();
         let back: Vec<(&RunService, &str)> = record.rollbacks().map(|(s, r)| (s, &*r.change)).collect();
         let reach = if record.services.len() > record.terms.max_new_services() { self.reach(record) } else { None };
-        let stopped = record.stopped().map(|why| {
-            (if record.terms.frozen().is_some() { Reason::GuardrailViolated } else { Reason::InvalidSpec }, why)
-        });
         let facts = Facts {
             intent: &record.intent,
             looks: &looks,
@@ -861,7 +961,7 @@ impl Index {
             barred: &record.barred,
             outside: record.outside,
             reach: reach.as_ref(),
-            stopped,
+            stopped: self.stopped(record),
             back: &back,
             last_change: record.last_change.as_deref(),
             propagation,

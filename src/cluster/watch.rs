@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
     Api, Client, ResourceExt,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         WatchStreamExt,
         watcher::{self, Config},
@@ -69,6 +70,20 @@ where
 /// Changes of policies in every namespace.
 pub fn policies(client: Client) -> impl Stream<Item = Change<InvokerPolicy>> + Send {
     changes(Api::all(client))
+}
+
+/// Changes of ServiceAccounts: of their metadata only, nothing else of them is asked for.
+pub fn accounts(client: Client) -> impl Stream<Item = Change<PartialObjectMeta<ServiceAccount>>> + Send {
+    let config = Config::default().page_size(250);
+    watcher::watcher(Api::<PartialObjectMeta<ServiceAccount>>::all(client), config).default_backoff().map(|event| {
+        match event {
+            Ok(watcher::Event::Init) => Change::Restart,
+            Ok(watcher::Event::InitDone) => Change::Synced,
+            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => Change::Applied(Box::new(object)),
+            Ok(watcher::Event::Delete(object)) => Change::Deleted(Box::new(object)),
+            Err(e) => Change::Broken(e.to_string()),
+        }
+    })
 }
 
 /// Changes of guardrails.

@@ -21,7 +21,7 @@ use crate::{
         watch::{self as streams, Change},
     },
     fault::{Fault, Retry},
-    intent::{Guardrail, PolicyId},
+    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyId},
 };
 
 /// When each project is listed next.
@@ -135,6 +135,9 @@ fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy
     if let Some(project) = &effect.list {
         this.lists.at(project, Instant::now(), lane);
     }
+    if this.index().record(&key).is_some_and(|r| r.intent.accounts.is_some()) {
+        this.accounts_wanted.notify_one();
+    }
     if effect.load {
         let asked = this.index().record(&key).map(|r| r.intent.rollbacks.clone());
         if let Some(asked) = asked {
@@ -195,11 +198,42 @@ pub async fn guardrails<C: CloudRun>(this: Arc<Controller<C>>) {
                 effect
             }
         };
-        guardrails_changed(&this, effect);
+        settle_effect(&this, effect);
     }
 }
 
-fn guardrails_changed<C: CloudRun>(this: &Controller<C>, effect: Effect) {
+/// Keeps the links of ServiceAccounts current, from the first policy that names one: nobody else's cluster needs the
+/// right to watch them.
+pub async fn accounts<C: CloudRun>(this: Arc<Controller<C>>) {
+    this.accounts_wanted.notified().await;
+    let mut stream = std::pin::pin!(streams::accounts(this.cluster.client()));
+    while let Some(change) = stream.next().await {
+        let effect = match change {
+            Change::Restart => {
+                this.index().begin_account_list();
+                continue;
+            }
+            Change::Applied(object) => {
+                let email = object.metadata.annotations.as_ref().and_then(|a| a.get(GOOGLE_SERVICE_ACCOUNT));
+                this.index().apply_account(account_key(&object.metadata), email.map(String::as_str))
+            }
+            Change::Deleted(object) => this.index().apply_account(account_key(&object.metadata), None),
+            Change::Synced => this.index().end_account_list(),
+            Change::Broken(why) | Change::Malformed(_, _, why) => {
+                tracing::warn!(%why, "the watch of ServiceAccounts broke; taking it up again");
+                this.index().accounts_broken(&why)
+            }
+        };
+        settle_effect(&this, effect);
+    }
+}
+
+fn account_key(meta: &kube::core::ObjectMeta) -> AccountKey {
+    (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
+}
+
+/// Sets in motion what follows from a change that is not one of a policy.
+fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect) {
     if !this.guardrails_synced.load(Ordering::Acquire) {
         // Nothing was worked on yet, so nothing has to be looked at anew.
         return;

@@ -100,6 +100,8 @@ pub struct Controller<C> {
     policies_synced: AtomicBool,
     ledgers_synced: AtomicBool,
     guardrails_synced: AtomicBool,
+    /// Some policy names a ServiceAccount.
+    accounts_wanted: tokio::sync::Notify,
     /// Grants without a policy were looked for.
     swept: AtomicBool,
     /// When a service was last taken up, for the watchdog.
@@ -135,6 +137,7 @@ impl<C: CloudRun> Controller<C> {
             policies_synced: AtomicBool::new(false),
             ledgers_synced: AtomicBool::new(false),
             guardrails_synced: AtomicBool::new(false),
+            accounts_wanted: tokio::sync::Notify::new(),
             swept: AtomicBool::new(false),
             last_turn: Mutex::new(Instant::now()),
             broken: AtomicBool::new(false),
@@ -208,6 +211,7 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(feed::policies(self.clone()));
         tasks.spawn(feed::ledgers(self.clone()));
         tasks.spawn(feed::guardrails(self.clone()));
+        tasks.spawn(feed::accounts(self.clone()));
         tasks.spawn(self.clone().watch_circuit());
         tasks.spawn(self.clone().thin_out());
         tasks.spawn(feed::lists(self.clone(), stop.clone()));

@@ -98,9 +98,9 @@ impl<C: CloudRun> Controller<C> {
         let mut admitted = false;
         loop {
             let declared = Declared::of(service, &self.index());
+            // What it waits for brings it up again.
             if declared.loading {
-                let fault = Fault::new(FaultClass::Kubernetes, "what the policy refers to is still being read");
-                return Err((declared, fault));
+                return Ok(None);
             }
             if !declared.wants_a_look() && !self.has_open_changes(service) {
                 return Ok(None);

@@ -3,6 +3,7 @@
 //! An entry that is refused names its field and does not take the others with it: the API server's rules catch nearly
 //! all of them, but an object may have been stored before a rule existed.
 
+mod account;
 mod guardrail;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
@@ -15,6 +16,7 @@ use crate::{
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
 };
 
+pub use account::{AccountEntry, AccountKey, Accounts, GOOGLE_SERVICE_ACCOUNT};
 pub use guardrail::{Guardrail, Limits, Refusal, Terms};
 
 /// A policy by name and uid: one that is made again under its name is another one.
@@ -79,6 +81,8 @@ pub struct Intent {
     pub targets: Vec<Target>,
     /// Sorted, each once. A slice, not a set: thousands of policies with a few members each are mostly this.
     pub declared: Box<[Declared]>,
+    /// What is declared by Kubernetes ServiceAccounts, if anything is.
+    pub accounts: Option<Box<Accounts>>,
     pub role: Role,
     pub mode: Mode,
     pub membership: Membership,
@@ -115,17 +119,23 @@ impl Intent {
             Duration::from_secs(300)
         });
         let meta = &policy.metadata;
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let targets = targets(spec, &mut rejections);
+        let (declared, entries) = declared(spec, namespace, role, &mut rejections);
+        let accounts = (!entries.is_empty())
+            .then(|| Box::new(Accounts { entries, members: declared.clone(), unlinked: Vec::new() }));
         let annotation = |name: &str| meta.annotations.as_ref().and_then(|a| a.get(name)).map(String::as_str);
         Self {
             id: PolicyId {
-                namespace: meta.namespace.as_deref().unwrap_or_default().into(),
+                namespace: namespace.into(),
                 name: meta.name.as_deref().unwrap_or_default().into(),
                 uid: meta.uid.as_deref().unwrap_or_default().into(),
             },
             generation: meta.generation.unwrap_or_default(),
             project: spec.project.as_str().into(),
-            targets: targets(spec, &mut rejections),
-            declared: declared(spec, role, &mut rejections),
+            targets,
+            declared,
+            accounts,
             role,
             mode: spec.mode,
             membership: spec.membership,
@@ -189,18 +199,18 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
     targets
 }
 
-fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection>) -> Box<[Declared]> {
+/// What is declared by member, and the entries that name a ServiceAccount.
+fn declared(
+    spec: &InvokerPolicySpec,
+    namespace: &str,
+    role: Role,
+    rejections: &mut Vec<Rejection>,
+) -> (Box<[Declared]>, Vec<AccountEntry>) {
     let mut declared = BTreeSet::new();
+    let mut accounts = Vec::new();
     for (i, entry) in spec.invokers.iter().enumerate() {
         let mut reject = |field: &str, message: String| {
             rejections.push(Rejection { field: format!("spec.invokers[{i}].{field}"), message })
-        };
-        let principal = match Principal::parse(&entry.member) {
-            Ok(principal) => principal,
-            Err(e) => {
-                reject("member", format!("{:?} {e}", entry.member));
-                continue;
-            }
         };
         let expires = match entry.expires.as_deref().map(str::parse::<Timestamp>) {
             None => None,
@@ -211,10 +221,6 @@ fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection
                 continue;
             }
         };
-        if principal.is_public() && (expires.is_some() || entry.condition.is_some()) {
-            reject("member", format!("{principal} cannot have a condition or expires"));
-            continue;
-        }
         let own = entry.condition.as_ref().map(|c| Condition {
             title: c.title.clone(),
             description: c.description.clone(),
@@ -224,9 +230,34 @@ fn declared(spec: &InvokerPolicySpec, role: Role, rejections: &mut Vec<Rejection
             Some(until) => Some(Condition::expiring(until, own.as_ref())),
             None => own,
         };
-        declared.insert(Declared { grant: Grant { principal, role, condition: condition.map(Arc::new) }, expires });
+        let condition = condition.map(Arc::new);
+        let member = match (&entry.member, &entry.kubernetes_service_account) {
+            (Some(member), None) => member,
+            (None, Some(account)) => {
+                let namespace = account.namespace.as_deref().unwrap_or(namespace);
+                let account = (namespace.into(), account.name.as_str().into());
+                accounts.push(AccountEntry { account, position: i, expires, condition });
+                continue;
+            }
+            _ => {
+                reject("member", "give either member or kubernetesServiceAccount".into());
+                continue;
+            }
+        };
+        let principal = match Principal::parse(member) {
+            Ok(principal) => principal,
+            Err(e) => {
+                reject("member", format!("{member:?} {e}"));
+                continue;
+            }
+        };
+        if principal.is_public() && condition.is_some() {
+            reject("member", format!("{principal} cannot have a condition or expires"));
+            continue;
+        }
+        declared.insert(Declared { grant: Grant { principal, role, condition }, expires });
     }
-    declared.into_iter().collect()
+    (declared.into_iter().collect(), accounts)
 }
 
 /// Whole hours, minutes and seconds, as in `1h30m`.

@@ -27,6 +27,7 @@ fn intent(name: &str, members: &[&str]) -> Intent {
         project: "acme".into(),
         targets: vec![],
         declared: members.iter().map(|m| Declared { grant: grant(m), expires: None }).collect(),
+        accounts: None,
         role: Role::Invoker,
         mode: Mode::Enforce,
         membership: Membership::Authoritative,

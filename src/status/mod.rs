@@ -356,6 +356,13 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
         let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
         return Verdict::new(Truth::False, Reason::InvalidSpec, message).stalled();
     }
+    let unlinked = intent.accounts.as_ref().map_or(&[][..], |a| &a.unlinked);
+    if let Some(r) = unlinked.first() {
+        let more = unlinked.len() - 1;
+        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+        let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
+        return Verdict::new(Truth::False, Reason::NoGoogleServiceAccount, message).stalled();
+    }
     if let Some(b) = facts.barred.first() {
         let more = facts.barred.len() - 1;
         let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };

@@ -27,6 +27,9 @@ pub struct Entry {
     /// Path and query.
     pub target: String,
     pub user_agent: String,
+    /// What the client asked to be answered with.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub accept: String,
     /// 0 where the connection was cut without an answer.
     pub status: u16,
     #[serde(skip_serializing_if = "Value::is_null")]

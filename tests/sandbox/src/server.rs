@@ -182,6 +182,7 @@ async fn serve(
             method: call.method.to_string(),
             target: target.clone(),
             user_agent: call.header("user-agent").to_owned(),
+            accept: call.header("accept").to_owned(),
             status: 0,
             body: serde_json::from_slice(&call.body).unwrap_or(Value::Null),
         })
