@@ -901,10 +901,14 @@ impl Index {
         for (service, info) in before.iter().filter(|(s, _)| listing.unreachable.contains(&*s.region)) {
             found.entry(service.clone()).or_insert_with(|| info.clone());
         }
+        let seen: HashSet<&RunService> =
+            found.keys().filter(|s| !before.contains_key(*s) && is_seen(&self.by_service, &self.policies, s)).collect();
         for (service, info) in &found {
             match before.get(service) {
                 // The first listing after a start says nothing new about services that are being looked at anyway.
                 None if first => {}
+                // Nobody was about it when the project was last listed; it was looked at since, and is no news.
+                None if seen.contains(service) => {}
                 Some(old) if old.uid == info.uid && old.invoker_iam_disabled == info.invoker_iam_disabled => {}
                 _ => {
                     touched.insert(service.clone());
@@ -969,6 +973,16 @@ impl Index {
         };
         Some(fold(&facts, &record.status.get()))
     }
+}
+
+/// Whether some policy's last look found the service.
+fn is_seen(
+    by_service: &HashMap<RunService, Vec<PolicyKey>>,
+    policies: &HashMap<PolicyKey, Record>,
+    service: &RunService,
+) -> bool {
+    let keys = by_service.get(service).into_iter().flatten();
+    keys.filter_map(|k| policies.get(k)).any(|r| r.looks.get(service).is_some_and(|l| l.result.is_ok()))
 }
 
 fn service_of(entry: &InvokerLedger) -> RunService {
