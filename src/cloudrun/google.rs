@@ -66,7 +66,7 @@ impl Google {
     }
 
     /// One page of `GET /v1/projects/P/locations/-/services`.
-    async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<v1::ServiceList, Fault> {
+    async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<(Listing, String), Fault> {
         let credentials = |e: &dyn std::fmt::Display| Fault::new(FaultClass::Credentials, e.to_string());
         let mut headers = match self.options.credentials.headers(http::Extensions::new()).await {
             Ok(CacheableResource::New { data, .. }) => data,
@@ -88,9 +88,24 @@ impl Google {
         if !code.is_success() {
             return Err(from_body(code.as_u16(), &headers, &body));
         }
-        serde_json::from_slice(&body)
-            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the list of services is not as documented: {e}")))
+        read_page(project, &body)
     }
+}
+
+/// Reads one page of the v1 list of services; the second part is the token of the next page, empty at the end.
+///
+/// # Errors
+/// [`FaultClass::Unexpected`] if any entry is not as documented: a service that is skipped would look deleted.
+pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault> {
+    let page: v1::ServiceList = serde_json::from_slice(body)
+        .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the list of services is not as documented: {e}")))?;
+    let mut services = Vec::with_capacity(page.items.len());
+    for item in page.items {
+        services.push(item.into_info(project).ok_or_else(|| {
+            Fault::new(FaultClass::Unexpected, "the list of services has an entry without a proper name or region")
+        })?);
+    }
+    Ok((Listing { services, unreachable: page.unreachable.into_iter().collect() }, page.metadata.r#continue))
 }
 
 impl CloudRun for Google {
@@ -149,10 +164,10 @@ impl CloudRun for Google {
             Scope::AllRegions => {
                 let mut token = String::new();
                 for _ in 0..MAX_PAGES {
-                    let page = self.page_of_all_regions(project, &token).await?;
+                    let (page, next) = self.page_of_all_regions(project, &token).await?;
                     listing.unreachable.extend(page.unreachable);
-                    listing.services.extend(page.items.into_iter().filter_map(|s| s.into_info(project)));
-                    token = page.metadata.r#continue;
+                    listing.services.extend(page.services);
+                    token = next;
                     if token.is_empty() {
                         return Ok(listing);
                     }
@@ -207,6 +222,12 @@ mod v1 {
         pub fn into_info(self, project: &str) -> Option<ServiceInfo> {
             let Meta { name, uid, mut labels, annotations } = self.metadata;
             let region = labels.remove(LOCATION)?;
+            // They become part of URLs.
+            let is_name =
+                |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            if !is_name(&name) || !is_name(&region) {
+                return None;
+            }
             Some(ServiceInfo {
                 service: RunService::new(project, region, name),
                 uid: uid.into(),
