@@ -79,22 +79,30 @@ impl Stage {
             let path = match kind {
                 "Namespace" => format!("/api/v1/namespaces/{name}"),
                 "CustomResourceDefinition" => format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"),
+                "InvokerGuardrail" => format!("/apis/run-invoker.dev/v1alpha1/invokerguardrails/{name}"),
                 "InvokerPolicy" => policy_path(meta["namespace"].as_str().unwrap_or_default(), name),
                 other => bail!("{}: no idea how to apply a {other}", file.display()),
             };
-            let url = format!("{}{path}?fieldManager=demo&force=true&fieldValidation=Strict", self.sandbox.kube_url());
-            let answer = self
-                .http
-                .patch(url)
-                .header("content-type", "application/apply-patch+yaml")
-                .body(part.to_owned())
-                .send()
-                .await?;
-            if !answer.status().is_success() {
-                bail!("{kind} {name} was refused: {}", answer.json::<Value>().await?["message"]);
-            }
+            let path = format!("{path}?fieldManager=demo&force=true&fieldValidation=Strict");
+            self.patch(&path, "application/apply-patch+yaml", part.to_owned()).await?;
         }
         Ok(())
+    }
+
+    async fn patch(&self, path: &str, content_type: &str, body: String) -> anyhow::Result<()> {
+        let url = format!("{}{path}", self.sandbox.kube_url());
+        let answer = self.http.patch(url).header("content-type", content_type).body(body).send().await?;
+        if !answer.status().is_success() {
+            bail!("{path} was refused: {}", answer.json::<Value>().await?["message"]);
+        }
+        Ok(())
+    }
+
+    /// Everything of a kind in a namespace.
+    async fn list(&self, path: &str) -> anyhow::Result<Vec<Value>> {
+        let url = format!("{}{path}", self.sandbox.kube_url());
+        let list: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
     async fn policy(&self, key: &str) -> anyhow::Result<Option<Value>> {
@@ -105,18 +113,13 @@ impl Stage {
 
     async fn merge(&self, key: &str, patch: Value) -> anyhow::Result<()> {
         let (ns, name) = key.split_once('/').unwrap_or_default();
-        let url = format!("{}{}", self.sandbox.kube_url(), policy_path(ns, name));
-        let answer = self
-            .http
-            .patch(url)
-            .header("content-type", "application/merge-patch+json")
-            .body(patch.to_string())
-            .send()
-            .await?;
-        if !answer.status().is_success() {
-            bail!("the patch of {key} was refused: {}", answer.text().await?);
-        }
-        Ok(())
+        self.patch(&policy_path(ns, name), "application/merge-patch+json", patch.to_string()).await
+    }
+
+    /// Asks for a look now, as `kubectl annotate` does.
+    async fn nudge(&self, key: &str) -> anyhow::Result<()> {
+        let value = self.sandbox.journal.last().to_string();
+        self.merge(key, json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": value}}})).await
     }
 
     /// Waits for a condition; prints its message.
@@ -262,6 +265,10 @@ async fn main() -> anyhow::Result<()> {
     stage.sandbox.run.deploy(PROJECT, EU, "invoices", &[("team", "payments")]);
     stage.sandbox.run.deploy(PROJECT, US, "ledger", &[("team", "payments")]);
     stage.sandbox.run.add_member(PROJECT, EU, "checkout", INVOKER, "user:left-in-2023@acme.com");
+    stage.sandbox.run.deploy(PROJECT, EU, "archive", &[]);
+    for n in 1..=4 {
+        stage.sandbox.run.add_member(PROJECT, EU, "archive", INVOKER, &format!("user:auditor{n}@acme.com"));
+    }
     stage.sandbox.run.change_world(|w| w.unknown = ["typo@acme-prod.iam.gserviceaccount.com".to_owned()].into());
     for (p, r, n) in stage.sandbox.run.services() {
         stage.say(&format!("{p}  {r:<13} {n}"));
@@ -343,15 +350,9 @@ async fn main() -> anyhow::Result<()> {
     ));
     let deadline = Instant::now() + Duration::from_secs(10);
     let shown = loop {
-        let events: Value = stage
-            .http
-            .get(format!("{}/apis/events.k8s.io/v1/namespaces/shop/events", stage.sandbox.kube_url()))
-            .send()
-            .await?
-            .json()
-            .await?;
+        let events = stage.list("/apis/events.k8s.io/v1/namespaces/shop/events").await?;
         let mut shown: Vec<(String, String)> = Vec::new();
-        for e in events["items"].as_array().into_iter().flatten() {
+        for e in &events {
             let (reason, note) = (e["reason"].as_str().unwrap_or_default(), e["note"].as_str().unwrap_or_default());
             if (reason.starts_with("Drift") || reason == "Revoked")
                 && (note.contains("allUsers") || reason == "DriftCorrected")
@@ -362,14 +363,60 @@ async fn main() -> anyhow::Result<()> {
         if shown.iter().any(|e| e.0 == "DriftCorrected") {
             break shown;
         }
-        anyhow::ensure!(Instant::now() < deadline, "no event tells of the correction: {events}");
+        anyhow::ensure!(Instant::now() < deadline, "no event tells of the correction: {events:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     for (reason, note) in shown {
         stage.say(&wrap(&format!("{reason}: {note}"), 70));
     }
 
-    stage.chapter("7. Deleting a policy takes away what it listed, and nothing else");
+    stage.chapter("7. A guardrail: what the platform team lets a namespace declare");
+    stage.command("kubectl apply -f samples/50-guardrail.yaml -f samples/51-partner.yaml");
+    stage.apply(&root.join("samples/50-guardrail.yaml")).await?;
+    stage.apply(&root.join("samples/51-partner.yaml")).await?;
+    stage.wait("shop/partner", "Stalled", "True", "GuardrailViolated").await?;
+    stage.iam(EU, "reports", &["group:analysts@acme.com", "group:controlling@acme.com"]).await?;
+
+    stage.chapter("8. A plan that takes too much away waits for a person");
+    stage.command("kubectl apply -f samples/60-archive.yaml");
+    stage.apply(&root.join("samples/60-archive.yaml")).await?;
+    stage.wait("shop/archive", "Stalled", "True", "ApprovalRequired").await?;
+    let found = stage.policy("shop/archive").await?.unwrap_or_default();
+    let hash = found["status"]["services"][0]["approve"].as_str().context("no hash")?.to_owned();
+    stage.command(&format!("kubectl -n shop annotate ivp archive run-invoker.dev/approve={hash}"));
+    stage.merge("shop/archive", json!({"metadata": {"annotations": {"run-invoker.dev/approve": hash}}})).await?;
+    stage.iam(EU, "archive", &["group:analysts@acme.com"]).await?;
+
+    stage.chapter("9. A fight: something keeps adding the same member");
+    for turn in 1..=4 {
+        stage.gcloud_add(EU, "archive", "user:cron-job@acme.com").await?;
+        stage.nudge("shop/archive").await?;
+        if turn <= 3 {
+            stage.iam(EU, "archive", &["group:analysts@acme.com"]).await?;
+        }
+    }
+    stage.wait("shop/archive", "Contested", "True", "Drifted").await?;
+    stage.wait("shop/archive", "Ready", "False", "Drifted").await?;
+
+    stage.chapter("10. Everything that was written is on record, and is the way back");
+    stage.command("kubectl -n shop get invokerchanges");
+    let mut changes = stage.list("/apis/run-invoker.dev/v1alpha1/namespaces/shop/invokerchanges").await?;
+    changes.sort_by_key(|c| c["spec"]["at"].as_str().unwrap_or_default().to_owned());
+    for c in &changes {
+        let (s, name) = (&c["spec"], c["metadata"]["name"].as_str().unwrap_or_default());
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        stage.say(&format!(
+            "{name:<38} {:<12} {:<8} +{} -{}",
+            text(&s["reason"]),
+            text(&s["outcome"]["phase"]),
+            s["addedCount"],
+            s["removedCount"]
+        ));
+    }
+    let approved = changes.iter().filter(|c| c["spec"]["reason"] == "Approved").count();
+    anyhow::ensure!(approved == 1, "{approved} approved changes on record");
+
+    stage.chapter("11. Deleting a policy takes away what it listed, and nothing else");
     stage.command("kubectl -n payments delete ivp incident");
     let url = format!("{}{}", stage.sandbox.kube_url(), policy_path("payments", "incident"));
     stage.http.delete(url).send().await?.error_for_status()?;

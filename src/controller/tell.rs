@@ -67,7 +67,7 @@ impl<C: CloudRun> Controller<C> {
                     Some(_) => self.differed(claim, f),
                     None => Seen { held: vec![], notes: vec![], ..seen.clone() },
                 };
-                let known = before.is_some_and(|b| b.answers(intent) && b.result.is_ok());
+                let known = before.is_some_and(|b| b.generation == intent.generation && b.result.is_ok());
                 let drifted = known
                     && !differed.in_sync()
                     && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);

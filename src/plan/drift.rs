@@ -73,9 +73,9 @@ impl Memory {
     /// The fight about a grant, if there is one.
     pub fn fight(&self, grant: &Grant, now: Timestamp) -> Option<Fight> {
         let times = self.corrections.get(grant)?;
-        let recent = times.iter().filter(|t| now.duration_since(**t) < WINDOW);
-        let corrections = recent.clone().count();
-        let last = *recent.last()?;
+        let corrections = times.iter().filter(|t| now.duration_since(**t) < WINDOW).count();
+        // In order, so the last is the latest.
+        let last = *times.last()?;
         (corrections >= CONTESTED_AT).then(|| Fight { corrections, not_before: last + delay(corrections) })
     }
 

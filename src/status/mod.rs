@@ -441,7 +441,17 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
             format!("audit only: {} as declared{warning}", services_in_words(summary.services)),
         ),
         Mode::Enforce if summary.drifted > 0 => {
-            let message = format!("{} of {} services differ; being corrected", summary.drifted, summary.services);
+            let fight = facts.looks.iter().find_map(|(s, l)| {
+                let seen = l.as_ref()?.result.as_ref().ok()?;
+                let held = seen.held.iter().find(|h| h.reason == Reason::Drifted)?;
+                Some(format!("{} on {} ({}): {}", held.member, s.name, s.region, held.message))
+            });
+            let message = format!(
+                "{} of {} services differ; {}",
+                summary.drifted,
+                summary.services,
+                fight.as_deref().unwrap_or("being corrected")
+            );
             Verdict::new(Truth::False, Reason::Drifted, message).reconciling()
         }
         Mode::Enforce => Verdict::new(
