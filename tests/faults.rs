@@ -19,7 +19,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use run_invoker::{
-    api::{InvokerGuardrail, InvokerPolicy, REQUESTED_AT},
+    api::{InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT},
     leader::Leadership,
 };
 use sandbox::{Api as Side, Fault, Rule, Sandbox};
@@ -550,5 +550,23 @@ async fn a_real_api_server_that_goes_away_loses_nothing() {
     in_sync(&client, 2, 60).await;
     assert_eq!(writes(&sandbox, before).len(), 1);
     assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:b@acme.com"]);
+    operator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn records_that_are_too_old_are_taken_away_in_every_namespace() {
+    let (sandbox, client) = sandbox().await;
+    let mut setup = Setup::default();
+    setup.retention.age = jiff::SignedDuration::from_secs(2);
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
+    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    in_sync(&client, 1, 20).await;
+    let changes: Api<InvokerChange> = Api::all(client.clone());
+    let left = || async { changes.list(&Default::default()).await.unwrap().items.len() };
+    operator.controller.discard_old_changes().await.unwrap();
+    assert_eq!(left().await, 1, "young records stay");
+    tokio::time::sleep(Duration::from_millis(3100)).await;
+    operator.controller.discard_old_changes().await.unwrap();
+    assert_eq!(left().await, 0);
     operator.stop().await;
 }

@@ -167,21 +167,26 @@ impl<C: CloudRun> Controller<C> {
     pub(super) async fn thin_out(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_secs(3600)).await;
-            if !(self.leads() && self.is_synced()) {
-                continue;
-            }
-            let before = self.now() - self.options.retention.age;
-            match self.cluster.changes_before(before).await {
-                Ok(old) => {
-                    for (namespace, name) in old {
-                        if let Err(fault) = self.cluster.discard_change(&namespace, &name).await {
-                            tracing::debug!(%fault, "an old record could not be taken away; tried again in an hour");
-                        }
-                    }
-                }
-                Err(fault) => tracing::debug!(%fault, "records could not be listed; tried again in an hour"),
+            if self.leads()
+                && self.is_synced()
+                && let Err(fault) = self.discard_old_changes().await
+            {
+                tracing::debug!(%fault, "old records could not be taken away; tried again in an hour");
             }
         }
+    }
+
+    /// Takes away the records that are older than they are kept, in every namespace.
+    ///
+    /// # Errors
+    /// Those of the Kubernetes API; what is left is taken away the next time.
+    pub async fn discard_old_changes(&self) -> Result<(), Fault> {
+        // Kept for longer than there has been time: kept for ever.
+        let Ok(before) = self.now().checked_sub(self.options.retention.age) else { return Ok(()) };
+        for (namespace, name) in self.cluster.changes_before(before).await? {
+            self.cluster.discard_change(&namespace, &name).await?;
+        }
+        Ok(())
     }
 
     /// Reads the records behind which a policy wants to go back.

@@ -87,6 +87,23 @@ impl Control {
                 Ok(json!({"members": self.run.members(&p, &r, &n, role)}))
             }
             ("POST", ["world"]) => {
+                const KNOWN: [&str; 10] = [
+                    "unknown",
+                    "permittedDomains",
+                    "denied",
+                    "disabled",
+                    "gone",
+                    "unreachable",
+                    "readQuota",
+                    "writeQuota",
+                    "terse",
+                    "pageCap",
+                ];
+                if let Some(odd) =
+                    body.as_object().into_iter().flatten().map(|(k, _)| k).find(|k| !KNOWN.contains(&k.as_str()))
+                {
+                    return Err(format!("the world has no {odd}; it has {}", KNOWN.join(", ")));
+                }
                 self.run.change_world(|w| {
                     if let Some(s) = set(&body["unknown"]) {
                         w.unknown = s;
