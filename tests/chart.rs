@@ -1,0 +1,241 @@
+//! The Helm chart: lint, schema, goldens of what it renders, and that the rights it asks for are those that the operator uses:
+//! no fewer and no more.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod common;
+
+use std::{collections::BTreeSet, fs, time::Duration};
+
+use clap::Parser as _;
+use common::{OPERATOR, Operator, Setup, eventually, repository, tool};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+};
+use run_invoker::{
+    api::{self, InvokerChange, InvokerGuardrail, InvokerPolicy, ROLLBACK},
+    config::Args,
+};
+use sandbox::{Api as Side, Entry, Sandbox};
+use serde_json::{Value, json};
+
+/// What the chart renders with these arguments.
+fn render(args: &[&str]) -> String {
+    let mut all = vec!["template", "run-invoker", ".", "--namespace", "platform"];
+    all.extend(args);
+    let (fine, text) = tool("helm", &all, &repository("charts/run-invoker"));
+    assert!(fine, "{text}");
+    text
+}
+fn objects(text: &str) -> Vec<Value> {
+    let documents = text.split("\n---").map(|d| d.trim_start_matches("---"));
+    documents.filter_map(|d| serde_saphyr::from_str::<Value>(d).ok()).filter(|v| v["kind"].is_string()).collect()
+}
+fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
+    objects.iter().filter(move |o| o["kind"] == kind)
+}
+
+#[test]
+fn the_chart_passes_lint_with_every_switch_off_and_on() {
+    let folder = repository("charts/run-invoker");
+    for values in ["values.yaml", "tests/full-values.yaml"] {
+        let (fine, text) = tool("helm", &["lint", ".", "--strict", "--values", values], &folder);
+        assert!(fine, "{values}: {text}");
+    }
+}
+
+#[test]
+fn what_the_chart_renders_is_golden() {
+    // The definitions have their own check, and would drown the rest.
+    insta::assert_snapshot!("chart_defaults", render(&["--set", "crds.enabled=false"]));
+    insta::assert_snapshot!(
+        "chart_full",
+        render(&["--values", "tests/full-values.yaml", "--api-versions", "run-invoker.dev/v1alpha1/InvokerGuardrail"])
+    );
+}
+
+#[test]
+fn nonsense_in_the_values_is_refused_by_its_name() {
+    for (set, names) in [
+        ("settings.public=yes", "/settings/public"),
+        ("settings.maxRemoval=3", "maxRemoval"),
+        ("settings.breakerWindow=5", "/settings/breakerWindow"),
+        ("replicas=0", "/replicas"),
+        ("image.digest=latest", "/image/digest"),
+        ("serviceAccount.googleServiceAccount=run-invoker", "/serviceAccount/googleServiceAccount"),
+        ("metrics.monitor=Monitor", "/metrics/monitor"),
+        ("metrics.port=80", "/metrics/port"),
+        ("replica=2", "replica"),
+    ] {
+        let (fine, text) = tool("helm", &["template", "x", ".", "--set", set], &repository("charts/run-invoker"));
+        assert!(!fine && text.contains(names), "{set}: {text}");
+    }
+}
+
+#[test]
+fn the_definitions_in_the_chart_are_those_of_crds() {
+    for crd in api::definitions() {
+        let file = format!("{}.yaml", crd.spec.names.plural);
+        let read = |folder: &str| fs::read_to_string(repository(folder).join(&file)).unwrap_or_default();
+        assert_eq!(read("crds"), read("charts/run-invoker/files/crds"), "{file}: run make crds");
+    }
+    let rendered = objects(&render(&[]));
+    assert_eq!(of_kind(&rendered, "CustomResourceDefinition").count(), api::definitions().len());
+    for crd in of_kind(&rendered, "CustomResourceDefinition") {
+        assert_eq!(crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    }
+    let dropped = objects(&render(&["--set", "crds.keep=false"]));
+    assert!(of_kind(&dropped, "CustomResourceDefinition").all(|c| c["metadata"]["annotations"].is_null()));
+}
+
+#[test]
+fn the_deployment_is_restricted_and_its_arguments_are_the_operators() {
+    for args in [vec![], vec!["--values", "tests/full-values.yaml"]] {
+        let rendered = objects(&render(&args));
+        let deployment = of_kind(&rendered, "Deployment").next().unwrap();
+        let pod = &deployment["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        // The profile "restricted": https://kubernetes.io/docs/concepts/security/pod-security-standards/
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let security = &container["securityContext"];
+        assert_eq!(security["allowPrivilegeEscalation"], false);
+        assert_eq!(security["readOnlyRootFilesystem"], true);
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
+        assert!(pod["volumes"].is_null() && pod["hostNetwork"].is_null());
+        let given = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap());
+        let parsed =
+            Args::try_parse_from(std::iter::once("run-invoker").chain(given)).unwrap_or_else(|e| panic!("{e}"));
+        parsed.check().unwrap();
+        assert_eq!(parsed.lease_name, "run-invoker");
+    }
+}
+
+/// `group/resource: verb`, where a request needs that right.
+fn rights(entry: &Entry) -> BTreeSet<String> {
+    let path: Vec<&str> = entry.path().trim_start_matches('/').split('/').collect();
+    let (group, rest) = match path.as_slice() {
+        ["api", "v1", rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => return BTreeSet::new(),
+    };
+    let rest = match rest {
+        ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
+        rest => rest,
+    };
+    let (resource, named) = match rest {
+        [plural] => ((*plural).to_owned(), false),
+        [plural, _] => ((*plural).to_owned(), true),
+        [plural, _, sub] => (format!("{plural}/{sub}"), true),
+        _ => return BTreeSet::new(),
+    };
+    let verbs: &[&str] = match (entry.method.as_str(), named) {
+        ("GET", false) if entry.target.contains("watch=true") => &["watch"],
+        ("GET", false) => &["list"],
+        ("GET", true) => &["get"],
+        ("POST", _) => &["create"],
+        ("PUT", _) => &["update"],
+        // Server-side apply of an object that is not there needs both.
+        ("PATCH", _) if entry.status == 201 => &["patch", "create"],
+        ("PATCH", _) => &["patch"],
+        ("DELETE", true) => &["delete"],
+        ("DELETE", false) => &["deletecollection"],
+        other => panic!("{other:?}"),
+    };
+    verbs.iter().map(|v| format!("{group}/{resource}: {v}")).collect()
+}
+
+async fn expect(client: &Client, name: &str, type_: &str, wanted: &str) {
+    let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    eventually(Duration::from_secs(15), name, || async {
+        let status = api.get(name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+        let found = status.conditions.iter().any(|c| c.type_ == type_ && c.reason == wanted);
+        if found { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
+    })
+    .await;
+}
+
+/// A life of an operator in which everything happens that it ever asks the API server for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    for name in ["web", "api"] {
+        sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
+    }
+    let mut setup = Setup::default();
+    setup.breaker.corrections = 2;
+    setup.retention.number = 1;
+    let operator =
+        Operator::start(common::operators_client(&sandbox.kubeconfig()).await, sandbox.run_url(), &setup).await;
+    let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
+    let rails: Api<InvokerGuardrail> = Api::all(client.clone());
+    rails.create(&PostParams::default(), &serde_json::from_value(rail).unwrap()).await.unwrap();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "web", "namespace": "default",
+        "annotations": {"iam.gke.io/gcp-service-account": "web@acme-prod.iam.gserviceaccount.com"}}});
+    let accounts: Api<DynamicObject> = Api::namespaced_with(
+        client.clone(),
+        "default",
+        &kube::api::ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
+    );
+    accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
+    let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    let policy = |name: &str| {
+        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
+                "invokers": [{"member": "user:a@acme.com"}, {"kubernetesServiceAccount": {"name": "web"}}]}})
+    };
+    for name in ["web", "api"] {
+        policies.create(&PostParams::default(), &serde_json::from_value(policy(name)).unwrap()).await.unwrap();
+        expect(&client, name, "Ready", "InSync").await;
+    }
+    // Drift twice in the same words, so that an event is counted; then a third time, which opens the breaker.
+    for turn in 0..3 {
+        sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@acme.com");
+        let nudge = json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": format!("{turn}")}}});
+        policies.patch("web", &PatchParams::default(), &Patch::Merge(nudge)).await.unwrap();
+        eventually(Duration::from_secs(10), "looked at", || async {
+            let status = policies.get("web").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+            let handled = status.last_handled_requested_at;
+            if handled.as_deref() == Some(&format!("{turn}")) { Ok(()) } else { Err(format!("{handled:?}")) }
+        })
+        .await;
+    }
+    expect(&client, "web", "Stalled", "CircuitOpen").await;
+    setup.offset.fetch_add(600, std::sync::atomic::Ordering::Relaxed);
+    expect(&client, "web", "Ready", "InSync").await;
+    // Back behind the last change, and away.
+    let changes: Api<InvokerChange> = Api::namespaced(client.clone(), "default");
+    let of_api = changes.list(&Default::default()).await.unwrap().items.into_iter().find(|c| c.spec.service == "api");
+    let back = json!({"metadata": {"annotations": {ROLLBACK: of_api.unwrap().name_any()}}});
+    policies.patch("api", &PatchParams::default(), &Patch::Merge(back)).await.unwrap();
+    expect(&client, "api", "Stalled", "ApprovalRequired").await;
+    policies.delete("web", &DeleteParams::default()).await.unwrap();
+    eventually(Duration::from_secs(10), "gone", || async {
+        let left = policies.get_opt("web").await.map_err(|e| e.to_string())?;
+        if left.is_none() { Ok(()) } else { Err("still there".into()) }
+    })
+    .await;
+    operator.stop().await;
+
+    let calls = sandbox.journal.since(0, |e| e.api == Side::Kube && e.user_agent == OPERATOR);
+    let used: BTreeSet<String> = calls.iter().flat_map(rights).collect();
+    let rendered = objects(&render(&[]));
+    let mut granted = BTreeSet::new();
+    let own = |o: &&Value| o["metadata"]["name"] == "run-invoker";
+    for role in of_kind(&rendered, "ClusterRole").chain(of_kind(&rendered, "Role")).filter(own) {
+        for rule in role["rules"].as_array().unwrap() {
+            let list = |k: &str| rule[k].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect::<Vec<_>>();
+            for (group, resource) in
+                list("apiGroups").into_iter().flat_map(|g| list("resources").into_iter().map(move |r| (g, r)))
+            {
+                assert!(!group.contains('*') && !resource.contains('*'));
+                granted.extend(list("verbs").into_iter().map(|v| format!("{group}/{resource}: {v}")));
+            }
+        }
+    }
+    let missing: Vec<_> = used.difference(&granted).collect();
+    let spare: Vec<_> = granted.difference(&used).collect();
+    assert!(missing.is_empty() && spare.is_empty(), "missing in the chart: {missing:?}; never used: {spare:?}");
+}
