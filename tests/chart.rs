@@ -239,3 +239,57 @@ async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
     let spare: Vec<_> = granted.difference(&used).collect();
     assert!(missing.is_empty() && spare.is_empty(), "missing in the chart: {missing:?}; never used: {spare:?}");
 }
+
+/// Real helm, from the first installation to the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    let folder = std::env::temp_dir().join(format!("run-invoker-helm-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
+    let config = folder.join("kubeconfig").display().to_string();
+    let helm = async |args: &[&str]| {
+        let mut all: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        all.extend(["--namespace", "platform", "--kubeconfig", &config].map(str::to_owned));
+        let run = move || {
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            tool("helm", &all, &repository("charts/run-invoker"))
+        };
+        let (fine, text) = tokio::task::spawn_blocking(run).await.unwrap();
+        assert!(fine, "{args:?}: {text}");
+        text
+    };
+    let get = async |path: &str| -> Option<Value> {
+        let request = http::Request::get(path).body(vec![]).unwrap();
+        client.request::<Value>(request).await.ok()
+    };
+    let deployment = "/apis/apps/v1/namespaces/platform/deployments/run-invoker";
+    let guardrail = "/apis/run-invoker.dev/v1alpha1/invokerguardrails/default";
+    let notes =
+        helm(&["install", "run-invoker", ".", "--create-namespace", "--set", "defaultGuardrail.enabled=true"]).await;
+    assert!(notes.contains("THE DEFAULT GUARDRAIL IS NOT INSTALLED YET"), "{notes}");
+    assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 2);
+    assert!(get(guardrail).await.is_none());
+
+    // What a tenant has by then.
+    let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "invokers": [{"member": "user:a@acme.com"}]}});
+    let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+
+    helm(&["upgrade", "run-invoker", ".", "--reuse-values", "--set", "replicas=3"]).await;
+    assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 3);
+    assert_eq!(get(guardrail).await.unwrap()["spec"]["public"], "Deny");
+    helm(&["rollback", "run-invoker", "1"]).await;
+    assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 2);
+    let said = helm(&["uninstall", "run-invoker"]).await;
+    assert!(said.contains("invokerpolicies.run-invoker.dev"), "{said}");
+    assert!(get(deployment).await.is_none());
+    for role in ["clusterroles/run-invoker", "clusterroles/run-invoker-edit", "clusterrolebindings/run-invoker"] {
+        assert!(get(&format!("/apis/rbac.authorization.k8s.io/v1/{role}")).await.is_none(), "{role} is left");
+    }
+    assert!(policies.get("web").await.is_ok(), "policies stay with their definitions");
+    assert!(sandbox.journal.since(0, |e| e.api == Side::Run).is_empty(), "helm has no business with Google");
+    fs::remove_dir_all(&folder).ok();
+}

@@ -4,6 +4,7 @@
 
 pub mod docs;
 pub mod managed;
+pub mod protobuf;
 pub mod registry;
 pub mod schema;
 pub mod select;
@@ -375,11 +376,7 @@ impl Kube {
                 .map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")));
         }
         if call.header("content-type").contains("protobuf") {
-            return Err(Refusal::new(
-                415,
-                "UnsupportedMediaType",
-                "the sandbox reads JSON and YAML, not protobuf; apply a manifest instead (kubectl apply -f)",
-            ));
+            return protobuf::read(&call.body).map_err(|why| Refusal::new(415, "UnsupportedMediaType", why));
         }
         serde_json::from_slice(&call.body)
             .map_err(|e| Refusal::bad_request(format!("the object provided is unrecognized: {e}")))

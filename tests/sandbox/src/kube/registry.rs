@@ -91,8 +91,39 @@ fn builtin(
     }
 }
 
+/// Kinds that charts install: kept and served, with nobody behind them.
+fn workloads() -> Vec<Resource> {
+    let age = ("Age", "date", ".metadata.creationTimestamp");
+    let rbac = "rbac.authorization.k8s.io";
+    let ready: &[(&str, &str, &str)] = &[("Replicas", "integer", ".spec.replicas"), age];
+    [
+        ("", "Secret", "secrets", &[][..], true, &[("Type", "string", ".type"), age][..]),
+        ("", "Service", "services", &["svc"][..], true, &[("Cluster-IP", "string", ".spec.clusterIP"), age]),
+        ("", "Pod", "pods", &["po"][..], true, &[age]),
+        ("apps", "Deployment", "deployments", &["deploy"][..], true, ready),
+        ("apps", "ReplicaSet", "replicasets", &["rs"][..], true, ready),
+        (rbac, "ClusterRole", "clusterroles", &[], false, &[age]),
+        (rbac, "ClusterRoleBinding", "clusterrolebindings", &[], false, &[age]),
+        (rbac, "Role", "roles", &[], true, &[age]),
+        (rbac, "RoleBinding", "rolebindings", &[], true, &[age]),
+        ("policy", "PodDisruptionBudget", "poddisruptionbudgets", &["pdb"][..], true, &[age]),
+        ("networking.k8s.io", "NetworkPolicy", "networkpolicies", &["netpol"][..], true, &[age]),
+    ]
+    .into_iter()
+    .map(|(group, kind, plural, short, namespaced, columns)| {
+        builtin(group, "v1", kind, plural, short, namespaced, columns)
+    })
+    .collect()
+}
+
 /// The built-in kinds that an operator and the people around it touch.
 pub fn builtins() -> Vec<Resource> {
+    let mut all = core();
+    all.extend(workloads());
+    all
+}
+
+fn core() -> Vec<Resource> {
     let age = ("Age", "date", ".metadata.creationTimestamp");
     vec![
         builtin("", "v1", "Namespace", "namespaces", &["ns"], false, &[("Status", "string", ".status.phase"), age]),
