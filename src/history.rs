@@ -41,17 +41,35 @@ impl Default for Retention {
     }
 }
 
+/// Ends a text that a record could not hold whole. It is in no member and in no condition that could be declared.
+const CUT: char = '…';
+
+/// A text within the bound that the definition sets: a record that is refused would keep every write from being made.
+fn bounded(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain([CUT]).collect()
+}
+
 /// A grant as a record holds it.
 fn record(grant: &Grant) -> ChangeGrant {
     ChangeGrant {
         role: grant.role.as_str().into(),
-        member: grant.principal.as_str().into(),
+        member: bounded(grant.principal.as_str(), 512),
         condition: grant.condition.as_ref().map(|c| ConditionSpec {
-            title: c.title.clone(),
-            description: c.description.clone(),
-            expression: c.expression.clone(),
+            title: bounded(if c.title.is_empty() { "-" } else { &c.title }, 100),
+            description: bounded(&c.description, 256),
+            expression: bounded(if c.expression.is_empty() { "-" } else { &c.expression }, 4096),
         }),
     }
+}
+
+/// Whether a record holds all of a grant.
+fn is_whole(record: &ChangeGrant) -> bool {
+    let cut = |text: &str| text.ends_with(CUT);
+    !cut(&record.member)
+        && record.condition.as_ref().is_none_or(|c| !cut(&c.title) && !cut(&c.description) && !cut(&c.expression))
 }
 
 /// A grant as a record held it; `None` for a role that is not ours.
@@ -238,6 +256,7 @@ pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Times
     let declared: BTreeSet<Declared> = spec
         .before
         .iter()
+        .filter(|r| is_whole(r))
         .filter_map(grant)
         .filter(|g| g.role == role)
         // What could not be declared cannot be gone back to either.
@@ -282,6 +301,24 @@ mod tests {
         assert_eq!(phase("B", &["user:old@a.co"]), ChangePhase::NotApplied);
         assert_eq!(phase("A", &["user:old@a.co"]), ChangePhase::NotApplied);
         assert_eq!(settle(&s, None, at(NOW)).phase, ChangePhase::NotApplied);
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_record_is_cut_and_not_gone_back_to() {
+        let mut s = spec(&[], &[], &[]);
+        let long = Condition { title: "t".repeat(200), description: String::new(), expression: "e".repeat(5000) };
+        let live =
+            Grant { condition: Some(long.into()), ..Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker) };
+        s.before = vec![
+            record(&live),
+            record(&Grant::new(Principal::from_live(&format!("user:{}@a.co", "x".repeat(600))), Role::Invoker)),
+        ];
+        assert_eq!(
+            s.before[0].condition.as_ref().map(|c| (c.title.chars().count(), c.expression.chars().count())),
+            Some((100, 4096))
+        );
+        assert_eq!(s.before[1].member.chars().count(), 512);
+        assert!(rollback("x".into(), &s, Role::Invoker, at(NOW)).declared.is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
-use common::{Operator, Setup, eventually, which};
+use common::{Operator, Setup, Shell, eventually, which};
 use sandbox::Sandbox;
 
 /// Where a tool is. On CI it must be there; elsewhere its absence is said aloud.
@@ -185,7 +185,7 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
         .await;
     let saved = gcloud.ok(&cmd("get-iam-policy", &["--format", "json"])).await;
     assert!(saved.contains("\"version\": 3") && saved.contains("request.path"), "{saved}");
-    let file = home.join("policy.json").display().to_string();
+    let file = folder("gcloud").join("policy.json").display().to_string();
     std::fs::write(&file, &saved).unwrap();
     gcloud.ok(&["run", "services", "set-iam-policy", "web", &file, "--region", "europe-west1"]).await;
     let (fine, text) =

@@ -86,7 +86,8 @@ impl<C: CloudRun> Controller<C> {
             if record.services.contains(&job.service) {
                 record.looks.insert(job.service.clone(), Box::new(look));
             }
-            let released = index.release(&key);
+            // What was still being counted may be known now.
+            let released = if claim.spread.is_some() { index.release(&key) } else { BTreeSet::new() };
             drop(index);
             self.queue.add_all(&released, crate::cloudrun::Lane::Declared);
             if news || intent.deleting {
