@@ -132,6 +132,17 @@ pub struct Project {
     pub services: HashMap<RunService, ServiceInfo>,
     pub fault: Option<Fault>,
     pub listed_at: Option<Timestamp>,
+    /// A listing went through since this process began.
+    listed: bool,
+    /// Regions that no listing has reached since this process began.
+    unseen: BTreeSet<String>,
+}
+
+impl Project {
+    /// Whether what is not known in a region is not there, as opposed to not seen yet.
+    fn knows(&self, region: &str) -> bool {
+        self.listed && !self.unseen.contains(region)
+    }
 }
 
 /// What the targets of a policy come to.
@@ -402,15 +413,29 @@ impl Index {
         let lines = self.ledgers.get(service).into_iter().flatten();
         lines
             .map(|line| {
-                let standing = line.owners.iter().map(|o| self.standing_of(&o.uid)).max().unwrap_or(Standing::Gone);
+                let standings = line.owners.iter().map(|o| self.standing_of(&o.uid, service));
+                let standing = standings.max().unwrap_or(Standing::Gone);
                 (line.grant.clone(), standing)
             })
             .collect()
     }
 
-    fn standing_of(&self, uid: &str) -> Standing {
+    /// Whether a policy's selectors may mean a service that they do not mean as far as is known: after a start, until the
+    /// project was listed. What was granted there is not to be taken for left behind.
+    fn may_select(&self, record: &Record, service: &RunService) -> bool {
+        record.intent.has_selector()
+            && record.intent.project == service.project
+            && !record.services.contains(service)
+            && record.terms.refuse_service(service).is_none()
+            && self.projects.get(&service.project).is_none_or(|p| !p.knows(&service.region))
+    }
+
+    fn standing_of(&self, uid: &str, service: &RunService) -> Standing {
         let Some(record) = self.by_uid.get(uid).and_then(|k| self.policies.get(k)) else { return Standing::Gone };
         let intent = &record.intent;
+        if !intent.deleting && self.may_select(record, service) {
+            return Standing::Passive;
+        }
         match (intent.enforces() && self.stopped(record).is_none(), intent.deleting) {
             // Deleted with Retain: what it granted is let go.
             (true, true) if !intent.revokes_on_delete() => Standing::Gone,
@@ -832,9 +857,10 @@ impl Index {
         self.ledgers.insert(service.clone(), lines.into());
     }
 
-    /// Services that the ledger knows and no policy targets.
+    /// Services that the ledger knows and no policy targets, nor may yet turn out to target.
     pub fn orphans(&self) -> Vec<RunService> {
-        self.ledgers.keys().filter(|s| !self.by_service.contains_key(*s)).cloned().collect()
+        let unowned = self.ledgers.keys().filter(|s| !self.by_service.contains_key(*s));
+        unowned.filter(|s| self.standing(s).values().any(|standing| *standing != Standing::Passive)).cloned().collect()
     }
 
     /// What to list of a project: one region each if that is all that is asked for, else every region at once.
@@ -890,6 +916,12 @@ impl Index {
             }
         };
         let first = entry.listed_at.is_none() || entry.fault.is_some();
+        let never = !std::mem::replace(&mut entry.listed, true);
+        if never {
+            entry.unseen = listing.unreachable.clone();
+        }
+        let news = never || entry.unseen.iter().any(|r| !listing.unreachable.contains(r));
+        entry.unseen.retain(|r| listing.unreachable.contains(r));
         entry.fault = None;
         entry.listed_at = Some(now);
         let mut found: HashMap<RunService, ServiceInfo> = HashMap::with_capacity(listing.services.len());
@@ -935,6 +967,10 @@ impl Index {
                 changed.push(key.clone());
             }
             touched.extend(old.0.symmetric_difference(&record.services).cloned());
+        }
+        if news {
+            // What left a policy while nobody was looking is known to have left only now.
+            touched.extend(self.orphans().into_iter().filter(|s| s.project == *project));
         }
         touched.retain(|s| self.by_service.contains_key(s) || self.ledgers.contains_key(s));
         // Only what somebody is about is kept; the rest would be memory for nothing.
