@@ -51,7 +51,9 @@ impl Declared {
     /// does one whose guardrails cannot be read.
     pub fn wants_a_look(&self) -> bool {
         let asks = |c: &Claim| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
-        self.claims.iter().any(asks) || (self.claims.is_empty() && !self.standing.is_empty())
+        // What rests because its policy may not write, or may yet turn out to mean it, is left alone.
+        let left_behind = || self.standing.values().any(|s| *s != Standing::Passive);
+        self.claims.iter().any(asks) || (self.claims.is_empty() && left_behind())
     }
 }
 

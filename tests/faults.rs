@@ -545,6 +545,11 @@ async fn a_real_api_server_that_goes_away_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(writes(&sandbox, before).is_empty());
     server.start_server().await;
+    // It answers before it serves every kind.
+    eventually(Duration::from_secs(20), "policies are served again", || async {
+        policies(&client).get("web").await.map(|_| ()).map_err(|e| e.to_string())
+    })
+    .await;
     let patch = json!({"spec": {"invokers": [{"member": "user:b@acme.com"}]}});
     policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     in_sync(&client, 2, 60).await;
