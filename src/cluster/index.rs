@@ -561,18 +561,31 @@ impl Index {
         terms.or_insert_with(|| Arc::new(Terms::of(namespace, self.guardrails.values(), self.limits))).clone()
     }
 
-    /// Takes in a guardrail as it is in the store. One that cannot be read does not take the place of one that could.
+    /// Takes in a guardrail as it is in the store. While a list comes in, what follows from all of it follows at its end.
     pub fn apply_guardrail(&mut self, guardrail: Guardrail) -> Effect {
-        if let Some(seen) = &mut self.listed_guardrails {
-            seen.insert(guardrail.name.clone());
+        let name = guardrail.name.clone();
+        self.guardrails.insert(name.clone(), Arc::new(guardrail));
+        match &mut self.listed_guardrails {
+            Some(seen) => {
+                seen.insert(name);
+                Effect::default()
+            }
+            None => self.new_terms(),
         }
-        self.guardrails.insert(guardrail.name.clone(), Arc::new(guardrail));
-        self.new_terms()
     }
 
-    /// Whether a guardrail of this name is known in a form that could be read.
-    pub fn knows_guardrail(&self, name: &str) -> bool {
-        self.guardrails.contains_key(name)
+    /// Takes in a guardrail that cannot be read: what was known of it holds on, and if nothing was, nobody knows what it
+    /// forbids.
+    pub fn unreadable_guardrail(&mut self, name: &str, why: String) -> Effect {
+        match self.guardrails.get(name).cloned() {
+            Some(known) => {
+                if let Some(seen) = &mut self.listed_guardrails {
+                    seen.insert(known.name.clone());
+                }
+                Effect::default()
+            }
+            None => self.apply_guardrail(Guardrail::unreadable(name.into(), why)),
+        }
     }
 
     pub fn remove_guardrail(&mut self, object: &InvokerGuardrail) -> Effect {
@@ -584,11 +597,12 @@ impl Index {
         self.listed_guardrails = Some(HashSet::new());
     }
 
+    /// The list is complete: what is not in it is gone.
     pub fn end_guardrail_list(&mut self) -> Effect {
-        let Some(seen) = self.listed_guardrails.take() else { return Effect::default() };
-        let before = self.guardrails.len();
-        self.guardrails.retain(|name, _| seen.contains(name));
-        if before == self.guardrails.len() { Effect::default() } else { self.new_terms() }
+        if let Some(seen) = self.listed_guardrails.take() {
+            self.guardrails.retain(|name, _| seen.contains(name));
+        }
+        self.new_terms()
     }
 
     /// Every policy under the guardrails as they are now.
@@ -643,13 +657,16 @@ impl Index {
         found: Result<Vec<(Arc<str>, InvokerChangeSpec)>, Arc<str>>,
         now: Timestamp,
     ) -> BTreeSet<RunService> {
-        let Some(record) = self.policies.get_mut(key).filter(|r| *r.intent.rollbacks == *asked) else {
+        let Some(record) = self.policies.get(key).filter(|r| *r.intent.rollbacks == *asked) else {
             return BTreeSet::new();
         };
-        record.back = match found {
+        // A selector that was not answered yet may still turn out to mean it.
+        let names = |s: &RunService| record.services.contains(s) || self.may_select(record, s);
+        let role = record.intent.role;
+        let back = match found {
             Err(why) => Back::Impossible(why),
             Ok(changes) => {
-                let stranger = changes.iter().find(|(_, c)| !record.services.contains(&history::service(c)));
+                let stranger = changes.iter().find(|(_, c)| !names(&history::service(c)));
                 match stranger {
                     Some((name, c)) => Back::Impossible(
                         format!(
@@ -663,13 +680,15 @@ impl Index {
                         changes
                             .into_iter()
                             .map(|(name, c)| {
-                                (history::service(&c), Arc::new(history::rollback(name, &c, record.intent.role, now)))
+                                (history::service(&c), Arc::new(history::rollback(name, &c, role, now)))
                             })
                             .collect(),
                     ),
                 }
             }
         };
+        let Some(record) = self.policies.get_mut(key) else { return BTreeSet::new() };
+        record.back = back;
         record.services.clone()
     }
 

@@ -180,12 +180,7 @@ pub async fn guardrails<C: CloudRun>(this: Arc<Controller<C>>) {
             Change::Deleted(object) => this.index().remove_guardrail(&object),
             Change::Malformed(_, name, why) => {
                 tracing::error!(%name, %why, "a guardrail cannot be read; what was known of it holds on");
-                let mut index = this.index();
-                // Nobody knows what it forbids.
-                if index.knows_guardrail(&name) {
-                    continue;
-                }
-                index.apply_guardrail(Guardrail::unreadable(name.into(), why))
+                this.index().unreadable_guardrail(&name, why)
             }
             Change::Broken(why) => {
                 tracing::warn!(%why, "the watch of guardrails broke; taking it up again");
@@ -193,12 +188,15 @@ pub async fn guardrails<C: CloudRun>(this: Arc<Controller<C>>) {
             }
             Change::Synced => {
                 let effect = this.index().end_guardrail_list();
+                // Policies that came in first were judged without guardrails: what these allow comes up now, in no hurry.
+                let first = !this.guardrails_synced.load(Ordering::Acquire);
+                settle_effect(&this, effect, if first { Lane::Periodic } else { Lane::Declared });
                 this.guardrails_synced.store(true, Ordering::Release);
                 sweep(&this);
-                effect
+                continue;
             }
         };
-        settle_effect(&this, effect);
+        settle_effect(&this, effect, Lane::Declared);
     }
 }
 
@@ -224,7 +222,7 @@ pub async fn accounts<C: CloudRun>(this: Arc<Controller<C>>) {
                 this.index().accounts_broken(&why)
             }
         };
-        settle_effect(&this, effect);
+        settle_effect(&this, effect, Lane::Declared);
     }
 }
 
@@ -233,14 +231,10 @@ fn account_key(meta: &kube::core::ObjectMeta) -> AccountKey {
 }
 
 /// Sets in motion what follows from a change that is not one of a policy.
-fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect) {
-    if !this.guardrails_synced.load(Ordering::Acquire) {
-        // Nothing was worked on yet, so nothing has to be looked at anew.
-        return;
-    }
-    this.queue.add_all(&effect.services, Lane::Declared);
+fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect, lane: Lane) {
+    this.queue.add_all(&effect.services, lane);
     for project in &effect.lists {
-        this.lists.at(project, Instant::now(), Lane::Declared);
+        this.lists.at(project, Instant::now(), lane);
     }
     for key in &effect.policies {
         this.reports.add(key, Duration::from_millis(100));

@@ -282,29 +282,31 @@ fn carried_out(claim: &Claim, found: &Found) -> Written {
     }
 }
 
-/// Whether the status says that a service was as declared under this very declaration.
-pub(super) fn told_in_sync(intent: &Intent, status: &InvokerPolicyStatus, service: &RunService) -> bool {
-    status.observed_generation == Some(intent.generation)
-        && status
-            .services
-            .iter()
-            .any(|s| s.state == ServiceState::InSync && *s.region == *service.region && *s.name == *service.name)
+/// What the status says of a service under this very declaration.
+fn told<'a>(intent: &Intent, status: &'a InvokerPolicyStatus, service: &RunService) -> Option<&'a ServiceStatus> {
+    let current = status.observed_generation == Some(intent.generation);
+    let mut entries = status.services.iter().filter(|_| current);
+    entries.find(|s| *s.region == *service.region && *s.name == *service.name)
 }
 
-/// Whether the status says that a service was settled under this very declaration, but for what others did and nobody has
-/// undone yet: a fight, or an open circuit breaker.
+/// Whether the status says that a service was as declared.
+fn told_in_sync(intent: &Intent, status: &InvokerPolicyStatus, service: &RunService) -> bool {
+    told(intent, status, service).is_some_and(|s| s.state == ServiceState::InSync)
+}
+
+/// Whether the status says that a service was settled, but for what others did and nobody has undone yet: a fight, or an
+/// open circuit breaker.
 pub(super) fn told_settled(
     intent: &Intent,
     status: &InvokerPolicyStatus,
     service: &RunService,
     circuit_open: bool,
 ) -> bool {
-    let entry = status.services.iter().find(|s| *s.region == *service.region && *s.name == *service.name);
-    let waits = |s: &ServiceStatus| {
-        matches!(s.state, ServiceState::Drifted | ServiceState::Held) && (s.contested || circuit_open)
-    };
-    status.observed_generation == Some(intent.generation)
-        && entry.is_some_and(|s| s.state == ServiceState::InSync || waits(s))
+    told(intent, status, service).is_some_and(|s| match s.state {
+        ServiceState::InSync => true,
+        ServiceState::Drifted | ServiceState::Held => s.contested || circuit_open,
+        ServiceState::Failed | ServiceState::NotFound => false,
+    })
 }
 
 fn shown(grants: &BTreeSet<Grant>) -> Vec<String> {

@@ -50,11 +50,6 @@ impl Memory {
         self.settled.as_ref().is_some_and(|(by, outstanding)| *by == fingerprint && !outstanding.contains(grant))
     }
 
-    /// Whether the service was found settled under these declarations.
-    pub fn is_settled(&self, fingerprint: u64) -> bool {
-        self.settled.as_ref().is_some_and(|(by, _)| *by == fingerprint)
-    }
-
     /// Takes down a correction.
     pub fn corrected(&mut self, grant: &Grant, at: Timestamp) {
         let times = self.corrections.entry(grant.clone()).or_default();
