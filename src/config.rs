@@ -108,24 +108,28 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES_FOR", default_value = "2160h", value_parser = duration)]
     pub keep_changes_for: Duration,
 
-    /// Namespace of the Lease by which replicas agree on who works.
+    /// Over how many shards projects are spread; replicas share them. All replicas must have the same number.
+    #[arg(long, env = "RUN_INVOKER_SHARDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub shards: u32,
+
+    /// Namespace of the Leases by which replicas agree on who works on what.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
 
-    /// Name of the Lease.
+    /// Name of the Lease; with several shards, what the names of their Leases begin with.
     #[arg(long, env = "RUN_INVOKER_LEASE_NAME", default_value = "run-invoker")]
     pub lease_name: String,
 
-    /// Name of this replica in the Lease and in events.
+    /// Name of this replica in the Leases and in events.
     #[arg(long, env = "POD_NAME", default_value_t = identity())]
     pub identity: String,
 
     /// Silence after which another replica takes over.
-    #[arg(long, env = "RUN_INVOKER_LEASE_DURATION", default_value = "8s", value_parser = duration)]
+    #[arg(long, env = "RUN_INVOKER_LEASE_DURATION", default_value = "7s", value_parser = duration)]
     pub lease_duration: Duration,
 
-    /// How often the leader renews; at most a third of the lease duration.
-    #[arg(long, env = "RUN_INVOKER_LEASE_RENEW", default_value = "2s", value_parser = duration)]
+    /// How often a Lease is renewed; at most a third of the lease duration.
+    #[arg(long, env = "RUN_INVOKER_LEASE_RENEW", default_value = "1500ms", value_parser = duration)]
     pub lease_renew: Duration,
 
     /// Leave out the metric series that grow with the number of policies.

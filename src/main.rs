@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::Parser;
 use run_invoker::{
-    cloudrun::{google, limit::Limited},
+    cloudrun::{fence::Fenced, google, limit::Limited},
     cluster::Cluster,
     config::Args,
     controller::{Controller, Options},
     http::{Endpoints, router},
-    leader::{self, Leadership},
+    leader::{self, Shards},
     metrics::Metrics,
     telemetry,
 };
@@ -46,9 +46,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         quota_project: args.quota_project.clone(),
     })
     .await?;
-    let cloud = Limited::new(google, args.budget(), metrics.clone());
+    let shards = Shards::new(args.shards as usize);
+    let permit = shards.clone();
+    let fenced = Fenced::new(google, Arc::new(move |project: &str| permit.holds(project)));
+    let cloud = Limited::new(fenced, args.budget(), metrics.clone());
 
-    let (leadership, led) = watch::channel(Leadership::Follower);
     let controller = Controller::new(
         cloud,
         Cluster::new(
@@ -70,7 +72,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             grace: args.grace,
         },
         metrics.clone(),
-        led,
+        shards.clone(),
     );
 
     let listener =
@@ -93,8 +95,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         identity: args.identity.clone(),
         duration: args.lease_duration,
         renew: args.lease_renew,
+        grace: args.grace,
     };
-    let election = tokio::spawn(leader::run(client, lease, leadership, retired));
+    let election = tokio::spawn(leader::run(client, lease, shards, retired));
     tokio::spawn(async move {
         interrupted().await;
         stop.send_replace(true);

@@ -31,8 +31,8 @@ pub struct Metrics {
     limiter_wait_seconds: HistogramVec,
     pub queue_depth: IntGaugeVec,
     pub status_writes_total: IntCounterVec,
-    pub last_audit_timestamp_seconds: IntGauge,
-    pub shard_owned: IntGaugeVec,
+    last_audit_timestamp_seconds: IntGaugeVec,
+    shard_owned: IntGaugeVec,
     per_policy: bool,
 }
 
@@ -137,9 +137,10 @@ impl Metrics {
                 ["result"]
             ),
             last_audit_timestamp_seconds: metric!(
-                IntGauge,
+                IntGaugeVec,
                 "last_audit_timestamp_seconds",
-                "Unix time at which a round on a service was last finished."
+                "Unix time at which a round on a service of the shard was last finished, or work on the shard began.",
+                ["shard"]
             ),
             shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
             registry,
@@ -149,13 +150,27 @@ impl Metrics {
         for kind in ["missing", "unexpected"] {
             metrics.drift_detected_total.with_label_values(&[kind]);
         }
-        metrics.shard_owned.with_label_values(&["0"]).set(0);
         Ok(metrics.into())
     }
 
     /// Whether the series that grow with the number of policies are wanted.
     pub fn per_policy(&self) -> bool {
         self.per_policy
+    }
+
+    /// A round on a service of a shard is over, or work on the shard begins.
+    pub fn audited(&self, shard: usize, now: jiff::Timestamp) {
+        self.last_audit_timestamp_seconds.with_label_values(&[shard.to_string()]).set(now.as_second());
+    }
+
+    /// Whether a shard is worked on here; `busy`: there is something to do in it.
+    pub fn shard(&self, shard: usize, owned: bool, busy: bool) {
+        let label = shard.to_string();
+        self.shard_owned.with_label_values(&[&label]).set(i64::from(owned));
+        if !(owned && busy) {
+            // Whoever works on it tells; and where there is nothing to do, silence means nothing.
+            let _ = self.last_audit_timestamp_seconds.remove_label_values(&[&label]);
+        }
     }
 
     /// Counts changes that were carried out.

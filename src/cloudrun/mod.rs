@@ -1,5 +1,6 @@
 //! The one door to Cloud Run.
 
+pub mod fence;
 pub mod google;
 pub mod limit;
 

@@ -20,6 +20,15 @@ use crate::{
     fault::Fault,
 };
 
+/// The mark of the open circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitMark {
+    /// Since when it is open.
+    pub since: Timestamp,
+    /// When some replica last found fresh drift.
+    pub unrest: Option<Timestamp>,
+}
+
 /// Objects in one page of a list that goes over all namespaces.
 const PAGE: u32 = 250;
 
@@ -162,9 +171,25 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn circuit_mark(&self) -> Result<Option<Timestamp>, Fault> {
+    pub async fn circuit_mark(&self) -> Result<Option<CircuitMark>, Fault> {
         let lease = self.within(self.leases().get_opt(&self.circuit)).await.map_err(fault)?;
-        Ok(lease.map(|l| l.spec.and_then(|s| s.acquire_time).map_or(Timestamp::UNIX_EPOCH, |t| t.0)))
+        Ok(lease.map(|l| {
+            let spec = l.spec.unwrap_or_default();
+            let since = spec.acquire_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+            CircuitMark { since, unrest: spec.renew_time.map(|t| t.0) }
+        }))
+    }
+
+    /// Tells the other replicas of drift that was found while the circuit breaker is open.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn tell_unrest(&self, mark: &CircuitMark) -> Result<(), Fault> {
+        let patch = json!({"spec": {"renewTime": mark.unrest.map(MicroTime)}});
+        match self.within(self.leases().patch(&self.circuit, &PatchParams::default(), &Patch::Merge(patch))).await {
+            Err(e) if !is_gone(&e) => Err(fault(e)),
+            _ => Ok(()),
+        }
     }
 
     /// Marks the circuit breaker as open.

@@ -707,7 +707,7 @@ impl Index {
     }
 
     /// Services where the ledger has something of this policy.
-    fn owned_by(&self, uid: &str) -> Vec<RunService> {
+    pub fn owned_by(&self, uid: &str) -> Vec<RunService> {
         self.by_owner.get(uid).into_iter().flatten().cloned().collect()
     }
 
@@ -874,6 +874,20 @@ impl Index {
             self.by_owner.entry(owner.uid.as_str().into()).or_default().insert(service.clone());
         }
         self.ledgers.insert(service.clone(), lines.into());
+    }
+
+    /// Forgets what was seen of the projects that `among` names, as if this process had just begun: what is declared is
+    /// known, what is real is not.
+    pub fn let_go(&mut self, among: impl Fn(&str) -> bool) {
+        self.projects.retain(|project, _| !among(project));
+        let keys: Vec<PolicyKey> =
+            self.policies.iter().filter(|(_, r)| among(&r.intent.project)).map(|(k, _)| k.clone()).collect();
+        for key in keys {
+            self.retarget(&key);
+            let Some(record) = self.policies.get_mut(&key) else { continue };
+            record.looks.clear();
+            record.released.clear();
+        }
     }
 
     /// Services that the ledger knows and no policy targets, nor may yet turn out to target.

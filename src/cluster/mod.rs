@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-pub use changes::place_of;
+pub use changes::{CircuitMark, place_of};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},

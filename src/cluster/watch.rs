@@ -13,7 +13,7 @@ use kube::{
     },
 };
 
-use crate::api::{InvokerGuardrail, InvokerLedger, InvokerPolicy};
+use crate::api::{ChangeReason, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REASON_LABEL};
 
 /// A change of what is cached.
 #[derive(Debug)]
@@ -41,8 +41,14 @@ fn changes<K>(api: Api<DeserializeGuard<K>>) -> impl Stream<Item = Change<K>> + 
 where
     K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let config = Config::default().page_size(250);
-    watcher::watcher(api, config).default_backoff().map(|event| match event {
+    changes_with(api, Config::default())
+}
+
+fn changes_with<K>(api: Api<DeserializeGuard<K>>, config: Config) -> impl Stream<Item = Change<K>> + Send
+where
+    K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher::watcher(api, config.page_size(250)).default_backoff().map(|event| match event {
         Ok(watcher::Event::Init) => Change::Restart,
         Ok(watcher::Event::InitDone) => Change::Synced,
         Ok(watcher::Event::InitApply(guard) | watcher::Event::Apply(guard)) => match guard.0 {
@@ -89,6 +95,12 @@ pub fn accounts(client: Client) -> impl Stream<Item = Change<PartialObjectMeta<S
 /// Changes of guardrails.
 pub fn guardrails(client: Client) -> impl Stream<Item = Change<InvokerGuardrail>> + Send {
     changes(Api::all(client))
+}
+
+/// Records of writes that corrected drift.
+pub fn corrections(client: Client) -> impl Stream<Item = Change<InvokerChange>> + Send {
+    let label = format!("{REASON_LABEL}={}", ChangeReason::Drift.as_str());
+    changes_with(Api::all(client), Config::default().labels(&label))
 }
 
 /// Changes of the ledger.

@@ -9,10 +9,17 @@ use std::{
 use super::Controller;
 use crate::{
     cloudrun::{CloudRun, Lane},
+    cluster::CircuitMark,
+    fault::Fault,
     gather::{Declared, Remembered},
     iam::RunService,
     plan::Plan,
 };
+
+/// How often a replica looks whether another one opened the breaker, in seconds.
+const OTHERS_MARK: u64 = 3;
+/// Unrest is told to other replicas at most this often, in seconds.
+const TELL_UNREST: i64 = 2;
 
 impl<C: CloudRun> Controller<C> {
     pub(super) fn circuit_is_open(&self) -> bool {
@@ -37,7 +44,7 @@ impl<C: CloudRun> Controller<C> {
             );
             while let Err(fault) = self.cluster.mark_circuit(now).await {
                 tracing::warn!(%fault, "the circuit breaker could not be marked as open; it is tried again");
-                if !self.leads() {
+                if !self.shards.holds_any() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,33 +82,68 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// While the breaker is open: closes it when the window has passed quietly, or when somebody took the mark away.
+    /// Keeps the breaker and its mark together. While it is open: closes it when the window has passed quietly, or when
+    /// somebody took the mark away. With several shards: opens it when another replica did, and tells the others of drift
+    /// that is found here.
     pub(super) async fn watch_circuit(self: Arc<Self>) {
-        loop {
+        let alone = self.shards.count() == 1;
+        let mut told = None;
+        for second in 0u64.. {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            if !self.circuit_is_open() || !self.leads() {
+            let open = self.circuit_is_open();
+            if !self.shards.holds_any() || (!open && (alone || !second.is_multiple_of(OTHERS_MARK))) {
                 continue;
             }
-            let calm = self.breaker.lock().unwrap_or_else(PoisonError::into_inner).is_calm(self.now());
-            if calm {
-                if let Err(fault) = self.cluster.unmark_circuit().await {
-                    tracing::debug!(%fault, "the mark of the circuit breaker could not be taken away yet");
-                    continue;
-                }
-            } else {
-                match self.cluster.circuit_mark().await {
-                    Ok(None) => {}
-                    Ok(Some(_)) => continue,
-                    Err(fault) => {
-                        tracing::debug!(%fault, "the mark of the circuit breaker could not be read");
-                        continue;
-                    }
-                }
+            if let Err(fault) = self.follow_circuit(open, alone, &mut told).await {
+                tracing::debug!(%fault, "the mark of the circuit breaker could not be read or written; it is tried again");
             }
-            self.breaker.lock().unwrap_or_else(PoisonError::into_inner).close();
-            tracing::warn!(by_itself = calm, "the circuit breaker is closed; drift is corrected again");
-            let waiting = std::mem::take(&mut *self.waiting_for_circuit.lock().unwrap_or_else(PoisonError::into_inner));
-            self.queue.add_all(&waiting, Lane::Drift);
         }
+    }
+
+    async fn follow_circuit(&self, open: bool, alone: bool, told: &mut Option<CircuitMark>) -> Result<(), Fault> {
+        let now = self.now();
+        let breaker = || self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let calm = open && breaker().is_calm(now);
+        if calm && alone {
+            self.cluster.unmark_circuit().await?;
+            return Ok(self.close_circuit(true));
+        }
+        let Some(mark) = self.cluster.circuit_mark().await? else {
+            *told = None;
+            return Ok(if open { self.close_circuit(false) });
+        };
+        if !open {
+            tracing::error!("another replica opened the circuit breaker; corrections rest");
+            breaker().reopen(mark.since, now);
+            *told = Some(mark);
+            return Ok(());
+        }
+        if alone {
+            return Ok(());
+        }
+        // Unrest that another replica told of since is unrest, at the time at which it was heard of.
+        if told.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
+            breaker().drift_found(now);
+        }
+        let unrest = breaker().unrest();
+        if unrest.is_some_and(|u| mark.unrest.is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)) {
+            let mark = CircuitMark { unrest, ..mark };
+            self.cluster.tell_unrest(&mark).await?;
+            *told = Some(mark);
+            return Ok(());
+        }
+        *told = Some(mark);
+        if calm {
+            self.cluster.unmark_circuit().await?;
+            self.close_circuit(true);
+        }
+        Ok(())
+    }
+
+    fn close_circuit(&self, by_itself: bool) {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner).close();
+        tracing::warn!(by_itself, "the circuit breaker is closed; drift is corrected again");
+        let waiting = std::mem::take(&mut *self.waiting_for_circuit.lock().unwrap_or_else(PoisonError::into_inner));
+        self.ask(&waiting, Lane::Drift);
     }
 }

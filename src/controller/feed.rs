@@ -43,6 +43,11 @@ impl Lists {
         self.changed.notify_waiters();
     }
 
+    /// Lists a project now.
+    pub(super) fn now(&self, project: &Arc<str>, lane: Lane) {
+        self.at(project, Instant::now(), lane);
+    }
+
     async fn next(&self) -> (Arc<str>, Lane) {
         loop {
             let changed = self.changed.notified();
@@ -78,27 +83,17 @@ impl Lists {
 /// Keeps the index current with the policies in the store.
 pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
     let mut stream = std::pin::pin!(streams::policies(this.cluster.client()));
-    // Between the start of a list and its end, what comes in is the state of things and no news: after a restart
-    // nothing is in a hurry.
-    let mut listing = true;
     while let Some(change) = stream.next().await {
         match change {
-            Change::Restart => {
-                listing = true;
-                this.index().begin_list();
-            }
+            Change::Restart => this.index().begin_list(),
             Change::Synced => {
                 let gone = this.index().end_list();
-                this.queue.add_all(&gone, Lane::Declared);
+                this.ask(&gone, Lane::Declared);
                 if !this.policies_synced.swap(true, Ordering::AcqRel) {
                     tracing::info!(policies = this.index().policies().count(), "policies are cached");
                 }
-                listing = false;
-                sweep(&this);
             }
-            Change::Applied(policy) => {
-                policy_applied(&this, &policy, listing && !this.policies_synced.load(Ordering::Acquire))
-            }
+            Change::Applied(policy) => policy_applied(&this, &policy),
             Change::Deleted(policy) => {
                 let meta = &policy.metadata;
                 let id = PolicyId {
@@ -116,7 +111,7 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                     (settled, index.remove_policy(&id))
                 };
                 if !settled {
-                    this.queue.add_all(&touched, Lane::Declared);
+                    this.ask(&touched, Lane::Declared);
                 }
             }
             Change::Malformed(namespace, name, why) => malformed(&this, &namespace, &name, &why).await,
@@ -125,15 +120,12 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
     }
 }
 
-fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy, first_list: bool) {
+fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy) {
     let (key, effect) = this.index().apply_policy(policy, Instant::now());
     let deleting = policy.metadata.deletion_timestamp.is_some();
-    // What was declared while nobody was there goes before what only has to be looked at again.
-    let told = policy.status.as_ref().is_some_and(|s| s.observed_generation == policy.metadata.generation);
-    let lane = if first_list && told && !deleting { Lane::Periodic } else { Lane::Declared };
-    this.queue.add_all(&effect.services, lane);
-    if let Some(project) = &effect.list {
-        this.lists.at(project, Instant::now(), lane);
+    this.ask(&effect.services, Lane::Declared);
+    if let Some(project) = effect.list.as_ref().filter(|p| this.works_on(p)) {
+        this.lists.now(project, Lane::Declared);
     }
     if this.index().record(&key).is_some_and(|r| r.intent.accounts.is_some()) {
         this.accounts_wanted.notify_one();
@@ -153,7 +145,8 @@ fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy
 /// Marks an object that cannot be read, and lets the rest go on.
 async fn malformed<C: CloudRun>(this: &Controller<C>, namespace: &str, name: &str, why: &str) {
     tracing::error!(%namespace, %name, %why, "a policy in the store cannot be read and is skipped");
-    if !this.leads() {
+    // Which project it is about cannot be read: whoever has the shard of its name marks it.
+    if !this.shards.holds(&format!("{namespace}/{name}")) {
         return;
     }
     if let Err(fault) = this.cluster.mark_unreadable(namespace, name, why, this.now()).await {
@@ -188,15 +181,12 @@ pub async fn guardrails<C: CloudRun>(this: Arc<Controller<C>>) {
             }
             Change::Synced => {
                 let effect = this.index().end_guardrail_list();
-                // Policies that came in first were judged without guardrails: what these allow comes up now, in no hurry.
-                let first = !this.guardrails_synced.load(Ordering::Acquire);
-                settle_effect(&this, effect, if first { Lane::Periodic } else { Lane::Declared });
+                settle_effect(&this, effect);
                 this.guardrails_synced.store(true, Ordering::Release);
-                sweep(&this);
                 continue;
             }
         };
-        settle_effect(&this, effect, Lane::Declared);
+        settle_effect(&this, effect);
     }
 }
 
@@ -222,7 +212,7 @@ pub async fn accounts<C: CloudRun>(this: Arc<Controller<C>>) {
                 this.index().accounts_broken(&why)
             }
         };
-        settle_effect(&this, effect, Lane::Declared);
+        settle_effect(&this, effect);
     }
 }
 
@@ -231,10 +221,10 @@ fn account_key(meta: &kube::core::ObjectMeta) -> AccountKey {
 }
 
 /// Sets in motion what follows from a change that is not one of a policy.
-fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect, lane: Lane) {
-    this.queue.add_all(&effect.services, lane);
-    for project in &effect.lists {
-        this.lists.at(project, Instant::now(), lane);
+fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect) {
+    this.ask(&effect.services, Lane::Declared);
+    for project in effect.lists.iter().filter(|p| this.works_on(p)) {
+        this.lists.now(project, Lane::Declared);
     }
     for key in &effect.policies {
         this.reports.add(key, Duration::from_millis(100));
@@ -258,16 +248,21 @@ pub async fn ledgers<C: CloudRun>(this: Arc<Controller<C>>) {
                 this.ledgers_synced.store(true, Ordering::Release);
             }
         }
-        sweep(&this);
     }
 }
 
-/// Looks at grants of policies that named their service no more while nobody was looking. Once, when both caches are
-/// complete: what happens later comes in as a change of a policy.
-fn sweep<C: CloudRun>(this: &Controller<C>) {
-    if this.is_synced() && !this.swept.swap(true, Ordering::AcqRel) {
-        let orphans = this.index().orphans();
-        this.queue.add_all(&orphans, Lane::Periodic);
+/// Counts what other replicas correct: the circuit breaker is about the whole fleet, and their records say it all.
+pub async fn corrections<C: CloudRun>(this: Arc<Controller<C>>) {
+    if this.shards.count() == 1 {
+        return std::future::pending().await;
+    }
+    let mut stream = std::pin::pin!(streams::corrections(this.cluster.client()));
+    while let Some(change) = stream.next().await {
+        if let Change::Applied(record) = change
+            && !this.works_on(&record.spec.project)
+        {
+            this.count_correction(&record);
+        }
     }
 }
 
@@ -276,14 +271,10 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
     let mut failures: HashMap<Arc<str>, u32> = HashMap::new();
     let mut running = tokio::task::JoinSet::new();
     loop {
-        let next = async {
-            while !(this.is_synced() && this.leads()) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            this.lists.next().await
-        };
         tokio::select! {
-            (project, lane) = next => {
+            (project, lane) = this.lists.next() => {
+                // Whoever takes its shard up lists it.
+                let Some(turn) = this.enter(&project) else { continue };
                 let scopes = this.index().scopes(&project);
                 if scopes.is_empty() {
                     continue;
@@ -297,18 +288,19 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
                                 whole.services.append(&mut part.services);
                                 whole.unreachable.append(&mut part.unreachable);
                             }
-                            Err(fault) => return (project, Err(fault)),
+                            Err(fault) => return (project, Err(fault), turn),
                         }
                     }
-                    (project, Ok(whole))
+                    (project, Ok(whole), turn)
                 });
             }
             Some(done) = running.join_next() => {
-                let Ok((project, result)) = done else { continue };
+                let Ok((project, result, turn)) = done else { continue };
                 let fails = failures.entry(project.clone()).or_default();
                 *fails = if result.is_ok() { 0 } else { fails.saturating_add(1) };
                 let fails = *fails;
                 listed(&this, &project, result, fails);
+                drop(turn);
             }
             _ = stop.wait_for(|s| *s) => break,
         }
@@ -327,7 +319,7 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
         let (touched, changed) = index.apply_listing(project, result, this.now());
         (touched, changed, index.project_interval(project))
     };
-    this.queue.add_all(&touched, Lane::Drift);
+    this.ask(&touched, Lane::Drift);
     for key in &changed {
         this.reports.add(key, Duration::from_millis(300));
     }

@@ -7,6 +7,7 @@ pub mod queue;
 mod reconcile;
 mod records;
 mod report;
+mod shards;
 mod tell;
 
 use std::{
@@ -27,7 +28,7 @@ use crate::{
     cluster::{Cluster, index::Index},
     history::Retention,
     iam::{Grant, RunService},
-    leader::Leadership,
+    leader::Shards,
     metrics::{Metrics, PolicySeries},
     plan::{
         Aside, Settings,
@@ -84,7 +85,9 @@ pub struct Controller<C> {
     cluster: Cluster,
     options: Options,
     metrics: Arc<Metrics>,
-    leadership: watch::Receiver<Leadership>,
+    shards: Arc<Shards>,
+    /// For each shard the term of it that was taken up: what was left from before is known, and work may begin.
+    taken: Mutex<Vec<Option<u64>>>,
     index: Mutex<Index>,
     queue: Queue,
     reports: Reports,
@@ -92,6 +95,8 @@ pub struct Controller<C> {
     kept: Mutex<HashMap<RunService, Kept>>,
     open_changes: Mutex<HashMap<RunService, Vec<records::Open>>>,
     breaker: Mutex<Breaker>,
+    /// Names of the records of corrections that the breaker counted, by time.
+    counted: Mutex<HashMap<String, Timestamp>>,
     /// Services with drift that only the breaker keeps from being corrected.
     waiting_for_circuit: Mutex<BTreeSet<RunService>>,
     /// The zero of the slots in which services are read.
@@ -102,8 +107,6 @@ pub struct Controller<C> {
     guardrails_synced: AtomicBool,
     /// Some policy names a ServiceAccount.
     accounts_wanted: tokio::sync::Notify,
-    /// Grants without a policy were looked for.
-    swept: AtomicBool,
     /// When a service was last taken up, for the watchdog.
     last_turn: Mutex<Instant>,
     /// A task that runs for ever has ended.
@@ -116,7 +119,7 @@ impl<C: CloudRun> Controller<C> {
         cluster: Cluster,
         options: Options,
         metrics: Arc<Metrics>,
-        leadership: watch::Receiver<Leadership>,
+        shards: Arc<Shards>,
     ) -> Arc<Self> {
         Arc::new(Self {
             cloud: Arc::new(cloud),
@@ -125,7 +128,9 @@ impl<C: CloudRun> Controller<C> {
             breaker: Mutex::new(Breaker::new(options.breaker)),
             options,
             metrics,
-            leadership,
+            taken: Mutex::new(vec![None; shards.count()]),
+            shards,
+            counted: Mutex::default(),
             queue: Queue::default(),
             reports: Reports::default(),
             refused: Mutex::default(),
@@ -138,7 +143,6 @@ impl<C: CloudRun> Controller<C> {
             ledgers_synced: AtomicBool::new(false),
             guardrails_synced: AtomicBool::new(false),
             accounts_wanted: tokio::sync::Notify::new(),
-            swept: AtomicBool::new(false),
             last_turn: Mutex::new(Instant::now()),
             broken: AtomicBool::new(false),
         })
@@ -159,10 +163,6 @@ impl<C: CloudRun> Controller<C> {
 
     fn now(&self) -> Timestamp {
         (self.options.now)()
-    }
-
-    fn leads(&self) -> bool {
-        self.leadership.borrow().holds(Instant::now())
     }
 
     /// Whether the caches are complete.
@@ -186,7 +186,7 @@ impl<C: CloudRun> Controller<C> {
         let idle = self.last_turn.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         if waiting > 0
             && self.queue.running() == 0
-            && self.leads()
+            && self.shards.holds_any()
             && self.is_synced()
             && idle > self.options.stuck_after
         {
@@ -200,9 +200,9 @@ impl<C: CloudRun> Controller<C> {
         for (lane, depth) in Lane::ALL.iter().zip(self.queue.depths()) {
             self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
         }
-        self.metrics.shard_owned.with_label_values(&["0"]).set(i64::from(self.leads()));
+        self.shard_gauges();
         self.metrics.circuit_open.set(i64::from(self.circuit_is_open()));
-        report::gauges(&self.index(), &self.metrics, self.now())
+        report::gauges(&self.index(), &self.metrics, self.now(), &|project| self.works_on(project))
     }
 
     /// Runs until `stop` is true; then finishes what is in flight and starts nothing new.
@@ -212,12 +212,15 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(feed::ledgers(self.clone()));
         tasks.spawn(feed::guardrails(self.clone()));
         tasks.spawn(feed::accounts(self.clone()));
+        tasks.spawn(self.clone().follow_shards());
         tasks.spawn(self.clone().watch_circuit());
+        tasks.spawn(feed::corrections(self.clone()));
         tasks.spawn(self.clone().thin_out());
         tasks.spawn(feed::lists(self.clone(), stop.clone()));
         // Reports end after the work does: what it finds last still gets out.
         let (drained, after_work) = watch::channel(false);
-        let reports = tokio::spawn(report::run(self.clone(), after_work));
+        let mut reports = tokio::task::JoinSet::new();
+        reports.spawn(report::run(self.clone(), after_work));
         let watchdog = async {
             // Each of them runs until it is aborted.
             if let Some(ended) = tasks.join_next().await {
@@ -232,33 +235,15 @@ impl<C: CloudRun> Controller<C> {
         }
         tasks.abort_all();
         drained.send_replace(true);
-        let _ = tokio::time::timeout(self.options.grace, reports).await;
+        let _ = tokio::time::timeout(self.options.grace, reports.join_next()).await;
     }
 
-    /// Hands services to workers, only as leader and only with complete caches.
+    /// Hands services to workers, if their shard is worked on here.
     async fn work(self: &Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut leadership = self.leadership.clone();
         let mut running = tokio::task::JoinSet::new();
-        let mut recovered = false;
         loop {
             while running.try_join_next().is_some() {}
-            recovered &= self.leads();
             let turn = async {
-                if leadership.wait_for(|l| *l != Leadership::Follower).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-                while !(self.is_synced() && self.leads()) {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                while !recovered {
-                    match self.recover().await {
-                        Ok(()) => recovered = true,
-                        Err(fault) => {
-                            tracing::warn!(%fault, "what was left from before could not be read; it is tried again");
-                            tokio::time::sleep(Duration::from_secs(1)).await;
-                        }
-                    }
-                }
                 while running.len() >= self.options.workers {
                     running.join_next().await;
                 }
@@ -268,16 +253,20 @@ impl<C: CloudRun> Controller<C> {
                 job = turn => job,
                 _ = stop.wait_for(|s| *s) => break,
             };
-            if !self.leads() {
-                // The lease ran out between the turn and here: back into the line.
+            let Some(turn) = self.enter(&job.service.project) else {
+                // The shard went away; whoever takes it up knows what there is to do.
                 self.queue.done(&job.service, false);
-                self.queue.add(&job.service, job.lane);
+                self.queue.forget(&job.service);
                 continue;
-            }
+            };
             *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let this = self.clone();
             let span = tracing::info_span!("service", service = %job.service, lane = job.lane.label());
-            running.spawn(async move { this.round(job).await }.instrument(span));
+            let round = async move {
+                this.round(job).await;
+                drop(turn);
+            };
+            running.spawn(round.instrument(span));
         }
         tracing::info!(in_flight = running.len(), "stopping: finishing what is in flight");
         let drained =

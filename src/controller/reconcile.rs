@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Controller, Refused, next_slot, queue::Job, spread};
 use crate::{
     apply::{self, Outcome},
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Lane, fence},
     cluster::index::Ledger,
     fault::{Fault, FaultClass, Retry},
     gather::{self, Declared, Remembered},
@@ -57,7 +57,7 @@ impl<C: CloudRun> Controller<C> {
         self.metrics.reconcile_total.with_label_values(&[label]).inc();
         self.metrics.reconcile_duration_seconds.observe(started.elapsed().as_secs_f64());
         tracing::debug!(result = label, took = ?started.elapsed(), "round finished");
-        self.metrics.last_audit_timestamp_seconds.set(self.now().as_second());
+        self.metrics.audited(self.shards.of(&service.project), self.now());
 
         let failures = self.queue.done(service, result.is_err());
         match result {
@@ -132,13 +132,10 @@ impl<C: CloudRun> Controller<C> {
                 }
                 return Ok(Some(Found { declared, before, live, carried, rest: plan, remembered }));
             }
-            if let Err(fault) = self.prepare(&plan, &declared, &live).await {
-                return Err((declared, fault));
+            if !self.shards.holds(&service.project) {
+                return Err((declared, fence::refused()));
             }
-            if !self.leads() {
-                self.discard_changes(service).await;
-                let fault =
-                    Fault::new(FaultClass::Kubernetes, "leadership was lost before the write; nothing was written");
+            if let Err(fault) = self.prepare(&plan, &declared, &live).await {
                 return Err((declared, fault));
             }
             let written = apply::write(&*self.cloud, &plan, &live, job.lane).await;

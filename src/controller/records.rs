@@ -1,6 +1,7 @@
 //! The records of changes while they are open: written before IAM is, closed from reality after, thinned out with time.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -30,6 +31,10 @@ impl<C: CloudRun> Controller<C> {
     }
 
     pub(super) fn add_open_changes(&self, service: &RunService, changes: Vec<InvokerChange>) {
+        {
+            let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            counted.extend(changes.iter().map(|c| (place_of(c).1.to_owned(), c.spec.at.0)));
+        }
         let mut open = self.open_changes.lock().unwrap_or_else(PoisonError::into_inner);
         open.entry(service.clone())
             .or_default()
@@ -123,39 +128,54 @@ impl<C: CloudRun> Controller<C> {
         });
     }
 
-    /// Brings back what must survive a restart: open records, fights, and the state of the circuit breaker.
+    /// Lets the circuit breaker count a correction that it has not counted yet.
+    pub(super) fn count_correction(&self, change: &InvokerChange) {
+        let (now, window) = (self.now(), self.options.breaker.window);
+        let recent = |at: jiff::Timestamp| now.duration_since(at) < window;
+        let at = change.spec.at.0;
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        counted.retain(|_, at| recent(*at));
+        // One write that two namespaces are behind has two records of one name.
+        if recent(at) && counted.insert(place_of(change).1.to_owned(), at).is_none() {
+            self.breaker.lock().unwrap_or_else(PoisonError::into_inner).remember(at);
+        }
+    }
+
+    /// Brings back what must survive a change of the replica that works on `shards`: open records, fights, and the state
+    /// of the circuit breaker.
     ///
     /// # Errors
     /// Those of the Kubernetes API; then no work may begin.
-    pub(super) async fn recover(&self) -> Result<(), Fault> {
+    pub(super) async fn recover(&self, shards: &BTreeSet<usize>) -> Result<(), Fault> {
+        let among = |change: &InvokerChange| shards.contains(&self.shards.of(&change.spec.project));
         let now = self.now();
         let open = self.cluster.open_changes().await?;
         let corrections = self.cluster.corrections().await?;
         let circuit = self.cluster.circuit_mark().await?;
-        let mut kept = self.kept();
-        kept.clear();
-        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut seen = std::collections::BTreeSet::new();
         for change in &corrections {
+            self.count_correction(change);
+        }
+        let mut kept = self.kept();
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = BTreeSet::new();
+        for change in corrections.iter().filter(|c| among(c)) {
             let (_, name) = place_of(change);
             let at = change.spec.at.0;
-            // One write that two namespaces are behind has two records of one name.
             if now.duration_since(at) >= drift::WINDOW || !seen.insert(name) {
                 continue;
             }
-            breaker.remember(at);
             let memory = &mut kept.entry(history::service(&change.spec)).or_default().memory;
             for grant in history::grants(&change.spec) {
                 memory.corrected(&grant, at);
             }
         }
-        if let Some(since) = circuit {
-            breaker.reopen(since, now);
+        if let Some(mark) = circuit {
+            breaker.reopen(mark.since, now);
         }
         drop((kept, breaker));
         let mut services = Vec::with_capacity(open.len());
         let mut map = self.open_changes.lock().unwrap_or_else(PoisonError::into_inner);
-        for change in open {
+        for change in open.into_iter().filter(|c| among(c)) {
             let service = history::service(&change.spec);
             let known = map.entry(service.clone()).or_default();
             if !known.iter().any(|o| place_of(&o.change) == place_of(&change)) {
@@ -175,7 +195,7 @@ impl<C: CloudRun> Controller<C> {
     pub(super) async fn thin_out(self: Arc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_secs(3600)).await;
-            if self.leads()
+            if self.shards.holds_shard(0)
                 && self.is_synced()
                 && let Err(fault) = self.discard_old_changes().await
             {
@@ -222,7 +242,7 @@ impl<C: CloudRun> Controller<C> {
             break Ok(changes);
         };
         let touched = self.index().set_rollbacks(&key, &asked, found, self.now());
-        self.queue.add_all(&touched, Lane::Declared);
+        self.ask(&touched, Lane::Declared);
         self.reports.add(&key, Duration::from_millis(100));
     }
 }

@@ -106,9 +106,8 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
         let changed = this.reports.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        let lead = this.leads();
         let stopping = *stop.borrow();
-        if lead {
+        {
             // Statuses that wait a moment to be folded go out before the end; those set for much later do not.
             let (key, note, wake) = this.reports.take(if stopping { Duration::from_secs(2) } else { Duration::ZERO });
             let idle = key.is_none() && note.is_none();
@@ -140,13 +139,6 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
                 () = tokio::time::sleep_until(wake) => {}
                 _ = stop.changed() => {}
             }
-        } else if stopping {
-            return;
-        } else {
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                _ = stop.changed() => {}
-            }
         }
     }
 }
@@ -157,7 +149,8 @@ impl<C: CloudRun> Controller<C> {
         let window = self.options.propagation;
         let state = {
             let index = self.index();
-            let Some(record) = index.record(key) else { return };
+            // What another replica works on is for it to tell.
+            let Some(record) = index.record(key).filter(|r| self.works_on(&r.intent.project)) else { return };
             let Some(next) = index.status_of(key, window, self.now()) else { return };
             let release = record.has_finalizer() && may_release(record, &index);
             let bind = !record.has_finalizer() && !record.intent.deleting && record.intent.revokes_on_delete();
@@ -251,13 +244,13 @@ pub(super) fn may_release(record: &Record, index: &Index) -> bool {
     })
 }
 
-/// Gauges over all policies.
-pub fn gauges(index: &Index, metrics: &Metrics, now: Timestamp) -> PolicySeries {
+/// Gauges over all policies whose projects are `ours`: what every replica counts may be added up.
+pub fn gauges(index: &Index, metrics: &Metrics, now: Timestamp, ours: &dyn Fn(&str) -> bool) -> PolicySeries {
     let mut states: HashMap<ServiceState, i64> = HashMap::new();
     let (mut exposed, mut contested, mut held) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let tomorrow = now + SignedDuration::from_hours(24);
     let mut expiring = 0;
-    for (key, record) in index.policies() {
+    for (key, record) in index.policies().filter(|(_, r)| ours(&r.intent.project)) {
         if record.intent.enforces() && !record.intent.deleting {
             let ends = record.intent.declared.iter().filter_map(|d| d.expires);
             expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
@@ -288,7 +281,7 @@ pub fn gauges(index: &Index, metrics: &Metrics, now: Timestamp) -> PolicySeries 
     if !metrics.per_policy() {
         return PolicySeries::default();
     }
-    let mut policies: Vec<_> = index.policies().collect();
+    let mut policies: Vec<_> = index.policies().filter(|(_, r)| ours(&r.intent.project)).collect();
     policies.sort_by_key(|(key, _)| *key);
     PolicySeries::of(
         policies.iter().map(|((namespace, name), r)| {

@@ -146,6 +146,11 @@ impl Breaker {
         self.unrest = Some(now);
     }
 
+    /// When fresh drift was last found.
+    pub fn unrest(&self) -> Option<Timestamp> {
+        self.unrest
+    }
+
     /// Whether the window passed without fresh drift.
     pub fn is_calm(&self, now: Timestamp) -> bool {
         self.opened.is_some() && self.unrest.is_none_or(|t| now.duration_since(t) >= self.limits.window)

@@ -20,13 +20,14 @@ use kube::{
 use run_invoker::{
     api,
     cloudrun::{
+        fence::Fenced,
         google,
         limit::{Budget, Limited},
     },
     cluster::Cluster,
     controller::{Controller, Options},
     history::Retention,
-    leader::{self, Leadership},
+    leader::{self, Shards},
     metrics::Metrics,
     plan::{Settings, drift::BreakerLimits},
 };
@@ -219,6 +220,7 @@ pub struct Setup {
     pub stuck_after: Duration,
     pub lease: String,
     pub identity: String,
+    pub shards: usize,
     /// Moves the operator's wall clock.
     pub offset: Arc<AtomicI64>,
 }
@@ -236,6 +238,7 @@ impl Default for Setup {
             stuck_after: Duration::from_secs(60),
             lease: "run-invoker".into(),
             identity: "under-test".into(),
+            shards: 1,
             offset: Arc::default(),
         }
     }
@@ -243,9 +246,9 @@ impl Default for Setup {
 
 /// The operator's own code in this process: everything but `main`.
 pub struct Operator {
-    pub controller: Arc<Controller<Limited<google::Google>>>,
+    pub controller: Arc<Controller<Limited<Fenced<google::Google>>>>,
     pub metrics: Arc<Metrics>,
-    pub leadership: watch::Receiver<Leadership>,
+    pub shards: Arc<Shards>,
     stop: watch::Sender<bool>,
     retire: watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -262,10 +265,12 @@ impl Operator {
         })
         .await
         .unwrap();
-        let (leadership, led) = watch::channel(Leadership::Follower);
+        let shards = Shards::new(setup.shards);
+        let permit = shards.clone();
+        let fenced = Fenced::new(google, Arc::new(move |project: &str| permit.holds(project)));
         let offset = setup.offset.clone();
         let controller = Controller::new(
-            Limited::new(google, setup.budget, metrics.clone()),
+            Limited::new(fenced, setup.budget, metrics.clone()),
             Cluster::new(client.clone(), &setup.identity, "default".into(), &setup.lease, Duration::from_secs(5)),
             Options {
                 settings: setup.settings.clone(),
@@ -279,7 +284,7 @@ impl Operator {
                 grace: Duration::from_secs(10),
             },
             metrics.clone(),
-            led.clone(),
+            shards.clone(),
         );
         let (stop, stopped) = watch::channel(false);
         let (retire, retired) = watch::channel(false);
@@ -289,13 +294,14 @@ impl Operator {
             identity: setup.identity.clone(),
             duration: Duration::from_secs(3),
             renew: Duration::from_millis(750),
+            grace: Duration::from_secs(5),
         };
         let running = controller.clone();
         let tasks = vec![
-            tokio::spawn(leader::run(client, lease, leadership, retired)),
+            tokio::spawn(leader::run(client, lease, shards.clone(), retired)),
             tokio::spawn(async move { running.run(stopped).await }),
         ];
-        Self { controller, metrics, leadership: led, stop, retire, tasks }
+        Self { controller, metrics, shards, stop, retire, tasks }
     }
 
     /// As SIGTERM does: finish, then give the Lease up.
