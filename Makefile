@@ -38,8 +38,8 @@ crds: ## Writes crds/, and the chart's copy of it, from src/api
 	$(CARGO) run --quiet --bin crdgen -- crds
 	$(CARGO) run --quiet --bin crdgen -- charts/run-invoker/files/crds
 
-chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights against what the operator uses
-	$(CARGO) test --test chart -- --nocapture
+chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights, install; KUBECONFIG=FILE installs on that cluster
+	$(if $(filter command,$(firstword $(origin KUBECONFIG))),CHART_KUBECONFIG=$(KUBECONFIG)) $(CARGO) test --test chart -- --nocapture
 
 alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, and live with real Prometheus and Alertmanager
 	$(CARGO) test --test alerts -- --nocapture

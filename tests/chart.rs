@@ -66,6 +66,7 @@ fn nonsense_in_the_values_is_refused_by_its_name() {
         ("metrics.monitor=Monitor", "/metrics/monitor"),
         ("metrics.port=80", "/metrics/port"),
         ("replica=2", "replica"),
+        ("shards=0", "/shards"),
     ] {
         let (fine, text) = tool("helm", &["template", "x", ".", "--set", set], &repository("charts/run-invoker"));
         assert!(!fine && text.contains(names), "{set}: {text}");
@@ -155,20 +156,63 @@ async fn expect(client: &Client, name: &str, type_: &str, wanted: &str) {
     .await;
 }
 
-/// A life of an operator in which everything happens that it ever asks the API server for.
+/// helm against the sandbox, or any cluster that a kubeconfig names.
+struct Helm {
+    config: String,
+}
+
+impl Helm {
+    async fn run(&self, args: &[&str]) -> String {
+        let mut all: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        all.extend(["--namespace", "platform", "--kubeconfig", &self.config].map(str::to_owned));
+        let run = move || {
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            tool("helm", &all, &repository("charts/run-invoker"))
+        };
+        let (fine, text) = tokio::task::spawn_blocking(run).await.unwrap();
+        assert!(fine, "{args:?}: {text}");
+        text
+    }
+
+    fn to(sandbox: &Sandbox) -> Self {
+        let file =
+            std::env::temp_dir().join(format!("run-invoker-helm-{}-{}", std::process::id(), common::free_port()));
+        fs::write(&file, sandbox.kubeconfig()).unwrap();
+        Self { config: file.display().to_string() }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
+    a_life_with_the_rights_of_the_chart(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_several_shards_too() {
+    a_life_with_the_rights_of_the_chart(2).await;
+}
+
+/// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it brings: the sandbox refuses
+/// everything else. In its life everything happens that it ever asks the API server for, so no right may be left unused.
+async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
-    common::install(&client).await;
+    let count = format!("shards={shards}");
+    Helm::to(&sandbox).run(&["install", "run-invoker", ".", "--create-namespace", "--set", &count]).await;
     for name in ["web", "api"] {
         sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
     }
-    let mut setup = Setup::default();
+    let mut setup = Setup { home: "platform".into(), shards, ..Setup::default() };
     setup.breaker.corrections = 2;
     setup.retention.number = 1;
-    let operator =
-        Operator::start(common::operators_client(&sandbox.kubeconfig()).await, sandbox.run_url(), &setup).await;
+    let as_operator = common::operators_client(&sandbox.kubeconfig_of("platform", "run-invoker")).await;
+    for forbidden in ["/api/v1/namespaces/platform/secrets", "/apis/coordination.k8s.io/v1/namespaces/default/leases"] {
+        let request = http::Request::get(forbidden).body(vec![]).unwrap();
+        let error = as_operator.request::<Value>(request).await.expect_err("the sandbox lets everything through");
+        assert!(error.to_string().contains("system:serviceaccount:platform:run-invoker"), "{error}");
+    }
+    let before = sandbox.journal.last();
+    let operator = Operator::start(as_operator, sandbox.run_url(), &setup).await;
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());
     rails.create(&PostParams::default(), &serde_json::from_value(rail).unwrap()).await.unwrap();
@@ -203,6 +247,14 @@ async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
         .await;
     }
     expect(&client, "web", "Stalled", "CircuitOpen").await;
+    if shards > 1 {
+        // Drift that is found now is told to the other replicas.
+        let told = |e: &Entry| e.method == "PATCH" && e.path().ends_with("leases/run-invoker-circuit");
+        eventually(Duration::from_secs(10), "unrest is told", || async {
+            if sandbox.journal.since(before, told).is_empty() { Err("not yet".into()) } else { Ok(()) }
+        })
+        .await;
+    }
     setup.offset.fetch_add(600, std::sync::atomic::Ordering::Relaxed);
     expect(&client, "web", "Ready", "InSync").await;
     // Back behind the last change, and away.
@@ -219,9 +271,11 @@ async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
     .await;
     operator.stop().await;
 
-    let calls = sandbox.journal.since(0, |e| e.api == Side::Kube && e.user_agent == OPERATOR);
+    let calls = sandbox.journal.since(before, |e| e.api == Side::Kube && e.user_agent == OPERATOR);
+    let refused: Vec<_> = calls.iter().filter(|e| e.status == 403).map(|e| (&e.method, &e.target)).collect();
+    assert!(refused.is_empty(), "refused with the rights of the chart: {refused:?}");
     let used: BTreeSet<String> = calls.iter().flat_map(rights).collect();
-    let rendered = objects(&render(&[]));
+    let rendered = objects(&render(&["--set", &count]));
     let mut granted = BTreeSet::new();
     let own = |o: &&Value| o["metadata"]["name"] == "run-invoker";
     for role in of_kind(&rendered, "ClusterRole").chain(of_kind(&rendered, "Role")).filter(own) {
@@ -240,34 +294,25 @@ async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
     assert!(missing.is_empty() && spare.is_empty(), "missing in the chart: {missing:?}; never used: {spare:?}");
 }
 
-/// Real helm, from the first installation to the end.
+/// Real helm, from the first installation to the end: on the sandbox, or on the cluster that `CHART_KUBECONFIG` names
+/// (`make chart KUBECONFIG=FILE`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    let client = common::client(&sandbox.kubeconfig()).await;
-    let folder = std::env::temp_dir().join(format!("run-invoker-helm-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
-    let config = folder.join("kubeconfig").display().to_string();
-    let helm = async |args: &[&str]| {
-        let mut all: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
-        all.extend(["--namespace", "platform", "--kubeconfig", &config].map(str::to_owned));
-        let run = move || {
-            let all: Vec<&str> = all.iter().map(String::as_str).collect();
-            tool("helm", &all, &repository("charts/run-invoker"))
-        };
-        let (fine, text) = tokio::task::spawn_blocking(run).await.unwrap();
-        assert!(fine, "{args:?}: {text}");
-        text
+    let (config, helm) = match std::env::var("CHART_KUBECONFIG").ok().filter(|f| !f.is_empty()) {
+        Some(file) => (fs::read_to_string(&file).unwrap(), Helm { config: file }),
+        None => (sandbox.kubeconfig(), Helm::to(&sandbox)),
     };
+    let client = common::client(&config).await;
     let get = async |path: &str| -> Option<Value> {
         let request = http::Request::get(path).body(vec![]).unwrap();
         client.request::<Value>(request).await.ok()
     };
     let deployment = "/apis/apps/v1/namespaces/platform/deployments/run-invoker";
     let guardrail = "/apis/run-invoker.dev/v1alpha1/invokerguardrails/default";
-    let notes =
-        helm(&["install", "run-invoker", ".", "--create-namespace", "--set", "defaultGuardrail.enabled=true"]).await;
+    let notes = helm
+        .run(&["install", "run-invoker", ".", "--create-namespace", "--set", "defaultGuardrail.enabled=true"])
+        .await;
     assert!(notes.contains("THE DEFAULT GUARDRAIL IS NOT INSTALLED YET"), "{notes}");
     assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 2);
     assert!(get(guardrail).await.is_none());
@@ -278,12 +323,12 @@ async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam()
     let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
     policies.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
 
-    helm(&["upgrade", "run-invoker", ".", "--reuse-values", "--set", "replicas=3"]).await;
+    helm.run(&["upgrade", "run-invoker", ".", "--reuse-values", "--set", "replicas=3"]).await;
     assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 3);
     assert_eq!(get(guardrail).await.unwrap()["spec"]["public"], "Deny");
-    helm(&["rollback", "run-invoker", "1"]).await;
+    helm.run(&["rollback", "run-invoker", "1"]).await;
     assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 2);
-    let said = helm(&["uninstall", "run-invoker"]).await;
+    let said = helm.run(&["uninstall", "run-invoker"]).await;
     assert!(said.contains("invokerpolicies.run-invoker.dev"), "{said}");
     assert!(get(deployment).await.is_none());
     for role in ["clusterroles/run-invoker", "clusterroles/run-invoker-edit", "clusterrolebindings/run-invoker"] {
@@ -291,5 +336,4 @@ async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam()
     }
     assert!(policies.get("web").await.is_ok(), "policies stay with their definitions");
     assert!(sandbox.journal.since(0, |e| e.api == Side::Run).is_empty(), "helm has no business with Google");
-    fs::remove_dir_all(&folder).ok();
 }

@@ -18,9 +18,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
-use run_invoker::{
-    api::{InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT},
-};
+use run_invoker::api::{InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT};
 use sandbox::{Api as Side, Fault, Rule, Sandbox};
 use serde_json::{Value, json};
 

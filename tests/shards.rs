@@ -217,7 +217,9 @@ impl Fleet {
                 let generation = policy.metadata.generation;
                 let conditions = policy.status.unwrap_or_default().conditions;
                 let ready = |t: &str, s: &str| {
-                    conditions.iter().any(|c| c.type_ == t && c.status == s && Some(c.observed_generation) == generation)
+                    conditions
+                        .iter()
+                        .any(|c| c.type_ == t && c.status == s && Some(c.observed_generation) == generation)
                 };
                 if !ready("Ready", "True") {
                     return Err(format!("{name}: {conditions:?}"));
@@ -257,8 +259,7 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     // Which replica the metrics say and which the Leases say are one.
     let holders = fleet.holders().await.unwrap();
     for replica in [&a, &b, &c] {
-        let by_lease: BTreeSet<usize> =
-            holders.iter().filter(|(_, h)| *h == replica.name).map(|(s, _)| *s).collect();
+        let by_lease: BTreeSet<usize> = holders.iter().filter(|(_, h)| *h == replica.name).map(|(s, _)| *s).collect();
         assert_eq!(replica.owned().await, by_lease, "{}", replica.name);
     }
     let before = fleet.sandbox.journal.last();
@@ -291,8 +292,8 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     fleet.shared_among(&["b", "c"], 20).await;
     fleet.all_ready().await;
 
-    // One is stopped in the middle of its work: with its writes hanging, its time runs out, and others take over. When it
-    // wakes up, what it believes is stale, and it must not write.
+    // One is stopped right after a change was declared, with work under way or about to begin: its time runs out, and others
+    // take over. When it wakes up, what it believes is stale, and it must not write.
     let shards_of_b = b.owned().await;
     fleet.set_invokers("user:b@acme.com").await;
     b.signal("-STOP");
@@ -376,7 +377,8 @@ async fn a_wait_for_quota_does_not_let_a_write_out_after_the_lease_is_lost() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
     common::install(&client).await;
-    let budget = run_invoker::cloudrun::limit::Budget { reads_per_minute: 6000, writes_per_minute: 12, concurrency: 64 };
+    let budget =
+        run_invoker::cloudrun::limit::Budget { reads_per_minute: 6000, writes_per_minute: 12, concurrency: 64 };
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup { budget, ..Setup::default() }).await;
     let services: Vec<Value> = (0..20)
         .map(|n| {
@@ -437,4 +439,86 @@ async fn replicas_with_another_number_of_shards_wait_until_the_others_are_gone()
         if one.shards.holds_any() { Ok(()) } else { Err("not yet".into()) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_circuit_breaker_counts_over_all_replicas_and_opens_and_closes_for_all() {
+    use common::{Operator, Setup};
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let start = async |identity: &str| {
+        let mut setup = Setup { identity: identity.into(), shards: 2, ..Setup::default() };
+        setup.breaker.corrections = 3;
+        Operator::start(client.clone(), sandbox.run_url(), &setup).await
+    };
+    let (a, b) = (start("a").await, start("b").await);
+    let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    for n in 0..4 {
+        sandbox.run.deploy(&project(n), REGION, "web", &[]);
+        let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": project(n), "namespace": "default"},
+            "spec": {"project": project(n), "services": [{"name": "web", "region": REGION}], "mode": "Enforce", "invokers": [{"member": "user:a@acme.com"}]}});
+        api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+    }
+    let members = |n: usize| sandbox.run.members(&project(n), REGION, "web", "roles/run.invoker");
+    let holds = |o: &Operator| (0..2).map(|s| o.shards.holds_shard(s)).collect::<Vec<_>>();
+    eventually(Duration::from_secs(15), "each has a shard, and all is granted", || async {
+        let shares = (holds(&a), holds(&b));
+        let fair = shares.0.iter().filter(|h| **h).count() == 1 && shares.1.iter().filter(|h| **h).count() == 1;
+        if fair && (0..4).all(|n| members(n) == ["user:a@acme.com"]) { Ok(()) } else { Err(format!("{shares:?}")) }
+    })
+    .await;
+    let of_a: Vec<usize> = (0..4).filter(|n| a.shards.holds(&project(*n))).collect();
+    assert!(!of_a.is_empty() && of_a.len() < 4, "projects of both shards are needed: {of_a:?}");
+    let look = async |n: usize, value: &str| {
+        let nudge = json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": value}}});
+        api.patch(&project(n), &PatchParams::default(), &Patch::Merge(nudge)).await.unwrap();
+    };
+    let intrude = |n: usize| sandbox.run.add_member(&project(n), REGION, "web", "roles/run.invoker", "user:x@evil.com");
+    // One after the other, so that each replica can hear of what the others did: three are corrected, the fourth is not.
+    eventually(Duration::from_secs(10), "settled", || async {
+        for policy in api.list(&ListParams::default()).await.map_err(|e| e.to_string())? {
+            let status = policy.status.unwrap_or_default();
+            if !status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True") {
+                return Err(policy.metadata.name.unwrap());
+            }
+        }
+        Ok(())
+    })
+    .await;
+    for n in 0..3 {
+        intrude(n);
+        look(n, "1").await;
+        eventually(Duration::from_secs(10), "corrected", || async {
+            if members(n) == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{n}: {:?}", members(n))) }
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    intrude(3);
+    look(3, "1").await;
+    let open =
+        |o: &Operator| o.metrics.render(&o.controller.refresh_gauges()).contains("\nrun_invoker_circuit_open 1\n");
+    eventually(Duration::from_secs(10), "the breaker is open in both", || async {
+        if open(&a) && open(&b) { Ok(()) } else { Err(format!("{} {}", open(&a), open(&b))) }
+    })
+    .await;
+    assert_eq!(members(3).len(), 2, "the fourth correction was made");
+    // A person closes it.
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "default");
+    leases.delete("run-invoker-circuit", &DeleteParams::default()).await.unwrap();
+    eventually(Duration::from_secs(10), "closed in both, and the rest is corrected", || async {
+        if !open(&a) && !open(&b) && members(3) == ["user:a@acme.com"] {
+            Ok(())
+        } else {
+            Err(format!("{:?}", members(3)))
+        }
+    })
+    .await;
+    // Every policy is told of by one replica, so sums over replicas are right.
+    let series = |o: &Operator| {
+        let text = o.metrics.render(&o.controller.refresh_gauges());
+        text.lines().filter(|l| l.starts_with("run_invoker_policy_ready{")).count()
+    };
+    assert_eq!(series(&a) + series(&b), 4);
 }

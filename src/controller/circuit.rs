@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+
 use super::Controller;
 use crate::{
     cloudrun::{CloudRun, Lane},
@@ -106,11 +108,15 @@ impl<C: CloudRun> Controller<C> {
         let calm = open && breaker().is_calm(now);
         if calm && alone {
             self.cluster.unmark_circuit().await?;
-            return Ok(self.close_circuit(true));
+            self.close_circuit(true);
+            return Ok(());
         }
         let Some(mark) = self.cluster.circuit_mark().await? else {
             *told = None;
-            return Ok(if open { self.close_circuit(false) });
+            if open {
+                self.close_circuit(false);
+            }
+            return Ok(());
         };
         if !open {
             tracing::error!("another replica opened the circuit breaker; corrections rest");
@@ -125,7 +131,8 @@ impl<C: CloudRun> Controller<C> {
         if told.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
             breaker().drift_found(now);
         }
-        let unrest = breaker().unrest();
+        // A Lease keeps microseconds.
+        let unrest = breaker().unrest().and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
         if unrest.is_some_and(|u| mark.unrest.is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)) {
             let mark = CircuitMark { unrest, ..mark };
             self.cluster.tell_unrest(&mark).await?;

@@ -114,13 +114,7 @@ pub struct Controller<C> {
 }
 
 impl<C: CloudRun> Controller<C> {
-    pub fn new(
-        cloud: C,
-        cluster: Cluster,
-        options: Options,
-        metrics: Arc<Metrics>,
-        shards: Arc<Shards>,
-    ) -> Arc<Self> {
+    pub fn new(cloud: C, cluster: Cluster, options: Options, metrics: Arc<Metrics>, shards: Arc<Shards>) -> Arc<Self> {
         Arc::new(Self {
             cloud: Arc::new(cloud),
             cluster,

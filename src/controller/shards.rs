@@ -65,7 +65,8 @@ impl<C: CloudRun> Controller<C> {
             }
         }
         self.let_go(&changed);
-        let gained: BTreeSet<usize> = changed.into_iter().filter(|s| terms.get(*s).copied().flatten().is_some()).collect();
+        let gained: BTreeSet<usize> =
+            changed.into_iter().filter(|s| terms.get(*s).copied().flatten().is_some()).collect();
         if gained.is_empty() {
             return true;
         }
@@ -126,8 +127,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// Brings the gauges of the shards up to date.
     pub(super) fn shard_gauges(&self) {
-        let busy: BTreeSet<usize> =
-            self.index().policies().map(|(_, r)| self.shards.of(&r.intent.project)).collect();
+        let busy: BTreeSet<usize> = self.index().policies().map(|(_, r)| self.shards.of(&r.intent.project)).collect();
         for (shard, term) in self.shards.terms().into_iter().enumerate() {
             self.metrics.shard(shard, term.is_some(), busy.contains(&shard));
         }

@@ -8,8 +8,8 @@
 //! A process that was stopped and wakes up finds its time over before it writes ([`crate::cloudrun::fence`]).
 
 mod election;
-mod share;
 mod shards;
+mod share;
 
 pub use election::{Options, run};
 pub use shards::{Shards, Turn};

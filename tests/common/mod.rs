@@ -218,6 +218,8 @@ pub struct Setup {
     pub budget: Budget,
     pub timeout: Duration,
     pub stuck_after: Duration,
+    /// The operator's own namespace.
+    pub home: String,
     pub lease: String,
     pub identity: String,
     pub shards: usize,
@@ -236,6 +238,7 @@ impl Default for Setup {
             budget: Budget { reads_per_minute: 60_000, writes_per_minute: 60_000, concurrency: 64 },
             timeout: Duration::from_secs(3),
             stuck_after: Duration::from_secs(60),
+            home: "default".into(),
             lease: "run-invoker".into(),
             identity: "under-test".into(),
             shards: 1,
@@ -271,7 +274,7 @@ impl Operator {
         let offset = setup.offset.clone();
         let controller = Controller::new(
             Limited::new(fenced, setup.budget, metrics.clone()),
-            Cluster::new(client.clone(), &setup.identity, "default".into(), &setup.lease, Duration::from_secs(5)),
+            Cluster::new(client.clone(), &setup.identity, setup.home.clone(), &setup.lease, Duration::from_secs(5)),
             Options {
                 settings: setup.settings.clone(),
                 propagation: setup.propagation,
@@ -289,7 +292,7 @@ impl Operator {
         let (stop, stopped) = watch::channel(false);
         let (retire, retired) = watch::channel(false);
         let lease = leader::Options {
-            namespace: "default".into(),
+            namespace: setup.home.clone(),
             name: setup.lease.clone(),
             identity: setup.identity.clone(),
             duration: Duration::from_secs(3),

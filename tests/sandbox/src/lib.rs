@@ -91,8 +91,17 @@ impl Sandbox {
 
     /// A kubeconfig for the Kubernetes API.
     pub fn kubeconfig(&self) -> String {
+        self.kubeconfig_with("sandbox")
+    }
+
+    /// A kubeconfig of a ServiceAccount: it may do what the roles bound to it allow.
+    pub fn kubeconfig_of(&self, namespace: &str, service_account: &str) -> String {
+        self.kubeconfig_with(&format!("sa:{namespace}:{service_account}"))
+    }
+
+    fn kubeconfig_with(&self, token: &str) -> String {
         format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: sandbox\n  cluster: {{server: \"{}\"}}\nusers:\n- name: sandbox\n  user: {{token: sandbox}}\ncontexts:\n- name: sandbox\n  context: {{cluster: sandbox, user: sandbox, namespace: default}}\ncurrent-context: sandbox\n",
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: sandbox\n  cluster: {{server: \"{}\"}}\nusers:\n- name: sandbox\n  user: {{token: \"{token}\"}}\ncontexts:\n- name: sandbox\n  context: {{cluster: sandbox, user: sandbox, namespace: default}}\ncurrent-context: sandbox\n",
             self.kube_url()
         )
     }

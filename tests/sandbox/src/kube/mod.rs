@@ -2,6 +2,7 @@
 //!
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
+pub mod access;
 pub mod docs;
 pub mod managed;
 pub mod protobuf;
@@ -170,6 +171,7 @@ impl Kube {
             return document;
         }
         let target = self.route(call)?;
+        self.authorize(call, &target)?;
         match (method, &target.name) {
             ("GET", None) if call.flag("watch") => {
                 watch::serve(self, call, &target.resource, &target.table(), target.namespace.as_deref())
@@ -187,6 +189,40 @@ impl Kube {
                 "the server does not allow this method on the requested resource",
             )),
         }
+    }
+
+    /// Asks whether who calls may do this.
+    fn authorize(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
+        let Some(account) = access::service_account(call.header("authorization")) else { return Ok(()) };
+        let verb = match (call.method.as_str(), &target.name) {
+            ("GET", None) if call.flag("watch") => "watch",
+            ("GET", None) => "list",
+            ("GET", Some(_)) => "get",
+            ("POST", _) => "create",
+            ("PUT", _) => "update",
+            ("PATCH", _) => "patch",
+            ("DELETE", Some(_)) => "delete",
+            ("DELETE", None) => "deletecollection",
+            _ => return Ok(()),
+        };
+        // A field selector for one name counts as the name.
+        let by_field = call.param("fieldSelector").and_then(|f| f.strip_prefix("metadata.name="));
+        let wants = access::Attributes {
+            verb,
+            group: &target.resource.group,
+            resource: &target.resource.plural,
+            subresource: target.subresource.as_deref(),
+            namespace: target.namespace.as_deref(),
+            name: target.name.as_deref().or(by_field),
+        };
+        let state = self.lock();
+        access::authorize(&state.store, account, &wants)?;
+        // Server-side apply that makes an object needs the right to create as well.
+        let absent = |name: &String| state.store.get(&target.table(), &target.key(name)).is_none();
+        if verb == "patch" && target.subresource.is_none() && target.name.as_ref().is_some_and(absent) {
+            access::authorize(&state.store, account, &access::Attributes { verb: "create", name: None, ..wants })?;
+        }
+        Ok(())
     }
 
     /// Everything that describes the API itself.
