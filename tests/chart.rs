@@ -50,8 +50,33 @@ fn what_the_chart_renders_is_golden() {
     insta::assert_snapshot!("chart_defaults", render(&["--set", "crds.enabled=false"]));
     insta::assert_snapshot!(
         "chart_full",
-        render(&["--values", "tests/full-values.yaml", "--api-versions", "run-invoker.dev/v1alpha1/InvokerGuardrail"])
+        render(&[
+            "--values",
+            "tests/full-values.yaml",
+            "--api-versions",
+            "run-invoker.dev/v1alpha1/InvokerGuardrail",
+            // Its own check below.
+            "--set",
+            "metrics.dashboards.enabled=false"
+        ])
     );
+}
+
+#[test]
+fn the_dashboards_in_the_chart_are_the_files() {
+    let rendered = objects(&render(&["--values", "tests/full-values.yaml"]));
+    for view in ["fleet", "policy"] {
+        let name = format!("run-invoker-dashboard-{view}");
+        let map = of_kind(&rendered, "ConfigMap").find(|m| m["metadata"]["name"] == name.as_str()).unwrap();
+        assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+        let file = repository("charts/run-invoker/files/dashboards").join(format!("{view}.json"));
+        let (in_map, in_file): (Value, Value) = (
+            serde_json::from_str(map["data"][format!("run-invoker-{view}.json")].as_str().unwrap()).unwrap(),
+            serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap(),
+        );
+        assert_eq!(in_map, in_file);
+    }
+    assert_eq!(of_kind(&objects(&render(&[])), "ConfigMap").count(), 0);
 }
 
 #[test]
