@@ -25,7 +25,7 @@ test: tools ## Everything: units, properties, goldens, scenarios, faults, real c
 unit: ## Only what needs no tool and takes seconds
 	$(CARGO) test --workspace --lib --test architecture --test crds
 
-bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer
+bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer, SIZES=startup for the start alone
 	$(CARGO) bench --bench scale -- $(SIZES)
 
 lint: ## rustfmt, clippy, and the rules of deny.toml where cargo-deny is installed

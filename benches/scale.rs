@@ -19,52 +19,54 @@ const LATENCY_MS: u64 = 50;
 const INTERVAL: Duration = Duration::from_secs(60);
 const EDITS: usize = 60;
 
-struct Operator(Child);
+struct Operator {
+    child: Child,
+    port: u16,
+}
 impl Drop for Operator {
     fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
 impl Operator {
     fn start(sandbox: &Sandbox, config: &std::path::Path) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self(
-            Command::new(env!("CARGO_BIN_EXE_run-invoker"))
-                .args([
-                    "--cloud-run-endpoint",
-                    &sandbox.run_url(),
-                    "--anonymous",
-                    "--listen",
-                    &format!("127.0.0.1:{port}"),
-                    "--log",
-                    "warn",
-                ])
-                .args(["--reads-per-minute", "1000000", "--writes-per-minute", "1000000"])
-                .args(["--lease-duration", "3s", "--lease-renew", "1s"])
-                .env("KUBECONFIG", config)
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
+        let child = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+            .args([
+                "--cloud-run-endpoint",
+                &sandbox.run_url(),
+                "--anonymous",
+                "--listen",
+                &format!("127.0.0.1:{port}"),
+                "--log",
+                "warn",
+            ])
+            .args(["--reads-per-minute", "1000000", "--writes-per-minute", "1000000"])
+            .args(["--lease-duration", "3s", "--lease-renew", "1s"])
+            .env("KUBECONFIG", config)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, port }
     }
 
     fn rss_mib(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
     fn peak_rss_mib(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|l| l.starts_with("VmHWM")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
     /// Seconds of CPU so far.
     fn cpu(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
     }
@@ -268,6 +270,34 @@ async fn run(size: usize) -> Value {
     })
 }
 
+/// Milliseconds from starting the program to an answer of `/healthz`, several times over, in order.
+async fn startup() -> Vec<f64> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let config = std::env::temp_dir().join(format!("run-invoker-bench-{}.kubeconfig", std::process::id()));
+    std::fs::write(&config, sandbox.kubeconfig()).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..21 {
+        let started = Instant::now();
+        let operator = Operator::start(&sandbox, &config);
+        let mut answer = [0; 12];
+        loop {
+            if let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", operator.port)).await
+                && stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await.is_ok()
+                && stream.read_exact(&mut answer).await.is_ok()
+            {
+                break;
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        times.push(started.elapsed().as_secs_f64() * 1000.0);
+        assert!(answer.ends_with(b" 200"), "{}", String::from_utf8_lossy(&answer));
+    }
+    std::fs::remove_file(&config).ok();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
 fn machine() -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
@@ -284,11 +314,22 @@ fn machine() -> Value {
 }
 
 fn main() {
-    let mut sizes: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    if sizes.is_empty() {
+    let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let mut sizes: Vec<usize> = named.iter().filter_map(|a| a.parse().ok()).collect();
+    if named.is_empty() {
         sizes = vec![100, 1000, 10_000];
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let startup = runtime.block_on(startup());
+    println!(
+        "start to an answer of /healthz, {} times: p50 {:.1} ms, slowest {:.1} ms (goal 100 ms)",
+        startup.len(),
+        percentile(&startup, 0.5),
+        percentile(&startup, 1.0)
+    );
+    if sizes.is_empty() {
+        return;
+    }
     let results: Vec<Value> = sizes
         .iter()
         .map(|size| {
@@ -324,7 +365,10 @@ fn main() {
     row("RSS peak of the cold start, MiB", "", &|r| format!("{:.1}", r["rssMib"]["peak"].as_f64().unwrap()));
     row("CPU steady, millicores", "20 at 1,000", &|r| format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap()));
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&json!({"machine": machine, "results": results})).unwrap())
-        .unwrap();
+    std::fs::write(
+        &path,
+        serde_json::to_string_pretty(&json!({"machine": machine, "startupMs": startup, "results": results})).unwrap(),
+    )
+    .unwrap();
     println!("\nwritten to {}", path.display());
 }
