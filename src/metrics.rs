@@ -11,9 +11,20 @@ use crate::{
     cloudrun::{Lane, Method, Observer},
 };
 
+/// What a metric is, for the page about it.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// Without the prefix `run_invoker_`.
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub help: &'static str,
+    pub labels: Vec<&'static str>,
+}
+
 /// Every metric of the operator.
 pub struct Metrics {
     registry: Registry,
+    descriptions: Vec<Description>,
     pub services: IntGaugeVec,
     pub exposed_services: IntGauge,
     pub contested_services: IntGauge,
@@ -36,6 +47,8 @@ pub struct Metrics {
     per_policy: bool,
 }
 
+const READY: &str = "1 if the policy's Ready condition is True, else 0.";
+const DRIFT_GRANTS: &str = "Grants that differ from the declaration.";
 const SECONDS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
 
 impl Metrics {
@@ -45,28 +58,52 @@ impl Metrics {
     /// When two metrics have one name, which would be a bug.
     pub fn new(per_policy: bool) -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
+        let mut descriptions = vec![
+            Description { name: "policy_ready", kind: "gauge", help: READY, labels: vec!["namespace", "policy"] },
+            Description {
+                name: "policy_drift_grants",
+                kind: "gauge",
+                help: DRIFT_GRANTS,
+                labels: vec!["namespace", "policy", "kind"],
+            },
+        ];
+        macro_rules! describe {
+            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
+                let type_ = stringify!($kind);
+                let kind = ["Counter", "Histogram", "Gauge"].into_iter().find(|k| type_.contains(k)).unwrap_or(type_);
+                let kind = match kind {
+                    "Counter" => "counter",
+                    "Histogram" => "histogram, seconds",
+                    _ => "gauge",
+                };
+                descriptions.push(Description { name: $name, kind, help: $help, labels: $labels });
+            }};
+        }
+        macro_rules! register {
+            ($metric:expr) => {{
+                let metric = $metric?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            }};
+        }
         macro_rules! metric {
             ($kind:ident, $name:literal, $help:literal) => {{
-                let m = $kind::new($name, $help)?;
-                registry.register(Box::new(m.clone()))?;
-                m
+                describe!($kind, $name, $help, vec![]);
+                register!($kind::new($name, $help))
             }};
             ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
-                let m = $kind::new(Opts::new($name, $help), &$labels)?;
-                registry.register(Box::new(m.clone()))?;
-                m
+                describe!($kind, $name, $help, $labels.to_vec());
+                register!($kind::new(Opts::new($name, $help), &$labels))
             }};
         }
         macro_rules! histogram {
             ($name:literal, $help:literal) => {{
-                let m = Histogram::with_opts(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()))?;
-                registry.register(Box::new(m.clone()))?;
-                m
+                describe!(Histogram, $name, $help, vec![]);
+                register!(Histogram::with_opts(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec())))
             }};
             ($name:literal, $help:literal, $labels:expr) => {{
-                let m = HistogramVec::new(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()), &$labels)?;
-                registry.register(Box::new(m.clone()))?;
-                m
+                describe!(Histogram, $name, $help, $labels.to_vec());
+                register!(HistogramVec::new(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()), &$labels))
             }};
         }
         let build = metric!(IntGaugeVec, "build_info", "Always 1; the labels say what runs.", ["version"]);
@@ -144,6 +181,7 @@ impl Metrics {
             ),
             shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
             registry,
+            descriptions,
             per_policy,
         };
         // Series that alerts look at are there from the start.
@@ -151,6 +189,11 @@ impl Metrics {
             metrics.drift_detected_total.with_label_values(&[kind]);
         }
         Ok(metrics.into())
+    }
+
+    /// What there is, in the order of the code.
+    pub fn descriptions(&self) -> &[Description] {
+        &self.descriptions
     }
 
     /// Whether the series that grow with the number of policies are wanted.
@@ -226,15 +269,14 @@ impl PolicySeries {
     /// escaping.
     pub fn of<'a>(policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone) -> Self {
         use std::fmt::Write as _;
-        let mut text = String::from(
-            "# HELP run_invoker_policy_ready 1 if the policy's Ready condition is True, else 0.\n# TYPE run_invoker_policy_ready gauge\n",
-        );
+        let mut text = format!("# HELP run_invoker_policy_ready {READY}\n# TYPE run_invoker_policy_ready gauge\n");
         for (namespace, policy, ready, _, _) in policies.clone() {
             let ready = i32::from(ready);
             let _ = writeln!(text, "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{policy}\"}} {ready}");
         }
-        text.push_str(
-            "# HELP run_invoker_policy_drift_grants Grants that differ from the declaration.\n# TYPE run_invoker_policy_drift_grants gauge\n",
+        let _ = writeln!(
+            text,
+            "# HELP run_invoker_policy_drift_grants {DRIFT_GRANTS}\n# TYPE run_invoker_policy_drift_grants gauge"
         );
         for (namespace, policy, _, missing, unexpected) in policies {
             for (kind, n) in [("missing", missing), ("unexpected", unexpected)] {

@@ -1,7 +1,11 @@
 //! The pages for users, held to the code: every reason is explained, every link leads somewhere.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use run_invoker::api::Reason;
 
@@ -27,25 +31,130 @@ fn every_reason_is_explained_with_what_to_do() {
     }
 }
 
-#[test]
-fn every_link_between_the_pages_leads_somewhere() {
-    let mut pages = vec![root().join("README.md")];
-    pages.extend(
-        fs::read_dir(root().join("docs"))
-            .unwrap()
-            .map(|e| e.unwrap().path())
-            .filter(|p| p.extension().is_some_and(|e| e == "md")),
-    );
-    for page in pages {
-        let text = fs::read_to_string(&page).unwrap();
-        for (at, _) in text.match_indices("](") {
-            let link = text[at + 2..].split([')', '#']).next().unwrap();
-            if link.is_empty() || link.starts_with("http") {
-                continue;
+/// Every page, the runbooks and the reference included.
+fn pages() -> Vec<PathBuf> {
+    let mut found = vec![root().join("README.md")];
+    let mut folders = vec![root().join("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "md") {
+                found.push(path);
             }
-            assert!(page.parent().unwrap().join(link).exists(), "{}: {link}", page.display());
         }
     }
+    found
+}
+
+/// The name that mdBook and GitHub give a heading in a link.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars()
+        .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-')
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn every_link_between_the_pages_leads_somewhere() {
+    let mut links = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for (at, _) in text.match_indices("](") {
+            let link = text[at + 2..].split(')').next().unwrap();
+            if link.starts_with("http") {
+                continue;
+            }
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if !heading.is_empty() {
+                let there = fs::read_to_string(&target).unwrap();
+                let found = there.lines().any(|l| l.starts_with('#') && anchor(l) == heading);
+                assert!(found, "{}: {link}: no such heading", page.display());
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 60, "only {links} links were found");
+}
+
+#[test]
+fn the_book_has_every_page_once() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let listed: Vec<&str> =
+        summary.match_indices("](").map(|(at, _)| summary[at + 2..].split(')').next().unwrap()).collect();
+    let once: BTreeSet<String> = listed.iter().map(|l| (*l).to_owned()).collect();
+    assert_eq!(once.len(), listed.len(), "a page is listed twice");
+    let docs = root().join("docs");
+    let there: BTreeSet<String> = pages()
+        .iter()
+        .filter_map(|p| Some(p.strip_prefix(&docs).ok()?.to_str()?.to_owned()))
+        .filter(|p| p != "SUMMARY.md")
+        .collect();
+    assert_eq!(once, there);
+}
+
+#[test]
+fn the_page_about_alerts_has_each_with_its_severity() {
+    let rules: serde_json::Value =
+        serde_saphyr::from_str(&fs::read_to_string(root().join("charts/run-invoker/files/alerts.yaml")).unwrap())
+            .unwrap();
+    let rules = rules["groups"].as_array().unwrap().iter().flat_map(|g| g["rules"].as_array().unwrap());
+    let wanted: BTreeSet<String> = rules
+        .map(|r| {
+            let (name, severity) = (r["alert"].as_str().unwrap(), r["labels"]["severity"].as_str().unwrap());
+            format!("| [{name}](runbooks/{name}.md) | {severity} |")
+        })
+        .collect();
+    let page = fs::read_to_string(root().join("docs/alerts.md")).unwrap();
+    let have: BTreeSet<String> = page
+        .lines()
+        .filter(|l| l.starts_with("| [RunInvoker"))
+        .map(|l| l.split('|').take(3).collect::<Vec<_>>().join("|") + "|")
+        .collect();
+    assert_eq!(have, wanted);
+}
+
+#[test]
+fn what_the_pages_say_of_flags_and_values_is_there() {
+    use clap::CommandFactory as _;
+    let flags: BTreeSet<String> =
+        run_invoker::config::Args::command().get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect();
+    let schema: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(root().join("charts/run-invoker/values.schema.json")).unwrap())
+            .unwrap();
+    let flag = regex::Regex::new("`--([a-z][a-z-]+)[ =`]").unwrap();
+    let value =
+        regex::Regex::new(r"`((?:settings|metrics|serviceAccount|defaultGuardrail|image|crds|rbac)\.[a-zA-Z.]+)[=`]")
+            .unwrap();
+    let mut seen = 0;
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        if page.ends_with("image.md") || page.ends_with("troubleshooting-403.md") || page.ends_with("decisions.md") {
+            continue;
+        }
+        for found in flag.captures_iter(&text) {
+            // gcloud's and helm's own.
+            if ["set", "organization", "allow-unauthenticated", "reuse-values"].contains(&&found[1]) {
+                continue;
+            }
+            assert!(flags.contains(&found[1]), "{}: no flag --{}", page.display(), &found[1]);
+            seen += 1;
+        }
+        for found in value.captures_iter(&text) {
+            let mut at = &schema;
+            for key in found[1].split('.') {
+                let open = at["additionalProperties"].is_object() || at["properties"].is_null();
+                at = if open { at } else { &at["properties"][key] };
+                assert!(!at.is_null(), "{}: no value {}", page.display(), &found[1]);
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "only {seen} were found");
 }
 
 #[test]
