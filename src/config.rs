@@ -25,16 +25,9 @@ pub enum Public {
     Allow,
 }
 
-/// Keeps the IAM invokers of Cloud Run services as InvokerPolicy objects declare them.
-///
-/// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application Default Credentials.
-#[derive(Clone, Debug, Parser)]
-#[command(version, name = "run-invoker")]
-pub struct Args {
-    /// Address of /metrics, /healthz and /readyz.
-    #[arg(long, env = "RUN_INVOKER_LISTEN", default_value = "0.0.0.0:8080")]
-    pub listen: SocketAddr,
-
+/// How Cloud Run is reached, and how hard; the operator's and the plugin's.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CloudArgs {
     /// Endpoint of the Cloud Run Admin API.
     #[arg(long, env = "RUN_INVOKER_CLOUD_RUN_ENDPOINT", default_value = crate::cloudrun::google::DEFAULT_ENDPOINT)]
     pub cloud_run_endpoint: String,
@@ -62,11 +55,21 @@ pub struct Args {
     /// Calls to Google under way at once.
     #[arg(long, env = "RUN_INVOKER_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub concurrency: u32,
+}
 
-    /// How long IAM may take to act on a change; condition Propagated is False for so long.
-    #[arg(long, env = "RUN_INVOKER_PROPAGATION_WINDOW", default_value = "7m", value_parser = duration)]
-    pub propagation_window: Duration,
+impl CloudArgs {
+    pub fn budget(&self) -> Budget {
+        Budget {
+            reads_per_minute: self.reads_per_minute,
+            writes_per_minute: self.writes_per_minute,
+            concurrency: self.concurrency as usize,
+        }
+    }
+}
 
+/// What a plan depends on besides policies, guardrails and reality; the operator's and the plugin's.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PlanArgs {
     /// Members that are never removed because no policy lists them; * stands for anything. Repeat, or separate by commas.
     #[arg(
         long = "protected-member",
@@ -91,6 +94,41 @@ pub struct Args {
     /// Refuse everything in namespaces that no InvokerGuardrail selects.
     #[arg(long, env = "RUN_INVOKER_REQUIRE_GUARDRAIL")]
     pub require_guardrail: bool,
+}
+
+impl PlanArgs {
+    pub fn settings(&self) -> plan::Settings {
+        plan::Settings {
+            protected: self.protected_members.iter().filter(|m| !m.is_empty()).cloned().collect(),
+            limits: Limits {
+                public: self.public == Public::Allow,
+                max_removals: self.max_removals as usize,
+                max_new_services: self.max_new_services as usize,
+                require_guardrail: self.require_guardrail,
+            },
+        }
+    }
+}
+
+/// Keeps the IAM invokers of Cloud Run services as InvokerPolicy objects declare them.
+///
+/// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application Default Credentials.
+#[derive(Clone, Debug, Parser)]
+#[command(version, name = "run-invoker")]
+pub struct Args {
+    /// Address of /metrics, /healthz and /readyz.
+    #[arg(long, env = "RUN_INVOKER_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    pub cloud: CloudArgs,
+
+    /// How long IAM may take to act on a change; condition Propagated is False for so long.
+    #[arg(long, env = "RUN_INVOKER_PROPAGATION_WINDOW", default_value = "7m", value_parser = duration)]
+    pub propagation_window: Duration,
+
+    #[command(flatten)]
+    pub plan: PlanArgs,
 
     /// The most writes that correct drift, over all services, within the window; beyond that corrections rest.
     #[arg(long, env = "RUN_INVOKER_BREAKER_CORRECTIONS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
@@ -169,26 +207,6 @@ impl Args {
             return Err("--lease-duration must be at least 1s".into());
         }
         Ok(())
-    }
-
-    pub fn budget(&self) -> Budget {
-        Budget {
-            reads_per_minute: self.reads_per_minute,
-            writes_per_minute: self.writes_per_minute,
-            concurrency: self.concurrency as usize,
-        }
-    }
-
-    pub fn plan_settings(&self) -> plan::Settings {
-        plan::Settings {
-            protected: self.protected_members.iter().filter(|m| !m.is_empty()).cloned().collect(),
-            limits: Limits {
-                public: self.public == Public::Allow,
-                max_removals: self.max_removals as usize,
-                max_new_services: self.max_new_services as usize,
-                require_guardrail: self.require_guardrail,
-            },
-        }
     }
 
     pub fn breaker(&self) -> BreakerLimits {

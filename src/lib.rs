@@ -19,6 +19,7 @@
 //! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
 //! | [`gather`], [`apply`] | the steps around the plan that need a client |
 //! | [`controller`] | queue, rounds, listings, reports |
+//! | [`render`] ●, [`cli`] | the kubectl plugin: what it says, and what it does |
 //! | [`leader`], [`metrics`], [`http`], [`config`], [`telemetry`] | the process around it |
 //!
 //! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every module to this map.
@@ -26,6 +27,8 @@
 
 pub mod api;
 pub mod apply;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod cloudrun;
 pub mod cluster;
 pub mod config;
@@ -39,5 +42,7 @@ pub mod intent;
 pub mod leader;
 pub mod metrics;
 pub mod plan;
+#[cfg(feature = "cli")]
+pub mod render;
 pub mod status;
 pub mod telemetry;

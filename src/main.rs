@@ -32,24 +32,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let config = kube::Config::infer().await.context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
     let client = kube::Client::try_from(config).context("reaching Kubernetes")?;
 
-    let credentials = if args.anonymous {
-        google_cloud_auth::credentials::anonymous::Builder::new().build()
-    } else {
-        google_cloud_auth::credentials::Builder::default().build().context(
-            "finding Application Default Credentials (Workload Identity, or gcloud auth application-default login)",
-        )?
-    };
     let google = google::Google::connect(google::Options {
-        endpoint: args.cloud_run_endpoint.clone(),
-        credentials,
-        timeout: args.cloud_timeout,
-        quota_project: args.quota_project.clone(),
+        endpoint: args.cloud.cloud_run_endpoint.clone(),
+        credentials: google::credentials(args.cloud.anonymous)?,
+        timeout: args.cloud.cloud_timeout,
+        quota_project: args.cloud.quota_project.clone(),
     })
     .await?;
     let shards = Shards::new(args.shards as usize);
     let permit = shards.clone();
     let fenced = Fenced::new(google, Arc::new(move |project: &str| permit.holds(project)));
-    let cloud = Limited::new(fenced, args.budget(), metrics.clone());
+    let cloud = Limited::new(fenced, args.cloud.budget(), metrics.clone());
 
     let controller = Controller::new(
         cloud,
@@ -61,11 +54,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
             Duration::from_secs(30),
         ),
         Options {
-            settings: args.plan_settings(),
+            settings: args.plan.settings(),
             propagation: args.propagation_window,
             breaker: args.breaker(),
             retention: args.retention(),
-            workers: args.concurrency as usize,
+            workers: args.cloud.concurrency as usize,
             now: Arc::new(jiff::Timestamp::now),
             seed: 0,
             stuck_after: Duration::from_secs(900),

@@ -23,6 +23,7 @@ const MAP: &[(&str, &[&str], bool)] = &[
     ("http", &["metrics"], false),
     ("config", &["cloudrun", "history", "intent", "plan"], false),
     ("telemetry", &["config"], false),
+    ("render", &[], true),
     ("gather", &["cloudrun", "cluster", "fault", "history", "iam", "intent", "plan"], false),
     ("apply", &["api", "cloudrun", "cluster", "fault", "history", "iam", "intent", "plan"], false),
     (
@@ -30,6 +31,14 @@ const MAP: &[(&str, &[&str], bool)] = &[
         &[
             "api", "apply", "cloudrun", "cluster", "fault", "gather", "history", "iam", "intent", "leader", "metrics",
             "plan", "status",
+        ],
+        false,
+    ),
+    (
+        "cli",
+        &[
+            "api", "cloudrun", "cluster", "config", "fault", "gather", "history", "iam", "intent", "plan", "render",
+            "status",
         ],
         false,
     ),

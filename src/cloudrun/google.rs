@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::{CloudRun, Lane, Listing, Scope};
 use crate::{
     fault::{Fault, FaultClass},
-    iam::{Policy, RunService, ServiceInfo},
+    iam::{Front, Policy, RunService, ServiceInfo},
 };
 
 /// Where Google's global endpoint is.
@@ -33,6 +33,25 @@ pub struct Options {
     pub timeout: Duration,
     /// Project that pays quota, sent as `x-goog-user-project`; the credential's own if `None`.
     pub quota_project: Option<String>,
+}
+
+/// Application Default Credentials, as gcloud has them; or none at all, for emulators.
+///
+/// # Errors
+/// [`FaultClass::Credentials`] if there are none.
+pub fn credentials(anonymous: bool) -> Result<Credentials, Fault> {
+    if anonymous {
+        return Ok(google_cloud_auth::credentials::anonymous::Builder::new().build());
+    }
+    google_cloud_auth::credentials::Builder::default().build().map_err(|e| {
+        Fault::new(
+            FaultClass::Credentials,
+            format!(
+                "no Application Default Credentials ({}): use Workload Identity, or run gcloud auth application-default login",
+                chain(&e)
+            ),
+        )
+    })
 }
 
 /// The real Cloud Run.
@@ -63,6 +82,31 @@ impl Google {
             .build()
             .map_err(|e| Fault::new(FaultClass::Unavailable, e.to_string()))?;
         Ok(Self { client, http, options })
+    }
+
+    /// What a service says of itself that decides whether a request gets through.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes (`run.services.get`).
+    pub async fn front(&self, service: &RunService) -> Result<Front, Fault> {
+        let mut request = self.client.get_service().set_name(service.resource_name());
+        if let Some(quota) = &self.options.quota_project {
+            request = request.with_quota_project(quota.clone());
+        }
+        let found = request.send().await.map_err(|e| from_sdk(&e))?;
+        let mut urls: Vec<String> = found.urls;
+        if !found.uri.is_empty() && !urls.contains(&found.uri) {
+            urls.insert(0, found.uri);
+        }
+        Ok(Front {
+            ingress: found.ingress.name().unwrap_or("INGRESS_TRAFFIC_UNSPECIFIED").to_owned(),
+            default_url_disabled: found.default_uri_disabled,
+            iap: found.iap_enabled,
+            invoker_iam_disabled: found.invoker_iam_disabled,
+            custom_audiences: found.custom_audiences,
+            urls,
+            reconciling: found.reconciling,
+        })
     }
 
     /// One page of `GET /v1/projects/P/locations/-/services`.

@@ -223,6 +223,14 @@ impl Index {
     pub fn policies(&self) -> impl Iterator<Item = (&PolicyKey, &Record)> {
         self.policies.iter()
     }
+    /// Every service that a policy names or that the ledger knows.
+    pub fn services(&self) -> BTreeSet<RunService> {
+        self.by_service.keys().chain(self.ledgers.keys()).cloned().collect()
+    }
+    /// Every project that a policy is about.
+    pub fn projects(&self) -> BTreeSet<Arc<str>> {
+        self.by_project.keys().cloned().collect()
+    }
     pub fn project(&self, name: &str) -> Option<&Project> {
         self.projects.get(name)
     }

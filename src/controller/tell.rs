@@ -1,9 +1,6 @@
 //! What a round found, told: a look for each policy, events, metrics.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
@@ -148,29 +145,9 @@ impl<C: CloudRun> Controller<C> {
                 .map(|(g, fight)| format!("{g} (corrected {} times within an hour)", fight.corrections))
                 .collect(),
             also: found.live.other_invokers().iter().map(|(p, role)| format!("{p} ({role})")).collect(),
-            exposed: self.exposed(found),
+            exposed: plan::exposed(found.declared.info.as_ref(), &input),
             notes,
         }
-    }
-
-    /// Why anyone can call the service, unless that is declared and allowed.
-    fn exposed(&self, found: &Found) -> Option<Arc<str>> {
-        if found.declared.info.as_ref().is_some_and(|i| i.invoker_iam_disabled) {
-            return Some("its IAM check is switched off (invokerIamDisabled)".into());
-        }
-        let now = self.now();
-        let wanted = |g: &Grant| {
-            found.declared.claims.iter().any(|c| {
-                c.declared().iter().any(|d| d.grant == *g && c.refuse(&found.declared.service, d, now).is_none())
-            })
-        };
-        let public = found.live.grants().into_iter().find(|g| g.principal.is_public() && !wanted(g));
-        if let Some(grant) = public {
-            return Some(format!("{} may invoke it", grant.principal).into());
-        }
-        let others = found.live.other_invokers();
-        let (principal, role) = others.iter().find(|(p, _)| p.is_public())?;
-        Some(format!("{principal} may invoke it by {role}").into())
     }
 
     /// How reality differed from one policy before this round wrote. What our own declarations took away is no drift, also

@@ -43,3 +43,25 @@ pub struct ServiceInfo {
     /// The invoker check is switched off: IAM is not asked, anyone who passes ingress may call.
     pub invoker_iam_disabled: bool,
 }
+
+/// What stands before a service, besides IAM.
+///
+/// Source: <https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.services>.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Front {
+    /// `INGRESS_TRAFFIC_ALL`, `INGRESS_TRAFFIC_INTERNAL_ONLY`, `INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER`,
+    /// `INGRESS_TRAFFIC_NONE`.
+    pub ingress: String,
+    /// The `run.app` URLs are switched off.
+    pub default_url_disabled: bool,
+    /// Identity-Aware Proxy stands in front.
+    pub iap: bool,
+    /// IAM is not asked: anyone who passes ingress may call.
+    pub invoker_iam_disabled: bool,
+    /// Audiences of tokens that are accepted besides the URLs.
+    pub custom_audiences: Vec<String>,
+    pub urls: Vec<String>,
+    /// A change of the service is under way.
+    pub reconciling: bool,
+}

@@ -22,7 +22,7 @@ pub use merge::{Desired, merge};
 
 use crate::{
     api::{Membership, Reason},
-    iam::{Grant, MAX_MEMBERS, Policy, RunService},
+    iam::{Grant, MAX_MEMBERS, Policy, RunService, ServiceInfo},
     intent::{Limits, PolicyId, Refusal},
 };
 use drift::{Fight, Memory};
@@ -347,6 +347,25 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
         plan.withheld.push(Withheld { change: Change::Grant, grant, why: Hold::MemberLimit { would_be } });
         over -= 1;
     }
+}
+
+/// Why anyone can call the service, unless that is declared and allowed.
+pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>> {
+    if info.is_some_and(|i| i.invoker_iam_disabled) {
+        return Some("its IAM check is switched off (invokerIamDisabled)".into());
+    }
+    let wanted = |g: &Grant| {
+        let allowed =
+            |c: &Claim| c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none());
+        input.claims.iter().any(allowed)
+    };
+    let public = input.live.grants().into_iter().find(|g| g.principal.is_public() && !wanted(g));
+    if let Some(grant) = public {
+        return Some(format!("{} may invoke it", grant.principal).into());
+    }
+    let others = input.live.other_invokers();
+    let (principal, role) = others.iter().find(|(p, _)| p.is_public())?;
+    Some(format!("{principal} may invoke it by {role}").into())
 }
 
 /// What one policy sees of a service: its own difference to reality.

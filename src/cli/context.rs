@@ -1,0 +1,167 @@
+//! What every command needs: where Kubernetes and Google are, what time it is, how to print.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use kube::{
+    Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::{Args, Colour};
+use crate::{
+    cloudrun::{
+        Lane, Method, Observer,
+        google::{self, Google},
+        limit::Limited,
+    },
+    config::CloudArgs,
+    render::Style,
+};
+
+pub struct Context {
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    namespace: Option<String>,
+    colour: Colour,
+    pub now: Timestamp,
+}
+
+/// A Kubernetes client, and the namespace that counts when none is given.
+pub struct Kube {
+    pub client: Client,
+    pub namespace: String,
+}
+
+/// Nobody listens to the calls of a command.
+struct Deaf;
+impl Observer for Deaf {
+    fn called(&self, _: Method, _: &'static str, _: Duration) {}
+    fn waited(&self, _: Lane, _: Duration) {}
+}
+
+impl Context {
+    pub fn new(args: &Args) -> Self {
+        Self {
+            kubeconfig: args.kubeconfig.clone(),
+            context: args.context.clone(),
+            namespace: args.namespace.clone(),
+            colour: args.color,
+            now: args.now.unwrap_or_else(Timestamp::now),
+        }
+    }
+
+    /// How to print to the standard output.
+    pub fn style(&self) -> Style {
+        let terminal = std::io::stdout().is_terminal();
+        let wanted = match self.colour {
+            Colour::Always => true,
+            Colour::Never => false,
+            // https://no-color.org
+            Colour::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        };
+        let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+        let width = columns.unwrap_or(80usize).clamp(40, 200);
+        Style { colour: wanted, width }
+    }
+
+    /// The namespace that was asked for, or the one that counts without a cluster.
+    pub fn offline_namespace(&self) -> String {
+        self.namespace.clone().unwrap_or_else(|| "default".into())
+    }
+
+    /// Reaches the cluster.
+    ///
+    /// # Errors
+    /// What is wrong with the kubeconfig, and what to do.
+    pub async fn kube(&self) -> anyhow::Result<Kube> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let read = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let config = match read {
+            Ok(kubeconfig) => kube::Config::from_custom_kubeconfig(kubeconfig, &options).await,
+            Err(e) => Err(e),
+        };
+        let config = config.context(
+            "no way to a cluster (set KUBECONFIG or --kubeconfig, and --context; plan also works with --offline)",
+        )?;
+        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).context("reaching the cluster")?;
+        Ok(Kube { client, namespace })
+    }
+
+    /// Reaches Google.
+    ///
+    /// # Errors
+    /// When there are no credentials.
+    pub async fn google(&self, args: &CloudArgs) -> anyhow::Result<Google> {
+        Ok(Google::connect(google::Options {
+            endpoint: args.cloud_run_endpoint.clone(),
+            credentials: google::credentials(args.anonymous)?,
+            timeout: args.cloud_timeout,
+            quota_project: args.quota_project.clone(),
+        })
+        .await?)
+    }
+
+    /// Reaches Google within the operator's budget of calls.
+    ///
+    /// # Errors
+    /// When there are no credentials.
+    pub async fn limited(&self, args: &CloudArgs) -> anyhow::Result<Limited<Google>> {
+        Ok(Limited::new(self.google(args).await?, args.budget(), Arc::new(Deaf)))
+    }
+
+    /// Says something that is not the answer.
+    pub fn complain(&self, text: &str) {
+        let mut stderr = std::io::stderr().lock();
+        let _ = writeln!(stderr, "{}", text.trim_end());
+    }
+
+    /// Asks for agreement: with `--yes`, or on a terminal.
+    ///
+    /// # Errors
+    /// Where nobody can be asked.
+    pub fn confirm(&self, question: &str, yes: bool) -> anyhow::Result<bool> {
+        if yes {
+            return Ok(true);
+        }
+        if !std::io::stdin().is_terminal() {
+            anyhow::bail!("{question} Nobody can be asked here; say --yes to agree");
+        }
+        let mut stderr = std::io::stderr().lock();
+        write!(stderr, "{question} [y/N] ")?;
+        stderr.flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
+
+/// The answer. A reader that went away is no error of ours.
+pub fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Progress on a terminal, from the first second on.
+pub fn progress(what: &str, of: usize) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new(of as u64);
+    let style = indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    if of < 20 {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    bar
+}

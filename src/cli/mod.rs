@@ -1,0 +1,205 @@
+//! The kubectl plugin: arguments to calls, exit codes. It shares gather, plan and render with the operator, so what it shows
+//! is what the operator would do.
+//!
+//! Exit codes: 0 nothing to do, 1 error, 2 there are differences.
+
+// mod access;
+mod act;
+mod context;
+// mod diagnose;
+// mod export;
+pub mod files;
+mod plan;
+mod show;
+mod world;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{CloudArgs, PlanArgs},
+    render::Format,
+};
+use context::Context;
+
+const EXAMPLES: &str = "Exit codes: 0 nothing to do, 1 error, 2 there are differences.
+
+Kubernetes is reached by your kubeconfig, as kubectl does; Google with Application Default Credentials
+(gcloud auth application-default login).";
+
+/// Who may invoke which Cloud Run services: plan, explain, adopt, undo.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kubectl-invoker", bin_name = "kubectl invoker", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    /// Path of the kubeconfig.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// Namespace; the context's if not given.
+    #[arg(long, short, global = true)]
+    pub namespace: Option<String>,
+
+    /// Colours: on a terminal only, always, or never. NO_COLOR switches them off.
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    pub color: Colour,
+
+    /// The time that counts as now (RFC 3339); for tests and for looking ahead.
+    #[arg(long, global = true, hide = true, env = "KUBECTL_INVOKER_NOW")]
+    pub now: Option<jiff::Timestamp>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+/// The form of an answer, as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+    Yaml,
+    Markdown,
+}
+
+impl From<Output> for Format {
+    fn from(output: Output) -> Self {
+        match output {
+            Output::Text => Self::Text,
+            Output::Json => Self::Json,
+            Output::Yaml => Self::Yaml,
+            Output::Markdown => Self::Markdown,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// What applying these files would do to IAM, without doing it.
+    #[command(after_help = "Examples:
+  kubectl invoker plan -f policies/                     # with the cluster's other policies and its guardrails
+  kubectl invoker plan -f policies/ --offline           # no cluster needed: files and Google only
+  kubectl invoker plan                                  # what the operator would do now
+  kubectl invoker plan -f policies/ -o markdown --fail-on held,exposed      # for a pull request")]
+    Plan(plan::PlanCommand),
+
+    /// How policies stand.
+    #[command(after_help = "Examples:
+  kubectl invoker status -A
+  kubectl invoker status checkout -n shop")]
+    Status(show::StatusCommand),
+
+    /// What is off, since when, and what the operator says about it.
+    #[command(after_help = "Examples:
+  kubectl invoker drift -A
+  kubectl invoker drift -A --watch")]
+    Drift(show::DriftCommand),
+
+    /// Agrees to the plan that a policy holds, after showing it.
+    Approve(act::ApproveCommand),
+
+    /// Asks the operator to look now.
+    Reconcile(act::NameCommand),
+
+    /// Stops everything that a policy does, until it is resumed.
+    Suspend(act::NameCommand),
+
+    /// Ends a suspension.
+    Resume(act::NameCommand),
+
+    /// What was changed in IAM, when, why and for whom.
+    #[command(after_help = "Examples:
+  kubectl invoker history -n shop
+  kubectl invoker history checkout -n shop
+  kubectl invoker history -A --service checkout")]
+    History(show::HistoryCommand),
+
+    /// Goes back behind a change, as long as you want.
+    #[command(after_help = "Examples:
+  kubectl invoker rollback checkout-20261123-120000123-1f3a9c -n shop
+  kubectl invoker rollback --end --policy checkout -n shop      # the spec rules again")]
+    Rollback(act::RollbackCommand),
+
+    /// Completion for a shell: source <(kubectl invoker completion bash)
+    Completion {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How Google is reached.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GoogleArgs {
+    #[command(flatten)]
+    pub cloud: CloudArgs,
+}
+
+/// Runs a command.
+pub async fn run(args: Args) -> ExitCode {
+    let context = Context::new(&args);
+    let command = args.command.clone();
+    let result = match command {
+        Command::Plan(c) => plan::run(&context, &c).await,
+        Command::Status(c) => show::status(&context, &c).await,
+        Command::Drift(c) => show::drift(&context, &c).await,
+        Command::History(c) => show::history(&context, &c).await,
+        Command::Approve(c) => act::approve(&context, &c).await,
+        Command::Reconcile(c) => act::reconcile(&context, &c).await,
+        Command::Suspend(c) => act::suspend(&context, &c, true).await,
+        Command::Resume(c) => act::suspend(&context, &c, false).await,
+        Command::Rollback(c) => act::rollback(&context, &c).await,
+        Command::Completion { shell } => completion(shell),
+    };
+    match result {
+        Ok(code) => code.into(),
+        Err(error) => {
+            context.complain(&format!("error: {error:#}"));
+            Exit::Error.into()
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Nothing,
+    Error,
+    Differences,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Nothing => 0,
+            Exit::Error => 1,
+            Exit::Differences => 2,
+        })
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
+    use clap::CommandFactory as _;
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "kubectl-invoker", &mut text);
+    context::print(&String::from_utf8_lossy(&text));
+    Ok(Exit::Nothing)
+}
+
+/// Both what plans depend on and how Google is reached.
+#[derive(Clone, Debug, clap::Args)]
+pub struct WorldArgs {
+    #[command(flatten)]
+    pub cloud: CloudArgs,
+    #[command(flatten)]
+    pub plan: PlanArgs,
+}

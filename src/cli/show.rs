@@ -1,0 +1,427 @@
+//! `status`, `drift`, `history`: what the cluster says.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use serde::Serialize;
+
+use super::{
+    Exit, Output,
+    context::{Context, Kube, print},
+    world::list_all,
+};
+use crate::{
+    api::{ChangePhase, InvokerChange, InvokerPolicy, InvokerPolicyStatus, POLICY_LABEL_PREFIX, ServiceState},
+    render::{Format, Tone, data, table},
+};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct StatusCommand {
+    /// Name of a policy; all of the namespace if not given.
+    pub name: Option<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    pub all_namespaces: bool,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct DriftCommand {
+    /// Name of a policy; all of the namespace if not given.
+    pub name: Option<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    pub all_namespaces: bool,
+    /// Show it again whenever it changes, until interrupted.
+    #[arg(long, short)]
+    pub watch: bool,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct HistoryCommand {
+    /// Name of a policy; all of the namespace if not given.
+    pub name: Option<String>,
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    pub all_namespaces: bool,
+    /// Only changes of this Cloud Run service.
+    #[arg(long)]
+    pub service: Option<String>,
+    /// The members of each change, too.
+    #[arg(long)]
+    pub members: bool,
+    #[arg(short, long, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `status -o json`, version 1.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StatusDocument {
+    kind: &'static str,
+    version: u32,
+    policies: Vec<PolicyLine>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyLine {
+    namespace: String,
+    name: String,
+    mode: String,
+    ready: String,
+    reason: String,
+    services: i64,
+    missing: i64,
+    unexpected: i64,
+    message: String,
+}
+
+/// `drift -o json`, version 1.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DriftDocument {
+    kind: &'static str,
+    version: u32,
+    services: Vec<DriftLine>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DriftLine {
+    namespace: String,
+    policy: String,
+    region: String,
+    service: String,
+    state: ServiceState,
+    since: Timestamp,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unexpected: Vec<String>,
+    exposed: bool,
+    contested: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+}
+
+async fn policies(kube: &Kube, name: Option<&str>, all: bool) -> anyhow::Result<Vec<InvokerPolicy>> {
+    if let Some(name) = name {
+        if all {
+            anyhow::bail!("give either a name or -A, not both");
+        }
+        return Ok(vec![policy(kube, name).await?]);
+    }
+    let api = if all { Api::all(kube.client.clone()) } else { Api::namespaced(kube.client.clone(), &kube.namespace) };
+    let mut found = list_all(&api, ListParams::default()).await?;
+    found.sort_by_key(|p: &InvokerPolicy| (p.namespace(), p.name_any()));
+    Ok(found)
+}
+
+/// One policy of the namespace.
+///
+/// # Errors
+/// When it is not there, with what there is.
+pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
+    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
+    if let Some(found) = api.get_opt(name).await? {
+        return Ok(found);
+    }
+    let there = list_all(&api, ListParams::default()).await?;
+    let names: Vec<String> = there.iter().map(|p| p.name_any()).take(10).collect();
+    let hint = if names.is_empty() {
+        "it has no policies; -n names another".to_owned()
+    } else {
+        format!("it has {}", names.join(", "))
+    };
+    anyhow::bail!("namespace {} has no InvokerPolicy {name}; {hint}", kube.namespace)
+}
+
+/// `3m`, `2h5m`, `4d`: the two largest units.
+pub fn ago(now: Timestamp, at: Timestamp) -> String {
+    let seconds = now.duration_since(at).as_secs().max(0);
+    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    match (d, h, m) {
+        (0, 0, 0) => format!("{s}s"),
+        (0, 0, _) => format!("{m}m"),
+        (0, _, 0) => format!("{h}h"),
+        (0, ..) => format!("{h}h{m}m"),
+        (_, 0, _) => format!("{d}d"),
+        _ => format!("{d}d{h}h"),
+    }
+}
+
+fn condition<'a>(status: &'a InvokerPolicyStatus, type_: &str) -> Option<&'a crate::api::StatusCondition> {
+    status.conditions.iter().find(|c| c.type_ == type_)
+}
+
+pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Result<Exit> {
+    let kube = context.kube().await?;
+    let found = policies(&kube, command.name.as_deref(), command.all_namespaces).await?;
+    let style = context.style();
+    let mut off = false;
+    let lines: Vec<PolicyLine> = found
+        .iter()
+        .map(|p| {
+            let status = p.status.clone().unwrap_or_default();
+            let ready = condition(&status, "Ready");
+            let summary = status.summary.clone().unwrap_or_default();
+            off |= ready.is_none_or(|r| r.status != "True") || summary.missing + summary.unexpected > 0;
+            PolicyLine {
+                namespace: p.namespace().unwrap_or_default(),
+                name: p.name_any(),
+                mode: if p.spec.suspend { "Suspended".into() } else { format!("{:?}", p.spec.mode) },
+                ready: ready.map_or("Unknown".into(), |r| r.status.clone()),
+                reason: ready.map_or(String::new(), |r| r.reason.clone()),
+                services: summary.services,
+                missing: summary.missing,
+                unexpected: summary.unexpected,
+                message: condition(&status, "Stalled").or(ready).map_or(String::new(), |c| c.message.clone()),
+            }
+        })
+        .collect();
+    let text = match Format::from(command.output) {
+        format @ (Format::Json | Format::Yaml) => {
+            data(&StatusDocument { kind: "Status", version: 1, policies: lines }, format).map_err(anyhow::Error::msg)?
+        }
+        _ if found.is_empty() => {
+            context.complain("no policies");
+            String::new()
+        }
+        format => {
+            let head = ["policy", "mode", "ready", "reason", "svc", "miss", "extra"];
+            let rows: Vec<Vec<String>> = lines
+                .iter()
+                .map(|l| {
+                    vec![
+                        if command.all_namespaces { format!("{}/{}", l.namespace, l.name) } else { l.name.clone() },
+                        l.mode.clone(),
+                        l.ready.clone(),
+                        l.reason.clone(),
+                        l.services.to_string(),
+                        l.missing.to_string(),
+                        l.unexpected.to_string(),
+                    ]
+                })
+                .collect();
+            let mut text = if format == Format::Markdown {
+                table::markdown(&head, &rows)
+            } else {
+                table::table(&style, &head, &rows)
+            };
+            // One policy is told in full.
+            if let (Some(_), [p], Format::Text) = (&command.name, found.as_slice(), format) {
+                text.push_str(&in_full(context, p));
+            }
+            text
+        }
+    };
+    print(&text);
+    Ok(if off { Exit::Differences } else { Exit::Nothing })
+}
+
+fn in_full(context: &Context, p: &InvokerPolicy) -> String {
+    let style = context.style();
+    let status = p.status.clone().unwrap_or_default();
+    let mut text = String::from("\n");
+    for c in &status.conditions {
+        let since = ago(context.now, c.last_transition_time.0);
+        let head = format!("{}={} ({}), since {since}", c.type_, c.status, c.reason);
+        text.push_str(&style.paint(Tone::Strong, &head));
+        text.push('\n');
+        if !c.message.is_empty() {
+            text.push_str(&style.wrap(2, &c.message));
+            text.push('\n');
+        }
+    }
+    for s in status.services.iter().filter(|s| s.state != ServiceState::InSync) {
+        text.push_str(&format!("\n{} ({}): {:?}, since {}\n", s.name, s.region, s.state, ago(context.now, s.since.0)));
+        for (sign, members) in [("+", &s.missing), ("-", &s.unexpected), ("=", &s.protected)] {
+            for member in members {
+                text.push_str(&format!("  {sign} {member}\n"));
+            }
+        }
+        if !s.message.is_empty() {
+            text.push_str(&style.wrap(2, &s.message));
+            text.push('\n');
+        }
+    }
+    text
+}
+
+pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<Exit> {
+    let kube = context.kube().await?;
+    let mut last = None;
+    loop {
+        let found = policies(&kube, command.name.as_deref(), command.all_namespaces).await?;
+        let document = drift_document(&found);
+        if last.as_ref() != Some(&document) {
+            let text = drift_text(context, command, &document)?;
+            print(&text);
+        }
+        if !command.watch {
+            return Ok(if document.services.is_empty() { Exit::Nothing } else { Exit::Differences });
+        }
+        last = Some(document);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
+    let mut services: Vec<DriftLine> = found
+        .iter()
+        .flat_map(|p| p.status.iter().flat_map(|s| &s.services).map(move |s| (p, s)))
+        .filter(|(_, s)| s.state != ServiceState::InSync || s.exposed || s.contested)
+        .map(|(p, s)| DriftLine {
+            namespace: p.namespace().unwrap_or_default(),
+            policy: p.name_any(),
+            region: s.region.clone(),
+            service: s.name.clone(),
+            state: s.state,
+            since: s.since.0,
+            missing: s.missing.clone(),
+            unexpected: s.unexpected.clone(),
+            exposed: s.exposed,
+            contested: s.contested,
+            message: s.message.clone(),
+        })
+        .collect();
+    services.sort_by_key(|l| (l.since, l.namespace.clone(), l.policy.clone(), l.region.clone(), l.service.clone()));
+    DriftDocument { kind: "Drift", version: 1, services }
+}
+
+fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocument) -> anyhow::Result<String> {
+    let format = Format::from(command.output);
+    if matches!(format, Format::Json | Format::Yaml) {
+        return data(document, format).map_err(anyhow::Error::msg);
+    }
+    let style = context.style();
+    if document.services.is_empty() {
+        return Ok("as declared everywhere\n".into());
+    }
+    let what = |l: &DriftLine| {
+        let mut what: Vec<String> = l.missing.iter().map(|m| format!("+ {m}")).collect();
+        what.extend(l.unexpected.iter().map(|m| format!("- {m}")));
+        what.extend(l.exposed.then(|| "EXPOSED: anyone can call it".to_owned()));
+        what.extend(l.contested.then(|| "CONTESTED: somebody else keeps changing it".to_owned()));
+        what.extend((!l.message.is_empty()).then(|| l.message.clone()));
+        what
+    };
+    if format == Format::Markdown {
+        let head = ["policy", "service", "state", "since", "what"];
+        let rows: Vec<Vec<String>> = document
+            .services
+            .iter()
+            .map(|l| {
+                let place = format!("{} ({})", l.service, l.region);
+                vec![
+                    format!("{}/{}", l.namespace, l.policy),
+                    place,
+                    format!("{:?}", l.state),
+                    l.since.to_string(),
+                    what(l).join("; "),
+                ]
+            })
+            .collect();
+        return Ok(table::markdown(&head, &rows));
+    }
+    let mut text = String::new();
+    for l in &document.services {
+        let head = format!("{} ({})", l.service, l.region);
+        let since = ago(context.now, l.since);
+        text.push_str(&style.paint(Tone::Strong, &head));
+        text.push_str(&format!("  {:?} since {since}, by {}/{}\n", l.state, l.namespace, l.policy));
+        for line in what(l) {
+            let tone = if line.starts_with('+') { Tone::Good } else { Tone::Bad };
+            text.push_str(&style.paint(tone, &style.wrap(2, &line)));
+            text.push('\n');
+        }
+        text.push('\n');
+    }
+    let legend = "+ declared and not there, - there and not declared. Who made it: Cloud Audit Logs, SetIamPolicy.";
+    text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
+    text.push('\n');
+    Ok(text)
+}
+
+pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Result<Exit> {
+    let kube = context.kube().await?;
+    let api: Api<InvokerChange> = if command.all_namespaces {
+        Api::all(kube.client.clone())
+    } else {
+        Api::namespaced(kube.client.clone(), &kube.namespace)
+    };
+    let params = match &command.name {
+        Some(name) => ListParams::default().labels(&format!("{POLICY_LABEL_PREFIX}{name}")),
+        None => ListParams::default(),
+    };
+    let mut found = list_all(&api, params).await?;
+    found.retain(|c| command.service.as_ref().is_none_or(|s| c.spec.service == *s));
+    found.sort_by_key(|c| std::cmp::Reverse(c.spec.at.0));
+    let format = Format::from(command.output);
+    if matches!(format, Format::Json | Format::Yaml) {
+        let changes: Vec<_> = found
+            .iter()
+            .map(|c| serde_json::json!({"namespace": c.namespace(), "name": c.name_any(), "spec": c.spec}))
+            .collect();
+        let document = serde_json::json!({"kind": "History", "version": 1, "changes": changes});
+        print(&data(&document, format).map_err(anyhow::Error::msg)?);
+        return Ok(Exit::Nothing);
+    }
+    if found.is_empty() {
+        context.complain("no changes are on record");
+        return Ok(Exit::Nothing);
+    }
+    let head = ["change", "age", "service", "reason", "grants"];
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|c| {
+            let s = &c.spec;
+            let mut grants = vec![format!("+{} -{}", s.added_count, s.removed_count)];
+            if command.members {
+                grants.extend(s.added.iter().map(|g| format!("+ {}", g.member)));
+                grants.extend(s.removed.iter().map(|g| format!("- {}", g.member)));
+            }
+            vec![
+                if command.all_namespaces {
+                    format!("{}/{}", c.namespace().unwrap_or_default(), c.name_any())
+                } else {
+                    c.name_any()
+                },
+                ago(context.now, s.at.0),
+                format!("{} ({})", s.service, s.region),
+                match s.outcome.phase {
+                    ChangePhase::Applied => s.reason.as_str().into(),
+                    other => format!("{}, {}", s.reason.as_str(), other.as_str()),
+                },
+                grants.join("\n"),
+            ]
+        })
+        .collect();
+    let markdown = format == Format::Markdown;
+    print(&if markdown { table::markdown(&head, &rows) } else { table::table(&context.style(), &head, &rows) });
+    Ok(Exit::Nothing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
+        for (at, text) in [
+            ("2026-11-24T11:59:48Z", "12s"),
+            ("2026-11-24T11:55:00Z", "5m"),
+            ("2026-11-24T09:55:00Z", "2h5m"),
+            ("2026-11-20T11:00:00Z", "4d1h"),
+            ("2026-11-25T00:00:00Z", "0s"),
+        ] {
+            assert_eq!(ago(now, at.parse().unwrap()), text);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! All that a command plans on: policies, guardrails, ledger and links in an index like the operator's, and reality.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::{Api, Client, Resource, api::ListParams, core::PartialObjectMeta};
+use serde::de::DeserializeOwned;
+
+use super::{
+    WorldArgs,
+    context::{Context, Kube, progress},
+    files::{self, Loaded},
+};
+use crate::{
+    api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
+    cloudrun::{CloudRun, Lane, Scope},
+    cluster::index::{Index, PolicyKey},
+    fault::Fault,
+    gather::{self, Declared, Remembered},
+    iam::{Policy, RunService},
+    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail},
+    plan::{self, Plan, Settings},
+    status::{Look, Seen},
+};
+
+/// Objects in one page of a list.
+const PAGE: u32 = 250;
+
+/// Declarations and reality, as the operator would see them.
+pub struct World {
+    pub index: Index,
+    pub settings: Settings,
+    pub now: Timestamp,
+    /// What was read, or why it could not be.
+    pub live: BTreeMap<RunService, Result<Policy, Fault>>,
+}
+
+/// One service, planned.
+pub struct Planned<'a> {
+    pub declared: Declared,
+    pub live: &'a Policy,
+    pub plan: Plan,
+}
+
+/// Every object of a kind, page by page.
+///
+/// # Errors
+/// What the API server says, and what to do where the definitions are not there.
+pub async fn list_all<K>(api: &Api<K>, params: ListParams) -> anyhow::Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let mut found = Vec::new();
+    let mut params = params.limit(PAGE);
+    loop {
+        let page = match api.list(&params).await {
+            Err(kube::Error::Api(s)) if s.code == 404 => {
+                anyhow::bail!(
+                    "the cluster does not know {}: install the chart or crds/ first, or use --offline",
+                    K::plural(&())
+                )
+            }
+            other => other.with_context(|| format!("listing {}", K::plural(&())))?,
+        };
+        found.extend(page.items);
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(next) => params = params.continue_token(&next),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// Where declarations come from.
+pub struct Sources<'a> {
+    pub files: &'a [PathBuf],
+    pub offline: bool,
+}
+
+impl World {
+    /// Brings declarations together. Files go before objects of the same name in the cluster.
+    ///
+    /// # Errors
+    /// When a file or the cluster cannot be read. What is wrong inside of a file comes back with the world.
+    pub async fn declared(
+        context: &Context,
+        args: &WorldArgs,
+        sources: &Sources<'_>,
+    ) -> anyhow::Result<(Self, Loaded)> {
+        let kube = if sources.offline { None } else { Some(context.kube().await?) };
+        let namespace = kube.as_ref().map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
+        let loaded = files::load(sources.files, &namespace)?;
+        let settings = args.plan.settings();
+        let mut this = Self { index: Index::new(settings.limits), settings, now: context.now, live: BTreeMap::new() };
+        this.fill(kube.as_ref(), &loaded).await?;
+        Ok((this, loaded))
+    }
+
+    async fn fill(&mut self, kube: Option<&Kube>, loaded: &Loaded) -> anyhow::Result<()> {
+        let client = kube.map(|k| k.client.clone());
+        let (mut guardrails, mut policies, mut ledgers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        if let Some(client) = &client {
+            for g in list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default()).await? {
+                guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g);
+            }
+            for p in list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await? {
+                policies.insert(key_of(&p), p);
+            }
+            ledgers = list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await?;
+        }
+        for g in &loaded.guardrails {
+            guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g.clone());
+        }
+        for file in &loaded.policies {
+            let key = key_of(file);
+            let mut policy = file.clone();
+            // What is applied stays the object that it was: what was granted for it is still its own.
+            match policies.get(&key) {
+                Some(there) => {
+                    policy.metadata.uid = there.metadata.uid.clone();
+                    policy.metadata.generation =
+                        there.metadata.generation.map(|g| g + i64::from(there.spec != file.spec));
+                    policy.status = there.status.clone();
+                    let mut annotations = there.metadata.annotations.clone().unwrap_or_default();
+                    annotations.extend(file.metadata.annotations.clone().unwrap_or_default());
+                    policy.metadata.annotations = Some(annotations);
+                    policy.metadata.deletion_timestamp = there.metadata.deletion_timestamp.clone();
+                }
+                None => {
+                    policy.metadata.uid = Some(format!("file:{}/{}", key.0, key.1));
+                    policy.metadata.generation = Some(1);
+                }
+            }
+            policies.insert(key, policy);
+        }
+        self.index.begin_guardrail_list();
+        for g in guardrails.values() {
+            self.index.apply_guardrail(Guardrail::from_object(g));
+        }
+        self.index.end_guardrail_list();
+        self.index.begin_ledger_list();
+        for entry in &ledgers {
+            self.index.apply_ledger(entry);
+        }
+        self.index.end_ledger_list();
+        let began = tokio::time::Instant::now();
+        self.index.begin_list();
+        let mut back = Vec::new();
+        for policy in policies.values() {
+            let (key, effect) = self.index.apply_policy(policy, began);
+            if effect.load {
+                back.push(key);
+            }
+        }
+        self.index.end_list();
+        self.link_accounts(client.as_ref()).await?;
+        for key in back {
+            self.load_rollbacks(client.as_ref(), &key).await?;
+        }
+        Ok(())
+    }
+
+    /// Follows the ServiceAccounts that policies name.
+    async fn link_accounts(&mut self, client: Option<&Client>) -> anyhow::Result<()> {
+        let named: BTreeSet<AccountKey> = self
+            .index
+            .policies()
+            .filter_map(|(_, r)| r.intent.accounts.as_ref())
+            .flat_map(|a| a.entries.iter().map(|e| e.account.clone()))
+            .collect();
+        if named.is_empty() {
+            return Ok(());
+        }
+        self.index.begin_account_list();
+        for account in named {
+            let Some(client) = client else { continue };
+            let api: Api<PartialObjectMeta<ServiceAccount>> = Api::namespaced(client.clone(), &account.0);
+            let found =
+                api.get_metadata_opt(&account.1).await.context("reading a ServiceAccount that a policy names")?;
+            let email = found.and_then(|a| a.metadata.annotations?.get(GOOGLE_SERVICE_ACCOUNT).cloned());
+            self.index.apply_account(account, email.as_deref());
+        }
+        self.index.end_account_list();
+        Ok(())
+    }
+
+    /// Reads the records behind which a policy goes back.
+    async fn load_rollbacks(&mut self, client: Option<&Client>, key: &PolicyKey) -> anyhow::Result<()> {
+        let Some(asked) = self.index.record(key).map(|r| r.intent.rollbacks.clone()) else { return Ok(()) };
+        let mut found = Vec::new();
+        for name in &asked {
+            let record: Option<InvokerChange> = match client {
+                Some(client) => {
+                    Api::namespaced(client.clone(), &key.0).get_opt(name).await.context("reading a record")?
+                }
+                None => None,
+            };
+            match record {
+                Some(change) => found.push((name.clone(), change.spec)),
+                None => {
+                    let why = format!("there is no InvokerChange {name} in namespace {} to go back behind", key.0);
+                    self.index.set_rollbacks(key, &asked, Err(why.into()), self.now);
+                    return Ok(());
+                }
+            }
+        }
+        self.index.set_rollbacks(key, &asked, Ok(found), self.now);
+        Ok(())
+    }
+
+    /// Lists every project that a policy is about, and reads the IAM policy of every service that one means or that the
+    /// ledger knows: what the operator would read, in the same budget.
+    pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
+        let projects: Vec<Arc<str>> = self.index.projects().into_iter().collect();
+        let bar = progress("listing projects", projects.len());
+        let wanted: Vec<(Arc<str>, Vec<Scope>)> =
+            projects.into_iter().map(|p| (p.clone(), self.index.scopes(&p))).filter(|(_, s)| !s.is_empty()).collect();
+        let listings: Vec<_> = futures::stream::iter(wanted)
+            .map(|(project, scopes)| async move {
+                let mut whole = crate::cloudrun::Listing::default();
+                for scope in &scopes {
+                    match cloud.list_services(&project, scope, Lane::Declared).await {
+                        Ok(part) => {
+                            whole.services.extend(part.services);
+                            whole.unreachable.extend(part.unreachable);
+                        }
+                        Err(fault) => return (project, Err(fault)),
+                    }
+                }
+                (project, Ok(whole))
+            })
+            .buffer_unordered(16)
+            .inspect(|_| bar.inc(1))
+            .collect()
+            .await;
+        bar.finish_and_clear();
+        for (project, result) in listings {
+            self.index.apply_listing(&project, result, self.now);
+        }
+        let services: Vec<RunService> = self
+            .index
+            .services()
+            .into_iter()
+            .filter(|s| {
+                let declared = Declared::of(s, &self.index);
+                !declared.loading && declared.wants_a_look()
+            })
+            .collect();
+        let bar = progress("reading IAM", services.len());
+        self.live = futures::stream::iter(services)
+            .map(|service| async move {
+                let live = gather::reality(cloud, &service, Lane::Declared).await;
+                (service, live)
+            })
+            .buffer_unordered(64)
+            .inspect(|_| bar.inc(1))
+            .collect()
+            .await;
+        bar.finish_and_clear();
+        self.settle_reach();
+    }
+
+    /// How far a selector reaches is known once everything that it found was looked at.
+    fn settle_reach(&mut self) {
+        let nothing = Remembered::default();
+        for (service, live) in &self.live {
+            let declared = Declared::of(service, &self.index);
+            for claim in &declared.claims {
+                let intent = &claim.intent;
+                let result = match live {
+                    Ok(live) => {
+                        let view = plan::view(claim, &declared.input(live, &nothing, &self.settings, self.now));
+                        let names = |g: &BTreeSet<crate::iam::Grant>| g.iter().map(ToString::to_string).collect();
+                        Ok(Seen {
+                            missing: names(&view.missing),
+                            unexpected: names(&view.unexpected),
+                            ..Seen::default()
+                        })
+                    }
+                    Err(fault) => Err(fault.clone()),
+                };
+                let look = Look {
+                    generation: intent.generation,
+                    requested_at: intent.requested_at.clone(),
+                    result,
+                    changed_at: None,
+                };
+                let key = (intent.id.namespace.clone(), intent.id.name.clone());
+                if let Some(record) = self.index.record_mut(&key) {
+                    record.looks.insert(service.clone(), Box::new(look));
+                }
+            }
+        }
+        let keys: Vec<PolicyKey> = self.index.policies().map(|(k, _)| k.clone()).collect();
+        for key in keys {
+            self.index.release(&key);
+        }
+    }
+
+    /// The plan of a service that could be read.
+    pub fn plan(&self, service: &RunService) -> Option<Planned<'_>> {
+        let live = self.live.get(service)?.as_ref().ok()?;
+        let declared = Declared::of(service, &self.index);
+        let nothing = Remembered::default();
+        let plan = plan::plan(&declared.input(live, &nothing, &self.settings, self.now));
+        Some(Planned { declared, live, plan })
+    }
+}
+
+fn key_of(policy: &InvokerPolicy) -> (String, String) {
+    let meta = &policy.metadata;
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}

@@ -1,0 +1,254 @@
+//! A plan over many services, for people and for programs.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::{Format, Style, Tone, count, data};
+
+/// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or removed, within `version` 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanDocument {
+    pub kind: &'static str,
+    pub version: u32,
+    pub summary: Summary,
+    /// In order of project, region and name; services on which nothing is declared and nothing is left are not there.
+    pub services: Vec<ServicePlan>,
+    /// Policies that as a whole are not carried out, or name what they may not touch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<PolicyNote>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    pub services: usize,
+    pub grants: usize,
+    pub revokes: usize,
+    /// Due, and not done until somebody agrees or something changes.
+    pub held: usize,
+    /// What audited policies would change if they were enforced.
+    pub audited: usize,
+    pub exposed: usize,
+    pub failed: usize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePlan {
+    pub project: String,
+    pub region: String,
+    pub service: String,
+    /// Namespace and name of the policies that name it.
+    pub policies: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Line>,
+    /// Hash that lets through what is held for approval.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approve: Option<String>,
+    /// Anyone can call it, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exposed: Option<String>,
+    /// It could not be read, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What happens to one grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    Grant,
+    Revoke,
+    /// Due, and not done.
+    Hold,
+    /// An audited policy would grant it if it were enforced.
+    WouldGrant,
+    /// An audited policy would revoke it if it were enforced.
+    WouldRevoke,
+    /// It is there, nobody lists it, and it stays.
+    Leave,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line {
+    pub action: Action,
+    pub member: String,
+    pub role: String,
+    /// Title of the condition, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// Why.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyNote {
+    pub policy: String,
+    pub message: String,
+}
+
+/// What makes a run fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailOn {
+    /// Anything would change, or would if it were enforced.
+    Drift,
+    Held,
+    Exposed,
+}
+
+impl PlanDocument {
+    pub fn new(mut services: Vec<ServicePlan>, policies: Vec<PolicyNote>) -> Self {
+        services.sort_by(|a, b| (&a.project, &a.region, &a.service).cmp(&(&b.project, &b.region, &b.service)));
+        let lines =
+            |wanted: &[Action]| services.iter().flat_map(|s| &s.changes).filter(|l| wanted.contains(&l.action)).count();
+        let summary = Summary {
+            services: services.len(),
+            grants: lines(&[Action::Grant]),
+            revokes: lines(&[Action::Revoke]),
+            held: lines(&[Action::Hold]),
+            audited: lines(&[Action::WouldGrant, Action::WouldRevoke]),
+            exposed: services.iter().filter(|s| s.exposed.is_some()).count(),
+            failed: services.iter().filter(|s| s.error.is_some()).count(),
+        };
+        Self { kind: "Plan", version: 1, summary, services, policies }
+    }
+
+    /// Whether there is something of this kind.
+    pub fn has(&self, what: FailOn) -> bool {
+        let s = &self.summary;
+        match what {
+            FailOn::Drift => s.grants + s.revokes + s.audited > 0,
+            FailOn::Held => s.held > 0,
+            FailOn::Exposed => s.exposed > 0,
+        }
+    }
+
+    /// The document in a form.
+    ///
+    /// # Errors
+    /// For a form that plans do not have.
+    pub fn render(&self, format: Format, style: &Style) -> Result<String, String> {
+        match format {
+            Format::Text => Ok(self.text(style)),
+            Format::Markdown => Ok(self.markdown()),
+            Format::Html => Err("plans have no HTML form; use text, json, yaml or markdown".into()),
+            Format::Json | Format::Yaml => data(self, format),
+        }
+    }
+
+    fn text(&self, style: &Style) -> String {
+        let mut text = String::new();
+        for s in &self.services {
+            if s.changes.is_empty() && s.exposed.is_none() && s.error.is_none() {
+                continue;
+            }
+            let name = style.paint(Tone::Strong, &format!("{} ({}, {})", s.service, s.region, s.project));
+            let _ = writeln!(text, "{name}");
+            if !s.policies.is_empty() {
+                let line = style.wrap(2, &format!("by {}", s.policies.join(", ")));
+                let _ = writeln!(text, "{}", style.paint(Tone::Dim, &line));
+            }
+            for line in &s.changes {
+                let (sign, tone) = line.sign();
+                let _ = writeln!(text, "  {}", style.paint(tone, &format!("{sign} {}", line.grant())));
+                if !line.reason.is_empty() {
+                    let _ = writeln!(text, "{}", style.paint(Tone::Dim, &style.wrap(6, &line.reason)));
+                }
+            }
+            if let Some(hash) = &s.approve {
+                let _ = writeln!(text, "{}", style.wrap(4, &format!("to agree: run-invoker.dev/approve={hash}")));
+            }
+            if let Some(why) = &s.exposed {
+                let line = style.wrap(2, &format!("EXPOSED: {why}"));
+                let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
+            }
+            if let Some(why) = &s.error {
+                let _ =
+                    writeln!(text, "{}", style.paint(Tone::Bad, &style.wrap(2, &format!("could not be read: {why}"))));
+            }
+            text.push('\n');
+        }
+        for note in &self.policies {
+            let _ = writeln!(text, "{}", style.wrap(0, &format!("{}: {}", note.policy, note.message)));
+        }
+        if !self.policies.is_empty() {
+            text.push('\n');
+        }
+        let _ = writeln!(text, "{}", style.wrap(0, &self.sentence()));
+        text
+    }
+
+    /// The sum of it in a sentence.
+    pub fn sentence(&self) -> String {
+        let s = &self.summary;
+        let mut parts =
+            vec![count(s.services, "service"), format!("{} to grant", s.grants), format!("{} to revoke", s.revokes)];
+        for (n, what) in [(s.held, "held"), (s.audited, "in audit"), (s.exposed, "exposed"), (s.failed, "not readable")]
+        {
+            if n > 0 {
+                parts.push(format!("{n} {what}"));
+            }
+        }
+        if s.grants + s.revokes + s.held + s.audited + s.exposed + s.failed == 0 {
+            return format!("{}: as declared, nothing to do.", count(s.services, "service"));
+        }
+        format!("Plan: {}.", parts.join(", "))
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("### run-invoker: {}\n\n", self.sentence());
+        let code = |t: &str| format!("`{}`", t.replace('`', "'"));
+        let mut rows = Vec::new();
+        for s in &self.services {
+            let place = format!("{} ({}, {})", s.service, s.region, s.project);
+            for line in s.changes.iter().filter(|l| l.action != Action::Leave) {
+                rows.push(vec![place.clone(), line.word().to_owned(), code(&line.grant()), line.reason.clone()]);
+            }
+            rows.extend(s.exposed.iter().map(|w| vec![place.clone(), "**exposed**".into(), String::new(), w.clone()]));
+            rows.extend(s.error.iter().map(|w| vec![place.clone(), "not readable".into(), String::new(), w.clone()]));
+        }
+        if !rows.is_empty() {
+            text.push_str(&super::table::markdown(&["service", "what", "member", "why"], &rows));
+        }
+        for note in &self.policies {
+            let _ = write!(text, "\n- {}: {}", code(&note.policy), note.message);
+        }
+        if !self.policies.is_empty() {
+            text.push('\n');
+        }
+        text
+    }
+}
+
+impl Line {
+    fn sign(&self) -> (char, Tone) {
+        match self.action {
+            Action::Grant => ('+', Tone::Good),
+            Action::Revoke => ('-', Tone::Bad),
+            Action::Hold => ('!', Tone::Warn),
+            Action::WouldGrant | Action::WouldRevoke => ('?', Tone::Warn),
+            Action::Leave => ('=', Tone::Dim),
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        match self.action {
+            Action::Grant => "grant",
+            Action::Revoke => "revoke",
+            Action::Hold => "held",
+            Action::WouldGrant => "would grant",
+            Action::WouldRevoke => "would revoke",
+            Action::Leave => "left",
+        }
+    }
+
+    fn grant(&self) -> String {
+        let role = if self.role == "roles/run.invoker" { String::new() } else { format!(" as {}", self.role) };
+        let condition = self.condition.as_ref().map(|c| format!(" if {c}")).unwrap_or_default();
+        format!("{}{role}{condition}", self.member)
+    }
+}
