@@ -17,7 +17,7 @@ ENV CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     RUSTFLAGS="--remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo" \
     CARGO_INCREMENTAL=0 SOURCE_DATE_EPOCH=0
 COPY . .
-RUN cargo build --release --locked --bin run-invoker --target "$(cat /target)" \
+RUN cargo build --release --locked --no-default-features --features otlp --bin run-invoker --target "$(cat /target)" \
  && cp "target/$(cat /target)/release/run-invoker" /run-invoker
 
 FROM gcr.io/distroless/cc-debian12:nonroot

@@ -64,9 +64,8 @@ image: ## The container image, where docker or podman is installed
 	$$engine build --build-arg REVISION=$$(git rev-parse HEAD) -t run-invoker:dev .
 
 sbom: $(BIN)/cargo-cyclonedx ## A bill of materials of the program, CycloneDX, in target/run-invoker.cdx.json
-	$(BIN)/cargo-cyclonedx cyclonedx --format json --describe binaries --override-filename run-invoker-sbom
-	@mkdir -p target && find . -path ./target -prune -o -name 'run-invoker-sbom*.json' -print | head -1 | xargs -I{} mv {} target/run-invoker.cdx.json
-	@find . -path ./target -prune -o -name 'run-invoker-sbom*.json' -print | xargs -r rm
+	$(BIN)/cargo-cyclonedx cyclonedx --quiet --format json --spec-version 1.5 --no-default-features --features otlp --override-filename run-invoker-sbom
+	@mkdir -p target && mv run-invoker-sbom.json target/run-invoker.cdx.json && rm -f tests/sandbox/run-invoker-sbom.json
 	@echo target/run-invoker.cdx.json
 
 e2e: $(BIN)/helm ## On a real cluster (kind or the one in KUBECONFIG): image, chart, a policy to Ready

@@ -19,6 +19,7 @@
 //! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
 //! | [`gather`], [`apply`] | the steps around the plan that need a client |
 //! | [`controller`] | queue, rounds, listings, reports |
+//! | [`diagnose`] ● | facts about a request to the cause of its refusal |
 //! | [`render`] ●, [`cli`] | the kubectl plugin: what it says, and what it does |
 //! | [`leader`], [`metrics`], [`http`], [`config`], [`telemetry`] | the process around it |
 //!
@@ -33,6 +34,8 @@ pub mod cloudrun;
 pub mod cluster;
 pub mod config;
 pub mod controller;
+#[cfg(feature = "cli")]
+pub mod diagnose;
 pub mod fault;
 pub mod gather;
 pub mod history;

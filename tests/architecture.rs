@@ -23,6 +23,7 @@ const MAP: &[(&str, &[&str], bool)] = &[
     ("http", &["metrics"], false),
     ("config", &["cloudrun", "history", "intent", "plan"], false),
     ("telemetry", &["config"], false),
+    ("diagnose", &["iam"], true),
     ("render", &[], true),
     ("gather", &["cloudrun", "cluster", "fault", "history", "iam", "intent", "plan"], false),
     ("apply", &["api", "cloudrun", "cluster", "fault", "history", "iam", "intent", "plan"], false),
@@ -37,8 +38,8 @@ const MAP: &[(&str, &[&str], bool)] = &[
     (
         "cli",
         &[
-            "api", "cloudrun", "cluster", "config", "fault", "gather", "history", "iam", "intent", "plan", "render",
-            "status",
+            "api", "cloudrun", "cluster", "config", "diagnose", "fault", "gather", "history", "iam", "intent", "plan",
+            "render", "status",
         ],
         false,
     ),

@@ -3,11 +3,11 @@
 //!
 //! Exit codes: 0 nothing to do, 1 error, 2 there are differences.
 
-// mod access;
+mod access;
 mod act;
 mod context;
-// mod diagnose;
-// mod export;
+mod diagnose;
+mod export;
 pub mod files;
 mod plan;
 mod show;
@@ -105,6 +105,21 @@ pub enum Command {
   kubectl invoker drift -A --watch")]
     Drift(show::DriftCommand),
 
+    /// Why a principal gets 401, 403 or 404 from a service, and the narrowest way to mend it.
+    #[command(after_help = "Examples:
+  kubectl invoker diagnose --project acme-prod --region europe-west1 --service checkout \\
+    --as serviceAccount:frontend@acme-prod.iam.gserviceaccount.com
+  kubectl invoker diagnose --url https://checkout-abcdefghij-ew.a.run.app --project acme-prod --token \"$TOKEN\"
+  kubectl invoker diagnose --log entry.json             # a Cloud Logging entry of the refusal")]
+    Diagnose(Box<diagnose::DiagnoseCommand>),
+
+    /// Policies from what IAM holds today, in Audit mode: adoption without an outage.
+    #[command(after_help = "Examples:
+  kubectl invoker export --project acme-prod > policies.yaml
+  kubectl invoker export --project acme-prod --region europe-west1 --selector team=shop --group -n shop
+  kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
+    Export(export::ExportCommand),
+
     /// Agrees to the plan that a policy holds, after showing it.
     Approve(act::ApproveCommand),
 
@@ -130,6 +145,12 @@ pub enum Command {
   kubectl invoker rollback --end --policy checkout -n shop      # the spec rules again")]
     Rollback(act::RollbackCommand),
 
+    /// Who can invoke what, and how: a matrix.
+    #[command(after_help = "Examples:
+  kubectl invoker access --project acme-prod
+  kubectl invoker access --project acme-prod --project acme-shop -o html > access.html")]
+    Access(access::AccessCommand),
+
     /// Completion for a shell: source <(kubectl invoker completion bash)
     Completion {
         #[arg(value_enum)]
@@ -153,11 +174,14 @@ pub async fn run(args: Args) -> ExitCode {
         Command::Status(c) => show::status(&context, &c).await,
         Command::Drift(c) => show::drift(&context, &c).await,
         Command::History(c) => show::history(&context, &c).await,
+        Command::Diagnose(c) => diagnose::run(&context, &c).await,
+        Command::Export(c) => export::run(&context, &c).await,
         Command::Approve(c) => act::approve(&context, &c).await,
         Command::Reconcile(c) => act::reconcile(&context, &c).await,
         Command::Suspend(c) => act::suspend(&context, &c, true).await,
         Command::Resume(c) => act::suspend(&context, &c, false).await,
         Command::Rollback(c) => act::rollback(&context, &c).await,
+        Command::Access(c) => access::run(&context, &c).await,
         Command::Completion { shell } => completion(shell),
     };
     match result {

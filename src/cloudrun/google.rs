@@ -20,6 +20,7 @@ use crate::{
 
 /// Where Google's global endpoint is.
 pub const DEFAULT_ENDPOINT: &str = "https://run.googleapis.com";
+const RESOURCE_MANAGER: &str = "https://cloudresourcemanager.googleapis.com";
 const PAGE_SIZE: i32 = 500;
 /// A listing that never ends would hold a worker for ever; Cloud Run allows 1,000 services per project and region.
 const MAX_PAGES: usize = 500;
@@ -109,8 +110,29 @@ impl Google {
         })
     }
 
-    /// One page of `GET /v1/projects/P/locations/-/services`.
-    async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<(Listing, String), Fault> {
+    /// The project's own allow policy, by the Resource Manager (`resourcemanager.projects.getIamPolicy`). Reached at the Cloud
+    /// Run endpoint where that is not Google's, as emulators have everything in one place.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes.
+    pub async fn project_policy(&self, project: &str) -> Result<Policy, Fault> {
+        let google = self.options.endpoint.trim_end_matches('/') == DEFAULT_ENDPOINT;
+        let base = if google { RESOURCE_MANAGER } else { self.options.endpoint.trim_end_matches('/') };
+        let url = format!("{base}/v3/projects/{project}:getIamPolicy");
+        let body = serde_json::json!({"options": {"requestedPolicyVersion": 3}});
+        let response =
+            self.http.post(url).headers(self.headers().await?).json(&body).send().await.map_err(from_reqwest)?;
+        let (code, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.map_err(from_reqwest)?;
+        if !code.is_success() {
+            return Err(from_body(code.as_u16(), &headers, &body));
+        }
+        serde_json::from_slice(&body)
+            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the project's policy is not as documented: {e}")))
+    }
+
+    /// Credentials and the project that pays.
+    async fn headers(&self) -> Result<http::HeaderMap, Fault> {
         let credentials = |e: &dyn std::fmt::Display| Fault::new(FaultClass::Credentials, e.to_string());
         let mut headers = match self.options.credentials.headers(http::Extensions::new()).await {
             Ok(CacheableResource::New { data, .. }) => data,
@@ -120,6 +142,12 @@ impl Google {
         if let Some(quota) = &self.options.quota_project {
             headers.insert("x-goog-user-project", quota.parse().map_err(|e| credentials(&e))?);
         }
+        Ok(headers)
+    }
+
+    /// One page of `GET /v1/projects/P/locations/-/services`.
+    async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<(Listing, String), Fault> {
+        let headers = self.headers().await?;
         let url = format!("{}/v1/projects/{project}/locations/-/services", self.options.endpoint.trim_end_matches('/'));
         let limit = PAGE_SIZE.to_string();
         let mut query = vec![("limit", limit.as_str())];

@@ -11,6 +11,6 @@ mod service;
 
 pub use condition::{Condition, EXPIRY_TITLE};
 pub use grant::{Grant, Role};
-pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy};
+pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, carries_invoke};
 pub use principal::{Principal, PrincipalError, PrincipalKind};
 pub use service::{Front, RunService, ServiceInfo};

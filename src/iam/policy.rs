@@ -36,6 +36,11 @@ const OTHER_INVOKING_ROLES: &[&str] = &[
     "roles/run.sourceDeveloper",
 ];
 
+/// Whether a role is known to carry `run.routes.invoke`. Custom roles can too; what is in those only IAM knows.
+pub fn carries_invoke(role: &str) -> bool {
+    Role::from_name(role).is_some() || OTHER_INVOKING_ROLES.contains(&role)
+}
+
 /// The version of a policy that a write must be planned from: opaque, base64.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,0 +1,316 @@
+//! `access`: who can invoke what, and how.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use clap::ValueEnum;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{
+    Exit, WorldArgs,
+    context::{Context, print, progress},
+    world::{Sources, World},
+};
+use crate::{
+    cloudrun::{CloudRun, Lane, Scope},
+    iam::{Policy, PrincipalKind, ServiceInfo},
+    render::{Format, Style, Tone, count, data, html, table},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessOutput {
+    Table,
+    Json,
+    Yaml,
+    Markdown,
+    Html,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessCommand {
+    /// Projects to read; those of the cluster's policies if none is given.
+    #[arg(long, value_delimiter = ',')]
+    pub project: Vec<String>,
+
+    /// Only this region.
+    #[arg(long)]
+    pub region: Option<String>,
+
+    /// Only this member, as IAM writes it.
+    #[arg(long)]
+    pub member: Option<String>,
+
+    /// Look at no cluster: which policy is behind a grant is not known then.
+    #[arg(long, requires = "project")]
+    pub offline: bool,
+
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: AccessOutput,
+
+    #[command(flatten)]
+    pub world: WorldArgs,
+}
+
+/// `access -o json`, version 1.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessDocument {
+    pub kind: &'static str,
+    pub version: u32,
+    pub services: Vec<ServiceAccess>,
+    /// What is not in here.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccess {
+    pub project: String,
+    pub region: String,
+    pub service: String,
+    /// IAM is not asked: anyone who passes ingress may call.
+    pub iam_check_off: bool,
+    pub invokers: Vec<Invoker>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Invoker {
+    pub member: String,
+    pub role: String,
+    /// Namespace and name of the policies that list it; empty: nobody does.
+    pub policies: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Access has ended, although the binding is still there.
+    pub ended: bool,
+    pub public: bool,
+    /// It is granted, and Cloud Run does not let it invoke.
+    pub cannot_invoke: bool,
+}
+
+impl Invoker {
+    /// In a few words.
+    fn how(&self) -> String {
+        let mut words = Vec::new();
+        if self.public {
+            words.push("PUBLIC".to_owned());
+        }
+        if self.ended {
+            words.push("ended".into());
+        } else if let Some(until) = self.until {
+            words.push(format!("until {until}"));
+        }
+        if let Some(title) = &self.condition {
+            words.push(format!("if {title}"));
+        }
+        if self.role != "roles/run.invoker" {
+            words.push(format!("as {}", self.role));
+        }
+        if self.cannot_invoke {
+            words.push("cannot invoke: federated identity".into());
+        }
+        words.push(if self.policies.is_empty() {
+            "unlisted".into()
+        } else {
+            format!("by {}", self.policies.join(", "))
+        });
+        words.join("; ")
+    }
+
+    fn kind(&self) -> html::CellKind {
+        match self {
+            i if i.public => html::CellKind::Public,
+            i if i.ended || i.cannot_invoke => html::CellKind::Dead,
+            i if i.until.is_some() || i.condition.is_some() => html::CellKind::Conditional,
+            i if i.policies.is_empty() => html::CellKind::Unlisted,
+            _ => html::CellKind::Listed,
+        }
+    }
+}
+
+pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
+    let cloud = context.limited(&command.world.cloud).await?;
+    let sources = Sources { files: &[], offline: command.offline };
+    let (world, _) = World::declared(context, &command.world, &sources).await?;
+    let projects: Vec<Arc<str>> = if command.project.is_empty() {
+        world.index.projects().into_iter().collect()
+    } else {
+        command.project.iter().map(|p| p.as_str().into()).collect()
+    };
+    if projects.is_empty() {
+        anyhow::bail!("no policy names a project; give --project");
+    }
+    let mut notes = vec![
+        "Only what is granted on the services themselves: roles on the project, folder or organization add to it."
+            .to_owned(),
+    ];
+    let mut infos: Vec<ServiceInfo> = Vec::new();
+    for project in &projects {
+        let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
+        let listing = cloud
+            .list_services(project, &scope, Lane::Declared)
+            .await
+            .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
+        notes.extend(listing.unreachable.iter().map(|r| format!("Region {r} of {project} did not answer.")));
+        infos.extend(listing.services);
+    }
+    infos.sort_by(|a, b| a.service.cmp(&b.service));
+    let bar = progress("reading IAM", infos.len());
+    let mut read: Vec<_> = futures::stream::iter(infos)
+        .map(|info| {
+            let cloud = &cloud;
+            async move { (cloud.read_policy(&info.service, Lane::Declared).await, info) }
+        })
+        .buffer_unordered(64)
+        .inspect(|_| bar.inc(1))
+        .collect()
+        .await;
+    bar.finish_and_clear();
+    read.sort_by(|(_, a), (_, b)| a.service.cmp(&b.service));
+    let mut services = Vec::new();
+    let mut failed = false;
+    for (live, info) in read {
+        match live {
+            Ok(live) => services.push(access(&world, &info, &live, command.member.as_deref())),
+            Err(fault) => {
+                failed = true;
+                notes.push(format!("{} could not be read: {}", info.service, fault.advice()));
+            }
+        }
+    }
+    if command.member.is_some() {
+        services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
+    }
+    let document = AccessDocument { kind: "Access", version: 1, services, notes };
+    let style = context.style();
+    print(&match command.output {
+        AccessOutput::Table => text(&document, &style),
+        AccessOutput::Json => data(&document, Format::Json).map_err(anyhow::Error::msg)?,
+        AccessOutput::Yaml => data(&document, Format::Yaml).map_err(anyhow::Error::msg)?,
+        AccessOutput::Markdown => markdown(&document),
+        AccessOutput::Html => page(&document, context.now),
+    });
+    Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+fn access(world: &World, info: &ServiceInfo, live: &Policy, member: Option<&str>) -> ServiceAccess {
+    let claims = world.index.claims(&info.service);
+    let wanted = member.map(crate::iam::Principal::from_live);
+    let mut invokers: Vec<Invoker> = live
+        .grants()
+        .iter()
+        .filter(|g| g.principal.kind() != PrincipalKind::Deleted)
+        .map(|g| {
+            let until = g.condition.as_ref().and_then(|c| c.expiry());
+            let lists = |c: &&crate::plan::Claim| c.declared().iter().any(|d| d.grant == *g);
+            Invoker {
+                member: g.principal.to_string(),
+                role: g.role.as_str().to_owned(),
+                policies: claims.iter().filter(lists).map(|c| c.intent.id.to_string()).collect(),
+                condition: g.condition.as_ref().filter(|_| until.is_none()).map(|c| c.title.clone()),
+                until,
+                ended: until.is_some_and(|u| u <= world.now),
+                public: g.principal.is_public(),
+                cannot_invoke: !g.principal.can_invoke(),
+            }
+        })
+        .collect();
+    invokers.extend(live.other_invokers().into_iter().map(|(p, role)| Invoker {
+        member: p.to_string(),
+        role: role.to_owned(),
+        policies: Vec::new(),
+        condition: None,
+        until: None,
+        ended: false,
+        public: p.is_public(),
+        cannot_invoke: !p.can_invoke(),
+    }));
+    if let Some(wanted) = wanted {
+        let is = |i: &Invoker| i.public || crate::iam::Principal::from_live(&i.member) == wanted;
+        invokers.retain(is);
+    }
+    ServiceAccess {
+        project: info.service.project.to_string(),
+        region: info.service.region.to_string(),
+        service: info.service.name.to_string(),
+        iam_check_off: info.invoker_iam_disabled,
+        invokers,
+    }
+}
+
+fn text(document: &AccessDocument, style: &Style) -> String {
+    let mut text = String::new();
+    for s in &document.services {
+        text.push_str(&style.paint(Tone::Strong, &format!("{} ({}, {})", s.service, s.region, s.project)));
+        text.push('\n');
+        if s.iam_check_off {
+            text.push_str(&style.paint(Tone::Bad, "  ANYONE: the IAM check is switched off"));
+            text.push('\n');
+        }
+        for i in &s.invokers {
+            let tone = if i.public {
+                Tone::Bad
+            } else if i.policies.is_empty() {
+                Tone::Warn
+            } else {
+                Tone::Good
+            };
+            text.push_str(&format!("  {}\n", style.paint(tone, &i.member)));
+            text.push_str(&style.paint(Tone::Dim, &style.wrap(6, &i.how())));
+            text.push('\n');
+        }
+        if s.invokers.is_empty() && !s.iam_check_off {
+            text.push_str("  nobody\n");
+        }
+        text.push('\n');
+    }
+    let principals: std::collections::BTreeSet<&str> =
+        document.services.iter().flat_map(|s| s.invokers.iter().map(|i| i.member.as_str())).collect();
+    text.push_str(&format!(
+        "{}, {}\n",
+        count(document.services.len(), "service"),
+        count(principals.len(), "principal")
+    ));
+    for note in &document.notes {
+        text.push_str(&style.paint(Tone::Dim, &style.wrap(0, note)));
+        text.push('\n');
+    }
+    text
+}
+
+fn markdown(document: &AccessDocument) -> String {
+    let mut rows = Vec::new();
+    for s in &document.services {
+        let place = format!("{} ({}, {})", s.service, s.region, s.project);
+        if s.iam_check_off {
+            rows.push(vec![place.clone(), "anyone".into(), "**the IAM check is switched off**".into()]);
+        }
+        rows.extend(s.invokers.iter().map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]));
+    }
+    let notes: String = document.notes.iter().map(|n| format!("\n{n}\n")).collect();
+    format!("{}{notes}", table::markdown(&["service", "member", "how"], &rows))
+}
+
+fn page(document: &AccessDocument, now: Timestamp) -> String {
+    let columns: Vec<html::Column> = document
+        .services
+        .iter()
+        .map(|s| html::Column {
+            name: s.service.clone(),
+            place: format!("{}, {}", s.region, s.project),
+            open: s.iam_check_off,
+        })
+        .collect();
+    let mut rows: BTreeMap<String, Vec<html::Cell>> = BTreeMap::new();
+    for (n, s) in document.services.iter().enumerate() {
+        for i in &s.invokers {
+            let cell = html::Cell { column: n, kind: i.kind(), words: i.how() };
+            rows.entry(i.member.clone()).or_default().push(cell);
+        }
+    }
+    html::matrix(&columns, &rows, &document.notes, &now.strftime("%Y-%m-%d %H:%M UTC").to_string())
+}
