@@ -185,7 +185,8 @@ pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::R
     };
     let found = policy(&kube, &name).await?;
     let style = context.style();
-    print(&format!("{} ({}) goes back to what it had before {}:\n", spec.service, spec.region, change.name_any()));
+    let head = format!("{} ({}) goes back to what it had before {}:", spec.service, spec.region, change.name_any());
+    print(&format!("{}\n", style.wrap(0, &head)));
     let line = |g: &ChangeGrant| {
         let condition = g.condition.as_ref().map(|c| format!(" if {}", c.title)).unwrap_or_default();
         format!("    {}{condition}\n", g.member)
@@ -210,6 +211,7 @@ pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::R
         names.push(change_name);
     }
     patch(&kube, &name, annotation(ROLLBACK, Some(&names.join(",")))).await?;
-    print(&format!("{name} goes back; kubectl invoker rollback --end --policy {name} ends it\n"));
+    let done = format!("{name} goes back; kubectl invoker rollback --end --policy {name} ends it");
+    print(&format!("{}\n", style.wrap(0, &done)));
     Ok(Exit::Nothing)
 }

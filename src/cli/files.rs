@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use kube::core::cel::Validator;
@@ -164,27 +165,48 @@ fn read_as<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
+/// A kind as the API server checks it, made ready once: compiling a schema takes longer than checking hundreds of objects.
+struct Checked {
+    kind: String,
+    api_version: String,
+    schema: Value,
+    strict: Result<jsonschema::Validator, String>,
+}
+
+static KINDS: LazyLock<Vec<Checked>> = LazyLock::new(|| {
+    api::definitions()
+        .iter()
+        .map(|crd| {
+            let version = &crd.spec.versions[0];
+            let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
+            let schema = schema.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
+            Checked {
+                kind: crd.spec.names.kind.clone(),
+                api_version: format!("{}/{}", crd.spec.group, version.name),
+                strict: jsonschema::draft202012::new(&strict(&schema, true)).map_err(|e| e.to_string()),
+                schema,
+            }
+        })
+        .collect()
+});
+
 /// What the API server would refuse about an object, in its words where they are ours.
 pub fn check(kind: &str, object: &Value) -> Vec<String> {
-    let definitions = api::definitions();
-    let Some(crd) = definitions.iter().find(|c| c.spec.names.kind == kind) else {
+    let Some(checked) = KINDS.iter().find(|c| c.kind == kind) else {
         return vec![format!("there is no kind {kind} in run-invoker.dev")];
     };
-    let version = &crd.spec.versions[0];
-    if object["apiVersion"] != json!(format!("{}/{}", crd.spec.group, version.name)) {
-        return vec![format!("apiVersion must be {}/{}", crd.spec.group, version.name)];
+    if object["apiVersion"] != json!(checked.api_version) {
+        return vec![format!("apiVersion must be {}", checked.api_version)];
     }
-    let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-    let Some(schema) = schema.and_then(|s| serde_json::to_value(s).ok()) else { return Vec::new() };
     // Defaults come before rules, as in the API server.
     let mut full = object.clone();
-    default(&schema, &mut full);
-    // The server says what is in metadata and status.
+    default(&checked.schema, &mut full);
+    // The server says what is in status.
     if let Some(map) = full.as_object_mut() {
         map.remove("status");
     }
     let mut found = Vec::new();
-    match jsonschema::draft202012::new(&strict(&schema, true)) {
+    match &checked.strict {
         Ok(validator) => found.extend(validator.iter_errors(&full).map(|e| {
             let path = e.instance_path().to_string();
             format!("{}: {e}", dotted(&path))
@@ -192,9 +214,9 @@ pub fn check(kind: &str, object: &Value) -> Vec<String> {
         Err(e) => found.push(format!("the schema cannot be used: {e}")),
     }
     if found.is_empty()
-        && let Err(errors) = Validator::new().validate(&schema, &full, None)
+        && let Err(errors) = Validator::new().validate(&checked.schema, &full, None)
     {
-        found.extend(errors.iter().map(|e| e.to_string()));
+        found.extend(errors.iter().map(ToString::to_string));
     }
     found
 }

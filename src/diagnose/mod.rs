@@ -155,10 +155,15 @@ pub fn diagnose(facts: &Facts) -> Diagnosis {
         walk.ingress();
         walk.iap();
         walk.iam_check();
-        walk.token();
-        walk.principal_kind();
-        walk.grants();
-        walk.beyond();
+        // Where somebody else decides, what IAM holds for the caller says nothing.
+        let decided =
+            |f: &(Cause, String, Fix)| matches!(f.0, Cause::IamCheckOff | Cause::IapDecides | Cause::IapAgentMissing);
+        if !walk.found.as_ref().is_some_and(decided) {
+            walk.token();
+            walk.principal_kind();
+            walk.grants();
+            walk.beyond();
+        }
     }
     let Walk { steps, found, .. } = walk;
     let (cause, verdict, fix) = found.unwrap_or((

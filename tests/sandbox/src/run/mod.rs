@@ -31,6 +31,8 @@ pub struct Service {
     pub uid: String,
     pub labels: BTreeMap<String, String>,
     pub invoker_iam_disabled: bool,
+    /// Fields of the v2 service that stand for themselves: ingress, iapEnabled, customAudiences and the like.
+    pub front: Value,
     pub created: String,
     pub generation: i64,
     pub policy: StoredPolicy,
@@ -91,6 +93,8 @@ pub struct World {
 struct State {
     services: BTreeMap<ServiceKey, Service>,
     world: World,
+    /// Bindings of projects.
+    projects: BTreeMap<String, Value>,
     uids: u64,
     last_etag: i64,
     /// Times of requests by (project, region, is write), for quotas.
@@ -124,6 +128,7 @@ impl Run {
             uid,
             labels: BTreeMap::new(),
             invoker_iam_disabled: false,
+            front: Value::Null,
             created,
             generation: 0,
             policy: StoredPolicy::default(),
@@ -177,6 +182,18 @@ impl Run {
         if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
             s.policy.replace(bindings.as_array().cloned().unwrap_or_default(), etag);
         }
+    }
+
+    /// Sets fields of the v2 service, as an update does.
+    pub fn set_front(&self, project: &str, region: &str, name: &str, front: &Value) {
+        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
+            s.front = front.clone();
+        }
+    }
+
+    /// Sets the bindings of a project's own allow policy.
+    pub fn set_project_bindings(&self, project: &str, bindings: &Value) {
+        self.lock().projects.insert(project.into(), bindings.clone());
     }
 
     /// Adds one member to a role, as `add-iam-policy-binding` does.

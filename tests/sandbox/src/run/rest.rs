@@ -42,6 +42,11 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
     let method = call.method.as_str();
     match (method, parts.as_slice()) {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
+        // The Resource Manager, v3: here a POST, other than on Cloud Run.
+        ("POST", ["v3", "projects", p]) => match p.split_once(':') {
+            Some((p, "getIamPolicy")) => project_policy(run, p),
+            _ => Err(unknown_path()),
+        },
         ("GET", ["v1", "projects", p, "locations"]) => locations(run, p),
         ("GET", ["v1", "projects", p, "locations", r, "services"]) => list_v1(run, call, p, (*r != "-").then_some(*r)),
         ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services"]) => {
@@ -115,6 +120,13 @@ fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
         .filter(|v| [0, 1, 3].contains(v))
         .ok_or_else(|| Problem::invalid(format!("Invalid requested policy version: {asked}.")))?;
     state.services.get(&key(p, r, s)).map(|x| x.policy.view(version)).ok_or_else(|| missing(p, r, s))
+}
+
+fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
+    let mut state = run.lock();
+    state.gate(p, "-", "resourcemanager.projects.getIamPolicy", &format!("projects/{p}"), false)?;
+    let bindings = state.projects.get(p).cloned().unwrap_or_else(|| json!([]));
+    Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
 fn set_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
@@ -256,8 +268,23 @@ fn v2(k: &ServiceKey, s: &Service, integers: bool) -> Value {
     if s.invoker_iam_disabled {
         v["invokerIamDisabled"] = json!(true);
     }
+    for (name, value) in s.front.as_object().into_iter().flatten() {
+        v[name] = match value.as_str().filter(|_| integers && name == "ingress") {
+            Some(ingress) => json!(INGRESS.iter().position(|i| *i == ingress)),
+            None => value.clone(),
+        };
+    }
     v
 }
+
+/// In the order of their numbers.
+const INGRESS: [&str; 5] = [
+    "INGRESS_TRAFFIC_UNSPECIFIED",
+    "INGRESS_TRAFFIC_ALL",
+    "INGRESS_TRAFFIC_INTERNAL_ONLY",
+    "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER",
+    "INGRESS_TRAFFIC_NONE",
+];
 
 /// The Knative form. `gcloud` reads many of these fields without asking whether they are there.
 fn v1(k: &ServiceKey, s: &Service) -> Value {

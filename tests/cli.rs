@@ -1,0 +1,542 @@
+#![cfg(feature = "cli")]
+//! The kubectl plugin: each folder of `tests/cli` is a case, a world and a script; what the real program prints on both streams
+//! and its exit code are a golden transcript. Time is frozen. And two properties: what `plan` prints is what the operator then
+//! does, and what `export` writes is no drift.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use common::{Operator, Setup, eventually, repository};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+};
+use run_invoker::api::{InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT};
+use sandbox::{Api as Side, Sandbox};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The time in every transcript.
+const NOW: &str = "2026-11-24T12:00:00Z";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Case {
+    description: String,
+    #[serde(default)]
+    services: Vec<Deployed>,
+    /// Policies of projects.
+    #[serde(default)]
+    projects: BTreeMap<String, Value>,
+    /// What the sandbox's world is like.
+    #[serde(default)]
+    world: Value,
+    /// Objects in the cluster, status included.
+    #[serde(default)]
+    objects: Vec<Value>,
+    /// Files beside the script, by name.
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+    /// Arguments of one run after the other, as in a shell.
+    script: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Deployed {
+    service: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    bindings: Value,
+    #[serde(default)]
+    invoker_iam_disabled: bool,
+    /// Fields of the v2 service that stand for themselves.
+    #[serde(default)]
+    front: Value,
+}
+
+fn deploy(sandbox: &Sandbox, s: &Deployed) {
+    let parts: Vec<&str> = s.service.split('/').collect();
+    let [p, r, n] = parts.as_slice() else { panic!("{}", s.service) };
+    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    sandbox.run.deploy(p, r, n, &labels);
+    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
+    if !s.bindings.is_null() {
+        sandbox.run.set_bindings(p, r, n, &s.bindings);
+    }
+    if !s.front.is_null() {
+        sandbox.run.set_front(p, r, n, &s.front);
+    }
+}
+
+async fn put(client: &Client, object: &Value) {
+    let kind = object["kind"].as_str().unwrap();
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or("shop");
+    let mut object = object.clone();
+    object["apiVersion"] = json!(if kind.starts_with("Invoker") { "run-invoker.dev/v1alpha1" } else { "v1" });
+    let resource = match kind {
+        "InvokerPolicy" => ApiResource::erase::<InvokerPolicy>(&()),
+        "InvokerGuardrail" => ApiResource::erase::<InvokerGuardrail>(&()),
+        "InvokerChange" => ApiResource::erase::<InvokerChange>(&()),
+        "ServiceAccount" => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
+        other => panic!("{other}"),
+    };
+    let api: Api<DynamicObject> = if kind == "InvokerGuardrail" {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    };
+    let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+    let status = object.as_object_mut().unwrap().remove("status");
+    api.patch(&name, &PatchParams::apply("tests").force(), &Patch::Apply(&object)).await.unwrap();
+    if let Some(status) = status {
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await.unwrap();
+    }
+}
+
+/// The real program against a sandbox.
+struct Plugin {
+    folder: PathBuf,
+    endpoint: String,
+}
+
+struct Ran {
+    stdout: String,
+    stderr: String,
+    code: i32,
+}
+
+impl Plugin {
+    fn new(sandbox: &Sandbox) -> Self {
+        let folder =
+            std::env::temp_dir().join(format!("run-invoker-cli-{}-{}", std::process::id(), common::free_port()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
+        Self { folder, endpoint: sandbox.run_url() }
+    }
+
+    async fn run(&self, args: &[&str]) -> Ran {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"))
+            .args(args)
+            .current_dir(&self.folder)
+            .env_clear()
+            .env("KUBECONFIG", self.folder.join("kubeconfig"))
+            .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &self.endpoint)
+            .env("RUN_INVOKER_ANONYMOUS", "true")
+            .env("KUBECTL_INVOKER_NOW", NOW)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        Ran { stdout: text(&output.stdout), stderr: text(&output.stderr), code: output.status.code().unwrap() }
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// Words of a command line; quotes hold words together.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
+async fn transcript(folder: &Path) -> String {
+    let text = fs::read_to_string(folder.join("case.yaml")).unwrap();
+    let value: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let case: Case = serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    common::namespace(&client, "shop").await;
+    case.services.iter().for_each(|s| deploy(&sandbox, s));
+    for (project, bindings) in &case.projects {
+        sandbox.run.set_project_bindings(project, bindings);
+    }
+    if !case.world.is_null() {
+        let url = format!("{}/world", sandbox.control_url());
+        let answer = reqwest::Client::new().post(url).json(&case.world).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+    for object in &case.objects {
+        put(&client, object).await;
+    }
+    let plugin = Plugin::new(&sandbox);
+    for (name, content) in &case.files {
+        let path = plugin.folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    let mut out = format!("{}\n", case.description);
+    for line in &case.script {
+        let args = words(line);
+        let ran = plugin.run(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        out.push_str(&format!("\n$ kubectl invoker {line}\n{}", ran.stdout));
+        for line in ran.stderr.lines() {
+            out.push_str(&format!("[stderr] {line}\n"));
+        }
+        out.push_str(&format!("[exit {}]\n", ran.code));
+        if line.contains("--help") {
+            continue;
+        }
+        for line in ran.stdout.lines().filter(|_| !line.contains("-o ") && !line.contains("export")) {
+            // A member or a command is one word, and is not broken.
+            let long_word = line.split_whitespace().any(|w| w.chars().count() > 50);
+            assert!(
+                line.chars().count() <= 80 || long_word || line.contains("gcloud "),
+                "wider than 80 columns: {line}"
+            );
+        }
+    }
+    // Ports and the like differ from run to run.
+    out.replace(&plugin.folder.display().to_string(), "FOLDER").replace(&plugin.endpoint, "CLOUD_RUN")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn transcripts_are_golden() {
+    let only = std::env::var("CASE").ok();
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(repository("tests/cli")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 10);
+    for folder in folders {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        if only.as_ref().is_none_or(|o| *o == name) {
+            insta::assert_snapshot!(format!("cli_{}", name.replace('-', "_")), transcript(&folder).await);
+        }
+    }
+}
+
+/// Deterministic numbers: every failure can be played again by its seed.
+struct Dice(u64);
+impl Dice {
+    fn roll(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) as usize) % below
+    }
+}
+
+fn random_bindings(dice: &mut Dice) -> Value {
+    let members = [
+        "user:a@acme.com",
+        "user:B@Acme.com",
+        "group:g@acme.com",
+        "serviceAccount:x@acme-prod.iam.gserviceaccount.com",
+        "domain:acme.com",
+        "allUsers",
+        "deleted:user:gone@acme.com?uid=7",
+        "projectOwner:acme-prod",
+    ];
+    let conditions = [
+        Value::Null,
+        Value::Null,
+        json!({"title": "office", "expression": "request.time.getHours() < 18"}),
+        json!({"title": "office", "expression": "request.time.getHours() < 20"}),
+        json!({"title": "run-invoker-expires", "expression": "request.time < timestamp(\"2099-01-01T00:00:00Z\")"}),
+        json!({"title": "run-invoker-expires", "expression": "request.time < timestamp(\"2020-01-01T00:00:00Z\")"}),
+        json!({"title": "run-invoker-expires", "expression": "request.time < timestamp(\"2099-01-01T01:00:00+01:00\")", "description": "by hand"}),
+    ];
+    let roles = ["roles/run.invoker", "roles/run.invoker", "roles/run.servicesInvoker", "roles/run.developer"];
+    let mut bindings = Vec::new();
+    let mut used = BTreeSet::new();
+    for _ in 0..dice.roll(5) {
+        let (role, condition) = (roles[dice.roll(roles.len())], &conditions[dice.roll(conditions.len())]);
+        if !used.insert((role, condition.to_string())) {
+            continue;
+        }
+        let mut list: BTreeSet<&str> = (0..=dice.roll(3)).map(|_| members[dice.roll(members.len())]).collect();
+        if !condition.is_null() {
+            list.remove("allUsers");
+        }
+        if list.is_empty() {
+            continue;
+        }
+        let mut binding = json!({"role": role, "members": list});
+        if !condition.is_null() {
+            binding["condition"] = condition.clone();
+        }
+        bindings.push(binding);
+    }
+    json!(bindings)
+}
+
+async fn looked_at(client: &Client) {
+    let api: Api<InvokerPolicy> = Api::all(client.clone());
+    eventually(Duration::from_secs(30), "every policy was looked at", || async {
+        for policy in api.list(&ListParams::default()).await.map_err(|e| e.to_string())? {
+            let status = policy.status.clone().unwrap_or_default();
+            let wanted = policy.metadata.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT));
+            if status.observed_generation != policy.metadata.generation
+                || status.last_handled_requested_at.as_ref() != wanted
+            {
+                return Err(format!("{:?}", policy.metadata.name));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+/// What IAM holds becomes policies; these are applied, and neither differ nor write, in audit and then enforced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_export_writes_is_no_drift() {
+    for seed in 0..12 {
+        let mut dice = Dice(seed);
+        let sandbox = Sandbox::start(Default::default()).await.unwrap();
+        let client = common::client(&sandbox.kubeconfig()).await;
+        common::install(&client).await;
+        for n in 0..8 {
+            let region = ["europe-west1", "us-central1"][dice.roll(2)];
+            sandbox.run.deploy("acme-prod", region, &format!("s{n}"), &[]);
+            sandbox.run.set_bindings("acme-prod", region, &format!("s{n}"), &random_bindings(&mut dice));
+        }
+        let plugin = Plugin::new(&sandbox);
+        let mut args = vec!["export", "--project", "acme-prod", "-n", "default"];
+        if seed % 2 == 1 {
+            args.push("--group");
+        }
+        let first = plugin.run(&args).await;
+        assert_eq!(first.code, 0, "{}", first.stderr);
+        let second = plugin.run(&args).await;
+        assert_eq!(first.stdout, second.stdout, "seed {seed}: not deterministic");
+        let mut setup = Setup::default();
+        setup.settings.limits.public = true;
+        let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
+        for document in first.stdout.split("\n---\n") {
+            let policy: Value = serde_saphyr::from_str(document).unwrap();
+            put(&client, &policy).await;
+        }
+        looked_at(&client).await;
+        let no_drift = async |when: &str| {
+            let api: Api<InvokerPolicy> = Api::all(client.clone());
+            for policy in api.list(&ListParams::default()).await.unwrap() {
+                let status = policy.status.unwrap_or_default();
+                let summary = status.summary.unwrap();
+                assert_eq!(
+                    (summary.missing, summary.unexpected),
+                    (0, 0),
+                    "seed {seed}, {when}: {:?} {:#?}\n{}",
+                    policy.metadata.name,
+                    status.services,
+                    first.stdout
+                );
+            }
+        };
+        no_drift("audited").await;
+        let api: Api<InvokerPolicy> = Api::all(client.clone());
+        for policy in api.list(&ListParams::default()).await.unwrap() {
+            let own: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+            let enforce = json!({"spec": {"mode": "Enforce"}});
+            own.patch(&policy.metadata.name.unwrap(), &PatchParams::default(), &Patch::Merge(enforce)).await.unwrap();
+        }
+        looked_at(&client).await;
+        no_drift("enforced").await;
+        let writes = sandbox.journal.since(0, |e| e.path().ends_with(":setIamPolicy"));
+        assert!(writes.is_empty(), "seed {seed}: applying the export wrote to IAM");
+        operator.stop().await;
+    }
+}
+
+fn random_policies(dice: &mut Dice) -> Vec<Value> {
+    let members = [
+        "user:a@acme.com",
+        "user:b@acme.com",
+        "group:g@acme.com",
+        "serviceAccount:x@acme-prod.iam.gserviceaccount.com",
+        "allUsers",
+    ];
+    (0..4)
+        .map(|n| {
+            let services: BTreeSet<usize> = (0..=dice.roll(3)).map(|_| dice.roll(6)).collect();
+            let services: Vec<Value> = if dice.roll(5) == 0 {
+                vec![json!({"selector": {"matchLabels": {"team": "shop"}}})]
+            } else {
+                services.iter().map(|s| json!({"name": format!("s{s}"), "region": "europe-west1"})).collect()
+            };
+            let invokers: BTreeSet<&str> = (0..=dice.roll(3)).map(|_| members[dice.roll(members.len())]).collect();
+            let invokers: Vec<Value> = invokers.iter().map(|m| json!({"member": m})).collect();
+            let pick = |dice: &mut Dice, of: [&str; 3]| of[dice.roll(3)].to_owned();
+            json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": format!("p{n}"), "namespace": "default"},
+                "spec": {"project": "acme-prod", "services": services, "invokers": invokers, "suspend": dice.roll(8) == 0,
+                    "mode": pick(dice, ["Enforce", "Enforce", "Audit"]), "membership": pick(dice, ["Authoritative", "Authoritative", "Additive"])}})
+        })
+        .collect()
+}
+
+/// Region, service, sign and grant.
+type Changes = BTreeSet<(String, String)>;
+
+fn grants_of(policy: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for b in policy["bindings"].as_array().into_iter().flatten() {
+        let role = b["role"].as_str().unwrap();
+        for m in b["members"].as_array().into_iter().flatten() {
+            found.insert(format!(
+                "{role} {} {}",
+                m.as_str().unwrap(),
+                b["condition"]["expression"].as_str().unwrap_or_default()
+            ));
+        }
+    }
+    found
+}
+
+/// What `plan` prints is exactly what the operator then does to IAM, on random states.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_plan_is_what_the_operator_then_does() {
+    let mut changed = 0;
+    for seed in 100..124 {
+        let mut dice = Dice(seed);
+        let sandbox = Sandbox::start(Default::default()).await.unwrap();
+        let client = common::client(&sandbox.kubeconfig()).await;
+        common::install(&client).await;
+        for n in 0..6 {
+            let labels: &[(&str, &str)] = if dice.roll(2) == 0 { &[("team", "shop")] } else { &[] };
+            sandbox.run.deploy("acme-prod", "europe-west1", &format!("s{n}"), labels);
+            // A leftover of a deleted identity can make IAM refuse a write, which no plan can know.
+            let mut bindings = random_bindings(&mut dice);
+            for b in bindings.as_array_mut().unwrap() {
+                let members = b["members"].as_array_mut().unwrap();
+                members.retain(|m| !m.as_str().unwrap().starts_with("deleted:"));
+            }
+            bindings.as_array_mut().unwrap().retain(|b| b["members"].as_array().is_some_and(|m| !m.is_empty()));
+            sandbox.run.set_bindings("acme-prod", "europe-west1", &format!("s{n}"), &bindings);
+        }
+        if dice.roll(2) == 0 {
+            put(&client, &json!({"kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {"services": ["s0", "s1", "s2", "s3"], "maxRemovals": 2}})).await;
+        }
+        let plugin = Plugin::new(&sandbox);
+        let policies = random_policies(&mut dice);
+        let text: Vec<String> = policies.iter().map(|p| serde_saphyr::to_string(p).unwrap()).collect();
+        fs::write(plugin.folder.join("policies.yaml"), text.join("---\n")).unwrap();
+        let ran = plugin.run(&["plan", "-f", "policies.yaml", "-o", "json"]).await;
+        let plan: Value =
+            serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("seed {seed}: {e}: {}", ran.stderr));
+        assert!(sandbox.journal.since(0, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy")).is_empty());
+        let mut planned = Changes::new();
+        for s in plan["services"].as_array().unwrap() {
+            for c in s["changes"].as_array().into_iter().flatten() {
+                let sign = match c["action"].as_str().unwrap() {
+                    "grant" => "+",
+                    "revoke" => "-",
+                    _ => continue,
+                };
+                let (role, member) = (c["role"].as_str().unwrap(), c["member"].as_str().unwrap());
+                planned.insert((
+                    s["service"].as_str().unwrap().into(),
+                    format!("{sign} {role} {member} {}", c["condition"].is_null()),
+                ));
+            }
+        }
+        let live = || {
+            (0..6)
+                .map(|n| {
+                    (
+                        format!("s{n}"),
+                        grants_of(&sandbox.run.policy("acme-prod", "europe-west1", &format!("s{n}")).unwrap()),
+                    )
+                })
+                .collect::<BTreeMap<_, _>>()
+        };
+        let before = live();
+        // All at once: what the operator does on the way from one policy to the next is another plan.
+        for policy in &policies {
+            put(&client, policy).await;
+        }
+        let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+        looked_at(&client).await;
+        let after = live();
+        let mut done = Changes::new();
+        for (service, then) in &after {
+            let was = &before[service];
+            let lines = then.difference(was).map(|g| ("+", g)).chain(was.difference(then).map(|g| ("-", g)));
+            for (sign, grant) in lines {
+                let mut parts = grant.splitn(3, ' ');
+                let (role, member, condition) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+                done.insert((service.clone(), format!("{sign} {role} {member} {}", condition.is_empty())));
+            }
+        }
+        let (only_planned, only_done): (Vec<_>, Vec<_>) =
+            (planned.difference(&done).collect(), done.difference(&planned).collect());
+        assert!(
+            only_planned.is_empty() && only_done.is_empty(),
+            "seed {seed}: planned and not done: {only_planned:#?}; done and not planned: {only_done:#?}\n{}",
+            text.join("---\n")
+        );
+        changed += done.len();
+        // And then there is nothing left to plan but what is held or audited.
+        let again = plugin.run(&["plan", "-o", "json"]).await;
+        let rest: Value = serde_json::from_str(&again.stdout).unwrap();
+        assert_eq!((&rest["summary"]["grants"], &rest["summary"]["revokes"]), (&json!(0), &json!(0)), "seed {seed}");
+        operator.stop().await;
+    }
+    assert!(changed > 60, "only {changed} changes: the states are too tame");
+}
+
+/// A thousand services: within the budget of calls, and small.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let plugin = Plugin::new(&sandbox);
+    let mut text = String::new();
+    for n in 0..1000 {
+        let (project, region) = (format!("acme-{}", n / 250), ["europe-west1", "us-central1"][n % 2]);
+        sandbox.run.deploy(&project, region, &format!("s{n}"), &[]);
+        text.push_str(&format!(
+            "---\napiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: s{n}}}\nspec: {{project: {project}, mode: Enforce, services: [{{name: s{n}, region: {region}}}], invokers: [{{member: \"user:a@acme.com\"}}]}}\n"
+        ));
+    }
+    fs::write(plugin.folder.join("all.yaml"), text).unwrap();
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"))
+        .args(["plan", "--offline", "-f", "all.yaml", "-o", "json"])
+        .current_dir(&plugin.folder)
+        .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &plugin.endpoint)
+        .env("RUN_INVOKER_ANONYMOUS", "true")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id().unwrap());
+    let mut stdout = child.stdout.take().unwrap();
+    let reader = tokio::spawn(async move {
+        let mut text = String::new();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text).await.unwrap();
+        text
+    });
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        if let Ok(text) = fs::read_to_string(&status)
+            && let Some(line) = text.lines().find(|l| l.starts_with("VmHWM"))
+        {
+            peak = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let plan: Value = serde_json::from_str(&reader.await.unwrap()).unwrap();
+    assert_eq!(plan["summary"]["grants"], 1000);
+    let reads = sandbox.journal.since(0, |e| e.path().ends_with(":getIamPolicy")).len();
+    let lists = sandbox.journal.since(0, |e| e.path().ends_with("/services")).len();
+    assert_eq!((reads, lists), (1000, 4), "one read for each service, and one list for each project");
+    println!("a plan over 1,000 services: peak {} MiB (debug build)", peak / 1024);
+    assert!(peak < 100 * 1024, "{peak} KiB");
+}
