@@ -13,7 +13,7 @@ use crate::{
     fault::Fault,
     iam::{Grant, Policy, RunService, ServiceInfo},
     intent::PolicyId,
-    plan::{Aside, Claim, Input, Settings, Standing, drift::Memory},
+    plan::{Aside, Claim, Input, Settings, Standing, Unanswered, drift::Memory},
 };
 
 /// What is known without asking Google.
@@ -28,6 +28,7 @@ pub struct Declared {
     /// The policies that something was granted for here.
     pub owners: BTreeSet<PolicyId>,
     pub info: Option<ServiceInfo>,
+    pub unanswered: Unanswered,
     /// Something that a claim rests on is not known yet.
     pub loading: bool,
 }
@@ -43,6 +44,7 @@ impl Declared {
             approvals: index.approvals(service),
             owners: index.owners(service),
             info: index.info(service).cloned(),
+            unanswered: index.unanswered(service),
             loading: index.is_loading(service),
         }
     }
@@ -80,6 +82,7 @@ impl Declared {
             claims: &self.claims,
             live,
             ledger: &self.standing,
+            unanswered: &self.unanswered,
             aside: &remembered.aside,
             approvals: &self.approvals,
             memory: &remembered.memory,

@@ -1,3 +1,4 @@
+#![cfg(feature = "cli")]
 //! The pages for users, held to the code: every reason is explained, every link leads somewhere.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -121,8 +122,14 @@ fn the_page_about_alerts_has_each_with_its_severity() {
 #[test]
 fn what_the_pages_say_of_flags_and_values_is_there() {
     use clap::CommandFactory as _;
-    let flags: BTreeSet<String> =
-        run_invoker::config::Args::command().get_arguments().filter_map(|a| a.get_long().map(str::to_owned)).collect();
+    let plugin = run_invoker::cli::Args::command();
+    let commands = [run_invoker::config::Args::command(), plugin.clone()];
+    let flags: BTreeSet<String> = commands
+        .iter()
+        .chain(plugin.get_subcommands())
+        .flat_map(|c| c.get_arguments())
+        .filter_map(|a| a.get_long().map(str::to_owned))
+        .collect();
     let schema: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(root().join("charts/run-invoker/values.schema.json")).unwrap())
             .unwrap();

@@ -21,7 +21,7 @@ use crate::{
     history,
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
     intent::{AccountKey, Guardrail, Intent, Limits, PolicyId, Target, Terms},
-    plan::{Claim, Rollback, Spread, Standing, guard},
+    plan::{Claim, Rollback, Spread, Standing, Unanswered, guard},
     status::{Barred, Facts, Look, Reach, fold},
 };
 
@@ -190,6 +190,8 @@ pub struct Index {
     accounts_state: AccountsState,
     /// Policies that name a ServiceAccount.
     by_account: HashMap<AccountKey, BTreeSet<PolicyKey>>,
+    /// Services on which a removal waits for the listing of their project.
+    waiting: BTreeSet<RunService>,
     names: Interner,
     /// What a list in progress has shown.
     listed: Option<HashSet<PolicyKey>>,
@@ -436,6 +438,35 @@ impl Index {
             && !record.services.contains(service)
             && record.terms.refuse_service(service).is_none()
             && self.projects.get(&service.project).is_none_or(|p| !p.knows(&service.region))
+    }
+
+    /// What policies list whose selectors may yet turn out to mean a service: it must not be taken away as if nobody listed it.
+    pub fn unanswered(&self, service: &RunService) -> Unanswered {
+        let known = self.projects.get(&service.project).is_some_and(|p| p.knows(&service.region));
+        if known {
+            return Unanswered::default();
+        }
+        let keys = self.by_project.get(&service.project).into_iter().flatten();
+        let may = |t: &Target| match t {
+            Target::Selected { regions, .. } => regions.as_ref().is_none_or(|r| r.contains(&service.region)),
+            Target::Named(_) => false,
+        };
+        let records = keys
+            .filter_map(|k| self.policies.get(k))
+            .filter(|r| !r.intent.deleting && self.may_select(r, service) && r.intent.targets.iter().any(may));
+        Unanswered {
+            grants: records.flat_map(|r| r.intent.declared.iter().map(|d| d.grant.clone())).collect(),
+            failed: self.projects.get(&service.project).is_some_and(|p| p.fault.is_some()),
+        }
+    }
+
+    /// A removal on a service waits until the project is listed; then the service is looked at again. False: it is known by now.
+    pub fn wait_for_listing(&mut self, service: &RunService) -> bool {
+        let waits = !self.unanswered(service).grants.is_empty();
+        if waits {
+            self.waiting.insert(service.clone());
+        }
+        waits
     }
 
     fn standing_of(&self, uid: &str, service: &RunService) -> Standing {
@@ -1012,6 +1043,11 @@ impl Index {
         if news {
             // What left a policy while nobody was looking is known to have left only now.
             touched.extend(self.orphans().into_iter().filter(|s| s.project == *project));
+            let (answered, waiting) =
+                std::mem::take(&mut self.waiting).into_iter().partition(|s| s.project == *project);
+            self.waiting = waiting;
+            let answered: BTreeSet<RunService> = answered;
+            touched.extend(answered);
         }
         touched.retain(|s| self.by_service.contains_key(s) || self.ledgers.contains_key(s));
         // Only what somebody is about is kept; the rest would be memory for nothing.

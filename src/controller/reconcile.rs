@@ -282,6 +282,13 @@ impl<C: CloudRun> Controller<C> {
         let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
         entry.memory.settle(by, outstanding);
         drop(kept);
+        if found.rest.withheld.iter().any(|w| w.why == Hold::Unanswered) {
+            let waits = self.index().wait_for_listing(&found.declared.service);
+            if !waits {
+                // It was answered in the meantime.
+                self.ask([&found.declared.service], Lane::Drift);
+            }
+        }
         let blocked = waiting.iter().any(|w| w.why == Hold::CircuitOpen);
         self.wait_for_circuit(&found.declared.service, blocked);
     }

@@ -474,11 +474,8 @@ impl Walk<'_> {
         };
         let maybe: Vec<String> = here.maybe.iter().chain(&at_project.maybe).cloned().collect();
         let outcome = if maybe.is_empty() { Outcome::Fail } else { Outcome::Maybe };
-        self.step(
-            "grants on the service",
-            outcome,
-            evidence.into_iter().chain(here.maybe.iter().cloned()).collect::<Vec<_>>().join("; "),
-        );
+        evidence.extend(here.maybe.iter().map(|m| format!("perhaps through {m}")));
+        self.step("grants on the service", outcome, evidence.join("; "));
         match &facts.project {
             Known::Is(_) => self.step(
                 "grants on the project",
@@ -560,9 +557,9 @@ impl Walk<'_> {
         if listing.is_some() {
             return Fix { words, ..Fix::default() };
         }
-        let additive = if facts.declared.is_empty() { "  membership: Additive\n" } else { "" };
+        // Additive: a snippet that is applied as it is must not take anything away.
         let policy = format!(
-            "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: {}-{}}}\nspec:\n  project: {}\n  services: [{{name: {}, region: {}}}]\n  invokers:\n  - member: \"{member}\"\n  mode: Enforce\n{additive}",
+            "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: {}-{}}}\nspec:\n  project: {}\n  services: [{{name: {}, region: {}}}]\n  invokers:\n  - member: \"{member}\"\n  mode: Enforce\n  membership: Additive\n",
             s.name, "access", s.project, s.name, s.region
         );
         let gcloud = format!(

@@ -60,6 +60,15 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .map(|c| c.terms.max_removals())
         .min()
         .unwrap_or(input.settings.limits.max_removals);
+    // What waits for a listing counts, or one removal that is too large would go through as two that are not.
+    let waiting = plan.withheld.iter().filter(|w| w.why == Hold::Unanswered).count();
+    if waiting > 0 && !input.unanswered.failed && counted.len() + waiting > limit {
+        for grant in counted {
+            plan.revokes.remove(&grant);
+            plan.withheld.push(Withheld { change: Change::Revoke, grant, why: Hold::Unanswered });
+        }
+        return;
+    }
     let last = takes_the_last(plan, &counted, input);
     if counted.len() <= limit && !last {
         return;

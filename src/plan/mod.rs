@@ -61,6 +61,27 @@ pub struct Aside {
     pub message: String,
 }
 
+/// Grants that policies list whose selectors may mean the service; whether they do is not known, because the project has not been
+/// listed yet, or cannot be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unanswered {
+    pub grants: BTreeSet<Grant>,
+    /// Listing failed, so an answer may never come.
+    pub failed: bool,
+}
+
+impl Unanswered {
+    /// Whether a removal has to wait for the answer. A deletion does not wait for one that may never come.
+    fn holds(&self, grant: &Grant, cause: RevokeCause) -> bool {
+        let waits = match cause {
+            RevokeCause::Unlisted | RevokeCause::NoLongerDeclared => true,
+            RevokeCause::PolicyDeleted => !self.failed,
+            RevokeCause::Expired | RevokeCause::Refused => false,
+        };
+        waits && self.grants.contains(grant)
+    }
+}
+
 /// All that the plan for a service depends on.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
@@ -70,6 +91,8 @@ pub struct Input<'a> {
     pub live: &'a Policy,
     /// What the operator granted here, and what stands behind it now.
     pub ledger: &'a BTreeMap<Grant, Standing>,
+    /// What policies list that may yet turn out to mean the service.
+    pub unanswered: &'a Unanswered,
     /// Members that IAM refused lately.
     pub aside: &'a BTreeMap<Grant, Aside>,
     /// Hashes of plans that somebody agreed to.
@@ -120,6 +143,8 @@ pub enum Hold {
     Contested(Fight),
     /// Too much drift was corrected lately, over all services.
     CircuitOpen,
+    /// A policy lists it whose selector may mean the service, and it is not known yet whether it does.
+    Unanswered,
     /// The policy that asks for it is not carried out now.
     Stopped(Arc<str>),
     /// The policy would have more members than IAM accepts.
@@ -141,6 +166,7 @@ impl Hold {
             Self::Spread(Spread::Counting { .. }) => Reason::Progressing,
             Self::Contested(_) => Reason::Drifted,
             Self::CircuitOpen => Reason::CircuitOpen,
+            Self::Unanswered => Reason::Progressing,
             Self::Stopped(_) => Reason::InvalidSpec,
             Self::MemberLimit { .. } => Reason::MemberLimit,
             Self::HashedConditions => Reason::Unavailable,
@@ -183,6 +209,9 @@ impl Hold {
             ),
             Self::CircuitOpen => {
                 "the circuit breaker is open: too much drift was corrected lately over all services; it closes by itself when that stops, or by hand".into()
+            }
+            Self::Unanswered => {
+                "a policy lists it whose selector may mean this service; that is known when the project was listed".into()
             }
             Self::Stopped(why) => why.to_string(),
             Self::MemberLimit { would_be } => format!(
@@ -285,6 +314,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
             Verdict::Refused(refusal) => hold(Change::Leave, grant, Hold::Guardrail(refusal)),
             Verdict::Protected => hold(Change::Revoke, grant, Hold::Protected),
             Verdict::Revoke(_) if hashed => hold(Change::Revoke, grant, Hold::HashedConditions),
+            Verdict::Revoke(cause) if input.unanswered.holds(grant, cause) => {
+                hold(Change::Revoke, grant, Hold::Unanswered);
+            }
             Verdict::Revoke(cause) => {
                 plan.revokes.insert(grant.clone(), cause);
             }

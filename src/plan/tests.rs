@@ -60,6 +60,7 @@ struct Case {
     rails: Vec<Arc<Guardrail>>,
     memory: Memory,
     circuit_open: bool,
+    unanswered: Unanswered,
 }
 impl Case {
     fn new(intents: Vec<Intent>, live: Policy) -> Self {
@@ -73,6 +74,7 @@ impl Case {
             rails: vec![],
             memory: Memory::default(),
             circuit_open: false,
+            unanswered: Unanswered::default(),
         }
     }
     fn claims(&self) -> Vec<Claim> {
@@ -87,6 +89,7 @@ impl Case {
             claims: &self.claims(),
             live: &self.live,
             ledger: &self.ledger,
+            unanswered: &self.unanswered,
             aside: &self.aside,
             approvals: &approvals,
             memory: &self.memory,
@@ -542,6 +545,7 @@ fn any_case() -> impl Strategy<Value = Case> {
         rails,
         memory: Memory::default(),
         circuit_open: false,
+        unanswered: Unanswered::default(),
     })
 }
 
@@ -605,4 +609,27 @@ proptest! {
             }
         });
     }
+}
+
+#[test]
+fn what_a_selector_may_turn_out_to_list_is_not_taken_away_before_it_is_known() {
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&["user:a@acme.com", "user:b@acme.com", "user:c@acme.com"]),
+    );
+    case.unanswered.grants = [grant("user:b@acme.com")].into();
+    let plan = case.plan();
+    assert_eq!(plan.revokes.keys().map(ToString::to_string).collect::<Vec<_>>(), ["user:c@acme.com"]);
+    assert!(plan.withheld.iter().any(|w| w.why == Hold::Unanswered && w.grant == grant("user:b@acme.com")));
+    // Both together are too many, so neither goes before it is known.
+    case.settings.limits.max_removals = 1;
+    assert!(case.plan().revokes.is_empty());
+    case.settings.limits.max_removals = 2;
+    assert_eq!(case.plan().revokes.len(), 1);
+    // A deletion does not wait for an answer that may never come.
+    case.intents = vec![intent("a", &["user:b@acme.com"])];
+    case.intents[0].deleting = true;
+    assert!(case.plan().revokes.is_empty());
+    case.unanswered.failed = true;
+    assert_eq!(case.plan().revokes.len(), 1);
 }

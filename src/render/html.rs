@@ -152,11 +152,11 @@ table { border-collapse: separate; border-spacing: 0; }
 th, td { border-bottom: 1px solid var(--line); border-right: 1px solid var(--line); padding: .3rem .55rem; text-align: center; }
 thead th { position: sticky; top: 0; background: var(--head); z-index: 2; vertical-align: bottom; font-weight: 600; }
 tbody th { position: sticky; left: 0; background: var(--head); text-align: left; font-weight: 400; font-family: ui-monospace, monospace; font-size: .85rem;
-  max-width: 26rem; overflow-wrap: anywhere; z-index: 1; }
+  min-width: 19rem; max-width: 28rem; overflow-wrap: anywhere; z-index: 1; }
 thead .corner { left: 0; z-index: 3; text-align: left; }
-.service { display: block; } .place { display: block; font-size: .75rem; font-weight: 400; color: var(--soft); }
+.service, .place { display: block; white-space: nowrap; } .place { font-size: .75rem; font-weight: 400; color: var(--soft); }
 .number { font-variant-numeric: tabular-nums; }
-button { font: inherit; color: inherit; background: none; border: 0; padding: .1rem .3rem; border-radius: 4px; cursor: pointer; }
+button { white-space: nowrap; font: inherit; color: inherit; background: none; border: 0; padding: .1rem .3rem; border-radius: 4px; cursor: pointer; }
 thead button { font-weight: 600; } thead button::after { content: " ↕"; color: var(--soft); }
 [aria-sort=ascending] button::after { content: " ↑"; } [aria-sort=descending] button::after { content: " ↓"; }
 :focus-visible { outline: 2px solid var(--focus); outline-offset: 1px; }

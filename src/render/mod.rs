@@ -63,7 +63,10 @@ impl Style {
         let options = textwrap::Options::new(self.width.max(40))
             .initial_indent(&space)
             .subsequent_indent(&space)
-            .break_words(false);
+            .break_words(false)
+            // Names are not broken at their hyphens: they are there to be copied.
+            .word_separator(textwrap::WordSeparator::AsciiSpace)
+            .word_splitter(textwrap::WordSplitter::NoHyphenation);
         textwrap::fill(text, options)
     }
 }
