@@ -12,7 +12,7 @@ MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
 CYCLONEDX_VERSION := 0.5.7
 
-.PHONY: help demo test unit bench lint fmt crds docs book chart alerts picture fuzz image sbom e2e verify tools clean
+.PHONY: help demo test unit bench lint fmt crds docs book chart alerts picture browser fuzz image sbom e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, a
 
 picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards
 	$(BIN)/picture/bin/python tests/picture.py target/dashboards
+
+browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboard, pictures (needs chromium)
+	$(CARGO) test --test cli the_page_is_written -- --nocapture
+	python3 tests/browser.py target/access/access.html target/access
 
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
 	FUZZ_ROUNDS=$(or $(ROUNDS),1000000) $(CARGO) test --release --test fuzz -- --nocapture

@@ -45,6 +45,8 @@ struct Case {
     /// Files beside the script, by name.
     #[serde(default)]
     files: BTreeMap<String, String>,
+    /// Runs as this ServiceAccount (NAMESPACE/NAME), with the rights that the objects give it.
+    user: Option<String>,
     /// Arguments of one run after the other, as in a shell.
     script: Vec<String>,
 }
@@ -82,11 +84,18 @@ async fn put(client: &Client, object: &Value) {
     let kind = object["kind"].as_str().unwrap();
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("shop");
     let mut object = object.clone();
-    object["apiVersion"] = json!(if kind.starts_with("Invoker") { "run-invoker.dev/v1alpha1" } else { "v1" });
+    let version = match kind {
+        "ServiceAccount" => "v1",
+        k if k.starts_with("Role") => "rbac.authorization.k8s.io/v1",
+        _ => "run-invoker.dev/v1alpha1",
+    };
+    object["apiVersion"] = json!(version);
     let resource = match kind {
         "InvokerPolicy" => ApiResource::erase::<InvokerPolicy>(&()),
         "InvokerGuardrail" => ApiResource::erase::<InvokerGuardrail>(&()),
         "InvokerChange" => ApiResource::erase::<InvokerChange>(&()),
+        "Role" => ApiResource::erase::<k8s_openapi::api::rbac::v1::Role>(&()),
+        "RoleBinding" => ApiResource::erase::<k8s_openapi::api::rbac::v1::RoleBinding>(&()),
         "ServiceAccount" => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
         other => panic!("{other}"),
     };
@@ -183,6 +192,9 @@ async fn transcript(folder: &Path) -> String {
         put(&client, object).await;
     }
     let plugin = Plugin::new(&sandbox);
+    if let Some((namespace, name)) = case.user.as_ref().and_then(|u| u.split_once('/')) {
+        fs::write(plugin.folder.join("kubeconfig"), sandbox.kubeconfig_of(namespace, name)).unwrap();
+    }
     for (name, content) in &case.files {
         let path = plugin.folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -539,4 +551,34 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
     assert_eq!((reads, lists), (1000, 4), "one read for each service, and one list for each project");
     println!("a plan over 1,000 services: peak {} MiB (debug build)", peak / 1024);
     assert!(peak < 100 * 1024, "{peak} KiB");
+}
+
+/// The page that `make browser` opens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_page_is_written() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let mut dice = Dice(7);
+    for n in 0..14 {
+        let region = ["europe-west1", "us-central1"][n % 2];
+        sandbox.run.deploy("acme-prod", region, &format!("svc-{n}"), &[]);
+        sandbox.run.set_bindings("acme-prod", region, &format!("svc-{n}"), &random_bindings(&mut dice));
+    }
+    sandbox.run.deploy("acme-prod", "europe-west1", "archive", &[]);
+    sandbox.run.add_member("acme-prod", "europe-west1", "archive", "roles/run.invoker", "allUsers");
+    let policy = json!({"kind": "InvokerPolicy", "metadata": {"name": "p", "namespace": "default"}, "spec": {"project": "acme-prod",
+        "services": [{"selector": {"matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]}}], "invokers": [{"member": "user:a@acme.com"}]}});
+    put(&client, &policy).await;
+    let plugin = Plugin::new(&sandbox);
+    let ran = plugin.run(&["access", "--project", "acme-prod", "-o", "html"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for part in ["<title>Who can invoke what</title>", "allUsers", "prefers-color-scheme: dark", "aria-sort"] {
+        assert!(ran.stdout.contains(part), "{part}");
+    }
+    // Whole in itself.
+    assert!(!ran.stdout.contains("http://") && !ran.stdout.contains("https://") && !ran.stdout.contains("src="));
+    let folder = repository("target/access");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("access.html"), ran.stdout).unwrap();
 }

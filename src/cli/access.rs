@@ -148,6 +148,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         "Only what is granted on the services themselves: roles on the project, folder or organization add to it."
             .to_owned(),
     ];
+    notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let mut infos: Vec<ServiceInfo> = Vec::new();
     for project in &projects {
         let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));

@@ -187,10 +187,28 @@ pub async fn run(args: Args) -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(error) => {
-            context.complain(&format!("error: {error:#}"));
+            context.complain(&format!("error: {}", words(&error)));
             Exit::Error.into()
         }
     }
+}
+
+/// An error with its causes, each once; of the API server's only the message.
+fn words(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let part = match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => status.message.clone(),
+            _ => cause.to_string(),
+        };
+        if !parts.iter().any(|p| p.contains(&part)) {
+            parts.push(part);
+        }
+        if cause.downcast_ref::<kube::Error>().is_some() {
+            break;
+        }
+    }
+    parts.join(": ")
 }
 
 /// How a run ended.

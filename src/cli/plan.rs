@@ -67,6 +67,9 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     world.read(&cloud).await;
     let document = document(&world);
     print(&document.render(command.output.into(), &context.style()).map_err(anyhow::Error::msg)?);
+    for note in &world.notes {
+        context.complain(&format!("note: {note}"));
+    }
     for problem in &loaded.problems {
         context.complain(&format!("error: {problem}"));
     }

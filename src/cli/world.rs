@@ -38,6 +38,8 @@ pub struct World {
     pub index: Index,
     pub settings: Settings,
     pub now: Timestamp,
+    /// What is not in here, because it may not be read.
+    pub notes: Vec<String>,
     /// What was read, or why it could not be.
     pub live: BTreeMap<RunService, Result<Policy, Fault>>,
 }
@@ -97,7 +99,13 @@ impl World {
         let namespace = kube.as_ref().map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
         let loaded = files::load(sources.files, &namespace)?;
         let settings = args.plan.settings();
-        let mut this = Self { index: Index::new(settings.limits), settings, now: context.now, live: BTreeMap::new() };
+        let mut this = Self {
+            index: Index::new(settings.limits),
+            settings,
+            now: context.now,
+            notes: Vec::new(),
+            live: BTreeMap::new(),
+        };
         this.fill(kube.as_ref(), &loaded).await?;
         Ok((this, loaded))
     }
@@ -106,13 +114,29 @@ impl World {
         let client = kube.map(|k| k.client.clone());
         let (mut guardrails, mut policies, mut ledgers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         if let Some(client) = &client {
-            for g in list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default()).await? {
+            let found = list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default()).await;
+            let without = "you may not list guardrails, so what they refuse is not known here";
+            for g in self.permitted(found, without)? {
                 guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g);
             }
-            for p in list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await? {
+            let mut found = list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await;
+            if let (Err(e), Some(kube)) = (&found, kube)
+                && is_forbidden(e)
+            {
+                self.notes.push(format!(
+                    "you may not list policies of every namespace; only those of {} are taken into account",
+                    kube.namespace
+                ));
+                let own = Api::namespaced(client.clone(), &kube.namespace);
+                found = list_all::<InvokerPolicy>(&own, ListParams::default()).await;
+            }
+            for p in found? {
                 policies.insert(key_of(&p), p);
             }
-            ledgers = list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await?;
+            let found = list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await;
+            let without =
+                "you may not list the ledger, so what the operator granted before counts as somebody else's here";
+            ledgers = self.permitted(found, without)?;
         }
         for g in &loaded.guardrails {
             guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g.clone());
@@ -164,6 +188,17 @@ impl World {
             self.load_rollbacks(client.as_ref(), &key).await?;
         }
         Ok(())
+    }
+
+    /// What may not be read is left out, and said.
+    fn permitted<T>(&mut self, found: anyhow::Result<Vec<T>>, without: &str) -> anyhow::Result<Vec<T>> {
+        match found {
+            Err(e) if is_forbidden(&e) => {
+                self.notes.push(without.to_owned());
+                Ok(Vec::new())
+            }
+            other => other,
+        }
     }
 
     /// Follows the ServiceAccounts that policies name.
@@ -311,6 +346,10 @@ impl World {
         let plan = plan::plan(&declared.input(live, &nothing, &self.settings, self.now));
         Some(Planned { declared, live, plan })
     }
+}
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(s)) if s.code == 403)
 }
 
 fn key_of(policy: &InvokerPolicy) -> (String, String) {
