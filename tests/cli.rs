@@ -176,6 +176,8 @@ async fn transcript(folder: &Path) -> String {
     let value: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let case: Case = serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    // Etags have the time of the change in them, and the hash of an approval has the etag in it.
+    sandbox.run.clock.freeze(NOW.parse().unwrap());
     let client = common::client(&sandbox.kubeconfig()).await;
     common::install(&client).await;
     common::namespace(&client, "shop").await;
@@ -581,4 +583,36 @@ async fn the_page_is_written() {
     let folder = repository("target/access");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("access.html"), ran.stdout).unwrap();
+}
+
+/// What the API server refuses at apply, `plan -f` refuses as well, with the same words.
+#[test]
+fn files_are_refused_in_the_words_of_the_api_server() {
+    let text = fs::read_to_string(repository("tests/scenarios/refuses-bad-input/scenario.yaml")).unwrap();
+    let scenario: Value = serde_saphyr::from_str(&text).unwrap();
+    let mut seen = 0;
+    for step in scenario["steps"].as_array().unwrap() {
+        let refuse = &step["refuse"];
+        if refuse.is_null() {
+            continue;
+        }
+        let mut object = refuse["object"].clone();
+        let kind = object["kind"].as_str().unwrap_or("InvokerPolicy").to_owned();
+        if !kind.starts_with("Invoker") {
+            continue;
+        }
+        object["apiVersion"] = json!("run-invoker.dev/v1alpha1");
+        object["kind"] = json!(kind);
+        let found = run_invoker::cli::files::check(&kind, &object).join("\n");
+        for words in refuse["contains"].as_array().unwrap() {
+            let words = words.as_str().unwrap();
+            // What cannot be changed is known only where the old object is.
+            if words.contains("cannot be changed") {
+                continue;
+            }
+            seen += 1;
+            assert!(found.contains(words), "{object}\nwanted {words:?}\nfound {found:?}");
+        }
+    }
+    assert!(seen >= 15, "only {seen}");
 }

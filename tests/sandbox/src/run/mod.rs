@@ -105,7 +105,7 @@ struct State {
 #[derive(Debug)]
 pub struct Run {
     state: Mutex<State>,
-    clock: Clock,
+    pub clock: Clock,
 }
 
 impl Run {
