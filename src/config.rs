@@ -138,6 +138,24 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_BREAKER_WINDOW", default_value = "5m", value_parser = duration)]
     pub breaker_window: Duration,
 
+    /// Pub/Sub subscription with Cloud Audit Logs of Cloud Run, as projects/PROJECT/subscriptions/NAME. Repeat, or separate
+    /// by commas. Without one, drift is found by periodic reads alone.
+    #[arg(long = "event-subscription", env = "RUN_INVOKER_EVENT_SUBSCRIPTIONS", value_delimiter = ',', value_parser = subscription)]
+    pub event_subscriptions: Vec<String>,
+
+    /// Endpoint of Pub/Sub. Over http:// no credentials are sent: for emulators only.
+    #[arg(long, env = "RUN_INVOKER_EVENT_ENDPOINT", default_value = crate::subscription::DEFAULT_ENDPOINT)]
+    pub event_endpoint: String,
+
+    /// With audit events, services are read periodically no more often than this, as a safety net; while events cannot be
+    /// relied on, at the interval of their policies.
+    #[arg(long, env = "RUN_INVOKER_EVENT_INTERVAL", default_value = "1h", value_parser = duration)]
+    pub event_interval: Duration,
+
+    /// A change that was read and that no audit event told of within so long means that events are missing.
+    #[arg(long, env = "RUN_INVOKER_EVENT_PATIENCE", default_value = "5m", value_parser = duration)]
+    pub event_patience: Duration,
+
     /// Records of changes (InvokerChange) that are kept of each policy.
     #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_changes: u32,
@@ -226,6 +244,14 @@ fn identity() -> String {
     let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     let host = host.trim();
     format!("{}-{}", if host.is_empty() { "run-invoker" } else { host }, std::process::id())
+}
+
+/// `projects/PROJECT/subscriptions/NAME`.
+fn subscription(text: &str) -> Result<String, String> {
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        ["projects", project, "subscriptions", name] if !project.is_empty() && !name.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} is not projects/PROJECT/subscriptions/NAME")),
+    }
 }
 
 /// `250ms`, `10s`, `5m`, `1h`.

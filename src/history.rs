@@ -13,7 +13,7 @@ use kube::core::ObjectMeta;
 
 use crate::{
     api::{
-        ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ConditionSpec, InvokerChange,
+        ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, InvokerChange,
         InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
     },
     iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService},
@@ -126,12 +126,13 @@ fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
 }
 
 /// The records of a write that is about to be made: one for each namespace that has a policy behind it, under one name.
-/// `behind` are the policies; where none is left, `home` is the namespace.
+/// Where no policy is left behind it, `home` is the namespace. `drift_by` made what it undoes.
 pub fn open(
     plan: &Plan,
     claims: &[Claim],
     owners: &BTreeSet<PolicyId>,
     live: &Policy,
+    drift_by: Option<&ChangedBy>,
     home: &str,
     at: Timestamp,
 ) -> Vec<InvokerChange> {
@@ -163,6 +164,7 @@ pub fn open(
         removed_count: plan.revokes.len() as i64,
         before: records(&live.grants()),
         etag_before: live.etag.0.clone(),
+        drift_by: drift_by.cloned(),
         outcome: ChangeOutcome {
             phase: ChangePhase::Pending,
             message: String::new(),

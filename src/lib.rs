@@ -15,7 +15,9 @@
 //! | [`plan`] ● | all claims on a service, live policy and ledger to grants, revokes and what is withheld: guardrails, blast radius, fights |
 //! | [`history`] ● | a record for each write, its settlement from reality, retention, the way back |
 //! | [`status`] ● | what was found to conditions and events |
+//! | [`audit`] ● | entries of Cloud Audit Logs, and who made the drift that was found |
 //! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |
+//! | [`subscription`] | the stream of audit events from Pub/Sub |
 //! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
 //! | [`gather`], [`apply`] | the steps around the plan that need a client |
 //! | [`controller`] | queue, rounds, listings, reports |
@@ -28,6 +30,7 @@
 
 pub mod api;
 pub mod apply;
+pub mod audit;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod cloudrun;
@@ -48,4 +51,5 @@ pub mod plan;
 #[cfg(feature = "cli")]
 pub mod render;
 pub mod status;
+pub mod subscription;
 pub mod telemetry;

@@ -8,10 +8,11 @@ use run_invoker::{
     cloudrun::{fence::Fenced, google, limit::Limited},
     cluster::Cluster,
     config::Args,
-    controller::{Controller, Options},
+    controller::{Controller, Options, events::EventOptions},
     http::{Endpoints, router},
     leader::{self, Shards},
     metrics::Metrics,
+    subscription::Source,
     telemetry,
 };
 use tokio::sync::watch;
@@ -57,6 +58,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             settings: args.plan.settings(),
             propagation: args.propagation_window,
             breaker: args.breaker(),
+            events: (!args.event_subscriptions.is_empty())
+                .then_some(EventOptions { interval: args.event_interval, patience: args.event_patience }),
             retention: args.retention(),
             workers: args.cloud.concurrency as usize,
             now: Arc::new(jiff::Timestamp::now),
@@ -78,6 +81,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         refresh: Arc::new(move || gauges.refresh_gauges()),
     };
     tokio::spawn(async move { axum::serve(listener, router(endpoints)).await });
+
+    if !args.event_subscriptions.is_empty() {
+        // An emulator takes plain text and no credentials; whatever has TLS gets those that Cloud Run gets.
+        let anonymous = args.cloud.anonymous || args.event_endpoint.starts_with("http://");
+        let source = Source::new(&args.event_endpoint, google::credentials(anonymous)?).await?;
+        for subscription in args.event_subscriptions.iter().cloned() {
+            tokio::spawn(source.clone().read(subscription, controller.clone()));
+        }
+    }
 
     let (stop, stopped) = watch::channel(false);
     // The Lease is given up only after the work in flight is over.

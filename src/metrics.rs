@@ -31,6 +31,8 @@ pub struct Metrics {
     pub held_plans: IntGauge,
     pub circuit_open: IntGauge,
     pub expiring_grants: IntGauge,
+    events_total: IntCounterVec,
+    pub events_reliable: IntGauge,
     pub drift_detected_total: IntCounterVec,
     corrections_total: IntCounterVec,
     pub drift_detection_seconds: Histogram,
@@ -132,6 +134,17 @@ impl Metrics {
                 "expiring_grants",
                 "Entries of enforced policies whose access ends within 24 hours."
             ),
+            events_total: metric!(
+                IntCounterVec,
+                "events_total",
+                "Messages of the audit log that came in, by what became of them.",
+                ["result"]
+            ),
+            events_reliable: metric!(
+                IntGauge,
+                "events_reliable",
+                "1 while audit events tell of what happens, or are not used; 0 if they are missing and intervals have shrunk."
+            ),
             drift_detected_total: metric!(
                 IntCounterVec,
                 "drift_detected_total",
@@ -217,6 +230,12 @@ impl Metrics {
     }
 
     /// Counts changes that were carried out.
+    /// One message of the audit log; `result` is one of a few words.
+    pub fn heard(&self, result: &str) {
+        self.events_total.with_label_values(&[result]).inc();
+    }
+
+    /// Grants or revocations that were carried out.
     pub fn corrected(&self, action: &str, reason: ChangeReason, n: u64) {
         let trigger = match reason {
             ChangeReason::Approved => "approved",

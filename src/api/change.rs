@@ -84,8 +84,54 @@ pub struct InvokerChangeSpec {
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub etag_before: String,
+    /// Who made the drift that this write undoes, as far as the audit log told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub drift_by: Option<ChangedBy>,
     /// How it ended.
     pub outcome: ChangeOutcome,
+}
+
+/// Who changed the IAM policy of a service, and how, as Cloud Audit Logs tell it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangedBy {
+    /// E-mail address or principal identifier; empty where the log names nobody.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub principal: String,
+    /// Those who acted as `principal` by impersonation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub via: Vec<String>,
+    /// The tool, such as gcloud or Terraform, as its user agent tells.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub tool: String,
+    /// The user agent itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub user_agent: String,
+    /// Method that was called.
+    #[serde(default)]
+    #[schemars(length(max = 128))]
+    pub method: String,
+    /// When, by Google's clock.
+    pub at: MicroTime,
+}
+
+/// In words: `alice@acme.com with gcloud at 2026-11-24T12:00:00Z`.
+impl std::fmt::Display for ChangedBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.principal.is_empty() { "an unnamed principal" } else { &self.principal })?;
+        if !self.via.is_empty() {
+            write!(f, " (impersonated by {})", self.via.join(", "))?;
+        }
+        if !self.tool.is_empty() {
+            write!(f, " with {}", self.tool)?;
+        }
+        write!(f, " at {}", self.at.0.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    }
 }
 
 /// Why the operator wrote to IAM. Where several reasons meet in one write, the first of this list stands for it.

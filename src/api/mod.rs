@@ -16,7 +16,7 @@ mod policy;
 mod reason;
 
 pub use change::{
-    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, InvokerChange, InvokerChangeSpec,
+    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, InvokerChange, InvokerChangeSpec,
     OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
 };
 pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
@@ -44,6 +44,9 @@ pub const APPROVE: &str = "run-invoker.dev/approve";
 pub const ROLLBACK: &str = "run-invoker.dev/rollback";
 /// Field manager of every write to the Kubernetes API, and reporting controller of events.
 pub const FIELD_MANAGER: &str = "run-invoker";
+/// Annotations of the Lease that tells that audit events cannot be relied on.
+pub const EVENTS_REASON: &str = "run-invoker.dev/reason";
+pub const EVENTS_MESSAGE: &str = "run-invoker.dev/message";
 /// Most services shown in a status.
 pub const MAX_STATUS_SERVICES: usize = 100;
 /// Most members named in one list of a status.

@@ -8,6 +8,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ChangedBy;
+
 /// Declares which principals may invoke which Cloud Run services.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
@@ -369,6 +371,9 @@ pub struct ServiceStatus {
     /// Somebody else keeps changing the same grants.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub contested: bool,
+    /// Who made what is off, as far as the audit log told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift_by: Option<ChangedBy>,
     /// Hash that lets exactly the plan through that is held here: the value for the annotation run-invoker.dev/approve.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub approve: String,

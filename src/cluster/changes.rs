@@ -14,8 +14,8 @@ use serde_json::json;
 use super::{Cluster, fault, is_gone};
 use crate::{
     api::{
-        ChangeOutcome, ChangePhase, ChangeReason, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, POLICY_LABEL_PREFIX,
-        REASON_LABEL,
+        ChangeOutcome, ChangePhase, ChangeReason, EVENTS_MESSAGE, EVENTS_REASON, FIELD_MANAGER, InvokerChange,
+        OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
     },
     fault::Fault,
 };
@@ -208,6 +208,49 @@ impl Cluster {
         match self.within(self.leases().create(&PostParams::default(), &lease)).await {
             Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
             other => other.map(|_| ()).map_err(fault),
+        }
+    }
+
+    fn events_mark(&self) -> String {
+        format!("{}-events", self.circuit.trim_end_matches("-circuit"))
+    }
+
+    /// Tells in the store that audit events cannot be relied on: the operator has no object of its own that could have a
+    /// condition, so it is a Lease with annotations, as the mark of the circuit breaker is one.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn mark_events(&self, reason: &str, message: &str, since: Timestamp) -> Result<(), Fault> {
+        let annotations =
+            [(EVENTS_REASON.to_owned(), reason.to_owned()), (EVENTS_MESSAGE.to_owned(), message.to_owned())];
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(self.events_mark()),
+                annotations: Some(annotations.into()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some("events-unreliable".into()),
+                acquire_time: Some(MicroTime(since)),
+                ..LeaseSpec::default()
+            }),
+        };
+        // Another reason is another mark.
+        self.unmark_events().await?;
+        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
+            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+            other => other.map(|_| ()).map_err(fault),
+        }
+    }
+
+    /// Takes that mark away.
+    ///
+    /// # Errors
+    /// When the API server refuses or cannot be reached.
+    pub async fn unmark_events(&self) -> Result<(), Fault> {
+        match self.within(self.leases().delete(&self.events_mark(), &DeleteParams::default())).await {
+            Err(e) if !is_gone(&e) => Err(fault(e)),
+            _ => Ok(()),
         }
     }
 

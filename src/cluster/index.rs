@@ -233,6 +233,27 @@ impl Index {
     pub fn projects(&self) -> BTreeSet<Arc<str>> {
         self.by_project.keys().cloned().collect()
     }
+    /// Whether a policy is about a project.
+    pub fn is_about(&self, project: &str) -> bool {
+        self.by_project.contains_key(project)
+    }
+    /// Whether a policy means a service, or the ledger knows it.
+    pub fn means(&self, service: &RunService) -> bool {
+        self.by_service.contains_key(service) || self.ledgers.contains_key(service)
+    }
+    /// The services of a name, in whatever region, that a policy means.
+    pub fn named(&self, project: &str, name: &str) -> Vec<RunService> {
+        let fits = |s: &&RunService| *s.project == *project && *s.name == *name;
+        let all: BTreeSet<&RunService> = self.by_service.keys().chain(self.ledgers.keys()).filter(fits).collect();
+        all.into_iter().cloned().collect()
+    }
+    /// The services that policies mean, each with the shortest interval asked for.
+    pub fn intervals(&self) -> impl Iterator<Item = (RunService, std::time::Duration)> {
+        self.by_service.iter().filter_map(|(service, keys)| {
+            let asked = keys.iter().filter_map(|k| self.policies.get(k)).filter(|r| !r.intent.suspended);
+            Some((service.clone(), asked.map(|r| r.intent.interval).min()?))
+        })
+    }
     pub fn project(&self, name: &str) -> Option<&Project> {
         self.projects.get(name)
     }

@@ -33,7 +33,7 @@ pub struct Lists {
 
 impl Lists {
     /// Lists a project no later than `at`.
-    fn at(&self, project: &Arc<str>, at: Instant, lane: Lane) {
+    pub(super) fn at(&self, project: &Arc<str>, at: Instant, lane: Lane) {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = due.entry(project.clone()).or_insert((at, lane));
         if at < entry.0 {
@@ -319,6 +319,7 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
         let (touched, changed) = index.apply_listing(project, result, this.now());
         (touched, changed, index.project_interval(project))
     };
+    let interval = interval.map(|i| this.interval(project, i));
     this.ask(&touched, Lane::Drift);
     for key in &changed {
         this.reports.add(key, Duration::from_millis(300));

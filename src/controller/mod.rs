@@ -2,6 +2,7 @@
 //! becomes the status of policies.
 
 mod circuit;
+pub mod events;
 mod feed;
 pub mod queue;
 mod reconcile;
@@ -45,6 +46,8 @@ pub struct Options {
     pub propagation: Duration,
     /// When corrections of drift are too many.
     pub breaker: BreakerLimits,
+    /// Audit events, where there are any.
+    pub events: Option<events::EventOptions>,
     /// How long records of changes are kept.
     pub retention: Retention,
     /// Services worked on at once.
@@ -77,6 +80,8 @@ struct Kept {
     asked: bool,
     /// When it was last found as declared.
     in_sync_at: Option<Instant>,
+    /// What audit events told; only where there are any.
+    witness: Option<Box<events::Witness>>,
 }
 
 /// The controller and all that its tasks share.
@@ -90,6 +95,7 @@ pub struct Controller<C> {
     taken: Mutex<Vec<Option<u64>>>,
     index: Mutex<Index>,
     queue: Queue,
+    events: events::Events,
     reports: Reports,
     refused: Mutex<HashMap<RunService, BTreeMap<Grant, Refused>>>,
     kept: Mutex<HashMap<RunService, Kept>>,
@@ -126,6 +132,7 @@ impl<C: CloudRun> Controller<C> {
             shards,
             counted: Mutex::default(),
             queue: Queue::default(),
+            events: events::Events::default(),
             reports: Reports::default(),
             refused: Mutex::default(),
             kept: Mutex::default(),
@@ -208,6 +215,7 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(feed::accounts(self.clone()));
         tasks.spawn(self.clone().follow_shards());
         tasks.spawn(self.clone().watch_circuit());
+        tasks.spawn(self.clone().watch_events());
         tasks.spawn(feed::corrections(self.clone()));
         tasks.spawn(self.clone().thin_out());
         tasks.spawn(feed::lists(self.clone(), stop.clone()));

@@ -158,6 +158,11 @@ impl Queue {
         self.lock().places.values().map(|p| p.running).sum()
     }
 
+    /// Whether a service is being worked on.
+    pub fn is_running(&self, service: &RunService) -> bool {
+        self.lock().items.get(service).is_some_and(|i| i.running.is_some())
+    }
+
     /// How long the longest job has been running.
     pub fn longest_running(&self) -> Duration {
         let now = Instant::now();

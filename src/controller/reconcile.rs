@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Controller, Refused, next_slot, queue::Job, spread};
 use crate::{
+    api::ChangedBy,
     apply::{self, Outcome},
     cloudrun::{CloudRun, Lane, fence},
     cluster::index::Ledger,
@@ -34,6 +35,8 @@ pub(super) struct Found {
     /// What is left to do, with everything withheld.
     pub rest: Plan,
     pub remembered: Remembered,
+    /// Who made what differed, or what was corrected lately.
+    pub blame: BTreeMap<Grant, Arc<ChangedBy>>,
 }
 
 /// Exponential with full jitter, from 1 s to 5 min.
@@ -60,6 +63,7 @@ impl<C: CloudRun> Controller<C> {
         self.metrics.audited(self.shards.of(&service.project), self.now());
 
         let failures = self.queue.done(service, result.is_err());
+        self.unpark(service);
         match result {
             Ok(None) => {
                 self.queue.forget(service);
@@ -96,6 +100,7 @@ impl<C: CloudRun> Controller<C> {
         // A read-back serves as the next reading.
         let mut known: Option<Policy> = None;
         let mut admitted = false;
+        let mut blame = BTreeMap::new();
         loop {
             let declared = Declared::of(service, &self.index());
             // What it waits for brings it up again.
@@ -112,10 +117,12 @@ impl<C: CloudRun> Controller<C> {
                     Err(fault) => return Err((declared, fault)),
                 },
             };
+            self.saw(service, &live);
             self.settle_changes(service, Some(&live)).await;
             let mut remembered = self.remembered(&declared);
             let settings = &self.options.settings;
             let mut plan = plan::plan(&declared.input(&live, &remembered, settings, self.now()));
+            blame.extend(self.attribute(&declared, &live, &remembered));
             self.watch_drift(&declared, &plan, &remembered);
             if !admitted && plan.corrects_drift() {
                 admitted = self.admit_correction().await;
@@ -130,12 +137,12 @@ impl<C: CloudRun> Controller<C> {
                 {
                     return Err((declared, fault));
                 }
-                return Ok(Some(Found { declared, before, live, carried, rest: plan, remembered }));
+                return Ok(Some(Found { declared, before, live, carried, rest: plan, remembered, blame }));
             }
             if !self.shards.holds(&service.project) {
                 return Err((declared, fence::refused()));
             }
-            if let Err(fault) = self.prepare(&plan, &declared, &live).await {
+            if let Err(fault) = self.prepare(&plan, &declared, &live, &blame).await {
                 return Err((declared, fault));
             }
             let written = apply::write(&*self.cloud, &plan, &live, job.lane).await;
@@ -143,6 +150,7 @@ impl<C: CloudRun> Controller<C> {
             match written {
                 Ok(Outcome::Written) => {
                     self.corrected(&declared, &plan);
+                    self.expect_event(&service.project);
                     carried = Some(Plan::both(carried, plan));
                     // In sync is what reality says, not that a call returned.
                     match gather::reality(&*self.cloud, service, job.lane).await {
@@ -196,7 +204,13 @@ impl<C: CloudRun> Controller<C> {
 
     /// What must be in the store before IAM is touched: finalizers, so that no grant outlives its policy unseen, the
     /// ledger, and the record of the change.
-    async fn prepare(&self, plan: &Plan, declared: &Declared, live: &Policy) -> Result<(), Fault> {
+    async fn prepare(
+        &self,
+        plan: &Plan,
+        declared: &Declared,
+        live: &Policy,
+        blame: &BTreeMap<Grant, Arc<ChangedBy>>,
+    ) -> Result<(), Fault> {
         for claim in &declared.claims {
             let asks = plan.grants.values().any(|by| by.contains(&claim.intent.id));
             if asks && claim.intent.revokes_on_delete() && !claim.intent.deleting {
@@ -204,7 +218,9 @@ impl<C: CloudRun> Controller<C> {
             }
         }
         let now = self.now();
-        let changes = history::open(plan, &declared.claims, &declared.owners, live, self.cluster.home(), now);
+        let drift_by = plan.drift.iter().filter_map(|g| blame.get(g)).max_by_key(|by| by.at.0).map(|by| &**by);
+        let (claims, owners) = (&declared.claims, &declared.owners);
+        let changes = history::open(plan, claims, owners, live, drift_by, self.cluster.home(), now);
         let (ledger, kept) = tokio::join!(self.remember(plan, declared), apply::record(&self.cluster, changes));
         // A record that is there must be known, also when the ledger failed.
         self.add_open_changes(&declared.service, kept?);
@@ -332,6 +348,7 @@ impl<C: CloudRun> Controller<C> {
         let now = self.now();
         let interval = declared.claims.iter().filter(|c| !c.intent.suspended).map(|c| c.intent.interval).min();
         if let Some(interval) = interval {
+            let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
             self.queue.add_at(service, Lane::Periodic, Instant::now() + wait);
         }

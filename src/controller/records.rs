@@ -164,9 +164,14 @@ impl<C: CloudRun> Controller<C> {
             if now.duration_since(at) >= drift::WINDOW || !seen.insert(name) {
                 continue;
             }
-            let memory = &mut kept.entry(history::service(&change.spec)).or_default().memory;
+            let entry = kept.entry(history::service(&change.spec)).or_default();
+            let by =
+                change.spec.drift_by.as_ref().filter(|_| self.options.events.is_some()).map(|by| Arc::new(by.clone()));
             for grant in history::grants(&change.spec) {
-                memory.corrected(&grant, at);
+                entry.memory.corrected(&grant, at);
+                if let Some(by) = &by {
+                    entry.witness.get_or_insert_default().blame.insert(grant, by.clone());
+                }
             }
         }
         if let Some(mark) = circuit {

@@ -25,6 +25,11 @@ impl<C: CloudRun> Controller<C> {
         term.is_some() && self.taken().get(shard).copied().flatten() == term
     }
 
+    /// Whether anything is worked on here.
+    pub(super) fn takes_part(&self) -> bool {
+        self.taken().iter().any(Option::is_some) && self.shards.holds_any()
+    }
+
     /// Begins a piece of work on a project, if it is worked on here.
     pub(super) fn enter(&self, project: &str) -> Option<Turn> {
         if self.works_on(project) { self.shards.enter(project) } else { None }

@@ -15,7 +15,7 @@ use crate::{
     intent::Intent,
     plan::{self, Change, Claim, Hold, RevokeCause},
     status::{
-        Held, Look, Seen, approve_with,
+        By, Held, Look, Seen, approve_with,
         events::{self, Note, Written},
     },
 };
@@ -142,10 +142,14 @@ impl<C: CloudRun> Controller<C> {
             contested: fights
                 .iter()
                 .filter(|(g, _)| ours(g))
-                .map(|(g, fight)| format!("{g} (corrected {} times within an hour)", fight.corrections))
+                .map(|(g, fight)| {
+                    let rival = found.blame.get(g).map_or(String::new(), |by| format!(", last made by {by}"));
+                    format!("{g} (corrected {} times within an hour{rival})", fight.corrections)
+                })
                 .collect(),
             also: found.live.other_invokers().iter().map(|(p, role)| format!("{p} ({role})")).collect(),
             exposed: plan::exposed(found.declared.info.as_ref(), &input),
+            by: self.made_by(found, view.missing.iter().chain(&view.unexpected)),
             notes,
         }
     }
@@ -161,7 +165,18 @@ impl<C: CloudRun> Controller<C> {
             !matches!(cause, Some(cause) if *cause != RevokeCause::Unlisted)
         };
         let unexpected: BTreeSet<Grant> = view.unexpected.iter().filter(declared_away).cloned().collect();
-        Seen { missing: shown(&view.missing), unexpected: shown(&unexpected), ..Seen::default() }
+        let by = self.made_by(found, view.missing.iter().chain(&unexpected));
+        Seen { missing: shown(&view.missing), unexpected: shown(&unexpected), by, ..Seen::default() }
+    }
+
+    /// Who made the last of these differences.
+    fn made_by<'a>(&self, found: &Found, differences: impl Iterator<Item = &'a Grant>) -> By {
+        let differences: Vec<_> = differences.collect();
+        if self.options.events.is_none() || differences.is_empty() {
+            return By::NotAsked;
+        }
+        let makers = differences.iter().filter_map(|g| found.blame.get(*g));
+        makers.max_by_key(|by| by.at.0).map_or(By::Unknown, |by| By::Known(by.clone()))
     }
 
     fn count(&self, found: &Found, drift: Option<(usize, usize)>, job: &Job) {

@@ -57,6 +57,11 @@ impl Memory {
         times.sort_unstable();
     }
 
+    /// Whether a grant was corrected lately.
+    pub fn was_corrected(&self, grant: &Grant) -> bool {
+        self.corrections.contains_key(grant)
+    }
+
     /// Forgets what is too old to count.
     pub fn prune(&mut self, now: Timestamp) {
         self.corrections.retain(|_, times| {

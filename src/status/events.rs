@@ -35,7 +35,7 @@ pub fn notes(service: &RunService, before: Option<&Look>, found: &Seen, after: &
     let same_spec = before.is_some_and(|b| b.generation == after.generation);
     let fresh = known.is_none_or(|k| k.missing != found.missing || k.unexpected != found.unexpected);
     if !found.in_sync() && fresh && (same_spec || written == &Written::default()) && after.result.is_ok() {
-        note(EventReason::DriftDetected, true, format!("{place}: {}", difference(found)));
+        note(EventReason::DriftDetected, true, format!("{place}: {}{}", difference(found), found.by.words()));
     }
     for (reason, members) in [(EventReason::Granted, &written.granted), (EventReason::Revoked, &written.revoked)] {
         if !members.is_empty() {

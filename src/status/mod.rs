@@ -15,8 +15,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        ConditionType, InvokerPolicyStatus, MAX_STATUS_MEMBERS, MAX_STATUS_SERVICES, Mode, Reason, ServiceState,
-        ServiceStatus, StatusSummary,
+        ChangedBy, ConditionType, InvokerPolicyStatus, MAX_STATUS_MEMBERS, MAX_STATUS_SERVICES, Mode, Reason,
+        ServiceState, ServiceStatus, StatusSummary,
     },
     fault::{Fault, Retry},
     iam::RunService,
@@ -50,8 +50,32 @@ pub struct Seen {
     pub also: Vec<String>,
     /// Anyone can call the service, and why.
     pub exposed: Option<Arc<str>>,
+    /// Who made what is off.
+    pub by: By,
     /// More that a person should know, such as a policy close to the member limit.
     pub notes: Vec<String>,
+}
+
+/// Who made a drift.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum By {
+    /// There are no audit events that could tell.
+    #[default]
+    NotAsked,
+    /// The audit log has not told.
+    Unknown,
+    Known(Arc<ChangedBy>),
+}
+
+impl By {
+    /// What follows a sentence about a drift.
+    pub fn words(&self) -> String {
+        match self {
+            Self::NotAsked => String::new(),
+            Self::Unknown => ", by whom the audit log has not told".into(),
+            Self::Known(by) => format!(", by {by}"),
+        }
+    }
 }
 
 impl Seen {
@@ -165,9 +189,12 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
         .map(|(s, grants)| format!("{} ({}): {}", s.name, s.region, listed(grants, 3)))
         .collect();
     if !fights.is_empty() {
+        let told =
+            facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).any(|s| matches!(s.by, By::Known(_)));
         let message = format!(
-            "somebody else keeps changing {}; find out who (Cloud Audit Logs: SetIamPolicy), and let one of you own it",
-            listed_with(&fights, 5, "; ")
+            "somebody else keeps changing {}; {}let one of you own it",
+            listed_with(&fights, 5, "; "),
+            if told { "" } else { "find out who (Cloud Audit Logs: SetIamPolicy), and " }
         );
         conditions.set(ConditionType::Contested, Truth::True, Reason::Drifted, &message);
     }
@@ -239,6 +266,7 @@ fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceS
         also_invokers: vec![],
         exposed: false,
         contested: false,
+        drift_by: None,
         approve: String::new(),
         message: String::new(),
         since: before
@@ -263,6 +291,9 @@ fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceS
                     entry.also_invokers = bounded(&seen.also);
                     entry.exposed = seen.exposed.is_some();
                     entry.contested = !seen.contested.is_empty();
+                    if let By::Known(by) = &seen.by {
+                        entry.drift_by = Some(ChangedBy::clone(by));
+                    }
                     entry.approve = seen.approve.as_deref().unwrap_or_default().to_owned();
                     let held = seen.held.iter().filter(|h| needs_person(h.reason));
                     let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
@@ -568,7 +599,8 @@ fn describe(s: &ServiceStatus) -> String {
     if !s.unexpected.is_empty() {
         parts.push(format!("unexpected {}", listed(&s.unexpected, 3)));
     }
-    format!("{} ({}): {}", s.name, s.region, parts.join(", "))
+    let by = s.drift_by.as_ref().map_or(String::new(), |by| format!(", by {by}"));
+    format!("{} ({}): {}{by}", s.name, s.region, parts.join(", "))
 }
 
 fn set_propagated(conditions: &mut Conditions<'_>, facts: &Facts<'_>, old: &InvokerPolicyStatus) {

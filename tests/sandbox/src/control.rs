@@ -23,6 +23,8 @@ const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   GET    /faults    POST /faults    DELETE /faults    {api, method?, contains?, times?, skip?, fault: {kind: latency|error|drop|lostResponse|hang, ...}}
   POST   /outage                        {api: kube, milliseconds}
   POST   /compact                       forgets the watch history: older watches get 410
+  GET    /audit                         the entries of the audit log
+  POST   /sink                          {endpoint, topic} publishes entries of the audit log from now on; {} stops that
   GET    /journal?since=N&api=run       the requests so far
 ";
 
@@ -85,6 +87,15 @@ impl Control {
                     self.run.remove_member(&p, &r, &n, role, m);
                 }
                 Ok(json!({"members": self.run.members(&p, &r, &n, role)}))
+            }
+            ("GET", ["audit"]) => Ok(self.run.audit.entries().into()),
+            ("POST", ["sink"]) => {
+                match (body["endpoint"].as_str(), body["topic"].as_str()) {
+                    (Some(endpoint), Some(topic)) => self.run.audit.publish_to(endpoint, topic),
+                    (None, None) => self.run.audit.cut_sink(),
+                    _ => return Err("endpoint and topic are needed, or neither".into()),
+                }
+                Ok(json!({}))
             }
             ("POST", ["world"]) => {
                 const KNOWN: [&str; 10] = [

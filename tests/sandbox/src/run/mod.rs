@@ -3,6 +3,7 @@
 //! Source: <https://cloud.google.com/run/docs/reference/rest>, <https://docs.cloud.google.com/iam/docs/allow-policies>
 //! and error texts that users quote in public reports. What is not known for sure is left out rather than invented.
 
+pub mod audit;
 pub mod policy;
 mod rest;
 
@@ -20,6 +21,7 @@ use crate::{
     clock::Clock,
     server::{Call, Handler},
 };
+use audit::{Audit, Caller, Change};
 use policy::StoredPolicy;
 
 /// Project, region, name.
@@ -106,11 +108,12 @@ struct State {
 pub struct Run {
     state: Mutex<State>,
     pub clock: Clock,
+    pub audit: Audit,
 }
 
 impl Run {
     pub fn new(clock: Clock) -> Self {
-        Self { state: Mutex::default(), clock }
+        Self { state: Mutex::default(), clock, audit: Audit::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -135,19 +138,70 @@ impl Run {
         });
         service.labels = labels;
         service.generation += 1;
+        let verb = if service.generation == 1 { "CreateService" } else { "ReplaceService" };
+        let key = (project.into(), region.into(), name.into());
+        drop(state);
+        self.enter_service("v1", verb, &key);
+    }
+
+    /// Enters a change of a service that somebody made in the console.
+    fn enter_service(&self, version: &str, verb: &str, service: &ServiceKey) {
+        let change = Change {
+            version,
+            verb,
+            service,
+            request: Value::Null,
+            response: Value::Null,
+            bindings: None,
+            failed: None,
+        };
+        self.audit.enter(&self.clock, &Caller::console(), change);
+    }
+
+    /// Changes the policy of a service as somebody in the console does, who gives the etag that he read.
+    fn edit(&self, service: &ServiceKey, edit: impl FnOnce(&mut StoredPolicy, Vec<u8>)) {
+        let mut state = self.lock();
+        let etag = state.next_etag(&self.clock);
+        let Some(found) = state.services.get_mut(service) else { return };
+        let before = found.policy.view(3);
+        edit(&mut found.policy, etag);
+        let after = found.policy.view(3);
+        let mut asked = after.clone();
+        asked["etag"] = before["etag"].clone();
+        let change = Change {
+            version: "v1",
+            verb: "SetIamPolicy",
+            service,
+            request: json!({"@type": "type.googleapis.com/google.iam.v1.SetIamPolicyRequest", "policy": asked}),
+            response: with_type(&after),
+            bindings: Some((before["bindings"].clone(), after["bindings"].clone())),
+            failed: None,
+        };
+        self.audit.enter(&self.clock, &Caller::console(), change);
     }
 
     /// Deletes a service, and with it its policy.
     pub fn remove(&self, project: &str, region: &str, name: &str) -> bool {
-        self.lock().services.remove(&(project.into(), region.into(), name.into())).is_some()
+        let key = (project.into(), region.into(), name.into());
+        let was = self.lock().services.remove(&key).is_some();
+        if was {
+            self.enter_service("v1", "DeleteService", &key);
+        }
+        was
     }
 
     /// Switches the invoker check of a service off or on.
     pub fn set_invoker_iam_disabled(&self, project: &str, region: &str, name: &str, disabled: bool) {
-        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
+        let key = (project.into(), region.into(), name.into());
+        if let Some(s) = self.lock().services.get_mut(&key)
+            && s.invoker_iam_disabled != disabled
+        {
             s.invoker_iam_disabled = disabled;
             s.generation += 1;
+        } else {
+            return;
         }
+        self.enter_service("v2", "UpdateService", &key);
     }
 
     /// Changes who exists and what is allowed.
@@ -178,10 +232,8 @@ impl Run {
 
     /// Replaces the bindings of a service as somebody else would, in one step and with a new etag.
     pub fn set_bindings(&self, project: &str, region: &str, name: &str, bindings: &Value) {
-        let etag = self.lock().next_etag(&self.clock);
-        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
-            s.policy.replace(bindings.as_array().cloned().unwrap_or_default(), etag);
-        }
+        let bindings = bindings.as_array().cloned().unwrap_or_default();
+        self.edit(&(project.into(), region.into(), name.into()), |policy, etag| policy.replace(bindings, etag));
     }
 
     /// Sets fields of the v2 service, as an update does.
@@ -207,11 +259,9 @@ impl Run {
     }
 
     fn edit_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str, add: bool) {
-        let mut state = self.lock();
-        let etag = state.next_etag(&self.clock);
-        if let Some(s) = state.services.get_mut(&(project.into(), region.into(), name.into())) {
-            s.policy.edit_member(role, member, add, etag);
-        }
+        self.edit(&(project.into(), region.into(), name.into()), |policy, etag| {
+            policy.edit_member(role, member, add, etag);
+        });
     }
 
     /// Deletes an identity: its members turn into `deleted:…?uid=…` everywhere.
@@ -230,6 +280,13 @@ impl Run {
     pub fn services(&self) -> Vec<ServiceKey> {
         self.lock().services.keys().cloned().collect()
     }
+}
+
+/// A policy as an entry of the log has it.
+pub(crate) fn with_type(policy: &Value) -> Value {
+    let mut policy = policy.clone();
+    policy["@type"] = json!("type.googleapis.com/google.iam.v1.Policy");
+    policy
 }
 
 impl State {

@@ -3,7 +3,11 @@
 use axum::{body::Body, http::Response};
 use serde_json::{Value, json};
 
-use super::{Problem, Run, Service, ServiceKey};
+use super::{
+    Problem, Run, Service, ServiceKey,
+    audit::{Caller, Change},
+    with_type,
+};
 use crate::server::{Call, json as respond};
 
 /// Answers one request.
@@ -61,7 +65,7 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
             match (method, verb) {
                 ("GET", "") => get(run, p, r, name, version, integers(call)),
                 ("GET", "getIamPolicy") => get_policy(run, call, p, r, name),
-                ("POST", "setIamPolicy") => set_policy(run, call, p, r, name),
+                ("POST", "setIamPolicy") => set_policy(run, call, version, p, r, name),
                 ("POST", "testIamPermissions") => test_permissions(run, call, p, r, name),
                 _ => Err(unknown_path()),
             }
@@ -129,7 +133,48 @@ fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
     Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
-fn set_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
+/// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do not get that far.
+fn set_policy(run: &Run, call: &Call, version: Version, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
+    let mut bindings = None;
+    let result = try_set_policy(run, call, p, r, s, &mut bindings);
+    let failed = match &result {
+        Ok(_) => None,
+        Err(problem) if problem.code == 429 => return result,
+        Err(problem) => {
+            let code = match problem.status {
+                "INVALID_ARGUMENT" => 3,
+                "NOT_FOUND" => 5,
+                "PERMISSION_DENIED" => 7,
+                "FAILED_PRECONDITION" => 9,
+                "ABORTED" => 10,
+                _ => 2,
+            };
+            Some((code, problem.message.clone()))
+        }
+    };
+    let mut request: Value = serde_json::from_slice(&call.body).unwrap_or_default();
+    request["@type"] = json!("type.googleapis.com/google.iam.v1.SetIamPolicyRequest");
+    let change = Change {
+        version: if version == Version::V1 { "v1" } else { "v2" },
+        verb: "SetIamPolicy",
+        service: &key(p, r, s),
+        request,
+        response: result.as_ref().map_or(Value::Null, with_type),
+        bindings,
+        failed,
+    };
+    run.audit.enter(&run.clock, &Caller::of(call), change);
+    result
+}
+
+fn try_set_policy(
+    run: &Run,
+    call: &Call,
+    p: &str,
+    r: &str,
+    s: &str,
+    bindings: &mut Option<(Value, Value)>,
+) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(p, r, "run.services.setIamPolicy", &resource(p, r, s), true)?;
     let request: Value = serde_json::from_slice(&call.body)
@@ -140,8 +185,11 @@ fn set_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
     let etag = state.next_etag(&run.clock);
     let world = state.world.clone();
     let service = state.services.get_mut(&key(p, r, s)).ok_or_else(|| missing(p, r, s))?;
+    let before = service.policy.view(3);
     service.policy.set(&request, &world, etag)?;
-    Ok(service.policy.view(3))
+    let after = service.policy.view(3);
+    *bindings = Some((before["bindings"].clone(), after["bindings"].clone()));
+    Ok(after)
 }
 
 fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {

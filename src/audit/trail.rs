@@ -1,0 +1,225 @@
+//! The changes of one service's policy, as the log told them, and which of them made what differs now.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use super::PolicySet;
+use crate::{
+    api::ChangedBy,
+    iam::{Grant, Policy},
+};
+
+/// Changes of one service that are remembered.
+const MAX_CHANGES: usize = 8;
+
+/// What differs, and which way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    pub missing: BTreeSet<Grant>,
+    pub unexpected: BTreeSet<Grant>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Change {
+    set: PolicySet,
+    by: Arc<ChangedBy>,
+}
+
+/// The last changes of one service's policy that the log told of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trail {
+    changes: VecDeque<Change>,
+}
+
+impl Trail {
+    /// Takes down a change. False: it was known, or says nothing that could be checked against reality.
+    pub fn add(&mut self, set: PolicySet, by: Arc<ChangedBy>) -> bool {
+        if set.etag_after.is_none() || self.changes.iter().any(|c| c.set.etag_after == set.etag_after && c.by == by) {
+            return false;
+        }
+        if self.changes.len() == MAX_CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(Change { set, by });
+        true
+    }
+
+    /// Whether it has the change that led to a version.
+    pub fn tells_of(&self, etag: &str) -> bool {
+        self.changes.iter().any(|c| c.set.etag_after.as_deref() == Some(etag))
+    }
+
+    /// Who made each part of the drift. `settled` is the version that was last found as it should be, `live` is what is
+    /// real. What cannot be proven is left out.
+    ///
+    /// Changes are followed by their etags from the live policy back, so that neither the order in which messages came
+    /// in nor one that was lost or made up puts the blame on somebody: a version that the log tells of must be the one
+    /// that was read, or the one that a proven change was planned from.
+    pub fn blame(&self, live: &Policy, settled: Option<&str>, drift: &Drift) -> BTreeMap<Grant, Arc<ChangedBy>> {
+        let mut found = BTreeMap::new();
+        let mut version: &str = &live.etag.0;
+        for step in 0..=MAX_CHANGES {
+            if settled == Some(version) || version.is_empty() {
+                break;
+            }
+            let made = |c: &&Change| c.set.etag_after.as_deref() == Some(version);
+            // What is real is known: a message that says otherwise was made up.
+            let honest = |c: &&Change| step > 0 || c.set.after.as_ref().is_none_or(|a| *a == live.grants());
+            let mut candidates = self.changes.iter().filter(made).filter(honest);
+            let (Some(change), None) = (candidates.next(), candidates.next()) else { break };
+            let earlier = change.set.etag_before.as_deref();
+            // How it was before, where that is known: from the change before, or because it was settled.
+            let before = earlier.and_then(|e| {
+                let mut of = self.changes.iter().filter(|c| c.set.etag_after.as_deref() == Some(e));
+                of.next().and_then(|c| c.set.after.as_ref())
+            });
+            let was_settled = earlier.is_some() && earlier == settled;
+            let sides = drift.missing.iter().map(|g| (g, false)).chain(drift.unexpected.iter().map(|g| (g, true)));
+            for (grant, there) in sides {
+                if found.contains_key(grant) {
+                    continue;
+                }
+                let by_delta = change
+                    .set
+                    .delta
+                    .as_ref()
+                    .map(|(added, removed)| if there { added.contains(grant) } else { removed.contains(grant) });
+                let by_states = change.set.after.as_ref().and_then(|after| {
+                    let now = after.contains(grant) == there;
+                    let then = match before {
+                        Some(before) => before.contains(grant) == there,
+                        None if was_settled => false,
+                        None => return None,
+                    };
+                    Some(now && !then)
+                });
+                if by_delta.or(by_states).unwrap_or(false) {
+                    found.insert(grant.clone(), change.by.clone());
+                }
+            }
+            match earlier {
+                Some(e) if e != version => version = e,
+                _ => break,
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iam::{Binding, Etag, Principal, Role};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    fn g(name: &str) -> Grant {
+        Grant::new(Principal::from_live(&format!("user:{name}@acme.com")), Role::Invoker)
+    }
+    fn set(names: &[&str]) -> BTreeSet<Grant> {
+        names.iter().map(|n| g(n)).collect()
+    }
+    fn by(name: &str) -> Arc<ChangedBy> {
+        let at = MicroTime("2026-11-24T12:00:00Z".parse().unwrap());
+        Arc::new(ChangedBy {
+            principal: name.into(),
+            via: vec![],
+            tool: String::new(),
+            user_agent: String::new(),
+            method: String::new(),
+            at,
+        })
+    }
+    fn change(from: &str, to: &str, after: &[&str]) -> PolicySet {
+        PolicySet { etag_before: Some(from.into()), etag_after: Some(to.into()), after: Some(set(after)), delta: None }
+    }
+    fn live(etag: &str, members: &[&str]) -> Policy {
+        let members = members.iter().map(|m| format!("user:{m}@acme.com")).collect();
+        let binding = Binding { role: "roles/run.invoker".into(), members, ..Binding::default() };
+        Policy { etag: Etag(etag.into()), bindings: vec![binding], ..Policy::default() }
+    }
+    fn names(blame: &BTreeMap<Grant, Arc<ChangedBy>>) -> Vec<String> {
+        blame.iter().map(|(g, b)| format!("{g}: {}", b.principal)).collect()
+    }
+    fn drift(missing: &[&str], unexpected: &[&str]) -> Drift {
+        Drift { missing: set(missing), unexpected: set(unexpected) }
+    }
+
+    #[test]
+    fn each_part_of_a_drift_has_its_own_maker_in_whatever_order_messages_came() {
+        let steps = [(change("e0", "e1", &["a", "m"]), "mallory"), (change("e1", "e2", &["m"]), "bob")];
+        for order in [[0, 1], [1, 0]] {
+            let mut trail = Trail::default();
+            order.iter().for_each(|i| assert!(trail.add(steps[*i].0.clone(), by(steps[*i].1))));
+            assert!(!trail.add(steps[0].0.clone(), by("mallory")), "a duplicate");
+            let blame = trail.blame(&live("e2", &["m"]), Some("e0"), &drift(&["a"], &["m"]));
+            assert_eq!(names(&blame), ["user:a@acme.com: bob", "user:m@acme.com: mallory"]);
+        }
+    }
+
+    #[test]
+    fn a_member_that_went_and_came_back_is_blamed_on_the_last_one() {
+        let mut trail = Trail::default();
+        trail.add(change("e0", "e1", &["a", "m"]), by("first"));
+        trail.add(change("e1", "e2", &["a"]), by("fixer"));
+        trail.add(change("e2", "e3", &["a", "m"]), by("last"));
+        assert_eq!(
+            names(&trail.blame(&live("e3", &["a", "m"]), Some("e0"), &drift(&[], &["m"]))),
+            ["user:m@acme.com: last"]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_proven_is_unknown() {
+        let unexpected = drift(&[], &["m"]);
+        let real = live("e2", &["a", "m"]);
+        // The message about e2 is late or lost.
+        let mut trail = Trail::default();
+        trail.add(change("e0", "e1", &["a", "m"]), by("mallory"));
+        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty());
+        // What was before e1 is not known.
+        let mut trail = Trail::default();
+        trail.add(change("e1", "e2", &["a", "m"]), by("somebody"));
+        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty());
+        assert_eq!(trail.blame(&real, Some("e1"), &unexpected).len(), 1);
+        // Nothing happened since it was settled.
+        assert!(trail.blame(&real, Some("e2"), &unexpected).is_empty());
+    }
+
+    #[test]
+    fn a_made_up_message_puts_the_blame_on_nobody() {
+        let unexpected = drift(&[], &["m"]);
+        let real = live("e1", &["a", "m"]);
+        let mut trail = Trail::default();
+        trail.add(change("e0", "e1", &["a", "x", "m"]), by("framed"));
+        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty(), "it says what is not real");
+        trail.add(change("e0", "e1", &["a", "m"]), by("mallory"));
+        assert_eq!(names(&trail.blame(&real, Some("e0"), &unexpected)), ["user:m@acme.com: mallory"]);
+        trail.add(change("e0", "e1", &["a", "m"]), by("framed too"));
+        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty(), "two that cannot both be true");
+    }
+
+    #[test]
+    fn a_delta_needs_no_version_before_it() {
+        let mut trail = Trail::default();
+        let mut told = change("e8", "e9", &["a", "m"]);
+        told.etag_before = None;
+        told.delta = Some((set(&["m"]), set(&[])));
+        trail.add(told, by("mallory"));
+        assert_eq!(trail.blame(&live("e9", &["a", "m"]), None, &drift(&["b"], &["m"])).len(), 1);
+    }
+
+    #[test]
+    fn a_trail_is_bounded_and_circles_end() {
+        let mut trail = Trail::default();
+        for i in 0..100 {
+            trail.add(change(&format!("e{i}"), &format!("e{}", i + 1), &["a"]), by("x"));
+        }
+        assert_eq!(trail.changes.len(), MAX_CHANGES);
+        let mut circle = Trail::default();
+        circle.add(change("e1", "e2", &["m"]), by("x"));
+        circle.add(change("e2", "e1", &["m"]), by("y"));
+        assert!(circle.blame(&live("e2", &["m"]), None, &drift(&[], &["m"])).is_empty());
+    }
+}

@@ -1,0 +1,524 @@
+//! Audit events at work: each is a hint that brings a service up at once, and a witness of who made a drift. And whether
+//! they can be relied on: while they can, periodic looks are only the safety net.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Controller, next_slot, spread};
+use crate::{
+    api::ChangedBy,
+    audit::{self, Drift, Kind, PolicySet, Trail},
+    cloudrun::{CloudRun, Lane},
+    gather::{Declared, Remembered},
+    iam::{Grant, Policy, RunService},
+    plan::{self, claim},
+    subscription::{Answer, Ear},
+};
+
+/// Reads of one service because of hints: so many at once, and then one in each period.
+const BURST: u32 = 3;
+const PERIOD: Duration = Duration::from_secs(5);
+/// Listings of one project because of hints are at least this far apart.
+const LIST_GAP: Duration = Duration::from_secs(5);
+/// Changes that are remembered over all services; the oldest go first.
+const MAX_REMEMBERED: usize = 20_000;
+/// A subscription that cannot be reached for so long is not relied on.
+const OUTAGE: Duration = Duration::from_secs(30);
+/// Versions of a policy that are remembered as read.
+const VERSIONS: usize = 4;
+
+/// How audit events are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventOptions {
+    /// Periodic looks are at least this far apart where events can be relied on.
+    pub interval: Duration,
+    /// A change that reality shows and no event told of within so long means that events are missing.
+    pub patience: Duration,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It brought a service up, or a listing.
+    Hint,
+    /// It tells of a version that was read already, as those of our own writes do.
+    Known,
+    /// About a service that no policy means, a call that failed, or something else altogether.
+    Foreign,
+    /// It is no log entry.
+    Malformed,
+    /// Another replica works on that project, or is about to: the message is to be given back.
+    Elsewhere,
+}
+
+impl Heard {
+    pub const ALL: [Self; 5] = [Self::Hint, Self::Known, Self::Foreign, Self::Malformed, Self::Elsewhere];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Hint => "hint",
+            Self::Known => "known",
+            Self::Foreign => "foreign",
+            Self::Malformed => "malformed",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+/// What is kept of a service for the sake of events.
+#[derive(Debug, Default)]
+pub(super) struct Witness {
+    /// Hashes of the versions that were read last.
+    versions: VecDeque<u64>,
+    /// The version after which everything that differs is to be explained.
+    base: Option<Arc<str>>,
+    unexplained: BTreeSet<Grant>,
+    /// Who made what differs, or what was corrected lately.
+    pub blame: BTreeMap<Grant, Arc<ChangedBy>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    trails: HashMap<RunService, Trail>,
+    /// Services in the order in which they were added to.
+    order: VecDeque<RunService>,
+    /// Told of while the service was worked on: whether that look has seen it is known when it is over.
+    parked: HashMap<RunService, Vec<Option<Arc<str>>>>,
+    /// When the allowance of each service is whole again.
+    paced: HashMap<RunService, Instant>,
+    listed: HashMap<Arc<str>, Instant>,
+    /// Of each project a change that an event should tell of, and until when.
+    awaited: HashMap<Arc<str>, Instant>,
+    /// Projects whose events are missing.
+    dark: BTreeSet<Arc<str>>,
+    /// Subscriptions that cannot be reached, since when and why.
+    cut: BTreeMap<Arc<str>, (Instant, String)>,
+}
+
+/// The state of events.
+#[derive(Debug, Default)]
+pub struct Events {
+    inner: Mutex<Inner>,
+}
+
+impl Events {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hash(etag: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    etag.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Inner {
+    /// When a hint about a service may be followed: `None` for now.
+    fn pace(&mut self, service: &RunService, now: Instant) -> Option<Instant> {
+        if self.paced.len() > MAX_REMEMBERED {
+            self.paced.retain(|_, whole| *whole > now);
+        }
+        let whole = self.paced.entry(service.clone()).or_insert(now);
+        let ahead = PERIOD * (BURST - 1);
+        if *whole > now + ahead {
+            return Some(*whole - ahead);
+        }
+        *whole = (*whole).max(now) + PERIOD;
+        None
+    }
+
+    fn remember(&mut self, service: &RunService, set: PolicySet, by: Arc<ChangedBy>) {
+        if !self.trails.entry(service.clone()).or_default().add(set, by) {
+            return;
+        }
+        self.order.push_back(service.clone());
+        while self.order.len() > MAX_REMEMBERED {
+            if let Some(oldest) = self.order.pop_front() {
+                self.trails.remove(&oldest);
+            }
+        }
+    }
+
+    fn unreachable(&self, now: Instant) -> Option<(&Arc<str>, &str)> {
+        self.cut
+            .iter()
+            .find(|(_, (since, _))| now.duration_since(*since) > OUTAGE)
+            .map(|(s, (_, why))| (s, why.as_str()))
+    }
+
+    /// Whether what happens in a project is told.
+    fn relied_on(&self, project: &str, now: Instant) -> bool {
+        self.unreachable(now).is_none() && !self.dark.contains(project)
+    }
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// Takes in one message. It never says what is real: the most that it causes is a read, and few of those.
+    pub fn hear(&self, message: &[u8]) -> Heard {
+        let heard = match audit::parse(message) {
+            Ok(Some(entry)) => self.heed(entry),
+            Ok(None) => Heard::Foreign,
+            Err(why) => {
+                tracing::debug!(%why, "a message is no log entry");
+                Heard::Malformed
+            }
+        };
+        self.metrics.heard(heard.label());
+        heard
+    }
+
+    fn heed(&self, entry: audit::Entry) -> Heard {
+        let targets = {
+            let index = self.index();
+            if !index.is_about(&entry.project) {
+                return Heard::Foreign;
+            }
+            match &entry.region {
+                Some(region) => {
+                    let service = RunService::new(&*entry.project, &**region, &*entry.service);
+                    if index.means(&service) { vec![service] } else { vec![] }
+                }
+                None => index.named(&entry.project, &entry.service),
+            }
+        };
+        let lists = entry.kind == Kind::ServiceChanged;
+        if targets.is_empty() && !lists {
+            return Heard::Foreign;
+        }
+        if !self.works_on(&entry.project) {
+            return Heard::Elsewhere;
+        }
+        let now = Instant::now();
+        if lists {
+            // Labels, exposure and whether it is there at all come with the listing.
+            let mut events = self.events.lock();
+            let last = events.listed.entry(entry.project.clone()).or_insert_with(|| now - LIST_GAP);
+            let at = (*last + LIST_GAP).max(now);
+            *last = at;
+            self.lists.at(&entry.project, at, Lane::Drift);
+        }
+        let mut heard = if lists { Heard::Hint } else { Heard::Known };
+        for service in &targets {
+            let (etag, set) = match &entry.kind {
+                Kind::PolicySet(set) => (set.etag_after.clone(), Some(set.clone())),
+                Kind::ServiceChanged => (None, None),
+            };
+            let mut events = self.events.lock();
+            if let Some(set) = set {
+                events.remember(service, set, entry.by.clone());
+            }
+            if self.queue.is_running(service) {
+                events.parked.entry(service.clone()).or_default().push(etag);
+                heard = Heard::Hint;
+                continue;
+            }
+            drop(events);
+            if self.follow(service, etag.as_deref()) {
+                heard = Heard::Hint;
+            }
+        }
+        heard
+    }
+
+    /// Brings a service up because of a hint, unless it tells of what was read. False: there was no need.
+    fn follow(&self, service: &RunService, etag: Option<&str>) -> bool {
+        let (known, puzzled) = {
+            let kept = self.kept();
+            let witness = kept.get(service).and_then(|k| k.witness.as_deref());
+            let read = |w: &Witness| etag.is_some_and(|e| w.versions.contains(&hash(e)));
+            (witness.is_some_and(read), witness.is_some_and(|w| !w.unexplained.is_empty()))
+        };
+        if known {
+            self.proven(&service.project);
+            if !puzzled {
+                return false;
+            }
+        }
+        match self.events.lock().pace(service, Instant::now()) {
+            None => self.queue.add(service, Lane::Drift),
+            Some(at) => self.queue.add_at(service, Lane::Drift, at),
+        }
+        true
+    }
+
+    /// After a look: what was told meanwhile and was not seen by it brings the service up again.
+    pub(super) fn unpark(&self, service: &RunService) {
+        if self.options.events.is_none() {
+            return;
+        }
+        let parked = self.events.lock().parked.remove(service).unwrap_or_default();
+        for etag in parked {
+            self.follow(service, etag.as_deref());
+        }
+    }
+
+    /// Takes down that a version of a policy was read.
+    pub(super) fn saw(&self, service: &RunService, policy: &Policy) {
+        if self.options.events.is_none() {
+            return;
+        }
+        let mut kept = self.kept();
+        let witness = kept.entry(service.clone()).or_default().witness.get_or_insert_default();
+        let version = hash(&policy.etag.0);
+        if !witness.versions.contains(&version) {
+            if witness.versions.len() == VERSIONS {
+                witness.versions.pop_front();
+            }
+            witness.versions.push_back(version);
+        }
+    }
+
+    /// Our own write should be told of as well: a project in which it is not has no sink, or one that is broken.
+    pub(super) fn expect_event(&self, project: &Arc<str>) {
+        let Some(options) = self.options.events else { return };
+        self.events.lock().awaited.entry(project.clone()).or_insert_with(|| Instant::now() + options.patience);
+    }
+
+    /// An event told of a version that was really read: events of that project come in.
+    fn proven(&self, project: &Arc<str>) {
+        let mut events = self.events.lock();
+        events.awaited.remove(project);
+        if events.dark.remove(project) {
+            tracing::info!(%project, "audit events come in again; intervals stretch");
+        }
+    }
+
+    /// Who made what differs from the declarations.
+    pub(super) fn attribute(
+        &self,
+        declared: &Declared,
+        live: &Policy,
+        remembered: &Remembered,
+    ) -> BTreeMap<Grant, Arc<ChangedBy>> {
+        if self.options.events.is_none() {
+            return BTreeMap::new();
+        }
+        let service = &declared.service;
+        let input = declared.input(live, remembered, &self.options.settings, self.now());
+        let mut differs = Drift::default();
+        for claim in &declared.claims {
+            let view = plan::view(claim, &input);
+            differs.missing.extend(view.missing);
+            differs.unexpected.extend(view.unexpected);
+        }
+        let mut kept = self.kept();
+        let witness = kept.entry(service.clone()).or_default().witness.get_or_insert_default();
+        let by = claim::fingerprint(&declared.claims);
+        let open = |g: &Grant| {
+            !witness.blame.contains_key(g) && (witness.unexplained.contains(g) || remembered.memory.is_drift(by, g))
+        };
+        let drift = Drift {
+            missing: differs.missing.iter().filter(|g| open(g)).cloned().collect(),
+            unexpected: differs.unexpected.iter().filter(|g| open(g)).cloned().collect(),
+        };
+        let (told, blame) = {
+            let events = self.events.lock();
+            let trail = events.trails.get(service);
+            let told = trail.is_some_and(|t| t.tells_of(&live.etag.0));
+            (told, trail.map(|t| t.blame(live, witness.base.as_deref(), &drift)).unwrap_or_default())
+        };
+        witness.unexplained =
+            drift.missing.iter().chain(&drift.unexpected).filter(|g| !blame.contains_key(*g)).cloned().collect();
+        witness.blame.extend(blame);
+        let lately = |g: &Grant| {
+            differs.missing.contains(g) || differs.unexpected.contains(g) || remembered.memory.was_corrected(g)
+        };
+        witness.blame.retain(|g, _| lately(g));
+        if witness.unexplained.is_empty() {
+            witness.base = Some(live.etag.0.as_str().into());
+        }
+        let (blame, puzzled) = (witness.blame.clone(), !witness.unexplained.is_empty());
+        drop(kept);
+        if told {
+            self.proven(&service.project);
+        } else if puzzled {
+            self.expect_event(&service.project);
+        }
+        blame
+    }
+
+    /// How far apart periodic looks are: as declared, or the safety net where events tell what happens.
+    pub(super) fn interval(&self, project: &str, declared: Duration) -> Duration {
+        match self.options.events {
+            Some(options) if self.events.lock().relied_on(project, Instant::now()) => declared.max(options.interval),
+            _ => declared,
+        }
+    }
+
+    /// How a subscription fares: `Err` says why it cannot be read now.
+    pub fn subscription(&self, name: &str, state: Result<(), String>) {
+        let mut events = self.events.lock();
+        match state {
+            Ok(()) => {
+                events.cut.remove(name);
+            }
+            Err(why) => {
+                let now = Instant::now();
+                events.cut.entry(name.into()).or_insert_with(|| (now, String::new())).1 = why;
+            }
+        }
+    }
+
+    /// Why events cannot be relied on: a reason of a condition, and in words.
+    pub fn events_condition(&self) -> Option<(&'static str, String)> {
+        let events = self.events.lock();
+        if let Some((name, why)) = events.unreachable(Instant::now()) {
+            return Some((
+                "SubscriptionUnreachable",
+                format!("{name} cannot be read: {why}; services are read at their own intervals"),
+            ));
+        }
+        let first = events.dark.first()?;
+        let more = events.dark.len() - 1;
+        let tail = if more > 0 { format!(" (and {more} more projects)") } else { String::new() };
+        Some((
+            "EventsMissing",
+            format!(
+                "a change in project {first}{tail} was seen by reading and no audit event told of it: check the log sink and its topic; services there are read at their own intervals"
+            ),
+        ))
+    }
+
+    /// Watches over the events: what is overdue, and what that means for the intervals.
+    pub(super) async fn watch_events(self: Arc<Self>) {
+        if self.options.events.is_none() {
+            return std::future::pending().await;
+        }
+        let mut cut = false;
+        let mut marked: Option<&'static str> = None;
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = Instant::now();
+            let (lost, is_cut) = {
+                let mut events = self.events.lock();
+                let overdue: Vec<Arc<str>> =
+                    events.awaited.iter().filter(|(_, at)| **at <= now).map(|(p, _)| p.clone()).collect();
+                for project in &overdue {
+                    events.awaited.remove(project);
+                }
+                let lost: Vec<Arc<str>> = overdue.into_iter().filter(|p| events.dark.insert(p.clone())).collect();
+                (lost, events.unreachable(now).is_some())
+            };
+            for project in &lost {
+                tracing::warn!(%project, "a change was seen by reading and no audit event told of it; intervals shrink");
+                self.shrink(&|p| p == &**project);
+            }
+            if is_cut && !cut {
+                tracing::warn!("a subscription of audit events cannot be read; intervals shrink");
+                self.shrink(&|_| true);
+            }
+            cut = is_cut;
+            let condition = self.events_condition();
+            self.metrics.events_reliable.set(i64::from(condition.is_none()));
+            let reason = condition.as_ref().map(|(reason, _)| *reason);
+            if reason != marked && self.shards.holds_any() {
+                let result = match &condition {
+                    Some((reason, message)) => self.cluster.mark_events(reason, message, self.now()).await,
+                    None => self.cluster.unmark_events().await,
+                };
+                match result {
+                    Ok(()) => marked = reason,
+                    Err(fault) => {
+                        tracing::debug!(%fault, "the condition of the events could not be marked; it is tried again")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings forward looks that were set for an interval that does not hold any more.
+    fn shrink(&self, among: &dyn Fn(&str) -> bool) {
+        let (services, projects) = {
+            let index = self.index();
+            let services: Vec<_> = index.intervals().filter(|(s, _)| among(&s.project)).collect();
+            let projects = index
+                .projects()
+                .into_iter()
+                .filter(|p| among(p))
+                .filter_map(|p| Some((index.project_interval(&p)?, p)));
+            (services, projects.collect::<Vec<_>>())
+        };
+        for (service, interval) in services.into_iter().filter(|(s, _)| self.works_on(&s.project)) {
+            let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &service));
+            self.queue.add_at(&service, Lane::Periodic, Instant::now() + wait);
+        }
+        for (interval, project) in projects.into_iter().filter(|(_, p)| self.works_on(p)) {
+            let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &project));
+            self.lists.at(&project, Instant::now() + wait, Lane::Periodic);
+        }
+    }
+}
+
+impl<C: CloudRun> Ear for Controller<C> {
+    fn listens(&self) -> bool {
+        self.is_synced() && self.takes_part()
+    }
+
+    fn hear(&self, data: &[u8]) -> Answer {
+        if Controller::hear(self, data) == Heard::Elsewhere { Answer::NotOurs } else { Answer::Taken }
+    }
+
+    fn fares(&self, subscription: &str, state: Result<(), String>) {
+        self.subscription(subscription, state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_on_one_service_is_followed_at_a_bounded_rate_and_starves_no_other() {
+        let mut inner = Inner::default();
+        let (a, b) = (RunService::new("p", "r", "a"), RunService::new("p", "r", "b"));
+        let started = Instant::now();
+        let mut followed = 0;
+        for _ in 0..6000 {
+            followed += u32::from(inner.pace(&a, Instant::now()).is_none());
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert_eq!(started.elapsed().as_secs(), 60);
+        assert!((12..=BURST + 12).contains(&followed), "{followed}");
+        while inner.pace(&a, Instant::now()).is_none() {}
+        assert!(inner.pace(&a, Instant::now()).is_some_and(|at| at > Instant::now()));
+        assert_eq!(inner.pace(&b, Instant::now()), None);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut inner = Inner::default();
+        let by = Arc::new(ChangedBy {
+            principal: "x".into(),
+            via: vec![],
+            tool: String::new(),
+            user_agent: String::new(),
+            method: String::new(),
+            at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(jiff::Timestamp::UNIX_EPOCH),
+        });
+        for i in 0..MAX_REMEMBERED + 500 {
+            let set = PolicySet { etag_after: Some(format!("e{i}").into()), ..PolicySet::default() };
+            inner.remember(&RunService::new("p", "r", format!("s{i}")), set, by.clone());
+        }
+        assert_eq!((inner.trails.len(), inner.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_outage_changes_nothing_and_a_long_one_all() {
+        let mut inner = Inner::default();
+        inner.cut.insert("s".into(), (Instant::now(), "refused".into()));
+        tokio::time::advance(OUTAGE).await;
+        assert!(inner.relied_on("p", Instant::now()));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!inner.relied_on("p", Instant::now()));
+        inner.cut.clear();
+        inner.dark.insert("q".into());
+        assert!(inner.relied_on("p", Instant::now()) && !inner.relied_on("q", Instant::now()));
+    }
+}
