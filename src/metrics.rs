@@ -45,6 +45,7 @@ pub struct Metrics {
     pub queue_depth: IntGaugeVec,
     pub status_writes_total: IntCounterVec,
     last_audit_timestamp_seconds: IntGaugeVec,
+    interval_seconds: IntGaugeVec,
     shard_owned: IntGaugeVec,
     per_policy: bool,
 }
@@ -192,12 +193,19 @@ impl Metrics {
                 "Unix time at which a round on a service of the shard was last finished, or work on the shard began.",
                 ["shard"]
             ),
+            interval_seconds: metric!(
+                IntGaugeVec,
+                "interval_seconds",
+                "The shortest interval at which a service of the shard is read.",
+                ["shard"]
+            ),
             shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
             registry,
             descriptions,
             per_policy,
         };
         // Series that alerts look at are there from the start.
+        metrics.events_reliable.set(1);
         for kind in ["missing", "unexpected"] {
             metrics.drift_detected_total.with_label_values(&[kind]);
         }
@@ -219,23 +227,26 @@ impl Metrics {
         self.last_audit_timestamp_seconds.with_label_values(&[shard.to_string()]).set(now.as_second());
     }
 
-    /// Whether a shard is worked on here; `busy`: there is something to do in it.
-    pub fn shard(&self, shard: usize, owned: bool, busy: bool) {
+    /// Whether a shard is worked on here; `interval` is the shortest at which a service of it is read; `None`: there is nothing to do in it.
+    pub fn shard(&self, shard: usize, owned: bool, interval: Option<Duration>) {
         let label = shard.to_string();
         self.shard_owned.with_label_values(&[&label]).set(i64::from(owned));
-        if !(owned && busy) {
-            // Whoever works on it tells; and where there is nothing to do, silence means nothing.
-            let _ = self.last_audit_timestamp_seconds.remove_label_values(&[&label]);
+        match interval.filter(|_| owned) {
+            Some(interval) => self.interval_seconds.with_label_values(&[&label]).set(interval.as_secs() as i64),
+            None => {
+                // Whoever works on it tells; and where there is nothing to do, silence means nothing.
+                let _ = self.last_audit_timestamp_seconds.remove_label_values(&[&label]);
+                let _ = self.interval_seconds.remove_label_values(&[&label]);
+            }
         }
     }
 
-    /// Counts changes that were carried out.
     /// One message of the audit log; `result` is one of a few words.
     pub fn heard(&self, result: &str) {
         self.events_total.with_label_values(&[result]).inc();
     }
 
-    /// Grants or revocations that were carried out.
+    /// Counts changes that were carried out.
     pub fn corrected(&self, action: &str, reason: ChangeReason, n: u64) {
         let trigger = match reason {
             ChangeReason::Approved => "approved",

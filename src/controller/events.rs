@@ -392,7 +392,8 @@ impl<C: CloudRun> Controller<C> {
             return std::future::pending().await;
         }
         let mut cut = false;
-        let mut marked: Option<&'static str> = None;
+        // A mark that an earlier process left is not known of.
+        let mut marked = Some("");
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
@@ -418,6 +419,10 @@ impl<C: CloudRun> Controller<C> {
             let condition = self.events_condition();
             self.metrics.events_reliable.set(i64::from(condition.is_none()));
             let reason = condition.as_ref().map(|(reason, _)| *reason);
+            if marked == Some("") && self.shards.holds_any() && !self.shards.holds_shard(0) {
+                // It may be another replica's.
+                marked = None;
+            }
             if reason != marked && self.shards.holds_any() {
                 let result = match &condition {
                     Some((reason, message)) => self.cluster.mark_events(reason, message, self.now()).await,

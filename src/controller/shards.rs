@@ -1,7 +1,7 @@
 //! What changes when a shard comes here, and when it goes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -132,9 +132,14 @@ impl<C: CloudRun> Controller<C> {
 
     /// Brings the gauges of the shards up to date.
     pub(super) fn shard_gauges(&self) {
-        let busy: BTreeSet<usize> = self.index().policies().map(|(_, r)| self.shards.of(&r.intent.project)).collect();
+        let mut intervals: BTreeMap<usize, Duration> = BTreeMap::new();
+        for (_, record) in self.index().policies() {
+            let interval = self.interval(&record.intent.project, record.intent.interval);
+            let shortest = intervals.entry(self.shards.of(&record.intent.project)).or_insert(interval);
+            *shortest = interval.min(*shortest);
+        }
         for (shard, term) in self.shards.terms().into_iter().enumerate() {
-            self.metrics.shard(shard, term.is_some(), busy.contains(&shard));
+            self.metrics.shard(shard, term.is_some(), intervals.get(&shard).copied());
         }
     }
 }
