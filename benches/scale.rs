@@ -4,7 +4,8 @@
 //! times are upper bounds. The budgets of calls per minute are raised out of the way and reported; with the default budget
 //! of 30 writes a minute and region, that budget is the bound and nothing else.
 //!
-//! `cargo bench --bench scale -- 100 1000` runs these sizes only.
+//! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift is undone that the
+//! audit log tells of, through Google's Pub/Sub emulator, which must be installed for that.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sandbox::{Api, Fault, Rule, Sandbox};
+use sandbox::{Api, Fault, Pubsub, Rule, Sandbox};
 use serde_json::{Value, json};
 
 const LATENCY_MS: u64 = 50;
@@ -32,6 +33,10 @@ impl Drop for Operator {
 
 impl Operator {
     fn start(sandbox: &Sandbox, config: &std::path::Path) -> Self {
+        Self::start_with(sandbox, config, &[])
+    }
+
+    fn start_with(sandbox: &Sandbox, config: &std::path::Path, more: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
             .args([
@@ -45,6 +50,7 @@ impl Operator {
             ])
             .args(["--reads-per-minute", "1000000", "--writes-per-minute", "1000000"])
             .args(["--lease-duration", "3s", "--lease-renew", "1s"])
+            .args(more)
             .env("KUBECONFIG", config)
             .stdout(Stdio::null())
             .spawn()
@@ -165,7 +171,8 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted[((sorted.len() as f64 * p).ceil() as usize).clamp(1, sorted.len()) - 1]
 }
 
-async fn run(size: usize) -> Value {
+/// A sandbox with `size` services, a policy on each, and Cloud Run `LATENCY_MS` away.
+async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let bench = Bench { sandbox, http: reqwest::Client::new(), size };
     for file in ["invokerpolicies.yaml", "invokerguardrails.yaml", "invokerchanges.yaml", "invokerledgers.yaml"] {
@@ -192,6 +199,79 @@ async fn run(size: usize) -> Value {
     bench.sandbox.faults.add(Rule::run("", "", Fault::Latency { milliseconds: LATENCY_MS }));
     let config = std::env::temp_dir().join(format!("run-invoker-bench-{}-{size}.kubeconfig", std::process::id()));
     std::fs::write(&config, bench.sandbox.kubeconfig()).unwrap();
+    (bench, config)
+}
+
+/// Milliseconds from the moment at which a drift is published to the answer to the write that undoes it, one at a time and
+/// a hundred at once; and the calls for each.
+async fn events(size: usize) -> Value {
+    let pubsub = Pubsub::start().await.unwrap().expect("the Pub/Sub emulator of the gcloud SDK is not installed");
+    let (bench, config) = fleet(size).await;
+    let endpoint = pubsub.endpoint();
+    let more = [
+        "--event-subscription",
+        Pubsub::SUBSCRIPTION,
+        "--event-endpoint",
+        &endpoint,
+        "--breaker-corrections",
+        "1000000",
+    ];
+    let operator = Operator::start_with(&bench.sandbox, &config, &more);
+    bench.all_ready(Instant::now()).await;
+    bench.sandbox.run.audit.publish_to(&endpoint, Pubsub::TOPIC);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let drift = |i: usize| {
+        let (p, r, n) = place(i);
+        bench.sandbox.run.add_member(&p, r, &n, "roles/run.invoker", "user:x@evil.org");
+        format!("/{n}:setIamPolicy")
+    };
+    let written = |mark: u64, path: &str| {
+        let found =
+            bench.sandbox.journal.since(mark, |e| e.api == Api::Run && e.path().ends_with(path) && e.status == 200);
+        !found.is_empty()
+    };
+    let begin = bench.sandbox.journal.last();
+    let mut alone = Vec::new();
+    for n in 0..200 {
+        let mark = bench.sandbox.journal.last();
+        let made = Instant::now();
+        let path = drift((n * 7919) % size);
+        while !written(mark, &path) {
+            assert!(made.elapsed() < Duration::from_secs(30), "drift {n} is not undone");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        alone.push(made.elapsed().as_secs_f64() * 1000.0);
+    }
+    // The read-backs and the events about our own writes are over.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calls = bench.sandbox.journal.since(begin, |e| e.api == Api::Run && e.path().ends_with("IamPolicy")).len();
+    let mut together = Vec::new();
+    let mark = bench.sandbox.journal.last();
+    let made = Instant::now();
+    let mut open: Vec<String> = (0..100).map(|n| drift((n * 7919 + 13) % size)).collect();
+    while !open.is_empty() {
+        assert!(made.elapsed() < Duration::from_secs(60), "{} are not undone", open.len());
+        let before = open.len();
+        open.retain(|path| !written(mark, path));
+        together.extend(std::iter::repeat_n(made.elapsed().as_secs_f64() * 1000.0, before - open.len()));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let rss = operator.rss_mib();
+    drop(operator);
+    std::fs::remove_file(&config).ok();
+    alone.sort_by(f64::total_cmp);
+    together.sort_by(f64::total_cmp);
+    json!({
+        "policies": size,
+        "oneAtATimeMs": {"p50": percentile(&alone, 0.5), "p99": percentile(&alone, 0.99), "drifts": alone.len()},
+        "hundredAtOnceMs": {"p50": percentile(&together, 0.5), "p99": percentile(&together, 0.99)},
+        "callsPerDrift": calls as f64 / alone.len() as f64,
+        "rssMib": rss,
+    })
+}
+
+async fn run(size: usize) -> Value {
+    let (bench, config) = fleet(size).await;
 
     // From nothing: every policy has its service read, written, read back, and its status says so.
     let started = Instant::now();
@@ -319,6 +399,7 @@ fn main() {
     if named.is_empty() {
         sizes = vec![100, 1000, 10_000];
     }
+    let with_events = named.iter().any(|n| n == "events") || (named.is_empty() && Pubsub::program().is_some());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let startup = runtime.block_on(startup());
     println!(
@@ -327,7 +408,23 @@ fn main() {
         percentile(&startup, 0.5),
         percentile(&startup, 1.0)
     );
+    let told = with_events.then(|| runtime.block_on(events(1000)));
+    if let Some(e) = &told {
+        let pair =
+            |v: &Value| format!("p50 {:.0} ms, p99 {:.0} ms", v["p50"].as_f64().unwrap(), v["p99"].as_f64().unwrap());
+        println!(
+            "drift that the audit log tells of, published to undone, 1,000 services: {} (goal p99 2000 ms)",
+            pair(&e["oneAtATimeMs"])
+        );
+        println!(
+            "the same, 100 at once: {}; calls for each {:.2}; RSS {:.1} MiB",
+            pair(&e["hundredAtOnceMs"]),
+            e["callsPerDrift"].as_f64().unwrap(),
+            e["rssMib"].as_f64().unwrap()
+        );
+    }
     if sizes.is_empty() {
+        println!("machine: {}", machine());
         return;
     }
     let results: Vec<Value> = sizes
@@ -367,7 +464,10 @@ fn main() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
     std::fs::write(
         &path,
-        serde_json::to_string_pretty(&json!({"machine": machine, "startupMs": startup, "results": results})).unwrap(),
+        serde_json::to_string_pretty(
+            &json!({"machine": machine, "startupMs": startup, "events": told, "results": results}),
+        )
+        .unwrap(),
     )
     .unwrap();
     println!("\nwritten to {}", path.display());

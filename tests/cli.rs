@@ -86,6 +86,7 @@ async fn put(client: &Client, object: &Value) {
     let mut object = object.clone();
     let version = match kind {
         "ServiceAccount" => "v1",
+        "Lease" => "coordination.k8s.io/v1",
         k if k.starts_with("Role") => "rbac.authorization.k8s.io/v1",
         _ => "run-invoker.dev/v1alpha1",
     };
@@ -96,6 +97,7 @@ async fn put(client: &Client, object: &Value) {
         "InvokerChange" => ApiResource::erase::<InvokerChange>(&()),
         "Role" => ApiResource::erase::<k8s_openapi::api::rbac::v1::Role>(&()),
         "RoleBinding" => ApiResource::erase::<k8s_openapi::api::rbac::v1::RoleBinding>(&()),
+        "Lease" => ApiResource::erase::<k8s_openapi::api::coordination::v1::Lease>(&()),
         "ServiceAccount" => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
         other => panic!("{other}"),
     };

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Operator, Pubsub, Setup, eventually, which};
+use common::{Operator, Setup, eventually, which};
 use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams, PostParams},
@@ -19,7 +19,7 @@ use run_invoker::{
     controller::events::{EventOptions, Heard},
     subscription::Source,
 };
-use sandbox::Sandbox;
+use sandbox::{Pubsub, Sandbox};
 use serde_json::{Value, json};
 
 const P: &str = "acme-prod";
@@ -147,7 +147,7 @@ const A: &str = "user:a@acme.com";
 /// The way a change of a colleague goes, with everything real that can be had: gcloud makes it, the emulator carries it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn drift_by_gcloud_is_healed_in_seconds_and_has_a_name() {
-    let Some(pubsub) = Pubsub::start().await else { return };
+    let Some(pubsub) = common::pubsub().await else { return };
     let Some(program) = which("gcloud") else { panic!("the emulator without gcloud") };
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
     world.publish(&pubsub);
@@ -398,7 +398,7 @@ async fn changes_of_services_are_listed_at_once() {
 /// Ten thousand messages, half of them rubbish or about others, with real ones in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_burst_of_ten_thousand_messages() {
-    let Some(pubsub) = Pubsub::start().await else { return };
+    let Some(pubsub) = common::pubsub().await else { return };
     let services: Vec<String> = (0..50).map(|i| format!("s{i}")).collect();
     let world = World::new(&services, "Enforce", &with_events(Duration::from_secs(300))).await;
     let from = world.mark();
@@ -423,7 +423,7 @@ async fn a_burst_of_ten_thousand_messages() {
         })
         .collect();
     let _reader = world.listen(&pubsub).await;
-    pubsub.publish(&messages).await;
+    pubsub.publish(&messages).await.unwrap();
     for name in &services {
         world.members_of(name, &[A], Duration::from_secs(60)).await;
     }
@@ -448,7 +448,7 @@ async fn a_burst_of_ten_thousand_messages() {
 /// The subscriber goes and comes, the emulator too; acknowledgements are lost with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_subscriber_and_the_emulator_come_and_go() {
-    let Some(mut pubsub) = Pubsub::start().await else { return };
+    let Some(mut pubsub) = common::pubsub().await else { return };
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
     world.publish(&pubsub);
     let reader = world.listen(&pubsub).await;
@@ -467,7 +467,7 @@ async fn the_subscriber_and_the_emulator_come_and_go() {
     // The emulator forgets everything when it goes.
     pubsub.down();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    pubsub.up().await;
+    pubsub.up().await.unwrap();
     let from = world.mark();
     drift("user:z@evil.org");
     world.members_of("web", &[A], Duration::from_secs(60)).await;

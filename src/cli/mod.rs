@@ -7,6 +7,7 @@ mod access;
 mod act;
 mod context;
 mod diagnose;
+mod doctor;
 mod export;
 pub mod files;
 mod plan;
@@ -151,6 +152,12 @@ pub enum Command {
   kubectl invoker access --project acme-prod --project acme-shop -o html > access.html")]
     Access(access::AccessCommand),
 
+    /// What stands between the operator and its work: definitions, leadership, permissions, events, quota.
+    #[command(after_help = "Examples:
+  kubectl invoker doctor
+  kubectl invoker doctor --project acme-prod --event-subscription projects/acme-ops/subscriptions/run-invoker-events")]
+    Doctor(Box<doctor::DoctorCommand>),
+
     /// Completion for a shell: source <(kubectl invoker completion bash)
     Completion {
         #[arg(value_enum)]
@@ -182,6 +189,7 @@ pub async fn run(args: Args) -> ExitCode {
         Command::Resume(c) => act::suspend(&context, &c, false).await,
         Command::Rollback(c) => act::rollback(&context, &c).await,
         Command::Access(c) => access::run(&context, &c).await,
+        Command::Doctor(c) => doctor::run(&context, &c).await,
         Command::Completion { shell } => completion(shell),
     };
     match result {

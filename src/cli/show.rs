@@ -12,7 +12,9 @@ use super::{
     world::list_all,
 };
 use crate::{
-    api::{ChangePhase, InvokerChange, InvokerPolicy, InvokerPolicyStatus, POLICY_LABEL_PREFIX, ServiceState},
+    api::{
+        ChangePhase, ChangedBy, InvokerChange, InvokerPolicy, InvokerPolicyStatus, POLICY_LABEL_PREFIX, ServiceState,
+    },
     render::{Format, Tone, data, table},
 };
 
@@ -105,6 +107,8 @@ struct DriftLine {
     unexpected: Vec<String>,
     exposed: bool,
     contested: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift_by: Option<ChangedBy>,
     #[serde(skip_serializing_if = "String::is_empty")]
     message: String,
 }
@@ -245,6 +249,10 @@ fn in_full(context: &Context, p: &InvokerPolicy) -> String {
                 text.push_str(&format!("  {sign} {member}\n"));
             }
         }
+        if let Some(by) = &s.drift_by {
+            text.push_str(&style.wrap(2, &format!("by {by}")));
+            text.push('\n');
+        }
         if !s.message.is_empty() {
             text.push_str(&style.wrap(2, &s.message));
             text.push('\n');
@@ -287,6 +295,7 @@ fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
             unexpected: s.unexpected.clone(),
             exposed: s.exposed,
             contested: s.contested,
+            drift_by: s.drift_by.clone(),
             message: s.message.clone(),
         })
         .collect();
@@ -308,6 +317,7 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
         what.extend(l.unexpected.iter().map(|m| format!("- {m}")));
         what.extend(l.exposed.then(|| "EXPOSED: anyone can call it".to_owned()));
         what.extend(l.contested.then(|| "CONTESTED: somebody else keeps changing it".to_owned()));
+        what.extend(l.drift_by.as_ref().map(|by| format!("by {by}")));
         what.extend((!l.message.is_empty()).then(|| l.message.clone()));
         what
     };
@@ -334,7 +344,7 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
         let head = format!("{} ({})", l.service, l.region);
         let since = ago(context.now, l.since);
         text.push_str(&style.paint(Tone::Strong, &head));
-        text.push_str(&format!("  {:?} since {since}, by {}/{}\n", l.state, l.namespace, l.policy));
+        text.push_str(&format!("  {:?} since {since}, policy {}/{}\n", l.state, l.namespace, l.policy));
         for line in what(l) {
             let tone = if line.starts_with('+') { Tone::Good } else { Tone::Bad };
             text.push_str(&style.paint(tone, &style.wrap(2, &line)));
@@ -342,7 +352,8 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
         }
         text.push('\n');
     }
-    let legend = "+ declared and not there, - there and not declared. Who made it: Cloud Audit Logs, SetIamPolicy.";
+    let legend =
+        "+ declared and not there, - there and not declared. By whom: where audit events tell (docs/events.md).";
     text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
     text.push('\n');
     Ok(text)
@@ -385,6 +396,7 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
             if command.members {
                 grants.extend(s.added.iter().map(|g| format!("+ {}", g.member)));
                 grants.extend(s.removed.iter().map(|g| format!("- {}", g.member)));
+                grants.extend(s.drift_by.as_ref().map(|by| format!("against {by}")));
             }
             vec![
                 if command.all_namespaces {

@@ -20,7 +20,24 @@ use crate::{
 
 /// Where Google's global endpoint is.
 pub const DEFAULT_ENDPOINT: &str = "https://run.googleapis.com";
-const RESOURCE_MANAGER: &str = "https://cloudresourcemanager.googleapis.com";
+/// Another API of Google.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    ResourceManager,
+    PubSub,
+    Logging,
+}
+
+impl Side {
+    fn endpoint(self) -> &'static str {
+        match self {
+            Self::ResourceManager => "https://cloudresourcemanager.googleapis.com",
+            Self::PubSub => "https://pubsub.googleapis.com",
+            Self::Logging => "https://logging.googleapis.com",
+        }
+    }
+}
+
 const PAGE_SIZE: i32 = 500;
 /// A listing that never ends would hold a worker for ever; Cloud Run allows 1,000 services per project and region.
 const MAX_PAGES: usize = 500;
@@ -116,19 +133,39 @@ impl Google {
     /// # Errors
     /// The fault of the one call that this makes.
     pub async fn project_policy(&self, project: &str) -> Result<Policy, Fault> {
-        let google = self.options.endpoint.trim_end_matches('/') == DEFAULT_ENDPOINT;
-        let base = if google { RESOURCE_MANAGER } else { self.options.endpoint.trim_end_matches('/') };
-        let url = format!("{base}/v3/projects/{project}:getIamPolicy");
         let body = serde_json::json!({"options": {"requestedPolicyVersion": 3}});
-        let response =
-            self.http.post(url).headers(self.headers().await?).json(&body).send().await.map_err(from_reqwest)?;
+        let path = format!("v3/projects/{project}:getIamPolicy");
+        let answer = self.ask(Side::ResourceManager, &path, Some(&body)).await?;
+        serde_json::from_value(answer)
+            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the project's policy is not as documented: {e}")))
+    }
+
+    /// Asks another of Google's APIs, which no reconciling needs: a GET, or a POST where there is a body. Reached at the
+    /// Cloud Run endpoint where that is not Google's, as emulators have everything in one place.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes.
+    pub async fn ask(
+        &self,
+        side: Side,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<serde_json::Value, Fault> {
+        let own = self.options.endpoint.trim_end_matches('/');
+        let base = if own == DEFAULT_ENDPOINT { side.endpoint() } else { own };
+        let url = format!("{base}/{path}");
+        let request = match body {
+            Some(body) => self.http.post(url).json(body),
+            None => self.http.get(url),
+        };
+        let response = request.headers(self.headers().await?).send().await.map_err(from_reqwest)?;
         let (code, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.map_err(from_reqwest)?;
         if !code.is_success() {
             return Err(from_body(code.as_u16(), &headers, &body));
         }
         serde_json::from_slice(&body)
-            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the project's policy is not as documented: {e}")))
+            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the answer is not as documented: {e}")))
     }
 
     /// Credentials and the project that pays.

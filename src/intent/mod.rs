@@ -261,6 +261,11 @@ fn declared(
 }
 
 /// Whole hours, minutes and seconds, as in `1h30m`.
+/// An interval as a policy has it; 5m where it cannot be read.
+pub fn interval(text: &str) -> Duration {
+    parse_interval(text).unwrap_or(Duration::from_secs(300))
+}
+
 fn parse_interval(text: &str) -> Option<Duration> {
     let mut total = 0u64;
     let mut number = None::<u64>;

@@ -401,95 +401,15 @@ pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
     Shell { program, env: env.map(|(k, v)| (k.to_owned(), v)).to_vec() }
 }
 
-/// The Pub/Sub emulator of the gcloud SDK.
-pub struct Pubsub {
-    program: PathBuf,
-    child: Option<Child>,
-    folder: PathBuf,
-    pub port: u16,
-}
-
-impl Pubsub {
-    pub const TOPIC: &'static str = "projects/acme-ops/topics/audit-events";
-    pub const SUBSCRIPTION: &'static str = "projects/acme-ops/subscriptions/run-invoker";
-
-    /// Starts it, with a topic and a subscription. `None`: it is not installed; on CI it must be.
-    pub async fn start() -> Option<Self> {
-        let Some(program) = Self::program() else {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "the Pub/Sub emulator of the gcloud SDK is not installed, and on CI this test must run"
-            );
-            println!("NOT TESTED: the Pub/Sub emulator of the gcloud SDK is not installed");
-            return None;
-        };
-        let port = free_port();
-        let folder = std::env::temp_dir().join(format!("run-invoker-pubsub-{}-{port}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let mut this = Self { program, child: None, folder, port };
-        this.up().await;
-        Some(this)
+/// The Pub/Sub emulator of the gcloud SDK. `None`: it is not installed; on CI it must be.
+pub async fn pubsub() -> Option<sandbox::Pubsub> {
+    let found = sandbox::Pubsub::start().await.unwrap();
+    if found.is_none() {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "the Pub/Sub emulator of the gcloud SDK is not installed, and on CI this test must run"
+        );
+        println!("NOT TESTED: the Pub/Sub emulator of the gcloud SDK is not installed");
     }
-
-    /// The SDK is where `gcloud` is; it is not asked, because that takes seconds.
-    fn program() -> Option<PathBuf> {
-        let gcloud = which("gcloud")?.canonicalize().ok()?;
-        let places = gcloud.ancestors().map(|a| a.join("platform/pubsub-emulator/bin/cloud-pubsub-emulator"));
-        let usual = PathBuf::from("/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator");
-        places.chain([usual]).find(|p| p.is_file())
-    }
-
-    pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Starts it on its port. What it knew is gone; the topic and the subscription are made again.
-    pub async fn up(&mut self) {
-        let mut command = std::process::Command::new(&self.program);
-        command.args(["--host=127.0.0.1", &format!("--port={}", self.port)]).current_dir(&self.folder);
-        // Its script starts Java as a child, and both must go.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        self.child = Some(command.spawn().unwrap());
-        let topic = format!("{}/v1/{}", self.endpoint(), Self::TOPIC);
-        eventually(Duration::from_secs(60), "the Pub/Sub emulator is up", || async {
-            let answer = reqwest::Client::new().put(&topic).body("{}").send().await.map_err(|e| e.to_string())?;
-            if answer.status().is_success() { Ok(()) } else { Err(answer.text().await.unwrap_or_default()) }
-        })
-        .await;
-        let subscription = format!("{}/v1/{}", self.endpoint(), Self::SUBSCRIPTION);
-        let body = serde_json::json!({"topic": Self::TOPIC, "ackDeadlineSeconds": 10});
-        let answer = reqwest::Client::new().put(&subscription).json(&body).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    }
-
-    pub fn down(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            std::process::Command::new("kill").args(["-9", "--", &format!("-{}", child.id())]).status().ok();
-            child.wait().ok();
-        }
-    }
-
-    /// Publishes messages as anybody who may could.
-    pub async fn publish(&self, messages: &[Vec<u8>]) {
-        use base64::Engine as _;
-        let url = format!("{}/v1/{}:publish", self.endpoint(), Self::TOPIC);
-        for part in messages.chunks(500) {
-            // Pub/Sub refuses a message that has nothing in it.
-            let list: Vec<_> = part
-                .iter()
-                .map(|m| serde_json::json!({"data": base64::engine::general_purpose::STANDARD.encode(m), "attributes": {"a": "b"}}))
-                .collect();
-            let body = serde_json::json!({"messages": list});
-            let answer = reqwest::Client::new().post(&url).json(&body).send().await.unwrap();
-            assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-        }
-    }
-}
-
-impl Drop for Pubsub {
-    fn drop(&mut self) {
-        self.down();
-        std::fs::remove_dir_all(&self.folder).ok();
-    }
+    found
 }

@@ -19,7 +19,7 @@ const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   POST   /services                      {project, region, name, labels?, invokerIamDisabled?} deploys one
   DELETE /services/P/R/NAME             deletes one
   POST   /members                       {project, region, name, role?, add?, remove?} changes IAM behind the operator's back
-  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, pageCap?}
+  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, pageCap?, sinks?, subscriptions?}
   GET    /faults    POST /faults    DELETE /faults    {api, method?, contains?, times?, skip?, fault: {kind: latency|error|drop|lostResponse|hang, ...}}
   POST   /outage                        {api: kube, milliseconds}
   POST   /compact                       forgets the watch history: older watches get 410
@@ -98,7 +98,9 @@ impl Control {
                 Ok(json!({}))
             }
             ("POST", ["world"]) => {
-                const KNOWN: [&str; 10] = [
+                const KNOWN: [&str; 12] = [
+                    "sinks",
+                    "subscriptions",
                     "unknown",
                     "permittedDomains",
                     "denied",
@@ -148,6 +150,12 @@ impl Control {
                     }
                     if let Some(t) = body["terse"].as_bool() {
                         w.terse = t;
+                    }
+                    for (project, list) in body["sinks"].as_object().into_iter().flatten() {
+                        w.sinks.insert(project.clone(), list.as_array().cloned().unwrap_or_default());
+                    }
+                    for (name, subscription) in body["subscriptions"].as_object().into_iter().flatten() {
+                        w.subscriptions.insert(name.clone(), subscription.clone());
                     }
                 });
                 Ok(json!({}))

@@ -10,6 +10,7 @@ pub mod control;
 pub mod faults;
 pub mod journal;
 pub mod kube;
+pub mod pubsub;
 pub mod run;
 pub mod server;
 
@@ -18,6 +19,7 @@ use std::{net::SocketAddr, sync::Arc};
 pub use clock::Clock;
 pub use faults::{Fault, Faults, Rule};
 pub use journal::{Api, Entry, Journal};
+pub use pubsub::Pubsub;
 
 /// What to listen on.
 #[derive(Clone, Debug)]

@@ -89,6 +89,10 @@ pub struct World {
     pub terse: bool,
     /// The most services on a page, whatever the client asks for.
     pub page_cap: Option<usize>,
+    /// Log sinks of projects, as the Logging API shows them.
+    pub sinks: BTreeMap<String, Vec<Value>>,
+    /// Pub/Sub subscriptions by name. Messages are carried by the emulator of Google, not here.
+    pub subscriptions: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Default)]

@@ -49,6 +49,16 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
         // The Resource Manager, v3: here a POST, other than on Cloud Run.
         ("POST", ["v3", "projects", p]) => match p.split_once(':') {
             Some((p, "getIamPolicy")) => project_policy(run, p),
+            Some((p, "testIamPermissions")) => project_permissions(run, call, p),
+            _ => Err(unknown_path()),
+        },
+        // Cloud Logging, and Pub/Sub as far as it is looked at.
+        ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
+        ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
+        ("POST", ["v1", "projects", p, "subscriptions", s]) => match s.split_once(':') {
+            Some((s, "testIamPermissions")) => {
+                subscription(run, p, s).map(|_| call.json()).map(|asked| json!({"permissions": asked["permissions"]}))
+            }
             _ => Err(unknown_path()),
         },
         ("GET", ["v1", "projects", p, "locations"]) => locations(run, p),
@@ -192,19 +202,49 @@ fn try_set_policy(
     Ok(after)
 }
 
+/// What the caller holds of what was asked for; of a project that is not there, or that may not be seen, nothing.
+fn project_permissions(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
+    let state = run.lock();
+    let asked = call.json();
+    let held = held_permissions(&state, p, &asked);
+    let there = state.services.keys().any(|k| k.0 == p) || state.world.denied.iter().any(|(q, _)| q == p);
+    Ok(if held.is_empty() || !there { json!({}) } else { json!({"permissions": held}) })
+}
+
+fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
+    let list = asked["permissions"].as_array().into_iter().flatten();
+    list.filter(|v| v.as_str().is_some_and(|v| !state.world.denied.contains(&(p.to_owned(), v.to_owned()))))
+        .cloned()
+        .collect()
+}
+
+fn sinks(run: &Run, p: &str) -> Result<Value, Problem> {
+    let mut state = run.lock();
+    state.gate(p, "-", "logging.sinks.list", &format!("projects/{p}"), false)?;
+    let list = state.world.sinks.get(p).cloned().unwrap_or_default();
+    Ok(if list.is_empty() { json!({}) } else { json!({"sinks": list}) })
+}
+
+fn subscription(run: &Run, p: &str, s: &str) -> Result<Value, Problem> {
+    let name = format!("projects/{p}/subscriptions/{s}");
+    let state = run.lock();
+    let mut found = state
+        .world
+        .subscriptions
+        .get(&name)
+        .cloned()
+        .ok_or_else(|| Problem::new(404, "NOT_FOUND", format!("Resource not found (resource={s}).")))?;
+    found["name"] = json!(name);
+    Ok(found)
+}
+
 fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(p, r, "", &resource(p, r, s), false)?;
-    let request: Value = serde_json::from_slice(&call.body).unwrap_or_default();
     if !state.services.contains_key(&key(p, r, s)) {
         return Ok(json!({}));
     }
-    let held: Vec<&Value> = request["permissions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|v| v.as_str().is_some_and(|v| !state.world.denied.contains(&(p.to_owned(), v.to_owned()))))
-        .collect();
+    let held = held_permissions(&state, p, &call.json());
     Ok(if held.is_empty() { json!({}) } else { json!({"permissions": held}) })
 }
 
