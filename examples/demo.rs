@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use sandbox::{Api, Options, Sandbox};
+use sandbox::{Api, Options, Pubsub, Sandbox};
 use serde_json::{Value, json};
 
 /// Shows what run-invoker does, in under a minute, on this machine only.
@@ -179,7 +179,7 @@ impl Stage {
     }
 
     fn calls(&self) -> (usize, usize) {
-        let ours = self.sandbox.journal.since(self.mark, |e| e.api == Api::Run && !e.user_agent.starts_with("gcloud"));
+        let ours = self.sandbox.journal.since(self.mark, |e| e.api == Api::Run && !e.user_agent.contains("gcloud"));
         let count = |suffix: &str| ours.iter().filter(|e| e.path().ends_with(suffix)).count();
         (count(":getIamPolicy"), count(":setIamPolicy"))
     }
@@ -189,11 +189,12 @@ impl Stage {
         self.command(&format!("gcloud run services add-iam-policy-binding {name} \\"));
         self.say(&format!("    --region {region} --role {INVOKER} --member {member}"));
         let base = format!("{}/v1/projects/{PROJECT}/locations/{region}/services/{name}", self.sandbox.run_url());
-        let agent = "gcloud/demo";
+        let agent = "google-cloud-sdk gcloud/demo";
         let mut policy: Value = self
             .http
             .get(format!("{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3"))
             .header("user-agent", agent)
+            .header("authorization", "Bearer as:mallory@acme.com")
             .send()
             .await?
             .json()
@@ -208,6 +209,7 @@ impl Stage {
             .http
             .post(format!("{base}:setIamPolicy?alt=json"))
             .header("user-agent", agent)
+            .header("authorization", "Bearer as:mallory@acme.com")
             .json(&json!({"policy": policy}))
             .send()
             .await?;
@@ -282,7 +284,15 @@ async fn main() -> anyhow::Result<()> {
     stage.apply(&root.join("samples/00-namespaces.yaml")).await?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let listen = if args.keep { "127.0.0.1:8080".to_owned() } else { format!("127.0.0.1:{port}") };
-    let mut operator = start_operator(&stage, &config, &listen)?;
+    let pubsub = Pubsub::start().await.context("starting the Pub/Sub emulator")?;
+    match &pubsub {
+        Some(_) => stage.say("Audit events come over Google's own Pub/Sub emulator, which gcloud brought."),
+        None => stage.say("The Pub/Sub emulator of gcloud is not installed: drift is found by regular looks alone."),
+    }
+    if let Some(pubsub) = &pubsub {
+        stage.sandbox.run.audit.publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
+    }
+    let mut operator = start_operator(&stage, &config, &listen, pubsub.as_ref())?;
 
     stage.chapter("1. Audit: a first apply only shows the plan");
     stage.command("kubectl apply -f samples/10-audit.yaml");
@@ -340,7 +350,10 @@ async fn main() -> anyhow::Result<()> {
     stage.mark();
     stage.gcloud_add(EU, "checkout", "allUsers").await?;
     let made = Instant::now();
-    stage.say("waiting for the next regular look (every 10 s in this demo) ...");
+    stage.say(match &pubsub {
+        Some(_) => "an entry of the audit log tells of it ...",
+        None => "waiting for the next regular look (every 10 s in this demo) ...",
+    });
     stage.iam(EU, "checkout", &declared).await?;
     let (_, writes) = stage.calls();
     anyhow::ensure!(writes == 1, "{writes} writes to correct one drift");
@@ -360,12 +373,16 @@ async fn main() -> anyhow::Result<()> {
                 shown.push((reason.into(), note.into()));
             }
         }
-        if shown.iter().any(|e| e.0 == "DriftCorrected") {
+        if ["DriftDetected", "DriftCorrected"].iter().all(|r| shown.iter().any(|e| e.0 == *r)) {
             break shown;
         }
         anyhow::ensure!(Instant::now() < deadline, "no event tells of the correction: {events:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
+    if pubsub.is_some() {
+        let named = shown.iter().any(|(_, note)| note.contains("by mallory@acme.com with gcloud"));
+        anyhow::ensure!(named, "nobody says who made the drift: {shown:?}");
+    }
     for (reason, note) in shown {
         stage.say(&wrap(&format!("{reason}: {note}"), 70));
     }
@@ -459,7 +476,7 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_operator(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<Operator> {
+fn start_operator(stage: &Stage, config: &Path, listen: &str, pubsub: Option<&Pubsub>) -> anyhow::Result<Operator> {
     let binary = std::env::current_exe()?
         .parent()
         .and_then(Path::parent)
@@ -468,6 +485,14 @@ fn start_operator(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<
     let log = std::fs::File::create(stage.folder.join("operator.log"))?;
     let child = Command::new(&binary)
         .args(["--cloud-run-endpoint", &stage.sandbox.run_url(), "--anonymous", "--listen", listen])
+        .args(pubsub.iter().flat_map(|p| {
+            [
+                "--event-subscription".to_owned(),
+                Pubsub::SUBSCRIPTION.to_owned(),
+                "--event-endpoint".to_owned(),
+                p.endpoint(),
+            ]
+        }))
         .env("KUBECONFIG", config)
         .stdout(Stdio::null())
         .stderr(log)
@@ -478,7 +503,7 @@ fn start_operator(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<
 
 async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> {
     let token = stage.folder.join("token");
-    std::fs::write(&token, "sandbox")?;
+    std::fs::write(&token, "as:you@acme.com")?;
     println!("\nIt stays up. In another terminal:");
     println!("\n  # kubectl");
     println!("  export KUBECONFIG={}", config.display());

@@ -15,6 +15,7 @@ use kube::{
 use run_invoker::{
     api::{self, InvokerChange, InvokerGuardrail, InvokerPolicy, ROLLBACK},
     config::Args,
+    controller::events::EventOptions,
 };
 use sandbox::{Api as Side, Entry, Sandbox};
 use serde_json::{Value, json};
@@ -223,13 +224,26 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
     let count = format!("shards={shards}");
-    Helm::to(&sandbox).run(&["install", "run-invoker", ".", "--create-namespace", "--set", &count]).await;
+    Helm::to(&sandbox)
+        .run(&[
+            "install",
+            "run-invoker",
+            ".",
+            "--create-namespace",
+            "--set",
+            &count,
+            "--set",
+            "events.subscriptions={projects/acme-ops/subscriptions/run-invoker}",
+        ])
+        .await;
     for name in ["web", "api"] {
         sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
     }
     let mut setup = Setup { home: "platform".into(), shards, ..Setup::default() };
     setup.breaker.corrections = 2;
     setup.retention.number = 1;
+    // None comes, and that is told; looks are no further apart for it.
+    setup.events = Some(EventOptions { interval: Duration::ZERO, patience: Duration::from_secs(1) });
     let as_operator = common::operators_client(&sandbox.kubeconfig_of("platform", "run-invoker")).await;
     for forbidden in ["/api/v1/namespaces/platform/secrets", "/apis/coordination.k8s.io/v1/namespaces/default/leases"] {
         let request = http::Request::get(forbidden).body(vec![]).unwrap();
