@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 use run_invoker::{
+    audit::{self, Drift, Kind, Trail},
     cloudrun::google,
     iam::{Grant, Policy, Principal, PrincipalKind, Role, RunService},
     intent::{Declared, Guardrail, Limits, Terms},
@@ -14,8 +15,14 @@ use run_invoker::{
 /// A target: its name, which is also the folder of its corpus, and what it runs.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: &[Target] =
-    &[("member", member), ("policy", policy), ("services", services), ("selector", selector), ("glob", glob)];
+pub const TARGETS: &[Target] = &[
+    ("member", member),
+    ("policy", policy),
+    ("services", services),
+    ("selector", selector),
+    ("glob", glob),
+    ("audit", audit),
+];
 
 /// Members as people declare them and as IAM returns them.
 pub fn member(data: &[u8]) {
@@ -67,6 +74,27 @@ pub fn services(data: &[u8]) {
             |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         assert!(clean(region) && clean(name), "{:?} would end up in a URL", info.service);
     }
+}
+
+/// Log entries as anybody who may publish to the topic could write them.
+pub fn audit(data: &[u8]) {
+    let Ok(Some(entry)) = audit::parse(data) else { return };
+    let words = entry.by.to_string();
+    assert!(!words.chars().any(char::is_control), "a terminal would obey {words:?}");
+    let by = &entry.by;
+    let bounds = [(&by.principal, 512), (&by.tool, 64), (&by.user_agent, 256), (&by.method, 128)];
+    assert!(bounds.iter().all(|(text, most)| text.chars().count() <= *most), "the API server would refuse the record");
+    assert!(by.via.len() <= 8 && by.via.iter().all(|v| v.chars().count() <= 512));
+    let Kind::PolicySet(set) = entry.kind else { return };
+    // Whatever it says, nobody is blamed for what is not real.
+    let mut trail = Trail::default();
+    trail.add(set, entry.by);
+    let live = Policy::default();
+    let drift = Drift {
+        missing: [Grant::new(Principal::from_live("user:a@acme.com"), Role::Invoker)].into(),
+        ..Drift::default()
+    };
+    assert!(trail.blame(&live, None, &drift).is_empty());
 }
 
 /// Label selectors, against a second opinion.

@@ -70,7 +70,11 @@ impl Source {
                 tokio::time::sleep(TICK).await;
             }
             match self.session(&subscription, &*ear).await {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    // Nobody listens any more, and what is not listened to is not missing.
+                    failures = 0;
+                    ear.fares(&subscription, Ok(()));
+                }
                 Err(why) => {
                     // Its first failure is news, the others are not.
                     if failures == 0 {

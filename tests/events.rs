@@ -516,3 +516,54 @@ async fn silence_shrinks_the_intervals_and_an_event_stretches_them_again() {
     })
     .await;
 }
+
+/// Two replicas share the shards and one subscription: what one of them gets for the other reaches the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn replicas_share_a_subscription() {
+    let Some(pubsub) = common::pubsub().await else { return };
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    let projects: Vec<String> = (0..8).map(|i| format!("acme-{i}")).collect();
+    for project in &projects {
+        sandbox.run.deploy(project, R, "web", &[]);
+        sandbox.run.add_member(project, R, "web", ROLE, A);
+        let mut object = policy(project, "Enforce", "5m", named("web"));
+        object["spec"]["project"] = json!(project);
+        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    }
+    let mut replicas = Vec::new();
+    for identity in ["a", "b"] {
+        let setup = Setup { shards: 2, identity: identity.into(), ..with_events(Duration::from_secs(300)) };
+        let operators = common::operators_client(&sandbox.kubeconfig()).await;
+        replicas.push(Operator::start(operators, sandbox.run_url(), &setup).await);
+    }
+    eventually(Duration::from_secs(40), "each has a shard", || async {
+        let held: Vec<usize> = replicas.iter().map(|r| r.shards.terms().iter().flatten().count()).collect();
+        if held == [1, 1] { Ok(()) } else { Err(format!("{held:?}")) }
+    })
+    .await;
+    let world = World { sandbox, client, operator: replicas.remove(0) };
+    world.settled(projects.len()).await;
+    world.publish(&pubsub);
+    let anonymous = google_cloud_auth::credentials::anonymous::Builder::new().build();
+    let source = Source::new(&pubsub.endpoint(), anonymous).await.unwrap();
+    let other = tokio::spawn(source.read(Pubsub::SUBSCRIPTION.to_owned(), replicas[0].controller.clone()));
+    let one = world.listen(&pubsub).await;
+    let from = world.mark();
+    for round in 0..2 {
+        for project in &projects {
+            world.sandbox.run.add_member(project, R, "web", ROLE, &format!("user:x{round}@evil.org"));
+        }
+        eventually(Duration::from_secs(60), "every project is healed", || async {
+            let left: Vec<_> =
+                projects.iter().filter(|p| world.sandbox.run.members(p, R, "web", ROLE) != [A]).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+    assert_eq!(world.calls(from).1, 2 * projects.len(), "one write for each drift");
+    one.abort();
+    other.abort();
+}

@@ -136,9 +136,10 @@ fn text(value: &Value) -> Option<&str> {
     value.as_str().filter(|t| !t.is_empty())
 }
 
-/// What is shown to people, and kept: printable, on one line, of bounded length.
+/// What is shown to people, and kept: printable, on one line, of bounded length. Anything that a terminal could obey, or
+/// that turns the direction of a text, is a blank.
 fn shown(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
+    text.chars().map(|c| if c.is_ascii_graphic() || c.is_alphanumeric() { c } else { ' ' }).take(most).collect()
 }
 
 fn changed_by(payload: &Value, method: &str, at: Timestamp) -> ChangedBy {
@@ -354,6 +355,7 @@ mod tests {
             ("curl/8.5.0", "curl"),
             ("", ""),
             ("a\nb", "a b"),
+            ("\u{202e}x\u{1b}[31m", " x [31m"),
         ] {
             assert_eq!(tool(agent), expected, "{agent}");
         }

@@ -111,6 +111,14 @@ impl Events {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Forgets projects that somebody else works on from now on.
+    pub(super) fn let_go(&self, among: impl Fn(&str) -> bool) {
+        let mut inner = self.lock();
+        inner.awaited.retain(|p, _| !among(p));
+        inner.dark.retain(|p| !among(p));
+        inner.parked.retain(|s, _| !among(&s.project));
+    }
 }
 
 fn hash(etag: &str) -> u64 {

@@ -93,6 +93,7 @@ impl<C: CloudRun> Controller<C> {
     /// Forgets what was seen of shards: somebody else may change all of it from now on.
     fn let_go(&self, shards: &BTreeSet<usize>) {
         let among = |project: &str| shards.contains(&self.shards.of(project));
+        self.events.let_go(among);
         self.index().let_go(among);
         self.kept().retain(|s, _| !among(&s.project));
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).retain(|s, _| !among(&s.project));
