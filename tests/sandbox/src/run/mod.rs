@@ -242,9 +242,12 @@ impl Run {
 
     /// Sets fields of the v2 service, as an update does.
     pub fn set_front(&self, project: &str, region: &str, name: &str, front: &Value) {
-        if let Some(s) = self.lock().services.get_mut(&(project.into(), region.into(), name.into())) {
-            s.front = front.clone();
+        let key = (project.into(), region.into(), name.into());
+        match self.lock().services.get_mut(&key) {
+            Some(s) => s.front = front.clone(),
+            None => return,
         }
+        self.enter_service("v2", "UpdateService", &key);
     }
 
     /// Sets the bindings of a project's own allow policy.
