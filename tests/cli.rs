@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Operator, Setup, eventually, repository};
+use common::{Deployed, Operator, Setup, deploy, eventually, repository};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
@@ -49,35 +49,6 @@ struct Case {
     user: Option<String>,
     /// Arguments of one run after the other, as in a shell.
     script: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Deployed {
-    service: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    bindings: Value,
-    #[serde(default)]
-    invoker_iam_disabled: bool,
-    /// Fields of the v2 service that stand for themselves.
-    #[serde(default)]
-    front: Value,
-}
-
-fn deploy(sandbox: &Sandbox, s: &Deployed) {
-    let parts: Vec<&str> = s.service.split('/').collect();
-    let [p, r, n] = parts.as_slice() else { panic!("{}", s.service) };
-    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    sandbox.run.deploy(p, r, n, &labels);
-    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
-    if !s.bindings.is_null() {
-        sandbox.run.set_bindings(p, r, n, &s.bindings);
-    }
-    if !s.front.is_null() {
-        sandbox.run.set_front(p, r, n, &s.front);
-    }
 }
 
 async fn put(client: &Client, object: &Value) {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Envtest, Operator, Setup, eventually};
+use common::{Deployed, Envtest, Operator, Setup, deploy, eventually};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::{
     Api, Client, ResourceExt,
@@ -57,19 +57,6 @@ struct SettingsDef {
     breaker_corrections: Option<usize>,
     breaker_seconds: Option<i64>,
     keep_changes: Option<usize>,
-}
-
-#[derive(Deserialize, Clone)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Deployed {
-    /// `project/region/name`
-    service: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    bindings: Value,
-    #[serde(default)]
-    invoker_iam_disabled: bool,
 }
 
 #[derive(Deserialize)]
@@ -685,16 +672,6 @@ impl World {
             if left == 0 { Ok(()) } else { Err(format!("{left} policies left")) }
         })
         .await;
-    }
-}
-
-fn deploy(sandbox: &Sandbox, s: &Deployed) {
-    let (p, r, n) = parts(&s.service);
-    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    sandbox.run.deploy(p, r, n, &labels);
-    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
-    if !s.bindings.is_null() {
-        sandbox.run.set_bindings(p, r, n, &s.bindings);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
 
 /// Where Google's global endpoint is.
 pub const DEFAULT_ENDPOINT: &str = "https://run.googleapis.com";
+
 /// Another API of Google.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {

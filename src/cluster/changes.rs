@@ -1,5 +1,7 @@
 //! Records of changes in the store, and the mark of the circuit breaker: what must outlive the process.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
@@ -197,22 +199,7 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn mark_circuit(&self, since: Timestamp) -> Result<(), Fault> {
-        let lease = Lease {
-            metadata: ObjectMeta { name: Some(self.circuit.clone()), ..ObjectMeta::default() },
-            spec: Some(LeaseSpec {
-                holder_identity: Some("circuit-open".into()),
-                acquire_time: Some(MicroTime(since)),
-                ..LeaseSpec::default()
-            }),
-        };
-        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
-            other => other.map(|_| ()).map_err(fault),
-        }
-    }
-
-    fn events_mark(&self) -> String {
-        format!("{}-events", self.circuit.trim_end_matches("-circuit"))
+        self.mark(&self.circuit, "circuit-open", None, since).await
     }
 
     /// Tells in the store that audit events cannot be relied on: the operator has no object of its own that could have a
@@ -223,24 +210,9 @@ impl Cluster {
     pub async fn mark_events(&self, reason: &str, message: &str, since: Timestamp) -> Result<(), Fault> {
         let annotations =
             [(EVENTS_REASON.to_owned(), reason.to_owned()), (EVENTS_MESSAGE.to_owned(), message.to_owned())];
-        let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(self.events_mark()),
-                annotations: Some(annotations.into()),
-                ..ObjectMeta::default()
-            },
-            spec: Some(LeaseSpec {
-                holder_identity: Some("events-unreliable".into()),
-                acquire_time: Some(MicroTime(since)),
-                ..LeaseSpec::default()
-            }),
-        };
         // Another reason is another mark.
         self.unmark_events().await?;
-        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
-            other => other.map(|_| ()).map_err(fault),
-        }
+        self.mark(&self.events, "events-unreliable", Some(annotations.into()), since).await
     }
 
     /// Takes that mark away.
@@ -248,10 +220,7 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn unmark_events(&self) -> Result<(), Fault> {
-        match self.within(self.leases().delete(&self.events_mark(), &DeleteParams::default())).await {
-            Err(e) if !is_gone(&e) => Err(fault(e)),
-            _ => Ok(()),
-        }
+        self.unmark(&self.events).await
     }
 
     /// Takes the mark away.
@@ -259,7 +228,33 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn unmark_circuit(&self) -> Result<(), Fault> {
-        match self.within(self.leases().delete(&self.circuit, &DeleteParams::default())).await {
+        self.unmark(&self.circuit).await
+    }
+
+    /// A Lease that nobody renews: it is there while something is so. One that is there already stays as it is.
+    async fn mark(
+        &self,
+        name: &str,
+        holder: &str,
+        annotations: Option<BTreeMap<String, String>>,
+        since: Timestamp,
+    ) -> Result<(), Fault> {
+        let lease = Lease {
+            metadata: ObjectMeta { name: Some(name.to_owned()), annotations, ..ObjectMeta::default() },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(holder.into()),
+                acquire_time: Some(MicroTime(since)),
+                ..LeaseSpec::default()
+            }),
+        };
+        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
+            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+            other => other.map(|_| ()).map_err(fault),
+        }
+    }
+
+    async fn unmark(&self, name: &str) -> Result<(), Fault> {
+        match self.within(self.leases().delete(name, &DeleteParams::default())).await {
             Err(e) if !is_gone(&e) => Err(fault(e)),
             _ => Ok(()),
         }

@@ -40,6 +40,8 @@ pub struct Cluster {
     home: String,
     /// Name of the Lease that marks the circuit breaker as open.
     circuit: String,
+    /// Name of the Lease that marks audit events as unreliable.
+    events: String,
     timeout: Duration,
 }
 
@@ -70,7 +72,8 @@ impl Cluster {
     pub fn new(client: Client, instance: &str, home: String, lease: &str, timeout: Duration) -> Self {
         // The API server refuses a longer one.
         let instance = instance.chars().take(128).collect();
-        Self { client, instance, home, circuit: format!("{lease}-circuit"), timeout }
+        let (circuit, events) = (format!("{lease}-circuit"), format!("{lease}-events"));
+        Self { client, instance, home, circuit, events, timeout }
     }
 
     /// The operator's own namespace.

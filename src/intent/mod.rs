@@ -116,7 +116,7 @@ impl Intent {
                 field: "spec.interval".into(),
                 message: format!("{:?} is no duration such as 5m; 5m is used", spec.interval),
             });
-            Duration::from_secs(300)
+            DEFAULT_INTERVAL
         });
         let meta = &policy.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
@@ -261,9 +261,12 @@ fn declared(
 }
 
 /// Whole hours, minutes and seconds, as in `1h30m`.
+/// What holds where an interval cannot be read.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(300);
+
 /// An interval as a policy has it; 5m where it cannot be read.
 pub fn interval(text: &str) -> Duration {
-    parse_interval(text).unwrap_or(Duration::from_secs(300))
+    parse_interval(text).unwrap_or(DEFAULT_INTERVAL)
 }
 
 fn parse_interval(text: &str) -> Option<Duration> {

@@ -413,3 +413,34 @@ pub async fn pubsub() -> Option<sandbox::Pubsub> {
     }
     found
 }
+
+/// A service of the world of a scenario or a transcript.
+#[derive(serde::Deserialize, Clone)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Deployed {
+    /// `project/region/name`
+    service: String,
+    #[serde(default)]
+    labels: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    bindings: serde_json::Value,
+    #[serde(default)]
+    invoker_iam_disabled: bool,
+    /// Fields of the v2 service that stand for themselves.
+    #[serde(default)]
+    front: serde_json::Value,
+}
+
+pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
+    let parts: Vec<&str> = s.service.split('/').collect();
+    let [p, r, n] = parts.as_slice() else { panic!("{}", s.service) };
+    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    sandbox.run.deploy(p, r, n, &labels);
+    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
+    if !s.bindings.is_null() {
+        sandbox.run.set_bindings(p, r, n, &s.bindings);
+    }
+    if !s.front.is_null() {
+        sandbox.run.set_front(p, r, n, &s.front);
+    }
+}
