@@ -1,4 +1,5 @@
-//! The sandbox's clock. It can be set forward, so that expiry can be seen without waiting for it.
+//! The sandbox's clock. It can be set forward, so that expiry can be seen without waiting for it, and it can follow the
+//! runtime's time, so that a world runs as fast as it can and the same every time.
 
 use std::sync::{
     Arc,
@@ -6,20 +7,29 @@ use std::sync::{
 };
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
 
-/// Real time plus an offset, or a time that stands still.
+/// Real time plus an offset, a time that stands still, or one that follows the runtime.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     offset_ms: Arc<AtomicI64>,
     /// Microseconds since 1970, or zero while time goes on.
     frozen_us: Arc<AtomicI64>,
+    /// What time it was at an instant of the runtime.
+    follows: Option<(Timestamp, Instant)>,
 }
 
 impl Clock {
+    /// It is `at` now, and time passes as it does for the runtime: where that is paused, it jumps.
+    pub fn following_runtime(at: Timestamp) -> Self {
+        Self { follows: Some((at, Instant::now())), ..Self::default() }
+    }
+
     pub fn now(&self) -> Timestamp {
-        let start = match self.frozen_us.load(Ordering::Relaxed) {
-            0 => Timestamp::now(),
-            at => Timestamp::from_microsecond(at).expect("set from a time"),
+        let start = match (self.frozen_us.load(Ordering::Relaxed), self.follows) {
+            (0, None) => Timestamp::now(),
+            (0, Some((at, since))) => at + SignedDuration::try_from(since.elapsed()).unwrap_or_default(),
+            (at, _) => Timestamp::from_microsecond(at).expect("set from a time"),
         };
         start + SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
     }

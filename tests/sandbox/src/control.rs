@@ -7,11 +7,11 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::{
+    exchange::{Call, Handler, Line, json as answer},
     faults::{Faults, Rule},
     journal::{Api, Journal},
     kube::Kube,
     run::Run,
-    server::{Call, Handle, Handler, json as answer},
 };
 
 const HELP: &str = "The sandbox's control API (JSON in, JSON out):
@@ -33,18 +33,12 @@ pub struct Control {
     run: Arc<Run>,
     journal: Arc<Journal>,
     faults: Arc<Faults>,
-    kube_handle: Handle,
+    kube_line: Line,
 }
 
 impl Control {
-    pub fn new(
-        kube: Arc<Kube>,
-        run: Arc<Run>,
-        journal: Arc<Journal>,
-        faults: Arc<Faults>,
-        kube_handle: Handle,
-    ) -> Self {
-        Self { kube, run, journal, faults, kube_handle }
+    pub fn new(kube: Arc<Kube>, run: Arc<Run>, journal: Arc<Journal>, faults: Arc<Faults>, kube_line: Line) -> Self {
+        Self { kube, run, journal, faults, kube_line }
     }
 
     async fn act(&self, call: &Call) -> Result<Value, String> {
@@ -171,7 +165,7 @@ impl Control {
                 Ok(json!({}))
             }
             ("POST", ["outage"]) => {
-                self.kube_handle.outage(Duration::from_millis(body["milliseconds"].as_u64().unwrap_or(1000))).await;
+                self.kube_line.outage(Duration::from_millis(body["milliseconds"].as_u64().unwrap_or(1000))).await;
                 Ok(json!({}))
             }
             ("POST", ["compact"]) => {

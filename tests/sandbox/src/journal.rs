@@ -50,12 +50,12 @@ const CAPACITY: usize = 400_000;
 #[derive(Debug)]
 pub struct Journal {
     entries: Mutex<(u64, std::collections::VecDeque<Entry>)>,
-    started: std::time::Instant,
+    started: tokio::time::Instant,
 }
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { entries: Mutex::default(), started: std::time::Instant::now() }
+        Self { entries: Mutex::default(), started: tokio::time::Instant::now() }
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod exchange;
 pub mod faults;
 pub mod journal;
 pub mod kube;
@@ -17,9 +18,60 @@ pub mod server;
 use std::{net::SocketAddr, sync::Arc};
 
 pub use clock::Clock;
+pub use exchange::{Call, Cut, Exchange, Handler, Line};
 pub use faults::{Fault, Faults, Rule};
 pub use journal::{Api, Entry, Journal};
 pub use pubsub::Pubsub;
+
+/// Both APIs and what stands around them, without a socket.
+#[derive(Clone)]
+pub struct Apis {
+    pub kube: Arc<kube::Kube>,
+    pub run: Arc<run::Run>,
+    pub journal: Arc<Journal>,
+    pub faults: Arc<Faults>,
+    pub clock: Clock,
+    kube_line: Line,
+    run_line: Line,
+}
+
+impl Apis {
+    /// An empty cluster and an empty Cloud Run.
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            kube: Arc::new(kube::Kube::new(clock.clone())),
+            run: Arc::new(run::Run::new(clock.clone())),
+            journal: Arc::default(),
+            faults: Arc::default(),
+            clock,
+            kube_line: Line::default(),
+            run_line: Line::default(),
+        }
+    }
+
+    fn exchange(&self, api: Api, handler: Arc<dyn Handler>, line: Line) -> Exchange {
+        let (journal, faults, clock) = (self.journal.clone(), self.faults.clone(), self.clock.clone());
+        Exchange { api, handler, journal, faults, clock, line }
+    }
+
+    /// The Kubernetes API.
+    pub fn kube_exchange(&self) -> Exchange {
+        self.exchange(Api::Kube, self.kube.clone(), self.kube_line.clone())
+    }
+
+    /// The Cloud Run Admin API.
+    pub fn run_exchange(&self) -> Exchange {
+        self.exchange(Api::Run, self.run.clone(), self.run_line.clone())
+    }
+
+    /// The control API.
+    pub fn control_exchange(&self) -> Exchange {
+        let (kube, run) = (self.kube.clone(), self.run.clone());
+        let (journal, faults) = (self.journal.clone(), self.faults.clone());
+        let control = control::Control::new(kube, run, journal, faults, self.kube_line.clone());
+        self.exchange(Api::Control, Arc::new(control), Line::default())
+    }
+}
 
 /// What to listen on.
 #[derive(Clone, Debug)]
@@ -38,12 +90,12 @@ impl Default for Options {
 }
 
 /// A running sandbox. Dropping it stops the servers.
-#[derive(Debug)]
 pub struct Sandbox {
     pub kube: Arc<kube::Kube>,
     pub run: Arc<run::Run>,
     pub journal: Arc<Journal>,
     pub faults: Arc<Faults>,
+    apis: Apis,
     kube_server: server::Server,
     run_server: server::Server,
     control_server: server::Server,
@@ -55,25 +107,18 @@ impl Sandbox {
     /// # Errors
     /// When an address cannot be listened on.
     pub async fn start(options: Options) -> std::io::Result<Self> {
-        let clock = Clock::default();
-        let journal = Arc::new(Journal::default());
-        let faults = Arc::new(Faults::default());
-        let kube = Arc::new(kube::Kube::new(clock.clone()));
-        let run = Arc::new(run::Run::new(clock));
-        let kube_server =
-            server::Server::start(options.kube, Api::Kube, kube.clone(), journal.clone(), faults.clone()).await?;
-        let run_server =
-            server::Server::start(options.run, Api::Run, run.clone(), journal.clone(), faults.clone()).await?;
-        let control = Arc::new(control::Control::new(
-            kube.clone(),
-            run.clone(),
-            journal.clone(),
-            faults.clone(),
-            kube_server.handle(),
-        ));
-        let control_server =
-            server::Server::start(options.control, Api::Control, control, journal.clone(), faults.clone()).await?;
-        Ok(Self { kube, run, journal, faults, kube_server, run_server, control_server })
+        let apis = Apis::new(Clock::default());
+        let kube_server = server::Server::start(options.kube, apis.kube_exchange()).await?;
+        let run_server = server::Server::start(options.run, apis.run_exchange()).await?;
+        let control_server = server::Server::start(options.control, apis.control_exchange()).await?;
+        let (kube, run) = (apis.kube.clone(), apis.run.clone());
+        let (journal, faults) = (apis.journal.clone(), apis.faults.clone());
+        Ok(Self { kube, run, journal, faults, apis, kube_server, run_server, control_server })
+    }
+
+    /// Both APIs without their sockets.
+    pub fn apis(&self) -> &Apis {
+        &self.apis
     }
 
     /// Base URL of the Kubernetes API.
@@ -110,11 +155,11 @@ impl Sandbox {
 
     /// Cuts every connection to the Kubernetes API and refuses new ones for a while, as a restart does.
     pub async fn restart_kube(&self, down: std::time::Duration) {
-        self.kube_server.handle().outage(down).await;
+        self.apis.kube_line.outage(down).await;
     }
 
     /// The same for the Cloud Run API.
     pub async fn restart_run(&self, down: std::time::Duration) {
-        self.run_server.handle().outage(down).await;
+        self.apis.run_line.outage(down).await;
     }
 }

@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     clock::Clock,
-    server::{Call, Handler, json as answer},
+    exchange::{Call, Handler, json as answer},
 };
 use managed::Manager;
 use registry::Resource;
@@ -40,12 +40,26 @@ struct State {
     uids: u64,
 }
 
+/// Tells watches of every change. No watch channel: that wakes its receivers in an order of chance.
+#[derive(Debug, Default)]
+struct Changed {
+    notify: tokio::sync::Notify,
+}
+
+impl Changed {
+    fn raise(&self) {
+        self.notify.notify_waiters();
+    }
+    fn next(&self) -> tokio::sync::futures::Notified<'_> {
+        self.notify.notified()
+    }
+}
+
 /// The API server.
 #[derive(Debug)]
 pub struct Kube {
     state: Mutex<State>,
-    /// Raised with every change.
-    changed: tokio::sync::watch::Sender<u64>,
+    changed: Changed,
     clock: Clock,
 }
 
@@ -86,7 +100,7 @@ impl Kube {
     pub fn new(clock: Clock) -> Self {
         let kube = Self {
             state: Mutex::new(State { store: Store::default(), resources: registry::builtins(), uids: 0 }),
-            changed: tokio::sync::watch::Sender::new(0),
+            changed: Changed::default(),
             clock,
         };
         for name in ["default", "kube-system"] {
@@ -114,7 +128,7 @@ impl Kube {
     /// Forgets all history: watches from before get 410 Gone.
     pub fn compact(&self) {
         self.lock().store.compact();
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
     }
 
     /// How many changes watches can look back.
@@ -429,7 +443,7 @@ impl Kube {
         let mut state = self.lock();
         let created = self.create_locked(&mut state, target, object, &writing)?;
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
         Ok(self.shaped(call, &target.resource, &[&created], json!({}), Some(&created)).map_status(201))
     }
 
@@ -632,7 +646,7 @@ impl Kube {
         let old = state.store.get(&target.table(), &target.key(name)).ok_or_else(|| target.not_found(name))?;
         let stored = self.replace_locked(&mut state, target, name, &old, object, &writing)?;
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
         Ok(self.shaped(call, &target.resource, &[&stored], json!({}), Some(&stored)))
     }
 
@@ -677,7 +691,7 @@ impl Kube {
             writing.applied = true;
             let created = self.create_locked(&mut state, target, object, &writing)?;
             drop(state);
-            self.changed.send_modify(|n| *n += 1);
+            self.changed.raise();
             return Ok(answer(201, &created));
         };
         let current = shown.unwrap_or_default();
@@ -748,7 +762,7 @@ impl Kube {
         };
         let stored = self.replace_locked(&mut state, target, name, &old, next, &writing)?;
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
         Ok(self.shaped(call, &target.resource, &[&stored], json!({}), Some(&stored)))
     }
 
@@ -919,7 +933,7 @@ impl Kube {
         }
         let result = self.delete_locked(&mut state, &table, &key);
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
         match result {
             Some(pending) => Ok(answer(200, &Self::present(&target.resource, &pending))),
             None => Ok(answer(
@@ -1003,7 +1017,7 @@ impl Kube {
             self.delete_locked(&mut state, &table, &key);
         }
         drop(state);
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.raise();
         Ok(answer(
             200,
             &json!({"kind": target.resource.list_kind, "apiVersion": target.resource.api_version(), "metadata": {}, "items": items}),

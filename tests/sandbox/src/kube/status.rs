@@ -69,6 +69,6 @@ impl Refusal {
                 .insert("content-type", axum::http::HeaderValue::from_static("text/plain; charset=utf-8"));
             return response;
         }
-        crate::server::json(self.code, &self.to_value())
+        crate::exchange::json(self.code, &self.to_value())
     }
 }

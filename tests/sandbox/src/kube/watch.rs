@@ -13,7 +13,7 @@ use super::{
     store::{Kind, Table},
     table,
 };
-use crate::server::Call;
+use crate::exchange::Call;
 
 /// How often a quiet watch is told where it stands.
 const BOOKMARK: Duration = Duration::from_secs(10);
@@ -100,9 +100,12 @@ pub fn serve(
         if from_start && initial == Some(true) && bookmarks && sender.send(bookmark(position, true)).await.is_err() {
             return;
         }
-        let mut changed = kube.changed.subscribe();
         let deadline = tokio::time::Instant::now() + timeout;
         loop {
+            let changed = kube.changed.next();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
             let (now_at, changes) = {
                 let state = kube.lock();
                 (state.store.version(), state.store.since(&table, position))
@@ -135,7 +138,8 @@ pub fn serve(
             }
             position = now_at;
             tokio::select! {
-                _ = changed.changed() => {}
+                biased;
+                () = changed => {}
                 () = sender.closed() => return,
                 () = tokio::time::sleep_until(deadline) => return,
                 () = tokio::time::sleep(BOOKMARK), if bookmarks => {

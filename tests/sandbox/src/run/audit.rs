@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::ServiceKey;
-use crate::{clock::Clock, server::Call};
+use crate::{clock::Clock, exchange::Call};
 
 /// Entries that are kept; the oldest go first.
 const CAPACITY: usize = 4_000;

@@ -10,16 +10,17 @@ mod rest;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{body::Body, http::Response};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     clock::Clock,
-    server::{Call, Handler},
+    exchange::{Call, Handler},
 };
 use audit::{Audit, Caller, Change};
 use policy::StoredPolicy;

@@ -8,7 +8,7 @@ use super::{
     audit::{Caller, Change},
     with_type,
 };
-use crate::server::{Call, json as respond};
+use crate::exchange::{Call, json as respond};
 
 /// Answers one request.
 pub fn answer(run: &Run, call: &Call) -> Response<Body> {
