@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
 use run_invoker::{
     audit::{self, Drift, Kind, Trail},
-    cloudrun::google,
+    cloudrun::list_v1,
     iam::{Grant, Policy, Principal, PrincipalKind, Role, RunService},
     intent::{Declared, Guardrail, Limits, Terms},
 };
@@ -66,7 +66,7 @@ pub fn policy(data: &[u8]) {
 
 /// Lists of services as the v1 API returns them.
 pub fn services(data: &[u8]) {
-    let Ok((listing, _)) = google::read_page("acme-prod", data) else { return };
+    let Ok((listing, _)) = list_v1::read_page("acme-prod", data) else { return };
     for info in listing.services {
         let RunService { project, region, name } = &info.service;
         assert_eq!(&**project, "acme-prod");

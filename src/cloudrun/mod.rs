@@ -1,8 +1,10 @@
 //! The one door to Cloud Run.
 
+pub mod errors;
 pub mod fence;
 pub mod google;
 pub mod limit;
+pub mod list_v1;
 
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
