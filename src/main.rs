@@ -101,6 +101,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         duration: args.lease_duration,
         renew: args.lease_renew,
         grace: args.grace,
+        now: leader::Now(Arc::new(jiff::Timestamp::now)),
     };
     let election = tokio::spawn(leader::run(client, lease, shards, retired));
     tokio::spawn(async move {
@@ -126,6 +127,7 @@ async fn interrupted() {
         }
     };
     tokio::select! {
+        biased;
         _ = tokio::signal::ctrl_c() => {}
         () = terminate => {}
     }

@@ -110,6 +110,24 @@ impl Source {
         let mut told = false;
         loop {
             tokio::select! {
+                biased;
+                // First, so that a flood of messages cannot keep it from being asked.
+                _ = tick.tick() => {
+                    if !ear.listens() {
+                        return Ok(());
+                    }
+                    // The client tries to reconnect in silence, with pauses of up to a minute: a look of our own says
+                    // earlier that it is cut off, and a stream that is opened anew says earlier that it is not.
+                    if probed.elapsed() >= PROBE {
+                        self.probe().await?;
+                        probed = Instant::now();
+                    }
+                    if !told && opened.elapsed() >= PROBE {
+                        // Nobody refused it.
+                        ear.fares(subscription, Ok(()));
+                        told = true;
+                    }
+                }
                 (stream, next) = &mut receiving => {
                     let (message, handler) = match next {
                         None => return Err("the stream ended".into()),
@@ -127,22 +145,6 @@ impl Source {
                         }
                     }
                     receiving.set(receive(stream));
-                }
-                _ = tick.tick() => {
-                    if !ear.listens() {
-                        return Ok(());
-                    }
-                    // The client tries to reconnect in silence, with pauses of up to a minute: a look of our own says
-                    // earlier that it is cut off, and a stream that is opened anew says earlier that it is not.
-                    if probed.elapsed() >= PROBE {
-                        self.probe().await?;
-                        probed = Instant::now();
-                    }
-                    if !told && opened.elapsed() >= PROBE {
-                        // Nobody refused it.
-                        ear.fares(subscription, Ok(()));
-                        told = true;
-                    }
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! [`CloudRun`] over Google's official SDK, and over v1 REST for the one call that the SDK does not have.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use google_cloud_auth::credentials::{CacheableResource, Credentials};
 use google_cloud_gax::{options::RequestOptionsBuilder as _, paginator::Paginator as _, retry_policy::NeverRetry};
 use google_cloud_run_v2::client::Services;
@@ -71,11 +72,35 @@ pub fn credentials(anonymous: bool) -> Result<Credentials, Fault> {
     })
 }
 
+/// Plain HTTP to Google, for what the SDK has no call for.
+pub trait Rest: std::fmt::Debug + Send + Sync {
+    /// Sends one request and reads the whole answer, whatever its status.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    fn send(&self, request: http::Request<Vec<u8>>) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>>;
+}
+
+impl Rest for reqwest::Client {
+    fn send(&self, request: http::Request<Vec<u8>>) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>> {
+        Box::pin(async move {
+            let request = reqwest::Request::try_from(request).map_err(from_reqwest)?;
+            let response = self.execute(request).await.map_err(from_reqwest)?;
+            let mut answer = http::Response::builder().status(response.status());
+            if let Some(headers) = answer.headers_mut() {
+                headers.clone_from(response.headers());
+            }
+            let body = response.bytes().await.map_err(from_reqwest)?;
+            answer.body(body).map_err(|e| Fault::new(FaultClass::Unexpected, e.to_string()))
+        })
+    }
+}
+
 /// The real Cloud Run.
 #[derive(Clone, Debug)]
 pub struct Google {
     client: Services,
-    http: reqwest::Client,
+    rest: Arc<dyn Rest>,
     options: Options,
 }
 
@@ -94,11 +119,16 @@ impl Google {
             .build()
             .await
             .map_err(|e| Fault::new(FaultClass::Credentials, e.to_string()))?;
-        let http = reqwest::Client::builder()
+        let rest = reqwest::Client::builder()
             .timeout(options.timeout)
             .build()
             .map_err(|e| Fault::new(FaultClass::Unavailable, e.to_string()))?;
-        Ok(Self { client, http, options })
+        Ok(Self::over(client, Arc::new(rest), options))
+    }
+
+    /// Over clients that are there already: a test brings its own.
+    pub fn over(client: Services, rest: Arc<dyn Rest>, options: Options) -> Self {
+        Self { client, rest, options }
     }
 
     /// What a service says of itself that decides whether a request gets through.
@@ -152,19 +182,26 @@ impl Google {
     ) -> Result<serde_json::Value, Fault> {
         let own = self.options.endpoint.trim_end_matches('/');
         let base = if own == DEFAULT_ENDPOINT { side.endpoint() } else { own };
-        let url = format!("{base}/{path}");
-        let request = match body {
-            Some(body) => self.http.post(url).json(body),
-            None => self.http.get(url),
-        };
-        let response = request.headers(self.headers().await?).send().await.map_err(from_reqwest)?;
-        let (code, headers) = (response.status(), response.headers().clone());
-        let body = response.bytes().await.map_err(from_reqwest)?;
-        if !code.is_success() {
-            return Err(from_body(code.as_u16(), &headers, &body));
-        }
+        let body = body.map(serde_json::Value::to_string);
+        let body = self.call(&format!("{base}/{path}"), body).await?;
         serde_json::from_slice(&body)
             .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the answer is not as documented: {e}")))
+    }
+
+    /// One REST call: a POST where there is a body.
+    async fn call(&self, url: &str, body: Option<String>) -> Result<bytes::Bytes, Fault> {
+        let unexpected = |e: http::Error| Fault::new(FaultClass::Unexpected, e.to_string());
+        let mut request = http::Request::get(url);
+        if body.is_some() {
+            request = http::Request::post(url).header("content-type", "application/json");
+        }
+        let mut request = request.body(body.unwrap_or_default().into_bytes()).map_err(unexpected)?;
+        request.headers_mut().extend(self.headers().await?);
+        let response = self.rest.send(request).await?;
+        if !response.status().is_success() {
+            return Err(from_body(response.status().as_u16(), response.headers(), response.body()));
+        }
+        Ok(response.into_body())
     }
 
     /// Credentials and the project that pays.
@@ -183,19 +220,13 @@ impl Google {
 
     /// One page of `GET /v1/projects/P/locations/-/services`.
     async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<(Listing, String), Fault> {
-        let headers = self.headers().await?;
-        let url = format!("{}/v1/projects/{project}/locations/-/services", self.options.endpoint.trim_end_matches('/'));
-        let limit = PAGE_SIZE.to_string();
-        let mut query = vec![("limit", limit.as_str())];
+        let base = self.options.endpoint.trim_end_matches('/');
+        let mut url = format!("{base}/v1/projects/{project}/locations/-/services?limit={PAGE_SIZE}");
         if !token.is_empty() {
-            query.push(("continue", token));
+            let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
+            url.push_str(&format!("&continue={token}"));
         }
-        let response = self.http.get(url).query(&query).headers(headers).send().await.map_err(from_reqwest)?;
-        let (code, headers) = (response.status(), response.headers().clone());
-        let body = response.bytes().await.map_err(from_reqwest)?;
-        if !code.is_success() {
-            return Err(from_body(code.as_u16(), &headers, &body));
-        }
+        let body = self.call(&url, None).await?;
         read_page(project, &body)
     }
 }

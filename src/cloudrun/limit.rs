@@ -168,6 +168,7 @@ impl<C: CloudRun> Limited<C> {
                 // First in line: woken early if an earlier lane comes in between.
                 Some(Some(pause)) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep(pause) => {}
                         () = changed => {}
                     }

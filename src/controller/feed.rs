@@ -70,6 +70,7 @@ impl Lists {
             match first {
                 Some((_, at, _)) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(at) => {}
                         () = changed => {}
                     }
@@ -272,6 +273,8 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
     let mut running = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
+            biased;
+            _ = stop.wait_for(|s| *s) => break,
             (project, lane) = this.lists.next() => {
                 // Whoever takes its shard up lists it.
                 let Some(turn) = this.enter(&project) else { continue };
@@ -302,7 +305,6 @@ pub async fn lists<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Recei
                 listed(&this, &project, result, fails);
                 drop(turn);
             }
-            _ = stop.wait_for(|s| *s) => break,
         }
     }
     // Nothing new is begun; the end comes with the end of the controller.

@@ -232,6 +232,7 @@ impl<C: CloudRun> Controller<C> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             () = self.work(stop) => {}
             () = watchdog => {}
         }
@@ -252,8 +253,9 @@ impl<C: CloudRun> Controller<C> {
                 self.queue.next().await
             };
             let job = tokio::select! {
-                job = turn => job,
+                biased;
                 _ = stop.wait_for(|s| *s) => break,
+                job = turn => job,
             };
             let Some(turn) = self.enter(&job.service.project) else {
                 // The shard went away; whoever takes it up knows what there is to do.

@@ -109,6 +109,7 @@ impl Queue {
             match wake {
                 Some(at) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(at) => {}
                         () = changed => {}
                     }

@@ -135,6 +135,7 @@ pub async fn run<C: CloudRun>(this: Arc<Controller<C>>, mut stop: watch::Receive
             }
             let wake = wake.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = tokio::time::sleep_until(wake) => {}
                 _ = stop.changed() => {}

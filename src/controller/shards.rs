@@ -49,6 +49,7 @@ impl<C: CloudRun> Controller<C> {
             // Without word of a change, as when a Lease ran out between two rounds of the election.
             let wait = if settled { Duration::from_millis(500) } else { Duration::from_millis(20) };
             tokio::select! {
+                biased;
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }

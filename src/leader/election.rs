@@ -41,6 +41,18 @@ pub struct Options {
     pub renew: Duration,
     /// How long work under way may delay that a shard is handed over.
     pub grace: Duration,
+    /// The wall clock, for the times that people read in a Lease.
+    pub now: Now,
+}
+
+/// A wall clock.
+#[derive(Clone)]
+pub struct Now(pub Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>);
+
+impl std::fmt::Debug for Now {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a clock")
+    }
 }
 
 impl Options {
@@ -143,8 +155,9 @@ pub async fn run(client: Client, options: Options, shards: Arc<Shards>, mut stop
         this.shards.expire();
         // Also between two rounds a shard can run out.
         tokio::select! {
-            () = tokio::time::sleep(wake.min(this.options.renew)) => {}
+            biased;
             _ = stop.wait_for(|s| *s) => break,
+            () = tokio::time::sleep(wake.min(this.options.renew)) => {}
         }
     }
     let held: Vec<usize> = (0..this.shards.count()).filter(|s| this.shards.holds_shard(*s)).collect();
@@ -283,7 +296,7 @@ impl Election {
         let name = self.options.members(self.shards.count());
         let mut signs = lease.as_ref().map(signs_of_life).unwrap_or_default();
         signs.retain(|m, _| !dead.contains(m));
-        signs.insert(self.options.identity.clone(), jiff::Timestamp::now().to_string());
+        signs.insert(self.options.identity.clone(), (self.options.now.0)().to_string());
         let text = serde_json::to_string(&signs).unwrap_or_default();
         let fresh = lease.is_none();
         let mut lease = lease.unwrap_or_default();
@@ -449,7 +462,7 @@ fn won(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
 }
 
 fn hold(options: &Options, before: Option<&LeaseSpec>) -> LeaseSpec {
-    let now = MicroTime(jiff::Timestamp::now());
+    let now = MicroTime((options.now.0)());
     let same = before.is_some_and(|b| b.holder_identity.as_deref() == Some(&options.identity));
     let transitions = before.and_then(|b| b.lease_transitions).unwrap_or(0);
     LeaseSpec {
@@ -475,6 +488,7 @@ mod tests {
             duration: Duration::from_millis(6500),
             renew: Duration::from_secs(2),
             grace: Duration::from_secs(1),
+            now: Now(Arc::new(|| jiff::Timestamp::UNIX_EPOCH)),
         };
         assert_eq!(options.lease(0, 1), "run-invoker");
         assert_eq!(options.lease(2, 4), "run-invoker-2-of-4");

@@ -11,5 +11,5 @@ mod election;
 mod shards;
 mod share;
 
-pub use election::{Options, run};
+pub use election::{Now, Options, run};
 pub use shards::{Shards, Turn};

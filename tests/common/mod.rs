@@ -302,6 +302,7 @@ impl Operator {
             duration: Duration::from_secs(3),
             renew: Duration::from_millis(750),
             grace: Duration::from_secs(5),
+            now: leader::Now(Arc::new(Timestamp::now)),
         };
         let running = controller.clone();
         let tasks = vec![
