@@ -38,8 +38,13 @@ pub struct Apis {
 impl Apis {
     /// An empty cluster and an empty Cloud Run.
     pub fn new(clock: Clock) -> Self {
+        Self::serving(clock, kube::registry::builtins())
+    }
+
+    /// The same with kinds that were compiled before.
+    pub fn serving(clock: Clock, resources: Vec<kube::registry::Resource>) -> Self {
         Self {
-            kube: Arc::new(kube::Kube::new(clock.clone())),
+            kube: Arc::new(kube::Kube::serving(clock.clone(), resources)),
             run: Arc::new(run::Run::new(clock.clone())),
             journal: Arc::default(),
             faults: Arc::default(),

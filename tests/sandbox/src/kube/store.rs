@@ -122,6 +122,12 @@ impl Store {
         Some(self.log.iter().skip(start).filter(|c| c.table == *table).cloned().collect())
     }
 
+    /// Changes to every table after `version`, as far as the log reaches back.
+    pub fn all_since(&self, version: u64) -> Vec<Change> {
+        let start = self.log.partition_point(|c| c.version <= version);
+        self.log.iter().skip(start).cloned().collect()
+    }
+
     /// Keeps the rest of a list for its next chunk.
     pub fn keep_rest(&mut self, version: u64, rest: Vec<Arc<Value>>) -> u64 {
         self.next_chunk += 1;

@@ -284,6 +284,16 @@ impl Run {
         }
     }
 
+    /// A service as it is.
+    pub fn service(&self, project: &str, region: &str, name: &str) -> Option<Service> {
+        self.lock().services.get(&(project.into(), region.into(), name.into())).cloned()
+    }
+
+    /// Who exists, and what is allowed.
+    pub fn world(&self) -> World {
+        self.lock().world.clone()
+    }
+
     /// Every service's key.
     pub fn services(&self) -> Vec<ServiceKey> {
         self.lock().services.keys().cloned().collect()

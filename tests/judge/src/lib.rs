@@ -1,0 +1,303 @@
+//! Decides whether a run-invoker operator kept its word.
+//!
+//! It knows `product.md` and nothing of the operator: what is declared it reads from the objects that people wrote, what is
+//! real from the allow policies of the world, what a replica could know from what was delivered to it. The rules have the
+//! names that docs/testing.md gives them: S for what must never happen, L for what must come about once everybody rests.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+
+pub mod declared;
+pub mod iam;
+mod liveness;
+mod records;
+mod safety;
+mod told;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use declared::{Policy, Service};
+use iam::Grant;
+pub use liveness::{End, Quiet};
+pub use safety::Asked;
+pub use told::{Delivery, Kind, Known, Told};
+
+/// What the operator was started with, as far as its promises depend on it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub max_removals: usize,
+    pub public: bool,
+    /// Corrections in so many seconds that open the circuit breaker.
+    pub breaker: (usize, i64),
+    /// Pattern of members that are never removed because nobody listed them.
+    pub protected: String,
+    /// Leases by which replicas agree begin with this.
+    pub lease: String,
+}
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Name of the rule, such as `S2`.
+    pub rule: &'static str,
+    pub at: Timestamp,
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.rule, self.what)
+    }
+}
+
+/// A service as it really is.
+#[derive(Clone, Debug, Default)]
+pub struct Real {
+    pub policy: Value,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A write to IAM that the world accepted.
+#[derive(Clone, Debug)]
+pub struct Write {
+    pub replica: usize,
+    pub service: Service,
+    /// What the replica had been told when it sent the write.
+    pub known: [std::sync::Arc<Known>; 2],
+    pub issued: Timestamp,
+    pub arrived: Timestamp,
+    pub before: Value,
+    pub after: Value,
+}
+
+/// Who changed something in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Replica(usize),
+    Somebody,
+}
+
+/// A Lease as it was last stored.
+#[derive(Clone, Debug)]
+struct Held {
+    holder: String,
+    /// Until when nobody else may take it.
+    until: Timestamp,
+}
+
+/// The judge of one world.
+pub struct Judge {
+    settings: Settings,
+    told: BTreeMap<usize, Told>,
+    identities: BTreeMap<usize, String>,
+    /// The store as it is.
+    pub store: Known,
+    statuses: BTreeMap<(String, String), Value>,
+    leases: BTreeMap<String, Held>,
+    records: records::Records,
+    /// Everything that an enforced policy ever listed on a service, with the policies.
+    listed: BTreeMap<(Service, Grant), BTreeSet<String>>,
+    /// What the operator granted on a service since it was deployed.
+    made: BTreeMap<Service, BTreeSet<Grant>>,
+    /// Uids of policies that let go of their grants on purpose.
+    let_go: BTreeSet<String>,
+    /// Hash of a held plan to the service and those who would lose access.
+    published: BTreeMap<String, (Service, BTreeSet<String>)>,
+    /// When somebody outside last changed a grant, and what the operator undid since.
+    fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
+    outside: BTreeMap<(Service, Grant), Timestamp>,
+    /// When a declaration was last changed.
+    declared_at: Timestamp,
+    corrections: Vec<Timestamp>,
+    pub violations: Vec<Violation>,
+}
+
+impl Judge {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            told: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            store: Known::default(),
+            statuses: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            records: records::Records::default(),
+            listed: BTreeMap::new(),
+            made: BTreeMap::new(),
+            let_go: BTreeSet::new(),
+            published: BTreeMap::new(),
+            fights: BTreeMap::new(),
+            outside: BTreeMap::new(),
+            declared_at: Timestamp::MIN,
+            corrections: Vec::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    fn accuse(&mut self, rule: &'static str, at: Timestamp, what: String) {
+        self.violations.push(Violation { rule, at, what });
+    }
+
+    /// A replica begins, and knows nothing.
+    pub fn begins(&mut self, replica: usize, identity: &str) {
+        self.told.insert(replica, Told::default());
+        self.identities.insert(replica, identity.to_owned());
+    }
+
+    /// Something reached a replica.
+    pub fn tell(&mut self, replica: usize, at: Timestamp, delivery: Delivery) {
+        self.told.entry(replica).or_default().take(at, delivery);
+    }
+
+    /// What a replica knows at this moment.
+    pub fn known(&mut self, replica: usize, at: Timestamp) -> [std::sync::Arc<Known>; 2] {
+        self.told.entry(replica).or_default().states(at)
+    }
+
+    /// An object changed in the store. `plural` is the name of its kind in paths.
+    pub fn stored(&mut self, at: Timestamp, by: By, plural: &str, object: &Value, gone: bool) {
+        let text = |k: &str| object["metadata"][k].as_str().unwrap_or_default().to_owned();
+        let key = (text("namespace"), text("name"));
+        let kind = match plural {
+            "invokerpolicies" => Kind::Policy,
+            "invokerguardrails" => Kind::Guardrail,
+            "serviceaccounts" => Kind::Account,
+            "leases" => return self.lease(at, &key.1, object, gone),
+            "invokerchanges" | "invokerledgers" => {
+                self.records.stored(by, plural, object, gone);
+                if let Some(found) = records::before(object) {
+                    self.store.declared.records.insert(key, found);
+                }
+                return;
+            }
+            _ => return,
+        };
+        if kind == Kind::Policy {
+            self.policy_stored(at, by, &key, object, gone);
+        } else {
+            self.declared_at = at;
+        }
+        if gone {
+            self.store.drop(kind, &key);
+        } else {
+            self.store.put(kind, object);
+        }
+        self.note_listed();
+    }
+
+    fn policy_stored(&mut self, at: Timestamp, by: By, key: &(String, String), object: &Value, gone: bool) {
+        let before = self.store.declared.policies.get(key).cloned().flatten();
+        let now = Policy::read(object);
+        if gone {
+            let last = now.or(before);
+            // Retain says so; a finalizer that somebody else took off says so too.
+            let by_hand = by == By::Somebody && last.as_ref().is_some_and(|p| p.deleting);
+            if let Some(p) = last.filter(|p| p.retain || by_hand) {
+                self.let_go.insert(p.uid);
+            }
+            self.statuses.remove(key);
+            self.declared_at = at;
+            return;
+        }
+        if let (Some(b), Some(n)) = (&before, &now)
+            && by == By::Somebody
+            && b.uid == n.uid
+            && b.finalizer
+            && !n.finalizer
+        {
+            self.let_go.insert(n.uid.clone());
+        }
+        let same = before.as_ref().is_some_and(|b| {
+            now.as_ref().is_some_and(|n| {
+                (b.generation, &b.uid, b.deleting, &b.approvals, &b.rollbacks)
+                    == (n.generation, &n.uid, n.deleting, &n.approvals, &n.rollbacks)
+            })
+        });
+        if !same {
+            self.declared_at = at;
+        }
+        if let By::Replica(_) = by {
+            self.note_approvals(key, object);
+        }
+        self.statuses.insert(key.clone(), object["status"].clone());
+    }
+
+    /// A status asks somebody to agree: what for?
+    fn note_approvals(&mut self, key: &(String, String), object: &Value) {
+        let project = object["spec"]["project"].as_str().unwrap_or_default();
+        for s in object["status"]["services"].as_array().into_iter().flatten() {
+            let text = |k: &str| s[k].as_str().unwrap_or_default().to_owned();
+            if let Some(hash) = s["approve"].as_str().filter(|h| !h.is_empty()) {
+                let service = (project.to_owned(), text("region"), text("name"));
+                let members = s["unexpected"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let members: BTreeSet<String> =
+                    members.map(|m| iam::member_key(m.split(' ').next().unwrap_or(m))).collect();
+                let entry = self.published.entry(hash.to_owned()).or_insert_with(|| (service, BTreeSet::new()));
+                entry.1.extend(members);
+            }
+        }
+        let _ = key;
+    }
+
+    /// Remembers what enforced policies list now, wherever they mean.
+    fn note_listed(&mut self) {
+        let declared = &self.store.declared;
+        for p in declared.readable().filter(|p| p.acts()) {
+            let named = p.targets.iter().filter_map(|t| match t {
+                declared::Target::Named { region, name } => Some((p.project.clone(), region.clone(), name.clone())),
+                declared::Target::Selected { .. } => None,
+            });
+            let selected = declared.labels.iter().filter(|(s, l)| p.means(s, Some(l))).map(|(s, _)| s.clone());
+            for service in named.chain(selected).collect::<BTreeSet<_>>() {
+                let back = declared.goes_back_to(p, &service, Timestamp::MIN, true).unwrap_or_default();
+                for grant in declared.spelled_out(p).into_iter().chain(back) {
+                    self.listed.entry((service.clone(), grant)).or_default().insert(p.uid.clone());
+                }
+            }
+        }
+    }
+
+    fn lease(&mut self, at: Timestamp, name: &str, object: &Value, gone: bool) {
+        let rest = name.strip_prefix(&self.settings.lease);
+        // Of the shards, or of the only one; not the marks and not the list of members.
+        if rest.is_none_or(|r| !(r.is_empty() || r.contains("-of-") && !r.starts_with("-members"))) {
+            return;
+        }
+        let spec = &object["spec"];
+        let holder = spec["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let seconds = spec["leaseDurationSeconds"].as_i64().unwrap_or(0);
+        let until = at + jiff::SignedDuration::from_secs(seconds);
+        if gone || holder.is_empty() {
+            self.leases.remove(name);
+        } else {
+            self.leases.insert(name.to_owned(), Held { holder, until });
+        }
+    }
+
+    /// Somebody outside changed what a service allows, or the service itself; `None`: it is gone.
+    pub fn outside(&mut self, at: Timestamp, service: &Service, before: Option<&Real>, after: Option<&Real>) {
+        let grants = |r: Option<&Real>| r.map(|r| iam::grants(&r.policy)).unwrap_or_default();
+        let (was, is) = (grants(before), grants(after));
+        for grant in was.symmetric_difference(&is) {
+            self.outside.insert((service.clone(), grant.clone()), at);
+        }
+        // What somebody else took away and gave again is theirs.
+        let left: Vec<Grant> = was.difference(&is).cloned().collect();
+        let made = self.made.entry(service.clone()).or_default();
+        made.retain(|g| !left.contains(g));
+        match after {
+            None => {
+                self.made.remove(service);
+                self.store.declared.labels.remove(service);
+            }
+            Some(real) => {
+                self.store.declared.labels.insert(service.clone(), real.labels.clone());
+            }
+        }
+        self.note_listed();
+    }
+}

@@ -1,0 +1,122 @@
+//! Records of writes: what stood open before one, and what history says of it in the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::{By, Write, declared::Service, iam};
+
+/// Every record that the operator made, as it was last stored, by name: one write has one name in all its namespaces.
+#[derive(Debug, Default)]
+pub struct Records {
+    made: BTreeMap<String, Value>,
+    /// Open records in ledgers, by service.
+    ledgers: BTreeMap<Service, Value>,
+}
+
+fn service(spec: &Value) -> Service {
+    let text = |k: &str| spec[k].as_str().unwrap_or_default().to_owned();
+    (text("project"), text("region"), text("service"))
+}
+
+/// Grants of a list in a record.
+fn grants(list: &Value) -> BTreeSet<iam::Grant> {
+    let bindings: Vec<Value> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|g| json!({"role": g["role"], "members": [g["member"]], "condition": g["condition"]}))
+        .collect();
+    iam::grants(&json!({"bindings": bindings}))
+}
+
+/// What was there before the write of a record.
+pub fn before(object: &Value) -> Option<(Service, Vec<iam::Grant>)> {
+    let spec = object.get("spec").filter(|s| s["before"].is_array())?;
+    Some((service(spec), grants(&spec["before"]).into_iter().collect()))
+}
+
+impl Records {
+    pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
+        let spec = &object["spec"];
+        if plural == "invokerledgers" {
+            let open = spec["pending"].clone();
+            if gone || open.is_null() {
+                self.ledgers.remove(&service(spec));
+            } else {
+                self.ledgers.insert(service(spec), open);
+            }
+            return;
+        }
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let known = self.made.contains_key(&name);
+        if gone {
+            // One that never came to anything may be taken away again.
+            if self.made.get(&name).is_some_and(|o| o["spec"]["outcome"]["phase"] == "Pending") {
+                self.made.remove(&name);
+            }
+        } else if matches!(by, By::Replica(_)) || known {
+            self.made.insert(name, object.clone());
+        }
+    }
+
+    /// Whether an open record stands for a write that is planned from `etag`.
+    pub fn is_open(&self, of: &Service, etag: &Value) -> bool {
+        let pending = |o: &Value| o["spec"]["outcome"]["phase"] == "Pending";
+        let fits = |o: &Value| service(&o["spec"]) == *of && o["spec"]["etagBefore"] == *etag;
+        self.made.values().any(|o| pending(o) && fits(o))
+            || self.ledgers.get(of).is_some_and(|p| p["etagBefore"] == *etag)
+    }
+
+    /// What history says that is not so, and what it does not say.
+    pub fn lies(&self, writes: &[Write]) -> Vec<String> {
+        let mut found = Vec::new();
+        for o in self.made.values().filter(|o| o["spec"]["outcome"]["phase"] == "Pending") {
+            found.push(format!("the record {} was never closed", o["metadata"]["name"]));
+        }
+        for (s, open) in &self.ledgers {
+            found.push(format!("the ledger of {} still has an open record: {open}", s.2));
+        }
+        let mut by_origin: BTreeMap<(Service, String), (Vec<&Write>, Vec<&Value>)> = BTreeMap::new();
+        for w in writes {
+            let etag = w.before["etag"].as_str().unwrap_or_default().to_owned();
+            by_origin.entry((w.service.clone(), etag)).or_default().0.push(w);
+        }
+        for o in self.made.values().filter(|o| o["spec"]["outcome"]["phase"] != "NotApplied") {
+            let etag = o["spec"]["etagBefore"].as_str().unwrap_or_default().to_owned();
+            by_origin.entry((service(&o["spec"]), etag)).or_default().1.push(o);
+        }
+        for ((s, etag), (writes, mut records)) in by_origin {
+            records.sort_by_key(|o| o["spec"]["at"].as_str().map(str::to_owned));
+            if writes.len() != records.len() {
+                let names: Vec<&Value> = records.iter().map(|o| &o["metadata"]["name"]).collect();
+                found.push(format!(
+                    "{} writes to {} from {etag} have {} records {names:?}",
+                    writes.len(),
+                    s.2,
+                    records.len()
+                ));
+                continue;
+            }
+            for (w, o) in writes.iter().zip(records) {
+                let (was, is) = (iam::grants(&w.before), iam::grants(&w.after));
+                let (added, removed) = (grants(&o["spec"]["added"]), grants(&o["spec"]["removed"]));
+                let really: BTreeSet<_> = is.difference(&was).cloned().collect();
+                let gone: BTreeSet<_> = was.difference(&is).cloned().collect();
+                if (&added, &removed) != (&really, &gone) {
+                    found.push(format!(
+                        "the record {} of {} says +{added:?} -{removed:?}, and really it was +{really:?} -{gone:?}",
+                        o["metadata"]["name"], s.2
+                    ));
+                }
+                if grants(&o["spec"]["before"]) != was {
+                    found.push(format!(
+                        "the record {} of {} says that before there was {}",
+                        o["metadata"]["name"], s.2, o["spec"]["before"]
+                    ));
+                }
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,661 @@
+//! A story from a seed: people with GitOps, a platform team, owners of accounts and services, rivals; weather; crashes.
+//!
+//! Small worlds find most: one to three services, one to four policies, two namespaces, and many small gaps.
+
+use serde_json::{Value, json};
+
+use crate::{
+    dice::{Dice, Stream},
+    story::{Action, Agreement, Crash, Harm, Moment, Setup, Side, Storm, Story, What},
+};
+
+const PROJECT: &str = "acme-prod";
+const OTHER: &str = "acme-dev";
+const NAMESPACES: [&str; 2] = ["team-a", "team-b"];
+const SERVICES: [&str; 4] = [
+    "acme-prod/europe-west1/web",
+    "acme-prod/europe-west1/api",
+    "acme-prod/us-central1/web",
+    "acme-dev/europe-west1/web",
+];
+const MEMBERS: [&str; 9] = [
+    "user:a@acme.com",
+    "group:b@acme.com",
+    "serviceAccount:c@acme-prod.iam.gserviceaccount.com",
+    "user:D@Acme.com",
+    "user:e@acme.com",
+    "user:ghost1@acme.com",
+    "group:ghost2@acme.com",
+    "user:m@evil.com",
+    "serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com",
+];
+const INTRUDERS: [&str; 5] = [
+    "user:intruder@evil.com",
+    "user:a@acme.com",
+    "serviceAccount:Service-2@GCP-sa-run.iam.gserviceaccount.com",
+    "allUsers",
+    "user:d@acme.com",
+];
+const ROLE: &str = "roles/run.invoker";
+
+/// Who and what there is in a world.
+struct Cast {
+    services: Vec<&'static str>,
+    policies: Vec<(&'static str, String)>,
+    /// Rivals go for these.
+    rivals: bool,
+    guardrails: bool,
+    accounts: bool,
+}
+
+/// A policy as its author has it in Git.
+#[derive(Clone)]
+struct Draft {
+    project: &'static str,
+    services: Value,
+    invokers: Vec<Value>,
+    spec: Value,
+}
+
+/// The story of a seed.
+pub fn story(seed: u64) -> Story {
+    let dice = Dice::new(seed);
+    let mut cast = dice.stream("cast");
+    let setup = setup(&dice);
+    let length_ms = 20_000 + cast.between(0, 220_000);
+    let n = 1 + cast.below(3);
+    let mut services: Vec<&'static str> = SERVICES.to_vec();
+    cast.0.shuffle(&mut services);
+    services.truncate(n);
+    let policies: Vec<(&'static str, String)> =
+        (0..1 + cast.below(4)).map(|i| (*cast.pick(&NAMESPACES), format!("p{i}"))).collect();
+    let cast = Cast {
+        services,
+        policies,
+        rivals: cast.chance(0.6),
+        guardrails: cast.chance(0.35),
+        accounts: cast.chance(0.3),
+    };
+    let mut actions = beginning(&dice, &cast);
+    actions.extend(authors(&dice, &cast, length_ms));
+    if cast.guardrails {
+        actions.extend(platform(&dice, length_ms));
+    }
+    if cast.accounts {
+        actions.extend(accounts(&dice, length_ms));
+    }
+    actions.extend(owners(&dice, &cast, length_ms));
+    if cast.rivals {
+        actions.extend(rivals(&dice, &cast, length_ms));
+    }
+    actions.extend(operations(&dice, &setup, length_ms));
+    actions.sort_by_key(|a| a.at_ms);
+    Story { seed, weather: weather(&dice, length_ms), crashes: crashes(&dice, &setup, length_ms), setup, actions }
+}
+
+fn setup(dice: &Dice) -> Setup {
+    let mut d = dice.stream("setup");
+    let replicas = if d.chance(0.3) { 2 } else { 1 };
+    let short = d.chance(0.3);
+    Setup {
+        replicas,
+        shards: if replicas == 2 && d.chance(0.4) { 2 } else { 1 },
+        lease_ms: if short { 7_000 } else { 15_000 },
+        renew_ms: if short { 1_500 } else { 5_000 },
+        max_removals: *d.pick(&[20, 20, 1, 2]),
+        breaker: *d.pick(&[50, 50, 50, 3]),
+        reads: *d.pick(&[300, 300, 60]),
+        writes: *d.pick(&[60, 15, 15, 4]),
+        events: false,
+    }
+}
+
+fn at(at_ms: u64, what: What) -> Action {
+    Action { at_ms, what }
+}
+
+fn labels(d: &mut Stream) -> Vec<(String, String)> {
+    let mut labels = vec![];
+    if d.chance(0.6) {
+        labels.push(("team".to_owned(), (*d.pick(&["pay", "shop"])).to_owned()));
+    }
+    labels
+}
+
+fn beginning(dice: &Dice, cast: &Cast) -> Vec<Action> {
+    let mut d = dice.stream("beginning");
+    let mut actions = vec![];
+    for email in ["ghost1@acme.com", "ghost2@acme.com"] {
+        actions.push(at(0, What::Identity { email: email.into(), exists: false }));
+    }
+    actions.push(at(0, What::Terse(d.chance(0.5))));
+    for s in &cast.services {
+        if d.chance(0.9) {
+            actions.push(at(0, What::Deploy { service: (*s).into(), labels: labels(&mut d) }));
+        }
+        // What others granted before.
+        for _ in 0..d.below(3) {
+            let (role, condition) = foreign(&mut d);
+            let member = (*d.pick(&INTRUDERS)).to_owned();
+            actions.push(at(0, What::Member { service: (*s).into(), role, member, add: true, condition }));
+        }
+    }
+    actions
+}
+
+/// Mostly invokers; sometimes another role, or under a condition of somebody's own.
+fn foreign(d: &mut Stream) -> (String, Option<Value>) {
+    match d.below(6) {
+        0 => ("roles/run.admin".into(), None),
+        1 => (ROLE.into(), Some(json!({"title": "theirs", "expression": "request.path == '/x'"}))),
+        _ => (ROLE.into(), None),
+    }
+}
+
+fn entry(d: &mut Stream, cast: &Cast, now_ms: u64) -> Value {
+    if cast.accounts && d.chance(0.3) {
+        return json!({"kubernetesServiceAccount": {"name": *d.pick(&["web", "job"])}});
+    }
+    let mut entry = json!({"member": *d.pick(&MEMBERS)});
+    match d.below(10) {
+        // Ends within the story, or long after.
+        0 => entry["expires"] = json!(expiry(now_ms + d.between(5_000, 120_000))),
+        1 => entry["expires"] = json!("2099-01-01T00:00:00Z"),
+        2 => entry["condition"] = json!({"title": "office", "expression": "request.time.getHours('UTC') < 18"}),
+        _ => {}
+    }
+    entry
+}
+
+fn expiry(ms: u64) -> String {
+    let begin: jiff::Timestamp = crate::world::BEGINNING.parse().expect("a time");
+    let at = begin + jiff::SignedDuration::from_secs((ms / 1000) as i64);
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn draft(d: &mut Stream, cast: &Cast, now_ms: u64) -> Draft {
+    let service = *d.pick(&cast.services);
+    let project = if service.starts_with(OTHER) { OTHER } else { PROJECT };
+    let mut targets = vec![];
+    let of = |s: &&&str| s.split('/').next() == Some(project);
+    for s in cast.services.iter().filter(of) {
+        if *s == service || d.chance(0.3) {
+            let p: Vec<&str> = s.split('/').collect();
+            targets.push(json!({"name": p[2], "region": p[1]}));
+        }
+    }
+    if d.chance(0.25) {
+        let mut selector = json!({"selector": {"matchLabels": {"team": *d.pick(&["pay", "shop"])}}});
+        if d.chance(0.3) {
+            selector["regions"] = json!(["europe-west1"]);
+        }
+        if d.chance(0.5) {
+            targets.clear();
+        }
+        targets.push(selector);
+    }
+    let mut invokers: Vec<Value> = vec![];
+    for _ in 0..1 + d.below(4) {
+        let e = entry(d, cast, now_ms);
+        if !invokers
+            .iter()
+            .any(|i| i["member"] == e["member"] && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"])
+        {
+            invokers.push(e);
+        }
+    }
+    let mut spec = json!({
+        "mode": if d.chance(0.8) { "Enforce" } else { "Audit" },
+        "membership": if d.chance(0.6) { "Authoritative" } else { "Additive" },
+        "onDelete": if d.chance(0.85) { "Revoke" } else { "Retain" },
+        "interval": *d.pick(&["10s", "20s", "1m", "1m"]),
+    });
+    if d.chance(0.1) {
+        spec["role"] = json!("roles/run.servicesInvoker");
+    }
+    Draft { project, services: json!(targets), invokers, spec }
+}
+
+impl Draft {
+    fn object(&self, namespace: &str, name: &str) -> Value {
+        let mut spec = self.spec.clone();
+        spec["project"] = json!(self.project);
+        spec["services"] = self.services.clone();
+        spec["invokers"] = json!(self.invokers);
+        if self.invokers.is_empty() {
+            spec["allowEmpty"] = json!(true);
+        }
+        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+    }
+
+    fn edit(&mut self, d: &mut Stream, cast: &Cast, now_ms: u64) {
+        match d.below(12) {
+            0..=2 if self.invokers.len() > 1 => {
+                let i = d.below(self.invokers.len());
+                self.invokers.remove(i);
+            }
+            0..=4 => {
+                let e = entry(d, cast, now_ms);
+                let same = |i: &Value| {
+                    i["member"] == e["member"] && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"]
+                };
+                if !self.invokers.iter().any(same) {
+                    self.invokers.push(e);
+                }
+            }
+            5 => self.spec["mode"] = json!(if self.spec["mode"] == "Audit" { "Enforce" } else { "Audit" }),
+            6 => self.spec["membership"] = json!(*d.pick(&["Authoritative", "Additive"])),
+            7 => self.spec["onDelete"] = json!(*d.pick(&["Revoke", "Retain", "Revoke"])),
+            8 => self.spec["suspend"] = json!(self.spec["suspend"] != true),
+            9 => {
+                let other = draft(d, cast, now_ms);
+                if other.project == self.project {
+                    self.services = other.services;
+                }
+            }
+            10 => self.spec["interval"] = json!(*d.pick(&["10s", "30s", "1m"])),
+            _ => self.invokers = draft(d, cast, now_ms).invokers,
+        }
+    }
+}
+
+/// People with GitOps.
+fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut actions = vec![];
+    for (i, (namespace, name)) in cast.policies.iter().enumerate() {
+        let mut d = dice.stream(&format!("author {i}"));
+        let mut now = if d.chance(0.5) { 0 } else { d.gap().as_millis() as u64 };
+        let mut current = draft(&mut d, cast, now);
+        let (mut ns, mut name) = (*namespace, name.clone());
+        let mut there = true;
+        actions.push(at(now, What::Apply(current.object(ns, &name))));
+        let deeds = 1 + d.below(7);
+        for k in 0..deeds {
+            now = (now + d.gap().as_millis() as u64).min(length_ms);
+            let policy = || "InvokerPolicy".to_owned();
+            let delete =
+                |ns: &str, name: &str| What::Delete { kind: policy(), namespace: ns.into(), name: name.into() };
+            if !there {
+                there = true;
+                if d.chance(0.5) {
+                    current = draft(&mut d, cast, now);
+                }
+                actions.push(at(now, What::Apply(current.object(ns, &name))));
+                continue;
+            }
+            match d.below(16) {
+                0 | 1 => {
+                    actions.push(at(now, delete(ns, &name)));
+                    there = false;
+                }
+                2 => {
+                    // A rename in Git: the new object first, then the old one goes.
+                    let fresh = format!("{name}-{k}");
+                    actions.push(at(now, What::Apply(current.object(ns, &fresh))));
+                    now += d.gap().as_millis() as u64;
+                    actions.push(at(now, delete(ns, &name)));
+                    name = fresh;
+                }
+                3 => {
+                    // A move between namespaces.
+                    let to = if ns == NAMESPACES[0] { NAMESPACES[1] } else { NAMESPACES[0] };
+                    actions.push(at(now, What::Apply(current.object(to, &name))));
+                    now += d.gap().as_millis() as u64;
+                    actions.push(at(now, delete(ns, &name)));
+                    ns = to;
+                }
+                4 => {
+                    // Deleted and made again under the name.
+                    actions.push(at(now, delete(ns, &name)));
+                    now += d.between(0, 400);
+                    if d.chance(0.5) {
+                        current.edit(&mut d, cast, now);
+                    }
+                    actions.push(at(now, What::Apply(current.object(ns, &name))));
+                }
+                5 => {
+                    let how = *d.pick(&[Agreement::Shown, Agreement::Shown, Agreement::Stale, Agreement::Garbage]);
+                    actions.push(at(now, What::Approve { namespace: ns.into(), name: name.clone(), how }));
+                }
+                6 => {
+                    let newest = d.chance(0.7).then(|| d.below(3));
+                    actions.push(at(now, What::RollBack { namespace: ns.into(), name: name.clone(), newest }));
+                }
+                7 => actions.push(at(
+                    now,
+                    What::Annotate {
+                        namespace: ns.into(),
+                        name: name.clone(),
+                        key: "run-invoker.dev/requested-at".into(),
+                        value: Some(now.to_string()),
+                    },
+                )),
+                8 if d.chance(0.4) => {
+                    actions.push(at(now, What::DropFinalizer { namespace: ns.into(), name: name.clone() }));
+                }
+                9 if d.chance(0.3) => {
+                    // What an older definition let in, or a newer one.
+                    let mut object = current.object(ns, &name);
+                    object["spec"]["mode"] = json!("Weird");
+                    actions.push(at(now, What::Force { plural: "invokerpolicies".into(), object }));
+                    now += d.gap().as_millis() as u64;
+                    actions.push(at(now, What::Apply(current.object(ns, &name))));
+                }
+                _ => {
+                    current.edit(&mut d, cast, now);
+                    actions.push(at(now, What::Apply(current.object(ns, &name))));
+                }
+            }
+        }
+        // Whoever is asked agrees in the end, or at least tries to.
+        if d.chance(0.5) {
+            now = (now + d.gap().as_millis() as u64).min(length_ms + 60_000);
+            actions.push(at(now, What::Approve { namespace: ns.into(), name, how: Agreement::Shown }));
+        }
+    }
+    actions
+}
+
+/// Guardrails that come, tighten, go, become unreadable.
+fn platform(dice: &Dice, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("platform");
+    let mut actions = vec![];
+    let mut now = if d.chance(0.6) { 0 } else { d.between(0, length_ms / 2) };
+    for _ in 0..1 + d.below(4) {
+        let name = *d.pick(&["wide", "narrow"]);
+        let mut spec = json!({});
+        if d.chance(0.4) {
+            spec["namespaces"] = json!([*d.pick(&["team-a", "team-*"])]);
+        }
+        match d.below(6) {
+            0 => spec["members"] = json!(["*@acme.com", "serviceAccount:*@acme-prod.iam.gserviceaccount.com"]),
+            1 => spec["members"] = json!(["user:*@acme.com"]),
+            2 => spec["services"] = json!(["api*"]),
+            3 => spec["projects"] = json!(["acme-prod"]),
+            4 => spec["maxRemovals"] = json!(d.below(3)),
+            _ => spec["public"] = json!("Allow"),
+        }
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
+        actions.push(at(now, What::Apply(object.clone())));
+        now = (now + d.gap().as_millis() as u64).min(length_ms);
+        if d.chance(0.4) {
+            actions.push(at(
+                now,
+                What::Delete { kind: "InvokerGuardrail".into(), namespace: String::new(), name: name.into() },
+            ));
+        } else if d.chance(0.2) {
+            let mut broken = object.clone();
+            broken["spec"]["public"] = json!("Perhaps");
+            actions.push(at(now, What::Force { plural: "invokerguardrails".into(), object: broken }));
+            now += d.gap().as_millis() as u64;
+            actions.push(at(now, What::Apply(object)));
+        }
+        now = (now + d.gap().as_millis() as u64).min(length_ms);
+    }
+    actions
+}
+
+/// Owners of ServiceAccounts: annotations that come, change, go.
+fn accounts(dice: &Dice, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("accounts");
+    let mut actions = vec![];
+    for ns in NAMESPACES {
+        let mut now = if d.chance(0.5) { 0 } else { d.gap().as_millis() as u64 };
+        for _ in 0..1 + d.below(3) {
+            let name = *d.pick(&["web", "job"]);
+            let email = *d.pick(&[
+                "w1@acme-prod.iam.gserviceaccount.com",
+                "W2@acme-prod.iam.gserviceaccount.com",
+                "not-an-email",
+            ]);
+            let mut object =
+                json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": ns}});
+            if d.chance(0.8) {
+                object["metadata"]["annotations"] = json!({"iam.gke.io/gcp-service-account": email});
+            }
+            actions.push(at(now, What::Apply(object)));
+            now = (now + d.gap().as_millis() as u64).min(length_ms);
+            if d.chance(0.25) {
+                actions.push(at(
+                    now,
+                    What::Delete { kind: "ServiceAccount".into(), namespace: ns.into(), name: name.into() },
+                ));
+            }
+        }
+    }
+    actions
+}
+
+/// Owners of services.
+fn owners(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("owners");
+    let mut actions = vec![];
+    for service in &cast.services {
+        let service = (*service).to_owned();
+        for _ in 0..d.below(3) {
+            let mut now = d.between(0, length_ms);
+            match d.below(5) {
+                0 | 1 => actions.push(at(now, What::Deploy { service: service.clone(), labels: labels(&mut d) })),
+                2 => {
+                    actions.push(at(now, What::Undeploy { service: service.clone() }));
+                    if d.chance(0.8) {
+                        now += d.gap().as_millis() as u64;
+                        actions.push(at(now, What::Deploy { service: service.clone(), labels: labels(&mut d) }));
+                    }
+                }
+                3 => actions.push(at(now, What::IamCheck { service: service.clone(), off: d.chance(0.5) })),
+                _ => {}
+            }
+        }
+    }
+    if d.chance(0.3) {
+        let now = d.between(0, length_ms);
+        actions.push(at(
+            now,
+            What::Identity { email: (*d.pick(&["ghost1@acme.com", "ghost2@acme.com"])).into(), exists: true },
+        ));
+    }
+    if d.chance(0.1) {
+        actions.push(at(d.between(0, length_ms), What::DeleteIdentity { member: (*d.pick(&MEMBERS[..3])).into() }));
+    }
+    actions
+}
+
+/// The console, Terraform, a second operator.
+fn rivals(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("rivals");
+    let mut actions = vec![];
+    for _ in 0..1 + d.below(5) {
+        let service = (*d.pick(&cast.services)).to_owned();
+        let (role, condition) = foreign(&mut d);
+        let (member, add) = if d.chance(0.6) {
+            ((*d.pick(&INTRUDERS)).to_owned(), true)
+        } else {
+            ((*d.pick(&MEMBERS)).to_owned(), false)
+        };
+        let now = d.between(0, length_ms);
+        actions.push(at(now, What::Member { service, role, member, add, condition: condition.filter(|_| add) }));
+    }
+    if d.chance(0.2) {
+        // One that does not give up.
+        let service = (*d.pick(&cast.services)).to_owned();
+        let (member, add) = if d.chance(0.5) { (INTRUDERS[0], true) } else { (MEMBERS[0], false) };
+        let every = d.between(3_000, 20_000);
+        let mut now = d.between(0, length_ms / 2);
+        for _ in 0..4 + d.below(6) {
+            let service = service.clone();
+            actions.push(at(
+                now,
+                What::Member { service, role: ROLE.into(), member: member.into(), add, condition: None },
+            ));
+            now += every;
+        }
+    }
+    actions
+}
+
+fn operations(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("operations");
+    let mut actions = vec![];
+    if d.chance(0.15) {
+        actions.push(at(d.between(0, length_ms), What::Compact));
+    }
+    if d.chance(0.1) {
+        actions.push(at(d.between(0, length_ms), What::ResetCircuit));
+    }
+    if d.chance(0.15) {
+        let replica = d.below(setup.replicas);
+        actions.push(at(d.between(1, length_ms), What::Restart { replica, after_ms: d.between(0, 20_000) }));
+    }
+    actions
+}
+
+fn weather(dice: &Dice, length_ms: u64) -> Vec<Storm> {
+    let mut d = dice.stream("weather");
+    let mut storms = vec![];
+    if d.chance(0.35) {
+        return storms;
+    }
+    for _ in 0..1 + d.below(4) {
+        let from_ms = d.between(0, length_ms);
+        let to_ms = from_ms + *d.pick(&[200, 2_000, 10_000, 60_000]);
+        let side = if d.chance(0.5) { Side::Kube } else { Side::Run };
+        let percent = *d.pick(&[5, 20, 50, 100]);
+        let (only, harm) = match side {
+            Side::Kube => kube_harm(&mut d),
+            Side::Run => run_harm(&mut d),
+        };
+        storms.push(Storm { from_ms, to_ms, side, only: only.into(), replica: None, percent, harm });
+    }
+    storms
+}
+
+fn kube_harm(d: &mut Stream) -> (&'static str, Harm) {
+    let refused = |status: u16, reason: &str, message: &str| {
+        Harm::Refused {
+        status,
+        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": status}).to_string(),
+        headers: vec![],
+    }
+    };
+    let writes = *d.pick(&[
+        "POST ",
+        "PATCH ",
+        "PUT ",
+        "DELETE ",
+        "invokerchanges",
+        "invokerledgers",
+        "/status",
+        "events",
+        "leases",
+        "",
+    ]);
+    match d.below(12) {
+        0 => (writes, Harm::Dropped),
+        1 | 2 => (writes, Harm::Lost),
+        3 => (writes, Harm::Late),
+        4 => (writes, Harm::Hung),
+        5 => (writes, Harm::Slow(d.between(200, 8_000))),
+        6 => (writes, refused(500, "InternalError", "etcdserver: request timed out")),
+        7 => (
+            writes,
+            refused(
+                409,
+                "Conflict",
+                "the object has been modified; please apply your changes to the latest version and try again",
+            ),
+        ),
+        8 => (
+            "POST ",
+            refused(
+                403,
+                "Forbidden",
+                "exceeded quota: objects, requested: count/invokerchanges.run-invoker.dev=1, used: 10, limited: 10",
+            ),
+        ),
+        9 => ("watch=true", Harm::Stalled(d.between(100, 20_000))),
+        10 => ("watch=true", Harm::Ended),
+        _ => ("", refused(429, "TooManyRequests", "too many requests, please try again later")),
+    }
+}
+
+fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
+    let google = |status: u16, name: &str, message: &str, details: Value| Harm::Refused {
+        status,
+        body: json!({"error": {"code": status, "message": message, "status": name, "details": details}}).to_string(),
+        headers: vec![],
+    };
+    let info = |reason: &str, metadata: Value| json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": metadata}]);
+    let html = |status: u16| Harm::Refused {
+        status,
+        body: "<!DOCTYPE html>\n<html lang=en>\n<title>Error</title>\n".into(),
+        headers: vec![],
+    };
+    let calls = *d.pick(&["setIamPolicy", "getIamPolicy", "/services", ""]);
+    let quota = "Quota exceeded for quota metric 'Write requests' and limit 'Write requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'.";
+    match d.below(14) {
+        0 => (calls, Harm::Dropped),
+        1 | 2 => (calls, Harm::Lost),
+        3 => (calls, Harm::Late),
+        4 => (calls, Harm::Hung),
+        5 => (calls, Harm::Slow(d.between(200, 15_000))),
+        6 => (
+            calls,
+            google(429, "RESOURCE_EXHAUSTED", quota, info("RATE_LIMIT_EXCEEDED", json!({"quota_limit_value": "30"}))),
+        ),
+        7 => (calls, google(503, "UNAVAILABLE", "The service is currently unavailable.", json!([]))),
+        8 => (calls, google(500, "INTERNAL", "Internal error encountered.", json!([]))),
+        9 => (
+            calls,
+            google(
+                403,
+                "PERMISSION_DENIED",
+                "Permission 'run.services.getIamPolicy' denied on resource 'projects/acme-prod' (or resource may not exist).",
+                json!([]),
+            ),
+        ),
+        10 => (calls, html(404)),
+        11 => (calls, html(502)),
+        12 => (
+            calls,
+            google(
+                403,
+                "PERMISSION_DENIED",
+                "Cloud Run Admin API has not been used in project 99 before or it is disabled.",
+                info("SERVICE_DISABLED", json!({"consumer": "projects/99", "service": "run.googleapis.com"})),
+            ),
+        ),
+        _ => (
+            "setIamPolicy",
+            google(
+                409,
+                "ABORTED",
+                "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
+                json!([]),
+            ),
+        ),
+    }
+}
+
+fn crashes(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Crash> {
+    let mut d = dice.stream("crashes");
+    let mut crashes = vec![];
+    let mut more = |d: &mut Stream, p: f64| {
+        if !d.chance(p) {
+            return;
+        }
+        let replica = d.below(setup.replicas);
+        let pause = d.chance(0.3);
+        let moment = match d.below(3) {
+            0 => Moment::At(d.between(100, length_ms)),
+            1 => Moment::Before(d.between(5, 120)),
+            _ => Moment::After(d.between(5, 120)),
+        };
+        let back_ms = if pause { d.between(200, 40_000) } else { *d.pick(&[100, 1_000, 20_000]) };
+        crashes.push(Crash { replica, moment, back_ms, pause });
+    };
+    more(&mut d, 0.4);
+    more(&mut d, 0.2);
+    crashes
+}

@@ -1,0 +1,23 @@
+//! The whole operator simulated: the real controller, kube client and watchers on virtual time in one process, against the
+//! sandbox called in process, with people, weather and crashes from one seed, and a judge that knows only what users were
+//! promised.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`story`] | what happens in a world, as data that can be told, kept and shortened |
+//! | [`generate`] | a story from a seed |
+//! | [`world`] | a story played, and the verdict |
+//! | [`net`], [`cloud`], [`replica`] | what lies between the operator and the world; Google's SDK over it; one replica |
+//! | [`shrink`] | the shortest story that still breaks a promise |
+//! | [`dice`] | randomness by name |
+#![allow(clippy::print_stdout, clippy::panic)]
+
+pub mod cloud;
+pub mod corpus;
+pub mod dice;
+pub mod generate;
+pub mod net;
+pub mod replica;
+pub mod shrink;
+pub mod story;
+pub mod world;
