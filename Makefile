@@ -25,6 +25,7 @@ test: tools ## Everything: units, properties, goldens, scenarios, faults, real c
 	$(CARGO) test --workspace --no-fail-fast -- --nocapture --test-threads 2
 
 unit: ## Only what needs no tool and takes seconds
+	$(CARGO) test -p run-invoker-core
 	$(CARGO) test --workspace --lib --test architecture --test crds
 
 bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer, SIZES=startup for the start alone
@@ -37,7 +38,7 @@ lint: ## rustfmt, clippy, and the rules of deny.toml where cargo-deny is install
 fmt: ## Formats the code
 	$(CARGO) fmt --all
 
-crds: ## Writes crds/, and the chart's copy of it, from src/api
+crds: ## Writes crds/, and the chart's copy of it, from src/core/api
 	$(CARGO) run --quiet --bin crdgen -- crds
 	$(CARGO) run --quiet --bin crdgen -- charts/run-invoker/files/crds
 

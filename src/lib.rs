@@ -28,28 +28,22 @@
 //! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every module to this map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
-pub mod api;
 pub mod apply;
-pub mod audit;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod cloudrun;
 pub mod cluster;
 pub mod config;
 pub mod controller;
-#[cfg(feature = "cli")]
-pub mod diagnose;
-pub mod fault;
 pub mod gather;
-pub mod history;
 pub mod http;
-pub mod iam;
-pub mod intent;
 pub mod leader;
 pub mod metrics;
-pub mod plan;
 #[cfg(feature = "cli")]
 pub mod render;
-pub mod status;
 pub mod subscription;
 pub mod telemetry;
+
+#[cfg(feature = "cli")]
+pub use run_invoker_core::diagnose;
+pub use run_invoker_core::{api, audit, fault, history, iam, intent, plan, status};

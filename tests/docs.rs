@@ -26,7 +26,7 @@ fn every_reason_is_explained_with_what_to_do() {
         .collect();
     let names: Vec<&str> = rows.iter().map(|r| r.0.as_str()).collect();
     let wanted: Vec<&str> = Reason::ALL.iter().map(|r| r.as_str()).collect();
-    assert_eq!(names, wanted, "docs/reasons.md and src/api/reason.rs differ");
+    assert_eq!(names, wanted, "docs/reasons.md and src/core/api/reason.rs differ");
     for (name, cells) in rows {
         assert_eq!(cells, 2, "{name}: what it means, and what to do");
     }

@@ -119,9 +119,9 @@ impl Judge {
         let forbidden: BTreeSet<Grant> =
             on.iter().flat_map(|p| d.spelled_out(p)).filter(|g| !listed.contains(g)).collect();
         for g in live.iter().filter(|g| !listed.contains(g)) {
-            let complete = |p: &&&Policy| p.authoritative && p.role == g.role && !self.is_stopped(p);
+            let complete = |p: &Policy| p.authoritative && p.role == g.role && !self.is_stopped(p);
             let protected = declared::matches(&self.settings.protected.to_lowercase(), &g.member.to_lowercase());
-            let unlisted = active.iter().any(|p| complete(&p)) && g.is_plain() && !protected && !forbidden.contains(g);
+            let unlisted = active.iter().any(|p| complete(p)) && g.is_plain() && !protected && !forbidden.contains(g);
             let made = self.made.get(service).is_some_and(|m| m.contains(g));
             let owners = self.listed.get(&(service.clone(), g.clone()));
             let of = |uid: &String| d.readable().find(|p| p.uid == *uid);

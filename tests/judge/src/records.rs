@@ -36,6 +36,9 @@ pub fn before(object: &Value) -> Option<(Service, Vec<iam::Grant>)> {
     Some((service(spec), grants(&spec["before"]).into_iter().collect()))
 }
 
+/// What was written from one version of a policy, and what history says of that.
+type Told<'a> = (Vec<&'a Write>, Vec<&'a Value>);
+
 impl Records {
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
         let spec = &object["spec"];
@@ -77,7 +80,7 @@ impl Records {
         for (s, open) in &self.ledgers {
             found.push(format!("the ledger of {} still has an open record: {open}", s.2));
         }
-        let mut by_origin: BTreeMap<(Service, String), (Vec<&Write>, Vec<&Value>)> = BTreeMap::new();
+        let mut by_origin: BTreeMap<(Service, String), Told<'_>> = BTreeMap::new();
         for w in writes {
             let etag = w.before["etag"].as_str().unwrap_or_default().to_owned();
             by_origin.entry((w.service.clone(), etag)).or_default().0.push(w);

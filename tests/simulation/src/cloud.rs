@@ -30,13 +30,15 @@ use crate::{
     story::Side,
 };
 
+/// By project and region: what was found so far, and regions that did not answer.
+type Pages = HashMap<(String, String), (Found, Vec<String>)>;
 type Found = Vec<(judge::declared::Service, BTreeMap<String, String>)>;
 
 /// The SDK's calls, carried by a cable.
 pub struct Sdk {
     cable: Arc<Cable>,
     /// Pages of lists that are not complete yet.
-    pages: Mutex<HashMap<(String, String), (Found, Vec<String>)>>,
+    pages: Mutex<Pages>,
 }
 
 impl std::fmt::Debug for Sdk {

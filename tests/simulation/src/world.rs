@@ -315,7 +315,7 @@ impl World {
         let intervals: Vec<i64> = self.net.lock().judge.store.declared.readable().map(|p| p.interval).collect();
         let longest = intervals.into_iter().max().unwrap_or(60).min(3600);
         // Now and then a whole hour.
-        let seconds = if self.story.seed % 16 == 0 { 3600 } else { (longest * 3).clamp(120, 3600) };
+        let seconds = if self.story.seed.is_multiple_of(16) { 3600 } else { (longest * 3).clamp(120, 3600) };
         {
             let mut shared = self.net.lock();
             shared.reads.clear();
