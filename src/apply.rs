@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     api::{InvokerChange, LedgerOwner},
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     cluster::{
         Cluster,
         index::{Ledger, ledger_spec},
     },
     fault::{Fault, FaultClass},
     iam::{Grant, Policy},
-    plan::{Aside, Plan},
+    plan::{Plan, RejectedMember},
 };
 
 /// The ledger after a plan: what it grants is entered, what it forgets is gone.
@@ -66,7 +66,7 @@ pub enum Outcome {
     /// The policy changed since it was read: gather and plan anew.
     Conflict,
     /// IAM refused because of these members; some of the others may be written already.
-    Refused(BTreeMap<Grant, Aside>),
+    Refused(BTreeMap<Grant, RejectedMember>),
 }
 
 /// Writes a plan with one compare-and-swap.
@@ -76,7 +76,7 @@ pub enum Outcome {
 ///
 /// # Errors
 /// Every fault but a conflict and a refused member. After a timeout or a reset the write may have happened.
-pub async fn write<C: CloudRun>(cloud: &C, plan: &Plan, live: &Policy, lane: Lane) -> Result<Outcome, Fault> {
+pub async fn write<C: CloudRun>(cloud: &C, plan: &Plan, live: &Policy, lane: Priority) -> Result<Outcome, Fault> {
     let fault = match cloud.write_policy(&plan.service, &plan.applied_to(live), lane).await {
         Ok(_) => return Ok(Outcome::Written),
         Err(fault) => fault,
@@ -85,7 +85,7 @@ pub async fn write<C: CloudRun>(cloud: &C, plan: &Plan, live: &Policy, lane: Lan
         FaultClass::Conflict => Ok(Outcome::Conflict),
         FaultClass::InvalidMember | FaultClass::OrganizationPolicy => match &fault.member {
             Some(named) => {
-                let culprits: BTreeMap<Grant, Aside> =
+                let culprits: BTreeMap<Grant, RejectedMember> =
                     plan.grants.keys().filter(|g| names(g, named)).map(|g| (g.clone(), aside(&fault))).collect();
                 // Somebody who is in the policy already, and not by this plan: nothing here can be set aside.
                 if culprits.is_empty() { Err(fault) } else { Ok(Outcome::Refused(culprits)) }
@@ -105,13 +105,13 @@ fn names(grant: &Grant, named: &str) -> bool {
     grant.principal.as_str().split_once(':').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(named))
 }
 
-fn aside(fault: &Fault) -> Aside {
-    Aside { reason: fault.class.row().reason, message: fault.advice() }
+fn aside(fault: &Fault) -> RejectedMember {
+    RejectedMember { reason: fault.class.row().reason, message: fault.advice() }
 }
 
 /// Finds the members that IAM refuses without naming them: grants are written in halves until a refused part is a single
 /// one. What is accepted on the way is in force at once. Costs about two writes for each halving and bad member.
-async fn isolate<C: CloudRun>(cloud: &C, plan: &Plan, live: &Policy, lane: Lane) -> Result<Outcome, Fault> {
+async fn isolate<C: CloudRun>(cloud: &C, plan: &Plan, live: &Policy, lane: Priority) -> Result<Outcome, Fault> {
     let all: Vec<Grant> = plan.grants.keys().cloned().collect();
     let mut base = live.clone();
     let mut refused = BTreeMap::new();

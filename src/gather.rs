@@ -8,27 +8,27 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     cluster::index::{Index, Ledger},
     fault::Fault,
     iam::{Grant, Policy, RunService, ServiceInfo},
     intent::PolicyId,
-    plan::{Aside, Claim, Input, Settings, Standing, Unanswered, drift::Memory},
+    plan::{Input, OwnerState, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, drift::Memory},
 };
 
 /// What is known without asking Google.
 #[derive(Debug)]
 pub struct Declared {
     pub service: RunService,
-    pub claims: Vec<Claim>,
+    pub claims: Vec<PolicyOnService>,
     pub ledger: Ledger,
-    pub standing: BTreeMap<Grant, Standing>,
+    pub standing: BTreeMap<Grant, OwnerState>,
     /// Hashes of plans that somebody agreed to.
     pub approvals: BTreeSet<Arc<str>>,
     /// The policies that something was granted for here.
     pub owners: BTreeSet<PolicyId>,
     pub info: Option<ServiceInfo>,
-    pub unanswered: Unanswered,
+    pub unanswered: UnansweredSelectors,
     /// Something that a claim rests on is not known yet.
     pub loading: bool,
 }
@@ -52,9 +52,9 @@ impl Declared {
     /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
     /// does one whose guardrails cannot be read.
     pub fn wants_a_look(&self) -> bool {
-        let asks = |c: &Claim| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
+        let asks = |c: &PolicyOnService| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
         // What rests because its policy may not write, or may yet turn out to mean it, is left alone.
-        let left_behind = || self.standing.values().any(|s| *s != Standing::Passive);
+        let left_behind = || self.standing.values().any(|s| *s != OwnerState::Passive);
         self.claims.iter().any(asks) || (self.claims.is_empty() && left_behind())
     }
 }
@@ -63,7 +63,7 @@ impl Declared {
 #[derive(Debug, Default)]
 pub struct Remembered {
     /// Members that IAM refused lately.
-    pub aside: BTreeMap<Grant, Aside>,
+    pub aside: BTreeMap<Grant, RejectedMember>,
     pub memory: Memory,
     pub circuit_open: bool,
 }
@@ -97,6 +97,6 @@ impl Declared {
 ///
 /// # Errors
 /// The fault of the one call that this makes.
-pub async fn reality<C: CloudRun>(cloud: &C, service: &RunService, lane: Lane) -> Result<Policy, Fault> {
+pub async fn reality<C: CloudRun>(cloud: &C, service: &RunService, lane: Priority) -> Result<Policy, Fault> {
     cloud.read_policy(service, lane).await
 }

@@ -8,7 +8,7 @@ use prometheus::{
 
 use crate::{
     api::{ChangeReason, ServiceState},
-    cloudrun::{Lane, Method, Observer},
+    cloudrun::{Method, Observer, Priority},
 };
 
 /// What a metric is, for the page about it.
@@ -325,7 +325,7 @@ impl Observer for Metrics {
         self.cloud_requests_total.with_label_values(&[method.label(), code]).inc();
         self.cloud_request_duration_seconds.with_label_values(&[method.label()]).observe(took.as_secs_f64());
     }
-    fn waited(&self, lane: Lane, took: Duration) {
+    fn waited(&self, lane: Priority, took: Duration) {
         self.limiter_wait_seconds.with_label_values(&[lane.label()]).observe(took.as_secs_f64());
     }
 }

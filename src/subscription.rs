@@ -30,7 +30,7 @@ pub enum Answer {
 }
 
 /// Who listens.
-pub trait Ear: Send + Sync + 'static {
+pub trait MessageHandler: Send + Sync + 'static {
     /// Whether messages are wanted now. A replica that works on nothing leaves them to the others.
     fn listens(&self) -> bool;
     /// Takes in the data of one message.
@@ -63,7 +63,7 @@ impl Source {
     }
 
     /// Reads a subscription, `projects/P/subscriptions/S`, for ever.
-    pub async fn read(self, subscription: String, ear: Arc<dyn Ear>) {
+    pub async fn read(self, subscription: String, ear: Arc<dyn MessageHandler>) {
         let mut failures = 0u32;
         loop {
             while !ear.listens() {
@@ -89,7 +89,7 @@ impl Source {
     }
 
     /// Reads until nobody listens any more, or something is wrong.
-    async fn session(&self, subscription: &str, ear: &dyn Ear) -> Result<(), String> {
+    async fn session(&self, subscription: &str, ear: &dyn MessageHandler) -> Result<(), String> {
         self.probe().await?;
         let stream = self
             .subscriber

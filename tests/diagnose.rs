@@ -8,7 +8,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use run_invoker::{
     diagnose::{Cause, Declared, Facts, Known, Outcome, diagnose, symptom::Symptom, token::Token},
-    iam::{Front, Policy, Principal, RunService},
+    iam::{Policy, Principal, RunService, ServiceSettings},
 };
 use serde_json::{Value, json};
 
@@ -34,7 +34,11 @@ fn fine() -> Facts {
         at: at(),
         principal: Some(Principal::parse(CALLER).unwrap()),
         url: Some(format!("{URL}/orders")),
-        front: Known::Is(Front { ingress: "INGRESS_TRAFFIC_ALL".into(), urls: vec![URL.into()], ..Front::default() }),
+        front: Known::Is(ServiceSettings {
+            ingress: "INGRESS_TRAFFIC_ALL".into(),
+            urls: vec![URL.into()],
+            ..ServiceSettings::default()
+        }),
         policy: Known::Is(granted()),
         project: Known::Is(Policy::default()),
         token: None,
@@ -44,7 +48,7 @@ fn fine() -> Facts {
     }
 }
 
-fn front(change: impl Fn(&mut Front)) -> Known<Front> {
+fn front(change: impl Fn(&mut ServiceSettings)) -> Known<ServiceSettings> {
     let Known::Is(mut front) = fine().front else { unreachable!() };
     change(&mut front);
     Known::Is(front)

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::{
     Exit, WorldArgs,
     context::{Context, print, progress},
-    world::{Sources, World},
+    world::{ClusterSnapshot, Sources},
 };
 use crate::{
-    cloudrun::{CloudRun, Lane, Scope},
+    cloudrun::{CloudRun, Priority, Scope},
     iam::{Policy, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
@@ -135,7 +135,7 @@ impl Invoker {
 pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
     let cloud = context.limited(&command.world.cloud).await?;
     let sources = Sources { files: &[], offline: command.offline };
-    let (world, _) = World::declared(context, &command.world, &sources).await?;
+    let (world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {
         world.index.projects().into_iter().collect()
     } else {
@@ -153,7 +153,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     for project in &projects {
         let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
         let listing = cloud
-            .list_services(project, &scope, Lane::Declared)
+            .list_services(project, &scope, Priority::Declared)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
         notes.extend(listing.unreachable.iter().map(|r| format!("Region {r} of {project} did not answer.")));
@@ -164,7 +164,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let mut read: Vec<_> = futures::stream::iter(infos)
         .map(|info| {
             let cloud = &cloud;
-            async move { (cloud.read_policy(&info.service, Lane::Declared).await, info) }
+            async move { (cloud.read_policy(&info.service, Priority::Declared).await, info) }
         })
         .buffer_unordered(64)
         .inspect(|_| bar.inc(1))
@@ -198,7 +198,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     Ok(if failed { Exit::Error } else { Exit::Nothing })
 }
 
-fn access(world: &World, info: &ServiceInfo, live: &Policy, member: Option<&str>) -> ServiceAccess {
+fn access(world: &ClusterSnapshot, info: &ServiceInfo, live: &Policy, member: Option<&str>) -> ServiceAccess {
     let claims = world.index.claims(&info.service);
     let wanted = member.map(crate::iam::Principal::from_live);
     let mut invokers: Vec<Invoker> = live
@@ -207,7 +207,7 @@ fn access(world: &World, info: &ServiceInfo, live: &Policy, member: Option<&str>
         .filter(|g| g.principal.kind() != PrincipalKind::Deleted)
         .map(|g| {
             let until = g.condition.as_ref().and_then(|c| c.expiry());
-            let lists = |c: &&crate::plan::Claim| c.declared().iter().any(|d| d.grant == *g);
+            let lists = |c: &&crate::plan::PolicyOnService| c.declared().iter().any(|d| d.grant == *g);
             Invoker {
                 member: g.principal.to_string(),
                 role: g.role.as_str().to_owned(),

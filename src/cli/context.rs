@@ -17,7 +17,7 @@ use kube::{
 use super::{Args, Colour};
 use crate::{
     cloudrun::{
-        Lane, Method, Observer,
+        Method, Observer, Priority,
         google::{self, Google},
         limit::Limited,
     },
@@ -40,10 +40,10 @@ pub struct Kube {
 }
 
 /// Nobody listens to the calls of a command.
-struct Deaf;
-impl Observer for Deaf {
+struct NoopObserver;
+impl Observer for NoopObserver {
     fn called(&self, _: Method, _: &'static str, _: Duration) {}
-    fn waited(&self, _: Lane, _: Duration) {}
+    fn waited(&self, _: Priority, _: Duration) {}
 }
 
 impl Context {
@@ -117,7 +117,7 @@ impl Context {
     /// # Errors
     /// When there are no credentials.
     pub async fn limited(&self, args: &CloudArgs) -> anyhow::Result<Limited<Google>> {
-        Ok(Limited::new(self.google(args).await?, args.budget(), Arc::new(Deaf)))
+        Ok(Limited::new(self.google(args).await?, args.budget(), Arc::new(NoopObserver)))
     }
 
     /// Says something that is not the answer.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{InvokerChange, InvokerPolicy, Mode},
-    cloudrun::{CloudRun as _, Lane, Scope, google::Google},
+    cloudrun::{CloudRun as _, Priority, Scope, google::Google},
     config::CloudArgs,
     diagnose::{
         Declared, Diagnosis, Facts, Known, Outcome, diagnose,
@@ -100,7 +100,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
 
     let (front, policy, project) = tokio::join!(
         google.front(&service),
-        google.read_policy(&service, Lane::Declared),
+        google.read_policy(&service, Priority::Declared),
         google.project_policy(&service.project)
     );
     let mut facts = Facts {
@@ -181,7 +181,7 @@ async fn find_service(
     let (host, _) = host_and_path(url);
     // NAME-HASH-REGION.a.run.app and NAME-NUMBER.REGION.run.app both begin with the name.
     let listing = google
-        .list_services(project, &Scope::AllRegions, Lane::Declared)
+        .list_services(project, &Scope::AllRegions, Priority::Declared)
         .await
         .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
     for info in listing.services.iter().filter(|i| host.starts_with(&format!("{}-", i.service.name))) {

@@ -17,7 +17,7 @@ use super::{
     context::{Context, print, progress},
 };
 use crate::{
-    cloudrun::{CloudRun, Lane, Scope},
+    cloudrun::{CloudRun, Priority, Scope},
     config::CloudArgs,
     iam::{Condition, Grant, Policy, PrincipalKind, Role, RunService, ServiceInfo},
     render::count,
@@ -110,7 +110,7 @@ async fn read_iam(
     for project in &command.project {
         let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
         let listing = cloud
-            .list_services(project, &scope, Lane::Declared)
+            .list_services(project, &scope, Priority::Declared)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
         for region in &listing.unreachable {
@@ -124,7 +124,7 @@ async fn read_iam(
         .map(|info| {
             let cloud = &cloud;
             async move {
-                let live = cloud.read_policy(&info.service, Lane::Declared).await;
+                let live = cloud.read_policy(&info.service, Priority::Declared).await;
                 (info, live)
             }
         })

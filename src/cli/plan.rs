@@ -7,12 +7,12 @@ use clap::ValueEnum;
 use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
-    world::{Sources, World},
+    world::{ClusterSnapshot, Sources},
 };
 use crate::{
     gather::Remembered,
     iam::{Grant, RunService},
-    plan::{self, Change, Claim, Hold, RevokeCause},
+    plan::{self, Change, PolicyOnService, RevokeCause, WithheldReason},
     render::plan::{Action, FailOn, Line, PlanDocument, PolicyNote, ServicePlan},
 };
 
@@ -62,7 +62,7 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
         anyhow::bail!("--offline needs files to plan: give -f PATH");
     }
     let sources = Sources { files: &command.files, offline: command.offline };
-    let (mut world, loaded) = World::declared(context, &command.world, &sources).await?;
+    let (mut world, loaded) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
     world.read(&cloud).await;
     let document = document(&world);
@@ -84,7 +84,7 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
 }
 
 /// The plan of a world.
-pub fn document(world: &World) -> PlanDocument {
+pub fn document(world: &ClusterSnapshot) -> PlanDocument {
     let services = world.live.keys().map(|service| service_plan(world, service)).collect();
     let mut notes = Vec::new();
     let mut policies: Vec<_> = world.index.policies().collect();
@@ -116,7 +116,7 @@ pub fn document(world: &World) -> PlanDocument {
     PlanDocument::new(services, notes)
 }
 
-fn service_plan(world: &World, service: &RunService) -> ServicePlan {
+fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
     let mut shown = ServicePlan {
         project: service.project.to_string(),
         region: service.region.to_string(),
@@ -148,17 +148,20 @@ fn service_plan(world: &World, service: &RunService) -> ServicePlan {
         told.insert(&withheld.grant);
         let why = withheld.why.explain();
         let shown = match (&withheld.why, withheld.change) {
-            (Hold::Audited, Change::Grant) => line(Action::WouldGrant, &withheld.grant, why),
-            (Hold::Protected, _) => line(Action::Leave, &withheld.grant, why),
-            (Hold::Suspended, _) => line(Action::Leave, &withheld.grant, "the policy is suspended: not granted".into()),
-            (_, Change::Grant) => line(Action::Hold, &withheld.grant, format!("not granted: {why}")),
-            (_, Change::Revoke) => line(Action::Hold, &withheld.grant, format!("not revoked: {why}")),
+            (WithheldReason::Audited, Change::Grant) => line(Action::WouldGrant, &withheld.grant, why),
+            (WithheldReason::Protected, _) => line(Action::Leave, &withheld.grant, why),
+            (WithheldReason::Suspended, _) => {
+                line(Action::Leave, &withheld.grant, "the policy is suspended: not granted".into())
+            }
+            (_, Change::Grant) => line(Action::WithheldReason, &withheld.grant, format!("not granted: {why}")),
+            (_, Change::Revoke) => line(Action::WithheldReason, &withheld.grant, format!("not revoked: {why}")),
             (_, Change::Leave) => line(Action::Leave, &withheld.grant, why),
         };
         lines.insert(shown);
     }
     // What an audited policy would take away, if it were enforced.
-    let audited = |c: &&Claim| c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting;
+    let audited =
+        |c: &&PolicyOnService| c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting;
     let mut taken = BTreeSet::new();
     for claim in declared.claims.iter().filter(audited) {
         for grant in plan::view(claim, &input).unexpected {

@@ -20,21 +20,21 @@ use super::{
 };
 use crate::{
     api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
-    cloudrun::{CloudRun, Lane, Scope},
+    cloudrun::{CloudRun, Priority, Scope},
     cluster::index::{Index, PolicyKey},
     fault::Fault,
     gather::{self, Declared, Remembered},
     iam::{Policy, RunService},
     intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail},
     plan::{self, Plan, Settings},
-    status::{Look, Seen},
+    status::{Findings, Observation},
 };
 
 /// Objects in one page of a list.
 const PAGE: u32 = 250;
 
 /// Declarations and reality, as the operator would see them.
-pub struct World {
+pub struct ClusterSnapshot {
     pub index: Index,
     pub settings: Settings,
     pub now: Timestamp,
@@ -85,7 +85,7 @@ pub struct Sources<'a> {
     pub offline: bool,
 }
 
-impl World {
+impl ClusterSnapshot {
     /// Brings declarations together. Files go before objects of the same name in the cluster.
     ///
     /// # Errors
@@ -260,7 +260,7 @@ impl World {
             .map(|(project, scopes)| async move {
                 let mut whole = crate::cloudrun::Listing::default();
                 for scope in &scopes {
-                    match cloud.list_services(&project, scope, Lane::Declared).await {
+                    match cloud.list_services(&project, scope, Priority::Declared).await {
                         Ok(part) => {
                             whole.services.extend(part.services);
                             whole.unreachable.extend(part.unreachable);
@@ -290,7 +290,7 @@ impl World {
         let bar = progress("reading IAM", services.len());
         self.live = futures::stream::iter(services)
             .map(|service| async move {
-                let live = gather::reality(cloud, &service, Lane::Declared).await;
+                let live = gather::reality(cloud, &service, Priority::Declared).await;
                 (service, live)
             })
             .buffer_unordered(64)
@@ -312,15 +312,15 @@ impl World {
                     Ok(live) => {
                         let view = plan::view(claim, &declared.input(live, &nothing, &self.settings, self.now));
                         let names = |g: &BTreeSet<crate::iam::Grant>| g.iter().map(ToString::to_string).collect();
-                        Ok(Seen {
+                        Ok(Findings {
                             missing: names(&view.missing),
                             unexpected: names(&view.unexpected),
-                            ..Seen::default()
+                            ..Findings::default()
                         })
                     }
                     Err(fault) => Err(fault.clone()),
                 };
-                let look = Look {
+                let look = Observation {
                     generation: intent.generation,
                     requested_at: intent.requested_at.clone(),
                     result,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{CloudRun, Lane, Listing, Scope};
+use super::{CloudRun, Listing, Priority, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
@@ -30,18 +30,18 @@ pub fn refused() -> Fault {
 }
 
 impl<C: CloudRun> CloudRun for Fenced<C> {
-    async fn read_policy(&self, service: &RunService, lane: Lane) -> Result<Policy, Fault> {
+    async fn read_policy(&self, service: &RunService, lane: Priority) -> Result<Policy, Fault> {
         self.inner.read_policy(service, lane).await
     }
 
-    async fn write_policy(&self, service: &RunService, policy: &Policy, lane: Lane) -> Result<Policy, Fault> {
+    async fn write_policy(&self, service: &RunService, policy: &Policy, lane: Priority) -> Result<Policy, Fault> {
         if !(self.permit)(&service.project) {
             return Err(refused());
         }
         self.inner.write_policy(service, policy, lane).await
     }
 
-    async fn list_services(&self, project: &str, scope: &Scope, lane: Lane) -> Result<Listing, Fault> {
+    async fn list_services(&self, project: &str, scope: &Scope, lane: Priority) -> Result<Listing, Fault> {
         self.inner.list_services(project, scope, lane).await
     }
 }

@@ -8,13 +8,13 @@ use google_cloud_gax::{options::RequestOptionsBuilder as _, paginator::Paginator
 use google_cloud_run_v2::client::Services;
 
 use super::{
-    CloudRun, Lane, Listing, Scope,
+    CloudRun, Listing, Priority, Scope,
     errors::{chain, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };
 use crate::{
     fault::{Fault, FaultClass},
-    iam::{Front, Policy, RunService, ServiceInfo},
+    iam::{Policy, RunService, ServiceInfo, ServiceSettings},
 };
 
 /// Where Google's global endpoint is.
@@ -135,7 +135,7 @@ impl Google {
     ///
     /// # Errors
     /// The fault of the one call that this makes (`run.services.get`).
-    pub async fn front(&self, service: &RunService) -> Result<Front, Fault> {
+    pub async fn front(&self, service: &RunService) -> Result<ServiceSettings, Fault> {
         let mut request = self.client.get_service().set_name(service.resource_name());
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
@@ -145,7 +145,7 @@ impl Google {
         if !found.uri.is_empty() && !urls.contains(&found.uri) {
             urls.insert(0, found.uri);
         }
-        Ok(Front {
+        Ok(ServiceSettings {
             ingress: found.ingress.name().unwrap_or("INGRESS_TRAFFIC_UNSPECIFIED").to_owned(),
             default_url_disabled: found.default_uri_disabled,
             iap: found.iap_enabled,
@@ -232,7 +232,7 @@ impl Google {
 }
 
 impl CloudRun for Google {
-    async fn read_policy(&self, service: &RunService, _: Lane) -> Result<Policy, Fault> {
+    async fn read_policy(&self, service: &RunService, _: Priority) -> Result<Policy, Fault> {
         let options = google_cloud_iam_v1::model::GetPolicyOptions::new().set_requested_policy_version(3);
         let mut request = self.client.get_iam_policy().set_resource(service.resource_name()).set_options(options);
         if let Some(quota) = &self.options.quota_project {
@@ -241,7 +241,7 @@ impl CloudRun for Google {
         from_wire(&request.send().await.map_err(|e| from_sdk(&e))?)
     }
 
-    async fn write_policy(&self, service: &RunService, policy: &Policy, _: Lane) -> Result<Policy, Fault> {
+    async fn write_policy(&self, service: &RunService, policy: &Policy, _: Priority) -> Result<Policy, Fault> {
         if policy.etag.is_empty() {
             // Without an etag IAM overwrites whatever is there.
             return Err(Fault::new(
@@ -257,7 +257,7 @@ impl CloudRun for Google {
         from_wire(&request.send().await.map_err(|e| from_sdk(&e))?)
     }
 
-    async fn list_services(&self, project: &str, scope: &Scope, _: Lane) -> Result<Listing, Fault> {
+    async fn list_services(&self, project: &str, scope: &Scope, _: Priority) -> Result<Listing, Fault> {
         let mut listing = Listing::default();
         match scope {
             Scope::Region(region) => {

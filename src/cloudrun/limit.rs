@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{CloudRun, Lane, Listing, Method, Observer, Scope};
+use super::{CloudRun, Listing, Method, Observer, Priority, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
@@ -54,7 +54,7 @@ struct Bucket {
     share: f64,
     at: Instant,
     paused_until: Option<Instant>,
-    waiting: BTreeSet<(Lane, u64)>,
+    waiting: BTreeSet<(Priority, u64)>,
     notify: Arc<Notify>,
 }
 
@@ -144,7 +144,7 @@ impl<C: CloudRun> Limited<C> {
     }
 
     /// Waits for a token, behind every lane that goes before.
-    async fn admit(&self, key: &Key, lane: Lane) {
+    async fn admit(&self, key: &Key, lane: Priority) {
         let ticket = (lane, self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let notify = self.with_bucket(key, |b| {
             b.waiting.insert(ticket);
@@ -181,7 +181,7 @@ impl<C: CloudRun> Limited<C> {
         &self,
         key: Key,
         method: Method,
-        lane: Lane,
+        lane: Priority,
         call: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
         let asked = Instant::now();
@@ -208,7 +208,7 @@ impl<C: CloudRun> Limited<C> {
 struct Place<'a, C: CloudRun> {
     limiter: &'a Limited<C>,
     key: &'a Key,
-    ticket: (Lane, u64),
+    ticket: (Priority, u64),
     notify: Arc<Notify>,
 }
 
@@ -220,17 +220,17 @@ impl<C: CloudRun> Drop for Place<'_, C> {
 }
 
 impl<C: CloudRun> CloudRun for Limited<C> {
-    async fn read_policy(&self, service: &RunService, lane: Lane) -> Result<Policy, Fault> {
+    async fn read_policy(&self, service: &RunService, lane: Priority) -> Result<Policy, Fault> {
         let key = (service.project.clone(), service.region.clone(), Kind::Read);
         self.call(key, Method::GetIamPolicy, lane, self.inner.read_policy(service, lane)).await
     }
 
-    async fn write_policy(&self, service: &RunService, policy: &Policy, lane: Lane) -> Result<Policy, Fault> {
+    async fn write_policy(&self, service: &RunService, policy: &Policy, lane: Priority) -> Result<Policy, Fault> {
         let key = (service.project.clone(), service.region.clone(), Kind::Write);
         self.call(key, Method::SetIamPolicy, lane, self.inner.write_policy(service, policy, lane)).await
     }
 
-    async fn list_services(&self, project: &str, scope: &Scope, lane: Lane) -> Result<Listing, Fault> {
+    async fn list_services(&self, project: &str, scope: &Scope, lane: Priority) -> Result<Listing, Fault> {
         let region: Arc<str> = match scope {
             Scope::Region(region) => region.clone(),
             Scope::AllRegions => "-".into(),
@@ -247,30 +247,30 @@ mod tests {
     struct Quiet;
     impl Observer for Quiet {
         fn called(&self, _: Method, _: &'static str, _: Duration) {}
-        fn waited(&self, _: Lane, _: Duration) {}
+        fn waited(&self, _: Priority, _: Duration) {}
     }
     /// Answers with what it is told, and notes when and for whom it was called.
     #[derive(Default)]
     struct Script {
-        calls: Arc<Mutex<Vec<(Instant, Lane)>>>,
+        calls: Arc<Mutex<Vec<(Instant, Priority)>>>,
         answers: Mutex<Vec<Fault>>,
     }
     impl CloudRun for Script {
-        async fn read_policy(&self, _: &RunService, _: Lane) -> Result<Policy, Fault> {
+        async fn read_policy(&self, _: &RunService, _: Priority) -> Result<Policy, Fault> {
             Ok(Policy::default())
         }
-        async fn write_policy(&self, _: &RunService, _: &Policy, lane: Lane) -> Result<Policy, Fault> {
+        async fn write_policy(&self, _: &RunService, _: &Policy, lane: Priority) -> Result<Policy, Fault> {
             self.calls.lock().unwrap().push((Instant::now(), lane));
             self.answers.lock().unwrap().pop().map_or(Ok(Policy::default()), Err)
         }
-        async fn list_services(&self, _: &str, _: &Scope, _: Lane) -> Result<Listing, Fault> {
+        async fn list_services(&self, _: &str, _: &Scope, _: Priority) -> Result<Listing, Fault> {
             Ok(Listing::default())
         }
     }
     fn service(project: &str) -> RunService {
         RunService::new(project, "europe-west1", "web")
     }
-    type Calls = Arc<Mutex<Vec<(Instant, Lane)>>>;
+    type Calls = Arc<Mutex<Vec<(Instant, Priority)>>>;
     fn limited(script: Script, writes: u32) -> (Arc<Limited<Script>>, Calls) {
         let calls = script.calls.clone();
         let budget = Budget { writes_per_minute: writes, ..Budget::default() };
@@ -282,7 +282,7 @@ mod tests {
         let (limited, calls) = limited(Script::default(), 30);
         let work = (0..90).map(|_| {
             let limited = limited.clone();
-            async move { limited.write_policy(&service("p"), &Policy::default(), Lane::Periodic).await }
+            async move { limited.write_policy(&service("p"), &Policy::default(), Priority::Periodic).await }
         });
         futures::future::join_all(work).await;
         let times: Vec<_> = calls.lock().unwrap().iter().map(|c| c.0).collect();
@@ -299,13 +299,13 @@ mod tests {
         let mut tasks = Vec::new();
         for i in 0..101 {
             let limited = limited.clone();
-            let lane = if i == 100 { Lane::Declared } else { Lane::Periodic };
+            let lane = if i == 100 { Priority::Declared } else { Priority::Periodic };
             tasks
                 .push(tokio::spawn(async move { limited.write_policy(&service("p"), &Policy::default(), lane).await }));
             tokio::task::yield_now().await;
         }
         futures::future::join_all(tasks).await;
-        let position = calls.lock().unwrap().iter().position(|c| c.1 == Lane::Declared).unwrap();
+        let position = calls.lock().unwrap().iter().position(|c| c.1 == Priority::Declared).unwrap();
         assert!(position <= 10, "served as number {position}");
     }
 
@@ -315,11 +315,11 @@ mod tests {
         fault.retry_after = Some(Duration::from_secs(30));
         let script = Script { answers: Mutex::new(vec![fault]), ..Script::default() };
         let (limited, _) = limited(script, 30);
-        assert!(limited.write_policy(&service("p"), &Policy::default(), Lane::Declared).await.is_err());
+        assert!(limited.write_policy(&service("p"), &Policy::default(), Priority::Declared).await.is_err());
         let start = Instant::now();
-        limited.write_policy(&service("q"), &Policy::default(), Lane::Declared).await.unwrap();
+        limited.write_policy(&service("q"), &Policy::default(), Priority::Declared).await.unwrap();
         assert!(start.elapsed() < Duration::from_secs(1));
-        limited.write_policy(&service("p"), &Policy::default(), Lane::Declared).await.unwrap();
+        limited.write_policy(&service("p"), &Policy::default(), Priority::Declared).await.unwrap();
         assert!(start.elapsed() >= Duration::from_secs(30));
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 
 /// Why a call is made, in the order in which it is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Lane {
+pub enum Priority {
     /// A person declared something and waits.
     Declared,
     /// Something says that reality changed.
@@ -26,7 +26,7 @@ pub enum Lane {
     Periodic,
 }
 
-impl Lane {
+impl Priority {
     pub const ALL: [Self; 4] = [Self::Declared, Self::Drift, Self::Retry, Self::Periodic];
 
     /// Label in metrics.
@@ -83,7 +83,7 @@ pub struct Listing {
 /// etags and of what else waits. A call may be dropped at any time.
 pub trait CloudRun: Send + Sync + 'static {
     /// Reads the allow policy in version 3, etag included.
-    fn read_policy(&self, service: &RunService, lane: Lane) -> impl Future<Output = Result<Policy, Fault>> + Send;
+    fn read_policy(&self, service: &RunService, lane: Priority) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Replaces the allow policy, if it still has the etag that `policy` carries; [`crate::fault::FaultClass::Conflict`]
     /// if not. After a timeout or a reset the write may have happened: read to know.
@@ -91,7 +91,7 @@ pub trait CloudRun: Send + Sync + 'static {
         &self,
         service: &RunService,
         policy: &Policy,
-        lane: Lane,
+        lane: Priority,
     ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Lists services through all pages.
@@ -99,7 +99,7 @@ pub trait CloudRun: Send + Sync + 'static {
         &self,
         project: &str,
         scope: &Scope,
-        lane: Lane,
+        lane: Priority,
     ) -> impl Future<Output = Result<Listing, Fault>> + Send;
 }
 
@@ -108,5 +108,5 @@ pub trait Observer: Send + Sync + 'static {
     /// A call ended. `code` is `ok` or the label of the fault's class.
     fn called(&self, method: Method, code: &'static str, took: Duration);
     /// A call waited for its turn.
-    fn waited(&self, lane: Lane, took: Duration);
+    fn waited(&self, lane: Priority, took: Duration);
 }

@@ -21,8 +21,8 @@ use crate::{
     history,
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
     intent::{AccountKey, Guardrail, Intent, Limits, PolicyId, Target, Terms},
-    plan::{Claim, Rollback, Spread, Standing, Unanswered, guard},
-    status::{Barred, Facts, Look, Reach, fold},
+    plan::{OwnerState, PolicyOnService, Rollback, SelectorImpact, UnansweredSelectors, guard},
+    status::{DeniedTarget, Observation, ReachedServices, StatusInput, compute_status},
 };
 
 /// Namespace and name.
@@ -33,22 +33,22 @@ pub type PolicyKey = (Arc<str>, Arc<str>);
 pub struct Record {
     pub intent: Arc<Intent>,
     /// As the API server last had it.
-    pub status: Told,
+    pub status: SerializedStatus,
     /// What the policy's metric series show.
     pub gauges: Gauges,
     /// The last look at each service.
-    pub looks: HashMap<RunService, Box<Look>>,
+    pub looks: HashMap<RunService, Box<Observation>>,
     /// Services it targets now and may touch: named, and selected from the last listing.
     pub services: BTreeSet<RunService>,
     /// What its namespace has to satisfy.
     pub terms: Arc<Terms>,
     /// What it names and may not touch.
-    pub barred: Box<[Barred]>,
+    pub barred: Box<[DeniedTarget]>,
     /// Services that its selectors match and that it may not touch.
     pub outside: usize,
     /// Services for which somebody agreed that a discovery may reach them.
     released: HashSet<RunService>,
-    back: Back,
+    back: RollbackState,
     /// Name of the last record of a change for it.
     pub last_change: Option<Arc<str>>,
     pub finalizers: Vec<String>,
@@ -58,9 +58,9 @@ pub struct Record {
 
 /// A status as it was last told, as JSON: ten thousand of them are kept, and hardly one is ever looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told(Box<[u8]>);
+pub struct SerializedStatus(Box<[u8]>);
 
-impl Told {
+impl SerializedStatus {
     pub fn of(status: &InvokerPolicyStatus) -> Self {
         Self(serde_json::to_vec(status).unwrap_or_default().into())
     }
@@ -91,7 +91,7 @@ impl Record {
     /// What stands in for the spec on some services.
     pub fn rollbacks(&self) -> impl Iterator<Item = (&RunService, &Arc<Rollback>)> {
         match &self.back {
-            Back::Ready(ways) => Some(ways.iter()),
+            RollbackState::Ready(ways) => Some(ways.iter()),
             _ => None,
         }
         .into_iter()
@@ -105,7 +105,7 @@ impl Record {
 
 /// The way back that a policy asks for.
 #[derive(Debug, Default)]
-enum Back {
+enum RollbackState {
     #[default]
     None,
     /// The records are still to be read; until then nothing is done for the policy.
@@ -149,7 +149,7 @@ impl Project {
 #[derive(Debug, Default)]
 struct Resolved {
     services: BTreeSet<RunService>,
-    barred: Box<[Barred]>,
+    barred: Box<[DeniedTarget]>,
     outside: usize,
 }
 
@@ -265,15 +265,15 @@ impl Index {
         lines.map(|l| (l.grant.clone(), l.owners.iter().map(|o| LedgerOwner::clone(o)).collect())).collect()
     }
     /// The word of every policy that names a service.
-    pub fn claims(&self, service: &RunService) -> Vec<Claim> {
+    pub fn claims(&self, service: &RunService) -> Vec<PolicyOnService> {
         let keys = self.by_service.get(service).into_iter().flatten();
         keys.filter_map(|k| self.policies.get(k)).map(|record| self.claim(record, service)).collect()
     }
 
-    fn claim(&self, record: &Record, service: &RunService) -> Claim {
-        let mut claim = Claim::new(record.intent.clone(), record.terms.clone());
+    fn claim(&self, record: &Record, service: &RunService) -> PolicyOnService {
+        let mut claim = PolicyOnService::new(record.intent.clone(), record.terms.clone());
         match &record.back {
-            Back::Ready(ways) if !record.intent.deleting => claim.rollback = ways.get(service).cloned(),
+            RollbackState::Ready(ways) if !record.intent.deleting => claim.rollback = ways.get(service).cloned(),
             _ => {}
         }
         claim.stopped = self.stopped(record).map(|(_, why)| why);
@@ -287,7 +287,7 @@ impl Index {
     pub fn is_loading(&self, service: &RunService) -> bool {
         let keys = self.by_service.get(service).into_iter().flatten();
         keys.filter_map(|k| self.policies.get(k)).any(|r| {
-            let way_back = matches!(r.back, Back::Loading) && !r.intent.deleting;
+            let way_back = matches!(r.back, RollbackState::Loading) && !r.intent.deleting;
             way_back || (r.intent.accounts.is_some() && self.accounts_state != AccountsState::Known)
         })
     }
@@ -348,7 +348,9 @@ impl Index {
     /// Why nothing is done for a policy now, although it is enforced.
     fn stopped(&self, record: &Record) -> Option<(Reason, Arc<str>)> {
         match &record.back {
-            Back::Impossible(why) if !record.intent.deleting => return Some((Reason::InvalidSpec, why.clone())),
+            RollbackState::Impossible(why) if !record.intent.deleting => {
+                return Some((Reason::InvalidSpec, why.clone()));
+            }
             _ => {}
         }
         if let Some(refusal) = record.terms.frozen() {
@@ -380,21 +382,21 @@ impl Index {
     }
 
     /// How far the selectors of a policy reach beyond what it changed before, if that is too far.
-    fn reach(&self, record: &Record) -> Option<Reach> {
+    fn reach(&self, record: &Record) -> Option<ReachedServices> {
         let fresh: Vec<&RunService> = record.services.iter().filter(|s| !self.is_established(record, s)).collect();
         let unseen = fresh.iter().filter(|s| !record.looks.contains_key(**s)).count();
         let differs =
             |s: &RunService| record.looks.get(s).is_some_and(|l| l.result.as_ref().is_ok_and(|s| !s.in_sync()));
         let wanting: BTreeSet<RunService> = fresh.into_iter().filter(|s| differs(s)).cloned().collect();
         let spread = guard::spread(&record.intent, &wanting, unseen, record.terms.max_new_services())?;
-        Some(Reach { spread, services: wanting })
+        Some(ReachedServices { spread, services: wanting })
     }
 
     /// Services that a policy's selectors found and that wait for approval.
     pub fn reached(&self, key: &PolicyKey) -> BTreeSet<RunService> {
         let record = self.policies.get(key).filter(|r| r.services.len() > r.terms.max_new_services());
         match record.and_then(|r| self.reach(r)) {
-            Some(Reach { spread: Spread::Held { .. }, services }) => services,
+            Some(ReachedServices { spread: SelectorImpact::Held { .. }, services }) => services,
             _ => BTreeSet::new(),
         }
     }
@@ -404,7 +406,9 @@ impl Index {
         let Some(record) = self.policies.get(key) else { return BTreeSet::new() };
         let fresh = |r: &RunService| !self.is_established(record, r);
         let free = match self.reach(record) {
-            Some(Reach { spread: Spread::Held { hash, .. }, services }) if record.intent.approvals.contains(&hash) => {
+            Some(ReachedServices { spread: SelectorImpact::Held { hash, .. }, services })
+                if record.intent.approvals.contains(&hash) =>
+            {
                 services
             }
             Some(_) => return BTreeSet::new(),
@@ -440,12 +444,12 @@ impl Index {
     }
 
     /// What the operator granted on a service, and whether the policies behind it still stand.
-    pub fn standing(&self, service: &RunService) -> BTreeMap<Grant, Standing> {
+    pub fn standing(&self, service: &RunService) -> BTreeMap<Grant, OwnerState> {
         let lines = self.ledgers.get(service).into_iter().flatten();
         lines
             .map(|line| {
                 let standings = line.owners.iter().map(|o| self.standing_of(&o.uid, service));
-                let standing = standings.max().unwrap_or(Standing::Gone);
+                let standing = standings.max().unwrap_or(OwnerState::Gone);
                 (line.grant.clone(), standing)
             })
             .collect()
@@ -462,10 +466,10 @@ impl Index {
     }
 
     /// What policies list whose selectors may yet turn out to mean a service: it must not be taken away as if nobody listed it.
-    pub fn unanswered(&self, service: &RunService) -> Unanswered {
+    pub fn unanswered(&self, service: &RunService) -> UnansweredSelectors {
         let known = self.projects.get(&service.project).is_some_and(|p| p.knows(&service.region));
         if known {
-            return Unanswered::default();
+            return UnansweredSelectors::default();
         }
         let keys = self.by_project.get(&service.project).into_iter().flatten();
         let may = |t: &Target| match t {
@@ -475,7 +479,7 @@ impl Index {
         let records = keys
             .filter_map(|k| self.policies.get(k))
             .filter(|r| !r.intent.deleting && self.may_select(r, service) && r.intent.targets.iter().any(may));
-        Unanswered {
+        UnansweredSelectors {
             grants: records.flat_map(|r| r.intent.declared.iter().map(|d| d.grant.clone())).collect(),
             failed: self.projects.get(&service.project).is_some_and(|p| p.fault.is_some()),
         }
@@ -490,18 +494,18 @@ impl Index {
         waits
     }
 
-    fn standing_of(&self, uid: &str, service: &RunService) -> Standing {
-        let Some(record) = self.by_uid.get(uid).and_then(|k| self.policies.get(k)) else { return Standing::Gone };
+    fn standing_of(&self, uid: &str, service: &RunService) -> OwnerState {
+        let Some(record) = self.by_uid.get(uid).and_then(|k| self.policies.get(k)) else { return OwnerState::Gone };
         let intent = &record.intent;
         if !intent.deleting && self.may_select(record, service) {
-            return Standing::Passive;
+            return OwnerState::Passive;
         }
         match (intent.enforces() && self.stopped(record).is_none(), intent.deleting) {
             // Deleted with Retain: what it granted is let go.
-            (true, true) if !intent.revokes_on_delete() => Standing::Gone,
-            (true, _) => Standing::Enforcing,
-            (false, true) => Standing::Gone,
-            (false, false) => Standing::Passive,
+            (true, true) if !intent.revokes_on_delete() => OwnerState::Gone,
+            (true, _) => OwnerState::Enforcing,
+            (false, true) => OwnerState::Gone,
+            (false, false) => OwnerState::Passive,
         }
     }
 
@@ -515,8 +519,8 @@ impl Index {
         }
         let mut effect = Effect::default();
         let (status, gauges) = match &policy.status {
-            Some(status) => (Told::of(status), Gauges::of(status)),
-            None => (Told::of(&InvokerPolicyStatus::default()), Gauges::default()),
+            Some(status) => (SerializedStatus::of(status), Gauges::of(status)),
+            None => (SerializedStatus::of(&InvokerPolicyStatus::default()), Gauges::default()),
         };
         let old = self.policies.get(&key);
         if let Some(old) = old.filter(|o| o.intent.id.uid != intent.id.uid) {
@@ -577,10 +581,10 @@ impl Index {
         effect.status = true;
         let back = match previous.as_mut() {
             Some(p) if p.intent.rollbacks == intent.rollbacks => std::mem::take(&mut p.back),
-            _ if intent.rollbacks.is_empty() => Back::None,
-            _ => Back::Loading,
+            _ if intent.rollbacks.is_empty() => RollbackState::None,
+            _ => RollbackState::Loading,
         };
-        effect.load = matches!(back, Back::Loading);
+        effect.load = matches!(back, RollbackState::Loading);
         let (mut looks, released, last_change) =
             previous.map(|p| (p.looks, p.released, p.last_change)).unwrap_or_default();
         looks.retain(|s, _| services.contains(s));
@@ -724,11 +728,11 @@ impl Index {
         let names = |s: &RunService| record.services.contains(s) || self.may_select(record, s);
         let role = record.intent.role;
         let back = match found {
-            Err(why) => Back::Impossible(why),
+            Err(why) => RollbackState::Impossible(why),
             Ok(changes) => {
                 let stranger = changes.iter().find(|(_, c)| !names(&history::service(c)));
                 match stranger {
-                    Some((name, c)) => Back::Impossible(
+                    Some((name, c)) => RollbackState::Impossible(
                         format!(
                             "InvokerChange {name} is about {}, which this policy does not name; correct or remove the annotation {}",
                             history::service(c),
@@ -736,7 +740,7 @@ impl Index {
                         )
                         .into(),
                     ),
-                    None => Back::Ready(
+                    None => RollbackState::Ready(
                         changes
                             .into_iter()
                             .map(|(name, c)| {
@@ -799,11 +803,13 @@ impl Index {
                     None => {
                         resolved.services.insert(service.clone());
                     }
-                    Some(refusal) => barred.push(Barred { service: Some(service.clone()), message: refusal.message }),
+                    Some(refusal) => {
+                        barred.push(DeniedTarget { service: Some(service.clone()), message: refusal.message })
+                    }
                 },
                 Target::Selected { .. } => {
                     if let Some(refusal) = terms.refuse_project(&intent.project) {
-                        barred.push(Barred { service: None, message: refusal.message });
+                        barred.push(DeniedTarget { service: None, message: refusal.message });
                         continue;
                     }
                     let found = self.projects.get(&intent.project).into_iter().flat_map(|p| p.services.values());
@@ -953,7 +959,10 @@ impl Index {
     /// Services that the ledger knows and no policy targets, nor may yet turn out to target.
     pub fn orphans(&self) -> Vec<RunService> {
         let unowned = self.ledgers.keys().filter(|s| !self.by_service.contains_key(*s));
-        unowned.filter(|s| self.standing(s).values().any(|standing| *standing != Standing::Passive)).cloned().collect()
+        unowned
+            .filter(|s| self.standing(s).values().any(|standing| *standing != OwnerState::Passive))
+            .cloned()
+            .collect()
     }
 
     /// What to list of a project: one region each if that is all that is asked for, else every region at once.
@@ -1087,13 +1096,13 @@ impl Index {
         now: Timestamp,
     ) -> Option<InvokerPolicyStatus> {
         let record = self.policies.get(key)?;
-        let looks: BTreeMap<RunService, Option<&Look>> =
+        let looks: BTreeMap<RunService, Option<&Observation>> =
             record.services.iter().map(|s| (s.clone(), record.looks.get(s).map(|l| &**l))).collect();
         let project = self.projects.get(&record.intent.project);
         let selecting = record.intent.has_selector() && record.terms.refuse_project(&record.intent.project).is_none();
         let back: Vec<(&RunService, &str)> = record.rollbacks().map(|(s, r)| (s, &*r.change)).collect();
         let reach = if record.services.len() > record.terms.max_new_services() { self.reach(record) } else { None };
-        let facts = Facts {
+        let facts = StatusInput {
             intent: &record.intent,
             looks: &looks,
             discovery: project.and_then(|p| p.fault.as_ref()).filter(|_| selecting),
@@ -1107,7 +1116,7 @@ impl Index {
             propagation,
             now,
         };
-        Some(fold(&facts, &record.status.get()))
+        Some(compute_status(&facts, &record.status.get()))
     }
 }
 

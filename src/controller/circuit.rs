@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::Controller;
 use crate::{
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     cluster::CircuitMark,
     fault::Fault,
     gather::{Declared, Remembered},
@@ -151,6 +151,6 @@ impl<C: CloudRun> Controller<C> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner).close();
         tracing::warn!(by_itself, "the circuit breaker is closed; drift is corrected again");
         let waiting = std::mem::take(&mut *self.waiting_for_circuit.lock().unwrap_or_else(PoisonError::into_inner));
-        self.ask(&waiting, Lane::Drift);
+        self.ask(&waiting, Priority::Drift);
     }
 }

@@ -14,11 +14,11 @@ use super::{Controller, next_slot, spread};
 use crate::{
     api::ChangedBy,
     audit::{self, Drift, Kind, PolicySet, Trail},
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     gather::{Declared, Remembered},
     iam::{Grant, Policy, RunService},
     plan::{self, claim},
-    subscription::{Answer, Ear},
+    subscription::{Answer, MessageHandler},
 };
 
 /// Reads of one service because of hints: so many at once, and then one in each period.
@@ -210,7 +210,7 @@ impl<C: CloudRun> Controller<C> {
             let last = events.listed.entry(entry.project.clone()).or_insert_with(|| now - LIST_GAP);
             let at = (*last + LIST_GAP).max(now);
             *last = at;
-            self.lists.at(&entry.project, at, Lane::Drift);
+            self.lists.at(&entry.project, at, Priority::Drift);
         }
         let mut heard = if lists { Heard::Hint } else { Heard::Known };
         for service in &targets {
@@ -250,8 +250,8 @@ impl<C: CloudRun> Controller<C> {
             }
         }
         match self.events.lock().pace(service, Instant::now()) {
-            None => self.queue.add(service, Lane::Drift),
-            Some(at) => self.queue.add_at(service, Lane::Drift, at),
+            None => self.queue.add(service, Priority::Drift),
+            Some(at) => self.queue.add_at(service, Priority::Drift, at),
         }
         true
     }
@@ -460,16 +460,16 @@ impl<C: CloudRun> Controller<C> {
         };
         for (service, interval) in services.into_iter().filter(|(s, _)| self.works_on(&s.project)) {
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &service));
-            self.queue.add_at(&service, Lane::Periodic, Instant::now() + wait);
+            self.queue.add_at(&service, Priority::Periodic, Instant::now() + wait);
         }
         for (interval, project) in projects.into_iter().filter(|(_, p)| self.works_on(p)) {
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &project));
-            self.lists.at(&project, Instant::now() + wait, Lane::Periodic);
+            self.lists.at(&project, Instant::now() + wait, Priority::Periodic);
         }
     }
 }
 
-impl<C: CloudRun> Ear for Controller<C> {
+impl<C: CloudRun> MessageHandler for Controller<C> {
     fn listens(&self) -> bool {
         self.is_synced() && self.takes_part()
     }

@@ -15,7 +15,7 @@ use tokio::{
 use super::{Controller, report::may_release, spread};
 use crate::{
     api::InvokerPolicy,
-    cloudrun::{CloudRun, Lane, Listing},
+    cloudrun::{CloudRun, Listing, Priority},
     cluster::{
         index::Effect,
         watch::{self as streams, Change},
@@ -27,13 +27,13 @@ use crate::{
 /// When each project is listed next.
 #[derive(Debug, Default)]
 pub struct Lists {
-    due: Mutex<HashMap<Arc<str>, (Instant, Lane)>>,
+    due: Mutex<HashMap<Arc<str>, (Instant, Priority)>>,
     changed: Notify,
 }
 
 impl Lists {
     /// Lists a project no later than `at`.
-    pub(super) fn at(&self, project: &Arc<str>, at: Instant, lane: Lane) {
+    pub(super) fn at(&self, project: &Arc<str>, at: Instant, lane: Priority) {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = due.entry(project.clone()).or_insert((at, lane));
         if at < entry.0 {
@@ -44,11 +44,11 @@ impl Lists {
     }
 
     /// Lists a project now.
-    pub(super) fn now(&self, project: &Arc<str>, lane: Lane) {
+    pub(super) fn now(&self, project: &Arc<str>, lane: Priority) {
         self.at(project, Instant::now(), lane);
     }
 
-    async fn next(&self) -> (Arc<str>, Lane) {
+    async fn next(&self) -> (Arc<str>, Priority) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -89,7 +89,7 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
             Change::Restart => this.index().begin_list(),
             Change::Synced => {
                 let gone = this.index().end_list();
-                this.ask(&gone, Lane::Declared);
+                this.ask(&gone, Priority::Declared);
                 if !this.policies_synced.swap(true, Ordering::AcqRel) {
                     tracing::info!(policies = this.index().policies().count(), "policies are cached");
                 }
@@ -112,7 +112,7 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
                     (settled, index.remove_policy(&id))
                 };
                 if !settled {
-                    this.ask(&touched, Lane::Declared);
+                    this.ask(&touched, Priority::Declared);
                 }
             }
             Change::Malformed(namespace, name, why) => malformed(&this, &namespace, &name, &why).await,
@@ -124,9 +124,9 @@ pub async fn policies<C: CloudRun>(this: Arc<Controller<C>>) {
 fn policy_applied<C: CloudRun>(this: &Arc<Controller<C>>, policy: &InvokerPolicy) {
     let (key, effect) = this.index().apply_policy(policy, Instant::now());
     let deleting = policy.metadata.deletion_timestamp.is_some();
-    this.ask(&effect.services, Lane::Declared);
+    this.ask(&effect.services, Priority::Declared);
     if let Some(project) = effect.list.as_ref().filter(|p| this.works_on(p)) {
-        this.lists.now(project, Lane::Declared);
+        this.lists.now(project, Priority::Declared);
     }
     if this.index().record(&key).is_some_and(|r| r.intent.accounts.is_some()) {
         this.accounts_wanted.notify_one();
@@ -223,9 +223,9 @@ fn account_key(meta: &kube::core::ObjectMeta) -> AccountKey {
 
 /// Sets in motion what follows from a change that is not one of a policy.
 fn settle_effect<C: CloudRun>(this: &Controller<C>, effect: Effect) {
-    this.ask(&effect.services, Lane::Declared);
+    this.ask(&effect.services, Priority::Declared);
     for project in effect.lists.iter().filter(|p| this.works_on(p)) {
-        this.lists.now(project, Lane::Declared);
+        this.lists.now(project, Priority::Declared);
     }
     for key in &effect.policies {
         this.reports.add(key, Duration::from_millis(100));
@@ -322,7 +322,7 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
         (touched, changed, index.project_interval(project))
     };
     let interval = interval.map(|i| this.interval(project, i));
-    this.ask(&touched, Lane::Drift);
+    this.ask(&touched, Priority::Drift);
     for key in &changed {
         this.reports.add(key, Duration::from_millis(300));
     }
@@ -334,5 +334,5 @@ fn listed<C: CloudRun>(this: &Arc<Controller<C>>, project: &Arc<str>, result: Re
             .unwrap_or_else(|| super::reconcile::backoff(failures, this.options.seed, project))
             .min(interval.max(Duration::from_secs(1))),
     };
-    this.lists.at(project, Instant::now() + wait, Lane::Periodic);
+    this.lists.at(project, Instant::now() + wait, Priority::Periodic);
 }

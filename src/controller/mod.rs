@@ -25,14 +25,14 @@ use tokio::{sync::watch, time::Instant};
 use tracing::Instrument as _;
 
 use crate::{
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     cluster::{Cluster, index::Index},
     history::Retention,
     iam::{Grant, RunService},
     leader::Shards,
     metrics::{Metrics, PolicySeries},
     plan::{
-        Aside, Settings,
+        RejectedMember, Settings,
         drift::{Breaker, BreakerLimits, Memory},
     },
 };
@@ -65,7 +65,7 @@ pub struct Options {
 /// A member that IAM refused, and when it is tried again.
 #[derive(Clone, Debug)]
 struct Refused {
-    aside: Aside,
+    aside: RejectedMember,
     until: Instant,
     times: u32,
     /// Fingerprint of the declarations that asked; another one is a reason to try at once.
@@ -74,7 +74,7 @@ struct Refused {
 
 /// What is kept about a service between looks.
 #[derive(Debug, Default)]
-struct Kept {
+struct ServiceMemory {
     memory: Memory,
     /// The statuses were asked what they know of the time before.
     asked: bool,
@@ -98,7 +98,7 @@ pub struct Controller<C> {
     events: events::Events,
     reports: Reports,
     refused: Mutex<HashMap<RunService, BTreeMap<Grant, Refused>>>,
-    kept: Mutex<HashMap<RunService, Kept>>,
+    kept: Mutex<HashMap<RunService, ServiceMemory>>,
     open_changes: Mutex<HashMap<RunService, Vec<records::Open>>>,
     breaker: Mutex<Breaker>,
     /// Names of the records of corrections that the breaker counted, by time.
@@ -153,7 +153,7 @@ impl<C: CloudRun> Controller<C> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<RunService, Kept>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<RunService, ServiceMemory>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,7 +198,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// Brings the gauges that are read from state up to date; returns the series of the policies.
     pub fn refresh_gauges(&self) -> PolicySeries {
-        for (lane, depth) in Lane::ALL.iter().zip(self.queue.depths()) {
+        for (lane, depth) in Priority::ALL.iter().zip(self.queue.depths()) {
             self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
         }
         self.shard_gauges();

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{cloudrun::Lane, iam::RunService};
+use crate::{cloudrun::Priority, iam::RunService};
 
 /// Services of one project and region that are worked on at once; a declared change may go a little beyond.
 const PER_PLACE: usize = 32;
@@ -23,11 +23,11 @@ type Place = (Arc<str>, Arc<str>);
 #[derive(Debug)]
 struct Item {
     /// Lane, ticket and since when, if it waits.
-    queued: Option<(Lane, u64, Instant)>,
+    queued: Option<(Priority, u64, Instant)>,
     running: Option<Instant>,
     /// Came in while it was worked on: once more after that.
-    again: Option<Lane>,
-    timer: Option<(Instant, u64, Lane)>,
+    again: Option<Priority>,
+    timer: Option<(Instant, u64, Priority)>,
     failures: u32,
 }
 
@@ -59,7 +59,7 @@ pub struct Queue {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
     pub service: RunService,
-    pub lane: Lane,
+    pub lane: Priority,
     pub waited: Duration,
 }
 
@@ -69,13 +69,13 @@ impl Queue {
     }
 
     /// Asks for a service to be worked on. Equal requests fold; the more urgent lane counts.
-    pub fn add(&self, service: &RunService, lane: Lane) {
+    pub fn add(&self, service: &RunService, lane: Priority) {
         self.lock().add(service, lane, Instant::now());
         self.changed.notify_waiters();
     }
 
     /// Asks for many at once.
-    pub fn add_all<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, lane: Lane) {
+    pub fn add_all<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, lane: Priority) {
         let now = Instant::now();
         let mut inner = self.lock();
         for service in services {
@@ -86,7 +86,7 @@ impl Queue {
     }
 
     /// Asks for a service at a later time, unless an earlier one is set already.
-    pub fn add_at(&self, service: &RunService, lane: Lane, at: Instant) {
+    pub fn add_at(&self, service: &RunService, lane: Priority, at: Instant) {
         self.lock().set_timer(service, lane, at);
         self.changed.notify_waiters();
     }
@@ -186,7 +186,7 @@ impl Inner {
         })
     }
 
-    fn add(&mut self, service: &RunService, lane: Lane, now: Instant) {
+    fn add(&mut self, service: &RunService, lane: Priority, now: Instant) {
         self.ticket += 1;
         let ticket = self.ticket;
         let item = self.item(service);
@@ -211,7 +211,7 @@ impl Inner {
         waiting.lanes[lane as usize].insert(ticket, service.clone());
     }
 
-    fn set_timer(&mut self, service: &RunService, lane: Lane, at: Instant) {
+    fn set_timer(&mut self, service: &RunService, lane: Priority, at: Instant) {
         self.ticket += 1;
         let ticket = self.ticket;
         let item = self.item(service);
@@ -236,7 +236,7 @@ impl Inner {
 
     fn pick(&mut self, now: Instant) -> Option<Job> {
         self.turns += 1;
-        let mut best: Option<(bool, Lane, Instant, Place, u64)> = None;
+        let mut best: Option<(bool, Priority, Instant, Place, u64)> = None;
         let aged = self.turns.is_multiple_of(AGED_TURN);
         let start = self.cursor.clone();
         let after = self.places.range((
@@ -245,8 +245,8 @@ impl Inner {
         ));
         let wrapped = start.iter().flat_map(|c| self.places.range(..=c.clone()));
         'places: for (name, waiting) in after.chain(wrapped) {
-            for lane in Lane::ALL {
-                let room = PER_PLACE + if lane == Lane::Declared { EXTRA_FOR_DECLARED } else { 0 };
+            for lane in Priority::ALL {
+                let room = PER_PLACE + if lane == Priority::Declared { EXTRA_FOR_DECLARED } else { 0 };
                 if waiting.running >= room {
                     continue;
                 }
@@ -260,7 +260,7 @@ impl Inner {
                 if better {
                     best = Some((aged, lane, since, name.clone(), *ticket));
                 }
-                if !aged && lane == Lane::Declared {
+                if !aged && lane == Priority::Declared {
                     break 'places;
                 }
             }
@@ -314,10 +314,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn equal_requests_fold_and_the_urgent_lane_counts() {
         let q = Queue::default();
-        q.add(&s("a"), Lane::Periodic);
-        q.add(&s("a"), Lane::Declared);
-        q.add(&s("a"), Lane::Periodic);
-        assert_eq!(pop(&q).await.lane, Lane::Declared);
+        q.add(&s("a"), Priority::Periodic);
+        q.add(&s("a"), Priority::Declared);
+        q.add(&s("a"), Priority::Periodic);
+        assert_eq!(pop(&q).await.lane, Priority::Declared);
         q.done(&s("a"), false);
         assert!(nothing(&q).await);
     }
@@ -325,13 +325,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_service_is_never_worked_on_twice_at_once() {
         let q = Queue::default();
-        q.add(&s("a"), Lane::Drift);
+        q.add(&s("a"), Priority::Drift);
         pop(&q).await;
-        q.add(&s("a"), Lane::Drift);
-        q.add(&s("a"), Lane::Periodic);
+        q.add(&s("a"), Priority::Drift);
+        q.add(&s("a"), Priority::Periodic);
         assert!(nothing(&q).await);
         q.done(&s("a"), false);
-        assert_eq!(pop(&q).await.lane, Lane::Drift);
+        assert_eq!(pop(&q).await.lane, Priority::Drift);
         q.done(&s("a"), false);
         assert!(nothing(&q).await);
     }
@@ -340,9 +340,9 @@ mod tests {
     async fn a_declared_change_does_not_wait_behind_ten_thousand_others() {
         let q = Queue::default();
         for i in 0..10_000 {
-            q.add(&RunService::new("p", format!("r{}", i % 50), format!("s{i}")), Lane::Periodic);
+            q.add(&RunService::new("p", format!("r{}", i % 50), format!("s{i}")), Priority::Periodic);
         }
-        q.add(&s("edit"), Lane::Declared);
+        q.add(&s("edit"), Priority::Declared);
         let mut position = 0;
         while pop(&q).await.service != s("edit") {
             position += 1;
@@ -353,10 +353,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_busy_lane_does_not_starve_a_lower_one() {
         let q = Queue::default();
-        q.add(&s("old"), Lane::Periodic);
+        q.add(&s("old"), Priority::Periodic);
         tokio::time::advance(Duration::from_secs(1)).await;
         for i in 0..100 {
-            q.add(&s(&format!("d{i}")), Lane::Declared);
+            q.add(&s(&format!("d{i}")), Priority::Declared);
         }
         for turn in 0..8 {
             let job = pop(&q).await;
@@ -372,26 +372,26 @@ mod tests {
     async fn a_place_that_is_full_holds_nobody_else_up() {
         let q = Queue::default();
         for i in 0..100 {
-            q.add(&s(&format!("s{i}")), Lane::Drift);
+            q.add(&s(&format!("s{i}")), Priority::Drift);
         }
         for _ in 0..PER_PLACE {
             pop(&q).await;
         }
         assert!(nothing(&q).await);
-        q.add(&RunService::new("other", "r", "x"), Lane::Periodic);
+        q.add(&RunService::new("other", "r", "x"), Priority::Periodic);
         assert_eq!(&*pop(&q).await.service.project, "other");
-        q.add(&s("edit"), Lane::Declared);
+        q.add(&s("edit"), Priority::Declared);
         assert_eq!(pop(&q).await.service, s("edit"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_timer_rings_once_and_an_earlier_request_answers_it() {
         let q = Queue::default();
-        q.add_at(&s("a"), Lane::Periodic, Instant::now() + Duration::from_secs(60));
-        q.add_at(&s("a"), Lane::Retry, Instant::now() + Duration::from_secs(5));
+        q.add_at(&s("a"), Priority::Periodic, Instant::now() + Duration::from_secs(60));
+        q.add_at(&s("a"), Priority::Retry, Instant::now() + Duration::from_secs(5));
         let started = Instant::now();
         let job = tokio::time::timeout(Duration::from_secs(100), q.next()).await.unwrap();
-        assert_eq!((job.lane, started.elapsed().as_secs()), (Lane::Retry, 5));
+        assert_eq!((job.lane, started.elapsed().as_secs()), (Priority::Retry, 5));
         q.done(&s("a"), true);
         assert!(tokio::time::timeout(Duration::from_secs(100), q.next()).await.is_err());
         assert_eq!(q.done(&s("a"), true), 2);

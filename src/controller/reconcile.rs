@@ -12,13 +12,13 @@ use super::{Controller, Refused, next_slot, queue::Job, spread};
 use crate::{
     api::ChangedBy,
     apply::{self, Outcome},
-    cloudrun::{CloudRun, Lane, fence},
+    cloudrun::{CloudRun, Priority, fence},
     cluster::index::Ledger,
     fault::{Fault, FaultClass, Retry},
     gather::{self, Declared, Remembered},
     history,
     iam::{Grant, Policy, RunService},
-    plan::{self, Aside, Hold, Plan, claim},
+    plan::{self, Plan, RejectedMember, WithheldReason, claim},
 };
 
 /// Conflicts in a row after which a service goes back into the line.
@@ -85,7 +85,7 @@ impl<C: CloudRun> Controller<C> {
                     self.schedule(&declared, &Plan::nothing(service));
                 } else {
                     let wait = fault.retry_after.unwrap_or_else(|| backoff(failures, self.options.seed, service));
-                    self.queue.add_at(service, Lane::Retry, Instant::now() + wait);
+                    self.queue.add_at(service, Priority::Retry, Instant::now() + wait);
                 }
             }
         }
@@ -272,7 +272,7 @@ impl<C: CloudRun> Controller<C> {
         if !std::mem::replace(&mut entry.asked, true) {
             // In the first look after a restart the statuses stand for the look before.
             let index = self.index();
-            let told = |c: &plan::Claim| {
+            let told = |c: &plan::PolicyOnService| {
                 let key = (c.intent.id.namespace.clone(), c.intent.id.name.clone());
                 index.record(&key).is_some_and(|r| {
                     super::tell::told_settled(&c.intent, &r.status.get(), &declared.service, circuit_open)
@@ -288,7 +288,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// Takes down how a round ended.
     fn remember_round(&self, found: &Found) {
-        let waits = |h: &Hold| matches!(h, Hold::Contested(_) | Hold::CircuitOpen);
+        let waits = |h: &WithheldReason| matches!(h, WithheldReason::Contested(_) | WithheldReason::CircuitOpen);
         let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| waits(&w.why));
         let mut kept = self.kept();
         let entry = kept.entry(found.declared.service.clone()).or_default();
@@ -298,14 +298,14 @@ impl<C: CloudRun> Controller<C> {
         let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
         entry.memory.settle(by, outstanding);
         drop(kept);
-        if found.rest.withheld.iter().any(|w| w.why == Hold::Unanswered) {
+        if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors) {
             let waits = self.index().wait_for_listing(&found.declared.service);
             if !waits {
                 // It was answered in the meantime.
-                self.ask([&found.declared.service], Lane::Drift);
+                self.ask([&found.declared.service], Priority::Drift);
             }
         }
-        let blocked = waiting.iter().any(|w| w.why == Hold::CircuitOpen);
+        let blocked = waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen);
         self.wait_for_circuit(&found.declared.service, blocked);
     }
 
@@ -316,7 +316,7 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// Members that are not to be tried now.
-    fn aside(&self, declared: &Declared) -> BTreeMap<Grant, Aside> {
+    fn aside(&self, declared: &Declared) -> BTreeMap<Grant, RejectedMember> {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(list) = refused.get_mut(&declared.service) else { return BTreeMap::new() };
         let asked = claim::fingerprint(&declared.claims);
@@ -327,7 +327,7 @@ impl<C: CloudRun> Controller<C> {
             .collect()
     }
 
-    fn set_aside(&self, declared: &Declared, members: BTreeMap<Grant, Aside>) {
+    fn set_aside(&self, declared: &Declared, members: BTreeMap<Grant, RejectedMember>) {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let list = refused.entry(declared.service.clone()).or_default();
         let asked_by = claim::fingerprint(&declared.claims);
@@ -350,14 +350,16 @@ impl<C: CloudRun> Controller<C> {
         if let Some(interval) = interval {
             let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
-            self.queue.add_at(service, Lane::Periodic, Instant::now() + wait);
+            self.queue.add_at(service, Priority::Periodic, Instant::now() + wait);
         }
         let expiry = declared.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
         let fight = rest.withheld.iter().filter_map(|w| match &w.why {
-            Hold::Contested(fight) => Some(fight.not_before),
+            WithheldReason::Contested(fight) => Some(fight.not_before),
             _ => None,
         });
-        for (at, lane) in expiry.map(|at| (at, Lane::Declared)).into_iter().chain(fight.map(|at| (at, Lane::Drift))) {
+        for (at, lane) in
+            expiry.map(|at| (at, Priority::Declared)).into_iter().chain(fight.map(|at| (at, Priority::Drift)))
+        {
             // Far ends come up again with a later look anyway.
             if let Ok(wait) = Duration::try_from(at.duration_since(now))
                 && wait < Duration::from_secs(86_400)
@@ -369,7 +371,7 @@ impl<C: CloudRun> Controller<C> {
         if let Some(at) =
             refused.get(service).and_then(|l| l.values().map(|r| r.until).filter(|u| *u > Instant::now()).min())
         {
-            self.queue.add_at(service, Lane::Retry, at);
+            self.queue.add_at(service, Priority::Retry, at);
         }
     }
 }

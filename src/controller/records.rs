@@ -9,7 +9,7 @@ use std::{
 use super::Controller;
 use crate::{
     api::{ChangePhase, InvokerChange},
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     cluster::{index::PolicyKey, place_of},
     fault::Fault,
     history,
@@ -192,7 +192,7 @@ impl<C: CloudRun> Controller<C> {
         if !services.is_empty() {
             tracing::info!(records = services.len(), "records of writes whose end is unknown; reality will tell");
         }
-        self.queue.add_all(&services, Lane::Retry);
+        self.queue.add_all(&services, Priority::Retry);
         Ok(())
     }
 
@@ -247,7 +247,7 @@ impl<C: CloudRun> Controller<C> {
             break Ok(changes);
         };
         let touched = self.index().set_rollbacks(&key, &asked, found, self.now());
-        self.ask(&touched, Lane::Declared);
+        self.ask(&touched, Priority::Declared);
         self.reports.add(&key, Duration::from_millis(100));
     }
 }

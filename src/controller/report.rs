@@ -17,7 +17,7 @@ use super::Controller;
 use crate::{
     api::{Mode, OnDelete, ServiceState},
     cloudrun::CloudRun,
-    cluster::index::{Gauges, Index, PolicyKey, Record, Told},
+    cluster::index::{Gauges, Index, PolicyKey, Record, SerializedStatus},
     fault::FaultClass,
     intent::PolicyId,
     metrics::{Metrics, PolicySeries},
@@ -164,7 +164,7 @@ impl<C: CloudRun> Controller<C> {
         if let Some(record) = self.index().record_mut(key).filter(|r| r.intent.id == intent.id) {
             record.gauges = Gauges::of(&next);
         }
-        let told = Told::of(&next);
+        let told = SerializedStatus::of(&next);
         if told != old {
             for note in status::events::announcements(&old.get(), &next, wide) {
                 self.reports.note(intent.id.clone(), note);

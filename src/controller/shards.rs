@@ -8,9 +8,9 @@ use std::{
 
 use super::Controller;
 use crate::{
-    cloudrun::{CloudRun, Lane},
+    cloudrun::{CloudRun, Priority},
     iam::RunService,
-    leader::Turn,
+    leader::InFlightGuard,
 };
 
 impl<C: CloudRun> Controller<C> {
@@ -31,12 +31,12 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// Begins a piece of work on a project, if it is worked on here.
-    pub(super) fn enter(&self, project: &str) -> Option<Turn> {
+    pub(super) fn enter(&self, project: &str) -> Option<InFlightGuard> {
         if self.works_on(project) { self.shards.enter(project) } else { None }
     }
 
     /// Asks for those of the services that are worked on here. What is not will be asked for by who takes it up.
-    pub(super) fn ask<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, lane: Lane) {
+    pub(super) fn ask<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, lane: Priority) {
         self.queue.add_all(services.into_iter().filter(|s| self.works_on(&s.project)), lane);
     }
 
@@ -119,14 +119,14 @@ impl<C: CloudRun> Controller<C> {
             into.extend(record.services.iter().cloned());
             into.extend(index.owned_by(&intent.id.uid));
             if !intent.suspended && record.terms.refuse_project(&intent.project).is_none() {
-                lists.insert((intent.project.clone(), if calm { Lane::Periodic } else { Lane::Declared }));
+                lists.insert((intent.project.clone(), if calm { Priority::Periodic } else { Priority::Declared }));
             }
             self.reports.add(key, if intent.deleting { Duration::ZERO } else { Duration::from_millis(500) });
         }
         known.extend(index.orphans().into_iter().filter(|s| among(&s.project)));
         drop(index);
-        self.queue.add_all(&news, Lane::Declared);
-        self.queue.add_all(&known, Lane::Periodic);
+        self.queue.add_all(&news, Priority::Declared);
+        self.queue.add_all(&known, Priority::Periodic);
         for (project, lane) in lists {
             self.lists.now(&project, lane);
         }

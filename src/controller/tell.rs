@@ -13,9 +13,9 @@ use crate::{
     history,
     iam::{Grant, MAX_MEMBERS, RunService},
     intent::Intent,
-    plan::{self, Change, Claim, Hold, RevokeCause},
+    plan::{self, Change, PolicyOnService, RevokeCause, WithheldReason},
     status::{
-        By, Held, Look, Seen, approve_with,
+        By, Findings, Held, Observation, approve_with,
         events::{self, Note, Written},
     },
 };
@@ -42,32 +42,32 @@ impl<C: CloudRun> Controller<C> {
             let Some(record) = index.record_mut(&key).filter(|r| r.intent.id == intent.id) else { continue };
             // In the first look after a restart the status stands for the look before: what differs now and did not then
             // was changed by somebody while nobody looked.
-            let stood = Look {
+            let stood = Observation {
                 generation: intent.generation,
                 requested_at: intent.requested_at.clone(),
-                result: Ok(Seen::default()),
+                result: Ok(Findings::default()),
                 changed_at: None,
             };
             let seen_before = record.looks.get(&job.service).map(|l| &**l);
             let before =
                 seen_before.or_else(|| told_in_sync(intent, &record.status.get(), &job.service).then_some(&stood));
             let wrote = found.as_ref().is_ok_and(|f| f.carried.is_some());
-            let look = Look {
+            let look = Observation {
                 generation: intent.generation,
                 requested_at: intent.requested_at.clone(),
                 changed_at: wrote.then_some(now).or(before.and_then(|b| b.changed_at)),
                 result: told.as_ref().map(|(seen, _)| seen.clone()).map_err(Clone::clone),
             };
-            let (mut differed, mut written) = (Seen::default(), Written::default());
+            let (mut differed, mut written) = (Findings::default(), Written::default());
             if let Ok((seen, f)) = &told {
                 differed = match &f.before {
                     Some(_) => self.differed(claim, f),
-                    None => Seen { held: vec![], notes: vec![], ..seen.clone() },
+                    None => Findings { held: vec![], notes: vec![], ..seen.clone() },
                 };
                 let known = before.is_some_and(|b| b.generation == intent.generation && b.result.is_ok());
                 let drifted = known
                     && !differed.in_sync()
-                    && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Seen::in_sync);
+                    && before.and_then(|b| b.result.as_ref().ok()).is_some_and(Findings::in_sync);
                 if drifted {
                     was_drift = Some((differed.missing.len(), differed.unexpected.len()));
                 }
@@ -86,7 +86,7 @@ impl<C: CloudRun> Controller<C> {
             // What was still being counted may be known now.
             let released = if claim.spread.is_some() { index.release(&key) } else { BTreeSet::new() };
             drop(index);
-            self.queue.add_all(&released, crate::cloudrun::Lane::Declared);
+            self.queue.add_all(&released, crate::cloudrun::Priority::Declared);
             if news || intent.deleting {
                 let soon = if intent.deleting { 0 } else { 100 };
                 self.reports.add(&key, std::time::Duration::from_millis(soon));
@@ -102,7 +102,7 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// What one policy sees of the service now.
-    fn seen(&self, claim: &Claim, found: &Found) -> Seen {
+    fn seen(&self, claim: &PolicyOnService, found: &Found) -> Findings {
         let input = found.declared.input(&found.live, &found.remembered, &self.options.settings, self.now());
         let view = plan::view(claim, &input);
         let mut notes = Vec::new();
@@ -126,17 +126,17 @@ impl<C: CloudRun> Controller<C> {
                 Change::Leave => claim.declared().iter().any(|d| d.grant == w.grant),
             })
             .collect();
-        let contested = concerned.iter().find(|w| matches!(w.why, Hold::Contested(_)));
+        let contested = concerned.iter().find(|w| matches!(w.why, WithheldReason::Contested(_)));
         notes.extend(contested.map(|w| format!("{}: {}", w.grant, w.why.explain())));
         let ours = |g: &Grant| claim.declared().iter().any(|d| d.grant == *g) || g.role == claim.intent.role;
         let fights = input.memory.fights(input.now);
-        Seen {
+        Findings {
             missing: shown(&view.missing),
             unexpected: shown(&view.unexpected),
             protected: shown(&view.protected),
             held: held(&claim.intent, &concerned),
             approve: concerned.iter().find_map(|w| match &w.why {
-                Hold::Approval(a) => Some(a.hash.clone()),
+                WithheldReason::Approval(a) => Some(a.hash.clone()),
                 _ => None,
             }),
             contested: fights
@@ -156,7 +156,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// How reality differed from one policy before this round wrote. What our own declarations took away is no drift, also
     /// not for the other policies on the service.
-    fn differed(&self, claim: &Claim, found: &Found) -> Seen {
+    fn differed(&self, claim: &PolicyOnService, found: &Found) -> Findings {
         let before = found.before.as_ref().unwrap_or(&found.live);
         let input = found.declared.input(before, &found.remembered, &self.options.settings, self.now());
         let view = plan::view(claim, &input);
@@ -166,7 +166,7 @@ impl<C: CloudRun> Controller<C> {
         };
         let unexpected: BTreeSet<Grant> = view.unexpected.iter().filter(declared_away).cloned().collect();
         let by = self.made_by(found, view.missing.iter().chain(&unexpected));
-        Seen { missing: shown(&view.missing), unexpected: shown(&unexpected), by, ..Seen::default() }
+        Findings { missing: shown(&view.missing), unexpected: shown(&unexpected), by, ..Findings::default() }
     }
 
     /// Who made the last of these differences.
@@ -215,13 +215,16 @@ impl<C: CloudRun> Controller<C> {
 fn held(intent: &Intent, concerned: &[&plan::Withheld]) -> Vec<Held> {
     let mut held: Vec<Held> = concerned
         .iter()
-        .filter(|w| !matches!(w.why, Hold::Approval(_) | Hold::Spread(_)))
+        .filter(|w| !matches!(w.why, WithheldReason::Approval(_) | WithheldReason::SelectorImpact(_)))
         .map(|w| Held { member: w.grant.to_string(), reason: w.why.reason(), message: w.why.explain() })
         .collect();
-    let waiting: Vec<String> =
-        concerned.iter().filter(|w| matches!(w.why, Hold::Approval(_))).map(|w| w.grant.to_string()).collect();
+    let waiting: Vec<String> = concerned
+        .iter()
+        .filter(|w| matches!(w.why, WithheldReason::Approval(_)))
+        .map(|w| w.grant.to_string())
+        .collect();
     let first = concerned.iter().find_map(|w| match &w.why {
-        Hold::Approval(a) => Some((a, w.why.explain())),
+        WithheldReason::Approval(a) => Some((a, w.why.explain())),
         _ => None,
     });
     if let Some((approval, why)) = first {
@@ -246,7 +249,9 @@ fn orphan_notes(found: &Found) -> Vec<(crate::intent::PolicyId, Note)> {
     if !found.declared.claims.is_empty() {
         return vec![];
     }
-    let Some(w) = found.rest.withheld.iter().find(|w| matches!(w.why, Hold::Approval(_))) else { return vec![] };
+    let Some(w) = found.rest.withheld.iter().find(|w| matches!(w.why, WithheldReason::Approval(_))) else {
+        return vec![];
+    };
     let s = &found.declared.service;
     let hash = w.why.hash().map(|h| format!("{}={h}", crate::api::APPROVE)).unwrap_or_default();
     let text = format!(
@@ -260,7 +265,7 @@ fn orphan_notes(found: &Found) -> Vec<(crate::intent::PolicyId, Note)> {
 }
 
 /// What was written on behalf of one policy.
-fn carried_out(claim: &Claim, found: &Found) -> Written {
+fn carried_out(claim: &PolicyOnService, found: &Found) -> Written {
     let Some(plan) = &found.carried else { return Written::default() };
     let intent = &claim.intent;
     let granted: Vec<&Grant> = plan.grants.iter().filter(|(_, by)| by.contains(&intent.id)).map(|(g, _)| g).collect();

@@ -18,7 +18,7 @@ use crate::{
     },
     iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService},
     intent::{Declared, PolicyId},
-    plan::{Claim, Plan, RevokeCause, Rollback},
+    plan::{Plan, PolicyOnService, RevokeCause, Rollback},
 };
 
 /// The most policies that one record names.
@@ -97,7 +97,7 @@ pub fn grants(spec: &InvokerChangeSpec) -> BTreeSet<Grant> {
 }
 
 /// Why one change of a plan is made.
-pub fn reason_of(plan: &Plan, claims: &[Claim], grant: &Grant) -> ChangeReason {
+pub fn reason_of(plan: &Plan, claims: &[PolicyOnService], grant: &Grant) -> ChangeReason {
     let cause = plan.revokes.get(grant);
     match cause {
         Some(RevokeCause::PolicyDeleted) => return ChangeReason::Deleted,
@@ -107,12 +107,12 @@ pub fn reason_of(plan: &Plan, claims: &[Claim], grant: &Grant) -> ChangeReason {
         _ if plan.drift.contains(grant) => return ChangeReason::Drift,
         _ => {}
     }
-    let goes_back = |c: &Claim| c.rollback.is_some() && c.enforces() && c.intent.role == grant.role;
+    let goes_back = |c: &PolicyOnService| c.rollback.is_some() && c.enforces() && c.intent.role == grant.role;
     if claims.iter().any(goes_back) { ChangeReason::RolledBack } else { ChangeReason::SpecChanged }
 }
 
 /// Why a plan is carried out: the first of its changes' reasons.
-pub fn reason(plan: &Plan, claims: &[Claim]) -> ChangeReason {
+pub fn reason(plan: &Plan, claims: &[PolicyOnService]) -> ChangeReason {
     let changes = plan.grants.keys().chain(plan.revokes.keys());
     changes.map(|g| reason_of(plan, claims, g)).min().unwrap_or(ChangeReason::SpecChanged)
 }
@@ -129,7 +129,7 @@ fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
 /// Where no policy is left behind it, `home` is the namespace. `drift_by` made what it undoes.
 pub fn open(
     plan: &Plan,
-    claims: &[Claim],
+    claims: &[PolicyOnService],
     owners: &BTreeSet<PolicyId>,
     live: &Policy,
     drift_by: Option<&ChangedBy>,

@@ -12,4 +12,4 @@ mod shards;
 mod share;
 
 pub use election::{Now, Options, run};
-pub use shards::{Shards, Turn};
+pub use shards::{InFlightGuard, Shards};

@@ -34,12 +34,12 @@ pub struct Shards {
 
 /// A piece of work on a shard that is under way; the shard is not handed over before it ends.
 #[derive(Debug)]
-pub struct Turn {
+pub struct InFlightGuard {
     shards: Arc<Shards>,
     shard: usize,
 }
 
-impl Drop for Turn {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         if let Some(state) = self.shards.lock().get_mut(self.shard) {
             state.turns = state.turns.saturating_sub(1);
@@ -109,14 +109,14 @@ impl Shards {
     }
 
     /// Begins a piece of work on a project, if its shard is here and stays.
-    pub fn enter(self: &Arc<Self>, project: &str) -> Option<Turn> {
+    pub fn enter(self: &Arc<Self>, project: &str) -> Option<InFlightGuard> {
         let shard = self.of(project);
         let now = Instant::now();
         let mut states = self.lock();
         let state = states.get_mut(shard).filter(|s| s.until.is_some_and(|u| now < u) && !s.leaving)?;
         state.turns += 1;
         drop(states);
-        Some(Turn { shards: self.clone(), shard })
+        Some(InFlightGuard { shards: self.clone(), shard })
     }
 
     /// Hears of every change of what is held.

@@ -10,7 +10,7 @@ pub mod token;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::iam::{Front, Policy, Principal, PrincipalKind, RunService};
+use crate::iam::{Policy, Principal, PrincipalKind, RunService, ServiceSettings};
 use condition::Truth;
 use symptom::Symptom;
 use token::{Token, TokenKind};
@@ -53,7 +53,7 @@ pub struct Facts {
     pub principal: Option<Principal>,
     /// The address that was called.
     pub url: Option<String>,
-    pub front: Known<Front>,
+    pub front: Known<ServiceSettings>,
     pub policy: Known<Policy>,
     /// The project's own allow policy.
     pub project: Known<Policy>,

@@ -13,4 +13,4 @@ pub use condition::{Condition, EXPIRY_TITLE};
 pub use grant::{Grant, Role};
 pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, carries_invoke};
 pub use principal::{Principal, PrincipalError, PrincipalKind};
-pub use service::{Front, RunService, ServiceInfo};
+pub use service::{RunService, ServiceInfo, ServiceSettings};

@@ -49,7 +49,7 @@ pub struct ServiceInfo {
 /// Source: <https://cloud.google.com/run/docs/reference/rest/v2/projects.locations.services>.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Front {
+pub struct ServiceSettings {
     /// `INGRESS_TRAFFIC_ALL`, `INGRESS_TRAFFIC_INTERNAL_ONLY`, `INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER`,
     /// `INGRESS_TRAFFIC_NONE`.
     pub ingress: String,

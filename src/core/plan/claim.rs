@@ -14,7 +14,7 @@ use crate::{
 
 /// Why a policy is not carried out on a service that a selector found for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spread {
+pub enum SelectorImpact {
     /// It is not yet known how many services this discovery changes.
     Counting { unseen: usize },
     /// So many services would change at once that a person has to agree.
@@ -32,17 +32,17 @@ pub struct Rollback {
 
 /// One policy that names a service.
 #[derive(Clone, Debug)]
-pub struct Claim {
+pub struct PolicyOnService {
     pub intent: Arc<Intent>,
     /// What the policy's namespace has to satisfy.
     pub terms: Arc<Terms>,
-    pub spread: Option<Spread>,
+    pub spread: Option<SelectorImpact>,
     pub rollback: Option<Arc<Rollback>>,
     /// Why this policy is not carried out at all now, in words.
     pub stopped: Option<Arc<str>>,
 }
 
-impl Claim {
+impl PolicyOnService {
     /// A claim that nothing stands in the way of.
     pub fn new(intent: Arc<Intent>, terms: Arc<Terms>) -> Self {
         Self { intent, terms, spread: None, rollback: None, stopped: None }
@@ -70,7 +70,7 @@ impl Claim {
 }
 
 /// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same words.
-pub fn fingerprint(claims: &[Claim]) -> u64 {
+pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for claim in claims {
         let i = &claim.intent;

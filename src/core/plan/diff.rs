@@ -12,7 +12,7 @@ use crate::{
 
 /// Whether the policy that a grant was once made for still stands behind the record of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum OwnerState {
     /// The policy is gone without revoking (onDelete: Retain, or its finalizer was removed by hand).
     Gone,
     /// The policy exists but may not write now.
@@ -60,7 +60,7 @@ fn is_ours(grant: &Grant, desired: &Desired) -> bool {
 pub fn judge(
     grant: &Grant,
     desired: &Desired,
-    ledger: &BTreeMap<Grant, Standing>,
+    ledger: &BTreeMap<Grant, OwnerState>,
     is_protected: &dyn Fn(&Grant) -> bool,
     now: Timestamp,
 ) -> Verdict {
@@ -69,13 +69,13 @@ pub fn judge(
     let cause = if desired.leaving.contains(grant) {
         Some(RevokeCause::PolicyDeleted)
     } else if let Some(refusal) = desired.refused.get(grant) {
-        if remembered != Some(Standing::Enforcing) {
+        if remembered != Some(OwnerState::Enforcing) {
             return Verdict::Refused(refusal.clone());
         }
         Some(RevokeCause::Refused)
-    } else if desired.expired.contains(grant) || (ended && remembered == Some(Standing::Enforcing)) {
+    } else if desired.expired.contains(grant) || (ended && remembered == Some(OwnerState::Enforcing)) {
         Some(RevokeCause::Expired)
-    } else if remembered == Some(Standing::Enforcing) {
+    } else if remembered == Some(OwnerState::Enforcing) {
         Some(RevokeCause::NoLongerDeclared)
     } else if desired.authoritative.contains(&grant.role) && is_ours(grant, desired) {
         Some(if ended { RevokeCause::Expired } else { RevokeCause::Unlisted })

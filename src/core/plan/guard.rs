@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Change, Hold, Input, Plan, RevokeCause, Withheld, claim::Spread};
+use super::{Change, Input, Plan, RevokeCause, Withheld, WithheldReason, claim::SelectorImpact};
 use crate::{
     iam::{Grant, RunService},
     intent::Intent,
@@ -61,11 +61,11 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .min()
         .unwrap_or(input.settings.limits.max_removals);
     // What waits for a listing counts, or one removal that is too large would go through as two that are not.
-    let waiting = plan.withheld.iter().filter(|w| w.why == Hold::Unanswered).count();
+    let waiting = plan.withheld.iter().filter(|w| w.why == WithheldReason::UnansweredSelectors).count();
     if waiting > 0 && !input.unanswered.failed && counted.len() + waiting > limit {
         for grant in counted {
             plan.revokes.remove(&grant);
-            plan.withheld.push(Withheld { change: Change::Revoke, grant, why: Hold::Unanswered });
+            plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::UnansweredSelectors });
         }
         return;
     }
@@ -87,7 +87,7 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     }
     for grant in counted {
         plan.revokes.remove(&grant);
-        plan.withheld.push(Withheld { change: Change::Revoke, grant, why: Hold::Approval(approval.clone()) });
+        plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::Approval(approval.clone()) });
     }
 }
 
@@ -107,17 +107,17 @@ fn takes_the_last(plan: &Plan, counted: &BTreeSet<Grant>, input: &Input<'_>) -> 
 /// What a discovery that reaches services which this policy never changed comes to: `None` if it may go on.
 ///
 /// `wanting` are those known to differ, `unseen` counts those that nobody has looked at yet.
-pub fn spread(intent: &Intent, wanting: &BTreeSet<RunService>, unseen: usize, limit: usize) -> Option<Spread> {
+pub fn spread(intent: &Intent, wanting: &BTreeSet<RunService>, unseen: usize, limit: usize) -> Option<SelectorImpact> {
     if wanting.len() + unseen <= limit {
         return None;
     }
     if unseen > 0 {
         // The hash must stand for all of it.
-        return Some(Spread::Counting { unseen });
+        return Some(SelectorImpact::Counting { unseen });
     }
     let generation = intent.generation.to_string();
     let names: Vec<String> = wanting.iter().map(RunService::resource_name).collect();
     let head = ["spread", &*intent.id.uid, generation.as_str()];
     let hash = digest(head.into_iter().chain(names.iter().map(String::as_str)));
-    Some(Spread::Held { services: wanting.len(), limit, hash })
+    Some(SelectorImpact::Held { services: wanting.len(), limit, hash })
 }

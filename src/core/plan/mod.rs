@@ -15,8 +15,8 @@ use std::{
 
 use jiff::Timestamp;
 
-pub use claim::{Claim, Rollback, Spread};
-pub use diff::{RevokeCause, Standing, Verdict};
+pub use claim::{PolicyOnService, Rollback, SelectorImpact};
+pub use diff::{OwnerState, RevokeCause, Verdict};
 pub use guard::Approval;
 pub use merge::{Desired, merge};
 
@@ -54,7 +54,7 @@ impl Settings {
 
 /// Why a member is set aside: IAM refused a write because of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aside {
+pub struct RejectedMember {
     /// InvalidMember or OrganizationPolicy.
     pub reason: Reason,
     /// Google's words.
@@ -64,13 +64,13 @@ pub struct Aside {
 /// Grants that policies list whose selectors may mean the service; whether they do is not known, because the project has not been
 /// listed yet, or cannot be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unanswered {
+pub struct UnansweredSelectors {
     pub grants: BTreeSet<Grant>,
     /// Listing failed, so an answer may never come.
     pub failed: bool,
 }
 
-impl Unanswered {
+impl UnansweredSelectors {
     /// Whether a removal has to wait for the answer. A deletion does not wait for one that may never come.
     fn holds(&self, grant: &Grant, cause: RevokeCause) -> bool {
         let waits = match cause {
@@ -87,14 +87,14 @@ impl Unanswered {
 pub struct Input<'a> {
     pub service: &'a RunService,
     /// Every policy that names the service, those being deleted included.
-    pub claims: &'a [Claim],
+    pub claims: &'a [PolicyOnService],
     pub live: &'a Policy,
     /// What the operator granted here, and what stands behind it now.
-    pub ledger: &'a BTreeMap<Grant, Standing>,
+    pub ledger: &'a BTreeMap<Grant, OwnerState>,
     /// What policies list that may yet turn out to mean the service.
-    pub unanswered: &'a Unanswered,
+    pub unanswered: &'a UnansweredSelectors,
     /// Members that IAM refused lately.
-    pub aside: &'a BTreeMap<Grant, Aside>,
+    pub aside: &'a BTreeMap<Grant, RejectedMember>,
     /// Hashes of plans that somebody agreed to.
     pub approvals: &'a BTreeSet<Arc<str>>,
     /// What earlier looks at this service left behind.
@@ -119,12 +119,12 @@ pub enum Change {
 pub struct Withheld {
     pub change: Change,
     pub grant: Grant,
-    pub why: Hold,
+    pub why: WithheldReason,
 }
 
 /// The reason for a [`Withheld`] change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub enum WithheldReason {
     /// Only audited policies ask for it.
     Audited,
     /// Only suspended policies ask for it.
@@ -132,19 +132,19 @@ pub enum Hold {
     /// The member is protected from removal.
     Protected,
     /// IAM refused the member.
-    Aside(Aside),
+    RejectedMember(RejectedMember),
     /// The platform team does not allow it.
     Guardrail(Refusal),
     /// It takes away too much; somebody has to agree.
     Approval(Approval),
     /// The discovery that leads here reaches too far; somebody has to agree, or it is still being counted.
-    Spread(Spread),
+    SelectorImpact(SelectorImpact),
     /// Somebody else keeps changing it back.
     Contested(Fight),
     /// Too much drift was corrected lately, over all services.
     CircuitOpen,
     /// A policy lists it whose selector may mean the service, and it is not known yet whether it does.
-    Unanswered,
+    UnansweredSelectors,
     /// The policy that asks for it is not carried out now.
     Stopped(Arc<str>),
     /// The policy would have more members than IAM accepts.
@@ -153,20 +153,20 @@ pub enum Hold {
     HashedConditions,
 }
 
-impl Hold {
+impl WithheldReason {
     /// The reason that conditions show.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Audited => Reason::Audited,
             Self::Suspended => Reason::Suspended,
             Self::Protected => Reason::InSync,
-            Self::Aside(aside) => aside.reason,
+            Self::RejectedMember(aside) => aside.reason,
             Self::Guardrail(_) => Reason::GuardrailViolated,
-            Self::Approval(_) | Self::Spread(Spread::Held { .. }) => Reason::ApprovalRequired,
-            Self::Spread(Spread::Counting { .. }) => Reason::Progressing,
+            Self::Approval(_) | Self::SelectorImpact(SelectorImpact::Held { .. }) => Reason::ApprovalRequired,
+            Self::SelectorImpact(SelectorImpact::Counting { .. }) => Reason::Progressing,
             Self::Contested(_) => Reason::Drifted,
             Self::CircuitOpen => Reason::CircuitOpen,
-            Self::Unanswered => Reason::Progressing,
+            Self::UnansweredSelectors => Reason::Progressing,
             Self::Stopped(_) => Reason::InvalidSpec,
             Self::MemberLimit { .. } => Reason::MemberLimit,
             Self::HashedConditions => Reason::Unavailable,
@@ -177,7 +177,7 @@ impl Hold {
     pub fn hash(&self) -> Option<&Arc<str>> {
         match self {
             Self::Approval(a) => Some(&a.hash),
-            Self::Spread(Spread::Held { hash, .. }) => Some(hash),
+            Self::SelectorImpact(SelectorImpact::Held { hash, .. }) => Some(hash),
             _ => None,
         }
     }
@@ -188,7 +188,7 @@ impl Hold {
             Self::Audited => "mode is Audit".into(),
             Self::Suspended => "the policy is suspended".into(),
             Self::Protected => "the member is protected from removal".into(),
-            Self::Aside(aside) => aside.message.clone(),
+            Self::RejectedMember(aside) => aside.message.clone(),
             Self::Guardrail(refusal) => refusal.message.clone(),
             Self::Approval(a) if a.last => {
                 format!("this would take the last of its invokers away ({} in all)", a.removals)
@@ -196,10 +196,10 @@ impl Hold {
             Self::Approval(a) => {
                 format!("this would take {} invokers away at once, and {} need no approval", a.removals, a.limit)
             }
-            Self::Spread(Spread::Counting { unseen }) => {
+            Self::SelectorImpact(SelectorImpact::Counting { unseen }) => {
                 format!("{unseen} services that the selector found are still to be looked at")
             }
-            Self::Spread(Spread::Held { services, limit, .. }) => {
+            Self::SelectorImpact(SelectorImpact::Held { services, limit, .. }) => {
                 format!("the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval")
             }
             Self::Contested(fight) => format!(
@@ -210,7 +210,7 @@ impl Hold {
             Self::CircuitOpen => {
                 "the circuit breaker is open: too much drift was corrected lately over all services; it closes by itself when that stops, or by hand".into()
             }
-            Self::Unanswered => {
+            Self::UnansweredSelectors => {
                 "a policy lists it whose selector may mean this service; that is known when the project was listed".into()
             }
             Self::Stopped(why) => why.to_string(),
@@ -296,9 +296,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
     for (grant, by) in desired.listed.iter().filter(|(g, _)| !live.contains(g)) {
         match desired.granted.get(grant) {
             None => hold(Change::Grant, grant, why_not_enforced(input, by)),
-            Some(_) if hashed => hold(Change::Grant, grant, Hold::HashedConditions),
+            Some(_) if hashed => hold(Change::Grant, grant, WithheldReason::HashedConditions),
             Some(enforcing) => match input.aside.get(grant) {
-                Some(aside) => hold(Change::Grant, grant, Hold::Aside(aside.clone())),
+                Some(aside) => hold(Change::Grant, grant, WithheldReason::RejectedMember(aside.clone())),
                 None => {
                     plan.grants.insert(grant.clone(), enforcing.clone());
                 }
@@ -306,16 +306,16 @@ pub fn plan(input: &Input<'_>) -> Plan {
         }
     }
     for (grant, refusal) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
-        hold(Change::Grant, grant, Hold::Guardrail(refusal.clone()));
+        hold(Change::Grant, grant, WithheldReason::Guardrail(refusal.clone()));
     }
     for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
         match diff::judge(grant, &desired, input.ledger, &|g| input.settings.protects(g), input.now) {
             Verdict::Foreign => {}
-            Verdict::Refused(refusal) => hold(Change::Leave, grant, Hold::Guardrail(refusal)),
-            Verdict::Protected => hold(Change::Revoke, grant, Hold::Protected),
-            Verdict::Revoke(_) if hashed => hold(Change::Revoke, grant, Hold::HashedConditions),
+            Verdict::Refused(refusal) => hold(Change::Leave, grant, WithheldReason::Guardrail(refusal)),
+            Verdict::Protected => hold(Change::Revoke, grant, WithheldReason::Protected),
+            Verdict::Revoke(_) if hashed => hold(Change::Revoke, grant, WithheldReason::HashedConditions),
             Verdict::Revoke(cause) if input.unanswered.holds(grant, cause) => {
-                hold(Change::Revoke, grant, Hold::Unanswered);
+                hold(Change::Revoke, grant, WithheldReason::UnansweredSelectors);
             }
             Verdict::Revoke(cause) => {
                 plan.revokes.insert(grant.clone(), cause);
@@ -326,7 +326,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
     plan.forget = input
         .ledger
         .iter()
-        .filter(|(g, standing)| !desired.granted.contains_key(g) && (!live.contains(g) || **standing == Standing::Gone))
+        .filter(|(g, standing)| {
+            !desired.granted.contains_key(g) && (!live.contains(g) || **standing == OwnerState::Gone)
+        })
         .map(|(g, _)| g.clone())
         .collect();
     withhold_beyond_cap(&mut plan, input.live);
@@ -336,15 +338,15 @@ pub fn plan(input: &Input<'_>) -> Plan {
 }
 
 /// Nobody who may write asks for it: the policies that list it are audited, suspended, or not carried out here yet.
-fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> Hold {
+fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReason {
     let asking = || input.claims.iter().filter(|c| by.contains(&c.intent.id));
     if let Some(why) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.stopped.clone()) {
-        return Hold::Stopped(why);
+        return WithheldReason::Stopped(why);
     }
     if let Some(spread) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.spread.clone()) {
-        return Hold::Spread(spread);
+        return WithheldReason::SelectorImpact(spread);
     }
-    if asking().any(|c| !c.intent.suspended) { Hold::Audited } else { Hold::Suspended }
+    if asking().any(|c| !c.intent.suspended) { WithheldReason::Audited } else { WithheldReason::Suspended }
 }
 
 /// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or too much in all.
@@ -360,8 +362,8 @@ fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     }
     for grant in plan.drift.clone() {
         let why = match input.memory.fight(&grant, input.now).filter(|f| f.not_before > input.now) {
-            Some(fight) => Hold::Contested(fight),
-            None if input.circuit_open => Hold::CircuitOpen,
+            Some(fight) => WithheldReason::Contested(fight),
+            None if input.circuit_open => WithheldReason::CircuitOpen,
             None => continue,
         };
         let change = if plan.grants.remove(&grant).is_some() { Change::Grant } else { Change::Revoke };
@@ -376,7 +378,7 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
     let mut over = would_be.saturating_sub(MAX_MEMBERS);
     while over > 0 {
         let Some((grant, _)) = plan.grants.pop_last() else { break };
-        plan.withheld.push(Withheld { change: Change::Grant, grant, why: Hold::MemberLimit { would_be } });
+        plan.withheld.push(Withheld { change: Change::Grant, grant, why: WithheldReason::MemberLimit { would_be } });
         over -= 1;
     }
 }
@@ -387,8 +389,9 @@ pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>
         return Some("its IAM check is switched off (invokerIamDisabled)".into());
     }
     let wanted = |g: &Grant| {
-        let allowed =
-            |c: &Claim| c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none());
+        let allowed = |c: &PolicyOnService| {
+            c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
+        };
         input.claims.iter().any(allowed)
     };
     let public = input.live.grants().into_iter().find(|g| g.principal.is_public() && !wanted(g));
@@ -412,7 +415,7 @@ pub struct View {
 }
 
 /// Reality as one of the claims sees it.
-pub fn view(claim: &Claim, input: &Input<'_>) -> View {
+pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
     let live = input.live.grants();
     let mut desired = merge(input);
     if claim.intent.deleting {
@@ -420,7 +423,7 @@ pub fn view(claim: &Claim, input: &Input<'_>) -> View {
         let unexpected = live
             .into_iter()
             .filter(|g| !desired.listed.contains_key(g))
-            .filter(|g| desired.leaving.contains(g) || input.ledger.get(g) == Some(&Standing::Enforcing))
+            .filter(|g| desired.leaving.contains(g) || input.ledger.get(g) == Some(&OwnerState::Enforcing))
             .collect();
         return View { unexpected, ..View::default() };
     }
@@ -453,7 +456,8 @@ pub fn view(claim: &Claim, input: &Input<'_>) -> View {
 pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
     let desired = merge(input);
-    let enforced = input.claims.iter().any(Claim::enforces) || input.ledger.values().any(|s| *s == Standing::Enforcing);
+    let enforced = input.claims.iter().any(PolicyOnService::enforces)
+        || input.ledger.values().any(|s| *s == OwnerState::Enforcing);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }
@@ -473,7 +477,7 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     if let Some(g) = plan.grants.keys().find(|g| !permitted(g)) {
         return Err(format!("grants {g}, which a guardrail refuses"));
     }
-    let ours = |g: &Grant| input.ledger.get(g) == Some(&Standing::Enforcing);
+    let ours = |g: &Grant| input.ledger.get(g) == Some(&OwnerState::Enforcing);
     if let Some((g, _)) = plan.revokes.iter().find(|(g, c)| **c == RevokeCause::Refused && !ours(g)) {
         return Err(format!("revokes {g} for a guardrail, although somebody else granted it"));
     }

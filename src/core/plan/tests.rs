@@ -54,13 +54,13 @@ fn live(members: &[&str]) -> Policy {
 struct Case {
     intents: Vec<Intent>,
     live: Policy,
-    ledger: BTreeMap<Grant, Standing>,
-    aside: BTreeMap<Grant, Aside>,
+    ledger: BTreeMap<Grant, OwnerState>,
+    aside: BTreeMap<Grant, RejectedMember>,
     settings: Settings,
     rails: Vec<Arc<Guardrail>>,
     memory: Memory,
     circuit_open: bool,
-    unanswered: Unanswered,
+    unanswered: UnansweredSelectors,
 }
 impl Case {
     fn new(intents: Vec<Intent>, live: Policy) -> Self {
@@ -74,12 +74,12 @@ impl Case {
             rails: vec![],
             memory: Memory::default(),
             circuit_open: false,
-            unanswered: Unanswered::default(),
+            unanswered: UnansweredSelectors::default(),
         }
     }
-    fn claims(&self) -> Vec<Claim> {
+    fn claims(&self) -> Vec<PolicyOnService> {
         let terms = |i: &Intent| Arc::new(Terms::of(&i.id.namespace, &self.rails, self.settings.limits));
-        self.intents.iter().map(|i| Claim::new(Arc::new(i.clone()), terms(i))).collect()
+        self.intents.iter().map(|i| PolicyOnService::new(Arc::new(i.clone()), terms(i))).collect()
     }
     fn with<R>(&self, f: impl FnOnce(&Input<'_>) -> R) -> R {
         let service = RunService::new("acme", "europe-west1", "web");
@@ -142,7 +142,7 @@ fn an_audited_policy_writes_nothing_and_sees_everything() {
     let case = Case::new(vec![audited], live(&["user:old@acme.com"]));
     let p = case.plan();
     assert!(p.is_empty());
-    assert_eq!(p.withheld[0].why, Hold::Audited);
+    assert_eq!(p.withheld[0].why, WithheldReason::Audited);
     let v = case.with(|input| view(&input.claims[0], input));
     assert_eq!((v.missing.len(), v.unexpected.len()), (1, 1));
 }
@@ -163,14 +163,14 @@ fn additive_revokes_only_what_the_operator_granted() {
     additive.membership = Membership::Additive;
     let mut case =
         Case::new(vec![additive], live(&["user:listed@acme.com", "user:ours@acme.com", "user:theirs@acme.com"]));
-    case.ledger.insert(grant("user:ours@acme.com"), Standing::Enforcing);
+    case.ledger.insert(grant("user:ours@acme.com"), OwnerState::Enforcing);
     assert_eq!(case.plan().revokes, [(grant("user:ours@acme.com"), RevokeCause::NoLongerDeclared)].into());
 }
 
 #[test]
 fn a_grant_whose_policy_was_retained_is_forgotten_and_left() {
     let mut case = Case::new(vec![], live(&["user:kept@acme.com"]));
-    case.ledger.insert(grant("user:kept@acme.com"), Standing::Gone);
+    case.ledger.insert(grant("user:kept@acme.com"), OwnerState::Gone);
     let p = case.plan();
     assert!(p.is_empty());
     assert_eq!(p.forget, [grant("user:kept@acme.com")].into());
@@ -181,7 +181,7 @@ fn what_was_granted_is_kept_while_its_policy_is_only_audited() {
     let mut audited = intent("a", &[]);
     audited.mode = Mode::Audit;
     let mut case = Case::new(vec![audited], live(&["user:ours@acme.com"]));
-    case.ledger.insert(grant("user:ours@acme.com"), Standing::Passive);
+    case.ledger.insert(grant("user:ours@acme.com"), OwnerState::Passive);
     let p = case.plan();
     assert!(p.is_empty() && p.forget.is_empty());
 }
@@ -234,7 +234,8 @@ fn public_members_need_permission() {
 #[test]
 fn a_member_that_iam_refused_does_not_hold_the_others_up() {
     let mut case = Case::new(vec![intent("a", &["user:good@acme.com", "user:bad@acme.com"])], live(&[]));
-    case.aside.insert(grant("user:bad@acme.com"), Aside { reason: Reason::InvalidMember, message: "no".into() });
+    case.aside
+        .insert(grant("user:bad@acme.com"), RejectedMember { reason: Reason::InvalidMember, message: "no".into() });
     let p = case.plan();
     assert_eq!(names(&p.grants), ["user:good@acme.com"]);
     assert_eq!(p.withheld.iter().filter(|w| w.why.reason() == Reason::InvalidMember).count(), 1);
@@ -249,7 +250,7 @@ fn the_member_limit_is_checked_before_the_call() {
     policy.bindings = vec![crate::iam::Binding { role: "roles/run.admin".into(), members: many, ..Default::default() }];
     let p = Case::new(vec![additive], policy).plan();
     assert_eq!(names(&p.grants), ["user:x@acme.com"]);
-    assert_eq!(p.withheld[0].why, Hold::MemberLimit { would_be: 1501 });
+    assert_eq!(p.withheld[0].why, WithheldReason::MemberLimit { would_be: 1501 });
 }
 
 #[test]
@@ -258,7 +259,7 @@ fn hashed_conditions_refuse_every_write() {
     policy.bindings[2].role = "roles/run.invoker_withcond_0123".into();
     let p = Case::new(vec![intent("a", &["user:new@acme.com"])], policy).plan();
     assert!(p.is_empty());
-    assert!(p.withheld.iter().all(|w| w.why == Hold::HashedConditions));
+    assert!(p.withheld.iter().all(|w| w.why == WithheldReason::HashedConditions));
 }
 
 #[test]
@@ -289,7 +290,7 @@ fn a_guardrail_that_is_tightened_takes_back_what_the_operator_granted_and_nothin
         vec![intent("a", &["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"])],
         live(&["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"]),
     );
-    case.ledger.insert(grant("user:ours@evil.org"), Standing::Enforcing);
+    case.ledger.insert(grant("user:ours@evil.org"), OwnerState::Enforcing);
     case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
     let p = case.plan();
     assert_eq!(p.revokes, [(grant("user:ours@evil.org"), RevokeCause::Refused)].into());
@@ -336,9 +337,11 @@ fn the_last_invoker_goes_only_when_that_is_meant() {
     // The one that should take its place is refused by IAM.
     let mut refused = case(&["user:new@acme.com"]);
     refused.live.bindings.pop();
-    refused.aside.insert(grant("user:new@acme.com"), Aside { reason: Reason::InvalidMember, message: "no".into() });
+    refused
+        .aside
+        .insert(grant("user:new@acme.com"), RejectedMember { reason: Reason::InvalidMember, message: "no".into() });
     assert!(refused.plan().revokes.is_empty());
-    assert!(matches!(&refused.plan().withheld[1].why, Hold::Approval(a) if a.last));
+    assert!(matches!(&refused.plan().withheld[1].why, WithheldReason::Approval(a) if a.last));
     // Replaced by another: nobody is locked out.
     assert_eq!(case(&["user:new@acme.com"]).plan().revokes.len(), 1);
     let mut empty = case(&[]);
@@ -356,7 +359,7 @@ fn what_a_guardrail_refuses_or_time_has_ended_needs_no_approval() {
     let mut case = Case::new(vec![intent("a", &["user:x@evil.org"])], live(&["user:x@evil.org"]));
     case.live.bindings.pop();
     case.settings.limits.max_removals = 0;
-    case.ledger.insert(grant("user:x@evil.org"), Standing::Enforcing);
+    case.ledger.insert(grant("user:x@evil.org"), OwnerState::Enforcing);
     case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
     assert_eq!(case.plan().revokes.len(), 1);
 }
@@ -369,7 +372,7 @@ fn the_strictest_guardrail_sets_the_blast_radius() {
     );
     assert_eq!(case.plan().revokes.len(), 2);
     case.rails = vec![rail("loose", json!({"maxRemovals": 5})), rail("tight", json!({"maxRemovals": 1}))];
-    assert!(matches!(&case.plan().withheld[0].why, Hold::Approval(a) if a.limit == 1 && a.removals == 2));
+    assert!(matches!(&case.plan().withheld[0].why, WithheldReason::Approval(a) if a.limit == 1 && a.removals == 2));
 }
 
 #[test]
@@ -382,7 +385,7 @@ fn drift_rests_in_a_fight_and_while_the_circuit_is_open_and_declarations_go_on()
     assert!(case.plan().corrects_drift());
     case.circuit_open = true;
     let rests = case.plan();
-    assert!(rests.is_empty() && rests.withheld[0].why == Hold::CircuitOpen);
+    assert!(rests.is_empty() && rests.withheld[0].why == WithheldReason::CircuitOpen);
     // A new member is a declaration, and needs a new generation to be one.
     case.intents[0].generation = 2;
     case.intents[0].declared = intent("a", &["user:a@acme.com", "user:b@acme.com"]).declared;
@@ -392,7 +395,7 @@ fn drift_rests_in_a_fight_and_while_the_circuit_is_open_and_declarations_go_on()
     for minutes in [3, 2, 1] {
         case.memory.corrected(&grant("user:rival@acme.com"), now() - jiff::SignedDuration::from_mins(minutes));
     }
-    assert!(matches!(case.plan().withheld[0].why, Hold::Contested(f) if f.corrections == 3));
+    assert!(matches!(case.plan().withheld[0].why, WithheldReason::Contested(f) if f.corrections == 3));
 }
 
 #[test]
@@ -420,9 +423,9 @@ fn a_discovery_that_reaches_too_far_waits_and_says_how_far() {
     let service = |n: usize| RunService::new("acme", "r1", format!("s{n}"));
     let wanting = |n: usize| (0..n).map(service).collect::<BTreeSet<_>>();
     assert_eq!(guard::spread(&i, &wanting(2), 1, 3), None);
-    assert_eq!(guard::spread(&i, &wanting(0), 4, 3), Some(Spread::Counting { unseen: 4 }));
+    assert_eq!(guard::spread(&i, &wanting(0), 4, 3), Some(SelectorImpact::Counting { unseen: 4 }));
     let held = guard::spread(&i, &wanting(4), 0, 3);
-    assert!(matches!(&held, Some(Spread::Held { services: 4, limit: 3, .. })));
+    assert!(matches!(&held, Some(SelectorImpact::Held { services: 4, limit: 3, .. })));
     assert_ne!(held, guard::spread(&i, &wanting(5), 0, 3), "another reach is another question");
 }
 
@@ -532,7 +535,7 @@ fn any_rail(name: usize) -> impl Strategy<Value = Arc<Guardrail>> {
 fn any_case() -> impl Strategy<Value = Case> {
     let intents = (any_intent(0), any_intent(1), any_intent(2), 0usize..4)
         .prop_map(|(a, b, c, n)| [a, b, c].into_iter().take(n).collect::<Vec<_>>());
-    let standing = prop_oneof![Just(Standing::Gone), Just(Standing::Passive), Just(Standing::Enforcing)];
+    let standing = prop_oneof![Just(OwnerState::Gone), Just(OwnerState::Passive), Just(OwnerState::Enforcing)];
     let rails =
         (any_rail(0), any_rail(1), 0usize..3).prop_map(|(a, b, n)| [a, b].into_iter().take(n).collect::<Vec<_>>());
     let ledger = proptest::collection::btree_map(any_grant(), standing, 0..4);
@@ -545,7 +548,7 @@ fn any_case() -> impl Strategy<Value = Case> {
         rails,
         memory: Memory::default(),
         circuit_open: false,
-        unanswered: Unanswered::default(),
+        unanswered: UnansweredSelectors::default(),
     })
 }
 
@@ -620,7 +623,11 @@ fn what_a_selector_may_turn_out_to_list_is_not_taken_away_before_it_is_known() {
     case.unanswered.grants = [grant("user:b@acme.com")].into();
     let plan = case.plan();
     assert_eq!(plan.revokes.keys().map(ToString::to_string).collect::<Vec<_>>(), ["user:c@acme.com"]);
-    assert!(plan.withheld.iter().any(|w| w.why == Hold::Unanswered && w.grant == grant("user:b@acme.com")));
+    assert!(
+        plan.withheld
+            .iter()
+            .any(|w| w.why == WithheldReason::UnansweredSelectors && w.grant == grant("user:b@acme.com"))
+    );
     // Both together are too many, so neither goes before it is known.
     case.settings.limits.max_removals = 1;
     assert!(case.plan().revokes.is_empty());

@@ -1,7 +1,7 @@
 //! Which events a look at a service gives rise to. Only changes make events: a look that finds what the last one found
 //! makes none, so there is never one per interval.
 
-use super::{Look, Seen};
+use super::{Findings, Observation};
 use crate::{
     api::{EventReason, InvokerPolicyStatus, Reason},
     iam::RunService,
@@ -25,7 +25,13 @@ pub struct Written {
 }
 
 /// The events between two looks at one service on behalf of one policy.
-pub fn notes(service: &RunService, before: Option<&Look>, found: &Seen, after: &Look, written: &Written) -> Vec<Note> {
+pub fn notes(
+    service: &RunService,
+    before: Option<&Observation>,
+    found: &Findings,
+    after: &Observation,
+    written: &Written,
+) -> Vec<Note> {
     let mut notes = Vec::new();
     let place = format!("{} ({})", service.name, service.region);
     let mut note = |reason, warning, text: String| notes.push(Note { reason, warning, text: shorten(text) });
@@ -104,7 +110,7 @@ pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide:
     vec![Note { reason, warning: true, text: shorten(now.message) }]
 }
 
-fn difference(seen: &Seen) -> String {
+fn difference(seen: &Findings) -> String {
     let mut parts = Vec::new();
     if !seen.missing.is_empty() {
         parts.push(format!("missing {}", seen.missing.join(", ")));

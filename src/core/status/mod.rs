@@ -21,7 +21,7 @@ use crate::{
     fault::{Fault, Retry},
     iam::RunService,
     intent::Intent,
-    plan::Spread,
+    plan::SelectorImpact,
 };
 use conditions::{Conditions, Truth};
 
@@ -36,7 +36,7 @@ pub struct Held {
 
 /// What a look at one service showed to one policy.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Seen {
+pub struct Findings {
     /// Members declared and not real. Named as grants are shown.
     pub missing: Vec<String>,
     pub unexpected: Vec<String>,
@@ -78,7 +78,7 @@ impl By {
     }
 }
 
-impl Seen {
+impl Findings {
     /// Nothing missing, nothing unexpected.
     pub fn in_sync(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty()
@@ -87,17 +87,17 @@ impl Seen {
 
 /// The last look at one service on behalf of one policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Observation {
     /// Generation of the policy that was looked with.
     pub generation: i64,
     /// The reconcile-now request that the look came after.
     pub requested_at: Option<Arc<str>>,
-    pub result: Result<Seen, Fault>,
+    pub result: Result<Findings, Fault>,
     /// When the operator last changed the service's IAM policy.
     pub changed_at: Option<Timestamp>,
 }
 
-impl Look {
+impl Observation {
     /// Whether the look was made with this state of the policy, and after its last request to look.
     pub fn answers(&self, intent: &Intent) -> bool {
         self.generation == intent.generation && self.requested_at == intent.requested_at
@@ -106,7 +106,7 @@ impl Look {
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Barred {
+pub struct DeniedTarget {
     /// The service; `None` where a selector may not look at all.
     pub service: Option<RunService>,
     /// Who says no, and why.
@@ -115,27 +115,27 @@ pub struct Barred {
 
 /// Services that selectors found and that the policy may not change yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reach {
-    pub spread: Spread,
+pub struct ReachedServices {
+    pub spread: SelectorImpact,
     pub services: BTreeSet<RunService>,
 }
 
 /// All that the status of a policy depends on.
 #[derive(Debug)]
-pub struct Facts<'a> {
+pub struct StatusInput<'a> {
     pub intent: &'a Intent,
     /// The services that the policy names now, with the last look at each; `None` where there was none yet.
-    pub looks: &'a BTreeMap<RunService, Option<&'a Look>>,
+    pub looks: &'a BTreeMap<RunService, Option<&'a Observation>>,
     /// Why services cannot be found by selector, where that is so.
     pub discovery: Option<&'a Fault>,
     /// A selector has not been answered yet.
     pub discovering: bool,
     /// What it names and may not touch.
-    pub barred: &'a [Barred],
+    pub barred: &'a [DeniedTarget],
     /// How many services its selectors match that it may not touch.
     pub outside: usize,
     /// What its selectors found and it may not change yet.
-    pub reach: Option<&'a Reach>,
+    pub reach: Option<&'a ReachedServices>,
     /// Nothing is done for it, and why.
     pub stopped: Option<(Reason, Arc<str>)>,
     /// Services on which it goes back, and behind which change.
@@ -148,7 +148,7 @@ pub struct Facts<'a> {
 }
 
 /// Folds the facts into a status. `old` gives the times that stay.
-pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus {
+pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus {
     let intent = facts.intent;
     if still_stands(facts, old) {
         return old.clone();
@@ -218,7 +218,7 @@ pub fn fold(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> InvokerPolicyStatus
 
 /// After a restart what was said before is true until a look says otherwise: a restart is no news, and must not make
 /// thousands of policies look unsettled while their services are read one by one.
-fn still_stands(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> bool {
+fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let intent = facts.intent;
     let told = old.observed_generation == Some(intent.generation)
         && old.last_handled_requested_at.as_deref() == intent.requested_at.as_deref()
@@ -232,7 +232,7 @@ fn still_stands(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> bool {
 }
 
 /// The state that a look shows.
-pub fn state_of(look: &Look) -> ServiceState {
+pub fn state_of(look: &Observation) -> ServiceState {
     match &look.result {
         Err(fault) if fault.class.row().gone => ServiceState::NotFound,
         Err(_) => ServiceState::Failed,
@@ -248,12 +248,12 @@ fn needs_person(reason: Reason) -> bool {
 }
 
 /// Services that the policy names one by one and may not touch.
-fn barred_services<'a>(facts: &'a Facts<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
+fn barred_services<'a>(facts: &'a StatusInput<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
     let barred = if facts.intent.deleting { &[] } else { facts.barred };
     barred.iter().filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
 }
 
-fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
+fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
     let before: BTreeMap<(&str, &str), &ServiceStatus> =
         old.services.iter().map(|s| ((s.region.as_str(), s.name.as_str()), s)).collect();
     let entry = |service: &RunService, state: ServiceState| ServiceStatus {
@@ -280,7 +280,7 @@ fn service_entries(facts: &Facts<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceS
         .filter_map(|(service, look)| {
             let look = look.as_ref()?;
             let reached = facts.reach.filter(|r| r.services.contains(service));
-            let waits = reached.is_some_and(|r| matches!(r.spread, Spread::Held { .. }));
+            let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
             let mut entry = entry(service, if waits { ServiceState::Held } else { state_of(look) });
             match &look.result {
                 Err(fault) => entry.message = fault.advice(),
@@ -325,9 +325,9 @@ fn bounded(members: &[String]) -> Vec<String> {
     out
 }
 
-fn summarise(facts: &Facts<'_>, services: &[ServiceStatus]) -> StatusSummary {
+fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> StatusSummary {
     let count = |state| services.iter().filter(|s| s.state == state).count() as i64;
-    let sum = |f: fn(&Seen) -> usize| -> i64 {
+    let sum = |f: fn(&Findings) -> usize| -> i64 {
         facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
     };
     StatusSummary {
@@ -361,7 +361,7 @@ impl Verdict {
     }
 }
 
-fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
+fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
     let intent = facts.intent;
     if intent.suspended {
         return Verdict::new(
@@ -402,12 +402,12 @@ fn ready(facts: &Facts<'_>, services: &[ServiceStatus], summary: &StatusSummary,
         return Verdict::new(Truth::False, Reason::GuardrailViolated, message).stalled();
     }
     match facts.reach.map(|r| (&r.spread, &r.services)) {
-        Some((Spread::Counting { unseen }, _)) => {
+        Some((SelectorImpact::Counting { unseen }, _)) => {
             let message =
                 format!("finding out how far the selector reaches: {unseen} services are still to be looked at");
             return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
         }
-        Some((Spread::Held { services, limit, hash }, names)) => {
+        Some((SelectorImpact::Held { services, limit, hash }, names)) => {
             let names: Vec<String> = names.iter().map(|s| format!("{} ({})", s.name, s.region)).collect();
             let message = format!(
                 "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. To let exactly these through: {}",
@@ -524,7 +524,7 @@ fn retain_with(intent: &Intent) -> String {
     )
 }
 
-fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
+fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
     let stuck = facts.looks.iter().find_map(|(s, l)| {
         let fault = l.as_ref()?.result.as_ref().err()?;
         (!fault.class.row().gone && fault.class.row().retry == Retry::Slow).then_some((s, fault))
@@ -561,7 +561,7 @@ fn deleting(facts: &Facts<'_>, services: &[ServiceStatus]) -> Verdict {
 
 fn set_drifted(
     conditions: &mut Conditions<'_>,
-    facts: &Facts<'_>,
+    facts: &StatusInput<'_>,
     services: &[ServiceStatus],
     summary: &StatusSummary,
     pending: bool,
@@ -603,7 +603,7 @@ fn describe(s: &ServiceStatus) -> String {
     format!("{} ({}): {}{by}", s.name, s.region, parts.join(", "))
 }
 
-fn set_propagated(conditions: &mut Conditions<'_>, facts: &Facts<'_>, old: &InvokerPolicyStatus) {
+fn set_propagated(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>, old: &InvokerPolicyStatus) {
     let window = jiff::SignedDuration::try_from(facts.propagation).unwrap_or_default();
     let mut last = facts.looks.values().flatten().filter_map(|l| l.changed_at).max();
     if last.is_none() {

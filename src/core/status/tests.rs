@@ -14,10 +14,10 @@ fn intent(spec: serde_json::Value, generation: i64) -> Intent {
 fn at(s: &str) -> Timestamp {
     s.parse().unwrap()
 }
-type Looks<'a> = BTreeMap<RunService, Option<&'a Look>>;
+type Looks<'a> = BTreeMap<RunService, Option<&'a Observation>>;
 /// Facts of an ordinary day.
-fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> Facts<'a> {
-    Facts {
+fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> StatusInput<'a> {
+    StatusInput {
         intent,
         looks,
         discovery: None,
@@ -32,15 +32,15 @@ fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> Facts<'a> {
         now: at(now),
     }
 }
-fn run(intent: &Intent, look: Option<Look>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
+fn run(intent: &Intent, look: Option<Observation>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
     let looks = BTreeMap::from([(service, look.as_ref())]);
-    let status = fold(&facts(intent, &looks, now), old);
+    let status = compute_status(&facts(intent, &looks, now), old);
     kstatus::check(&status, intent.generation).unwrap();
     status
 }
-fn ok(seen: Seen) -> Option<Look> {
-    Some(Look { generation: 1, requested_at: None, result: Ok(seen), changed_at: None })
+fn ok(seen: Findings) -> Option<Observation> {
+    Some(Observation { generation: 1, requested_at: None, result: Ok(seen), changed_at: None })
 }
 fn cond<'a>(s: &'a InvokerPolicyStatus, t: &str) -> Option<(&'a str, &'a str)> {
     s.conditions.iter().find(|c| c.type_ == t).map(|c| (c.status.as_str(), c.reason.as_str()))
@@ -58,15 +58,15 @@ fn a_policy_that_was_not_looked_at_is_reconciling() {
 
 #[test]
 fn a_look_with_an_older_spec_does_not_count() {
-    let s = run(&intent(json!({}), 2), ok(Seen::default()), &Default::default(), T0);
+    let s = run(&intent(json!({}), 2), ok(Findings::default()), &Default::default(), T0);
     assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Progressing")));
 }
 
 #[test]
 fn in_sync_is_ready_and_times_move_only_with_status() {
     let i = intent(json!({}), 1);
-    let first = run(&i, ok(Seen::default()), &Default::default(), T0);
-    let second = run(&i, ok(Seen::default()), &first, T1);
+    let first = run(&i, ok(Findings::default()), &Default::default(), T0);
+    let second = run(&i, ok(Findings::default()), &first, T1);
     assert_eq!(cond(&first, "Ready"), Some(("True", "InSync")));
     assert_eq!(first, second);
 }
@@ -74,7 +74,7 @@ fn in_sync_is_ready_and_times_move_only_with_status() {
 #[test]
 fn after_a_restart_the_old_status_stands_until_the_first_look() {
     let i = intent(json!({}), 1);
-    let told = run(&i, ok(Seen::default()), &Default::default(), T0);
+    let told = run(&i, ok(Findings::default()), &Default::default(), T0);
     assert_eq!(run(&i, None, &told, T1), told);
     let edited = intent(json!({}), 2);
     assert_eq!(cond(&run(&edited, None, &told, T1), "Ready"), Some(("Unknown", "Progressing")));
@@ -82,7 +82,7 @@ fn after_a_restart_the_old_status_stands_until_the_first_look() {
 
 #[test]
 fn an_audited_difference_is_ready_and_drifted() {
-    let seen = Seen { missing: vec!["user:a@acme.com".into()], ..Default::default() };
+    let seen = Findings { missing: vec!["user:a@acme.com".into()], ..Default::default() };
     let s = run(&intent(json!({"mode": "Audit"}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Ready"), Some(("True", "Audited")));
     assert_eq!(cond(&s, "Drifted"), Some(("True", "Drifted")));
@@ -98,7 +98,7 @@ fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
         (FaultClass::Unavailable, "Reconciling", "Unavailable"),
         (FaultClass::QuotaExceeded, "Reconciling", "QuotaExceeded"),
     ] {
-        let look = Look {
+        let look = Observation {
             generation: 1,
             requested_at: None,
             result: Err(Fault::new(class, "said Google.")),
@@ -117,7 +117,7 @@ fn a_refused_member_stalls_and_is_named() {
         reason: Reason::InvalidMember,
         message: "User x does not exist.".into(),
     };
-    let seen = Seen { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Default::default() };
+    let seen = Findings { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Default::default() };
     let s = run(&intent(json!({}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Stalled"), Some(("True", "InvalidMember")));
     assert_eq!(s.services[0].state, ServiceState::Held);
@@ -127,28 +127,33 @@ fn a_refused_member_stalls_and_is_named() {
 #[test]
 fn propagation_ends_by_itself_and_survives_a_restart() {
     let i = intent(json!({}), 1);
-    let look = Some(Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: Some(at(T0)) });
+    let look = Some(Observation {
+        generation: 1,
+        requested_at: None,
+        result: Ok(Findings::default()),
+        changed_at: Some(at(T0)),
+    });
     let fresh = run(&i, look, &Default::default(), T0);
     assert_eq!(cond(&fresh, "Propagated"), Some(("False", "Progressing")));
-    let restarted = run(&i, ok(Seen::default()), &fresh, T1);
+    let restarted = run(&i, ok(Findings::default()), &fresh, T1);
     assert_eq!(cond(&restarted, "Propagated"), Some(("False", "Progressing")));
-    let later = run(&i, ok(Seen::default()), &restarted, "2026-11-23T12:07:00Z");
+    let later = run(&i, ok(Findings::default()), &restarted, "2026-11-23T12:07:00Z");
     assert_eq!(cond(&later, "Propagated"), Some(("True", "InSync")));
 }
 
 #[test]
 fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let service = |n: usize| RunService::new("acme-prod", "europe-west1", format!("s{n:03}"));
-    let look = Look {
+    let look = Observation {
         generation: 1,
         requested_at: None,
-        result: Ok(Seen { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }),
+        result: Ok(Findings { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }),
         changed_at: None,
     };
-    let fine = Look { generation: 1, requested_at: None, result: Ok(Seen::default()), changed_at: None };
+    let fine = Observation { generation: 1, requested_at: None, result: Ok(Findings::default()), changed_at: None };
     let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
     let i = intent(json!({}), 1);
-    let s = fold(&facts(&i, &looks, T0), &Default::default());
+    let s = compute_status(&facts(&i, &looks, T0), &Default::default());
     assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
     assert_eq!(s.services[0].name, "s149");
     assert_eq!(s.services[0].missing.last().map(String::as_str), Some("and 10 more"));
@@ -157,7 +162,7 @@ fn long_lists_are_bounded_and_say_how_much_is_missing() {
 #[test]
 fn a_second_look_that_finds_the_same_makes_no_event() {
     let service = RunService::new("acme-prod", "europe-west1", "web");
-    let seen = Seen { missing: vec!["user:a@acme.com".into()], ..Default::default() };
+    let seen = Findings { missing: vec!["user:a@acme.com".into()], ..Default::default() };
     let look = ok(seen.clone()).unwrap();
     let first = events::notes(&service, None, &seen, &look, &Default::default());
     assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["DriftDetected"]);
@@ -168,7 +173,7 @@ fn a_second_look_that_finds_the_same_makes_no_event() {
 #[test]
 fn the_status_of_a_mixed_policy_is_golden() {
     let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
-    let look = |result| Look { generation: 1, requested_at: None, result, changed_at: Some(at(T0)) };
+    let look = |result| Observation { generation: 1, requested_at: None, result, changed_at: Some(at(T0)) };
     let held = Held {
         member: "user:x@acme.com".into(),
         reason: Reason::InvalidMember,
@@ -182,21 +187,24 @@ fn the_status_of_a_mixed_policy_is_golden() {
     let looks = [
         (
             "fine",
-            look(Ok(Seen {
+            look(Ok(Findings {
                 protected: vec!["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com".into()],
-                ..Seen::default()
+                ..Findings::default()
             })),
         ),
         (
             "drifted",
-            look(Ok(Seen {
+            look(Ok(Findings {
                 missing: vec!["user:a@acme.com".into()],
                 unexpected: vec!["allUsers".into()],
                 exposed: Some("allUsers may invoke it".into()),
-                ..Seen::default()
+                ..Findings::default()
             })),
         ),
-        ("held", look(Ok(Seen { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Seen::default() }))),
+        (
+            "held",
+            look(Ok(Findings { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Findings::default() })),
+        ),
         ("denied", look(Err(denied))),
         (
             "absent",
@@ -206,9 +214,9 @@ fn the_status_of_a_mixed_policy_is_golden() {
             ))),
         ),
     ];
-    let looks: BTreeMap<RunService, Option<&Look>> = looks.iter().map(|(n, l)| (service(n), Some(l))).collect();
+    let looks: BTreeMap<RunService, Option<&Observation>> = looks.iter().map(|(n, l)| (service(n), Some(l))).collect();
     let i = intent(json!({}), 1);
-    let status = fold(&facts(&i, &looks, T0), &Default::default());
+    let status = compute_status(&facts(&i, &looks, T0), &Default::default());
     kstatus::check(&status, 1).unwrap();
     insta::assert_yaml_snapshot!(status);
 }
