@@ -3,7 +3,7 @@
 //! The way of a change, which is also the order of the modules:
 //!
 //! ```text
-//! InvokerPolicy ─ watch ─> Index ─> Queue of services ─> gather ─> plan ─> apply ─> read back ─> status, events, metrics
+//! InvokerPolicy ─ watch ─> Index ─> Queue of services ─> gather ─> plan ─> ledger ─> write ─> read back ─> status, events, metrics
 //! ```
 //!
 //! | module | responsibility |
@@ -18,9 +18,10 @@
 //! | [`audit`] ● | entries of Cloud Audit Logs, and who made the drift that was found |
 //! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |
 //! | [`subscription`] | the stream of audit events from Pub/Sub |
-//! | [`cluster`] | the Kubernetes side: watches, index, status, finalizer, ledger, events |
-//! | [`gather`], [`apply`] | the steps around the plan that need a client |
-//! | [`controller`] | queue, rounds, listings, reports |
+//! | [`index`] ● | who targets what, who owns what, and what was last observed |
+//! | [`ledger`] ● | what the operator answers for on one service, and how that is stored |
+//! | [`cluster`] | the Kubernetes side: watches, status, finalizer, ledger, records, events. Decides nothing |
+//! | [`controller`] | queue, reconcile, listings, statuses |
 //! | [`diagnose`] ● | facts about a request to the cause of its refusal |
 //! | [`render`] ●, [`cli`] | the kubectl plugin: what it says, and what it does |
 //! | [`leader`], [`metrics`], [`http`], [`config`], [`telemetry`] | the process around it |
@@ -28,14 +29,12 @@
 //! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every module to this map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
-pub mod apply;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod cloudrun;
 pub mod cluster;
 pub mod config;
 pub mod controller;
-pub mod gather;
 pub mod http;
 pub mod leader;
 pub mod metrics;
@@ -46,4 +45,4 @@ pub mod telemetry;
 
 #[cfg(feature = "cli")]
 pub use run_invoker_core::diagnose;
-pub use run_invoker_core::{api, audit, fault, history, iam, intent, plan, status};
+pub use run_invoker_core::{api, audit, fault, history, iam, index, intent, ledger, plan, status};

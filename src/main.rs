@@ -8,7 +8,7 @@ use run_invoker::{
     cloudrun::{fence::Fenced, google, limit::Limited},
     cluster::Cluster,
     config::Args,
-    controller::{Controller, Options, events::EventOptions},
+    controller::{Controller, Options, audit_events::EventOptions},
     http::{Endpoints, router},
     leader::{self, Shards},
     metrics::Metrics,

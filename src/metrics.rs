@@ -8,7 +8,7 @@ use prometheus::{
 
 use crate::{
     api::{ChangeReason, ServiceState},
-    cloudrun::{Method, Observer, Priority},
+    cloudrun::{Method, Observer},
 };
 
 /// What a metric is, for the page about it.
@@ -149,7 +149,7 @@ impl Metrics {
             drift_detected_total: metric!(
                 IntCounterVec,
                 "drift_detected_total",
-                "Grants found to differ that were as declared before.",
+                "Grants found to differ, when that was news.",
                 ["kind"]
             ),
             corrections_total: metric!(
@@ -179,7 +179,7 @@ impl Metrics {
                 "Time of a call to Cloud Run.",
                 ["method"]
             ),
-            limiter_wait_seconds: histogram!("limiter_wait_seconds", "Time that calls waited for quota.", ["priority"]),
+            limiter_wait_seconds: histogram!("limiter_wait_seconds", "Time that services waited for their turn and their quota.", ["priority"]),
             queue_depth: metric!(IntGaugeVec, "queue_depth", "Services that wait, by lane.", ["priority"]),
             status_writes_total: metric!(
                 IntCounterVec,
@@ -244,6 +244,11 @@ impl Metrics {
     /// One message of the audit log; `result` is one of a few words.
     pub fn heard(&self, result: &str) {
         self.events_total.with_label_values(&[result]).inc();
+    }
+
+    /// A service of a priority was taken up, or a listing went on, after waiting for its turn and its quota.
+    pub fn waited(&self, priority: &'static str, took: Duration) {
+        self.limiter_wait_seconds.with_label_values(&[priority]).observe(took.as_secs_f64());
     }
 
     /// Counts changes that were carried out.
@@ -324,8 +329,5 @@ impl Observer for Metrics {
     fn called(&self, method: Method, code: &'static str, took: Duration) {
         self.cloud_requests_total.with_label_values(&[method.label(), code]).inc();
         self.cloud_request_duration_seconds.with_label_values(&[method.label()]).observe(took.as_secs_f64());
-    }
-    fn waited(&self, lane: Priority, took: Duration) {
-        self.limiter_wait_seconds.with_label_values(&[lane.label()]).observe(took.as_secs_f64());
     }
 }

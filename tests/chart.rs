@@ -15,7 +15,7 @@ use kube::{
 use run_invoker::{
     api::{self, InvokerChange, InvokerGuardrail, InvokerPolicy, ROLLBACK},
     config::Args,
-    controller::events::EventOptions,
+    controller::audit_events::EventOptions,
 };
 use sandbox::{Api as Side, Entry, Sandbox};
 use serde_json::{Value, json};

@@ -16,7 +16,7 @@ use kube::{
 };
 use run_invoker::{
     api::{InvokerChange, InvokerPolicy},
-    controller::events::{EventOptions, Heard},
+    controller::audit_events::{EventOptions, Heard},
     subscription::Source,
 };
 use sandbox::{Pubsub, Sandbox};

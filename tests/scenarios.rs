@@ -188,6 +188,8 @@ struct Expect {
     #[serde(default)]
     metrics: Vec<String>,
     ledger_entries: Option<usize>,
+    /// Writes that the ledgers have as open.
+    pending: Option<usize>,
     /// `region/name` to those that may invoke by other roles.
     #[serde(default)]
     also_invokers: BTreeMap<String, Vec<String>>,
@@ -555,6 +557,14 @@ impl World {
                 let name = absent.split(['{', ' ']).next().unwrap();
                 let near: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();
                 return Err(format!("no line {absent:?}, only {near:?}"));
+            }
+        }
+        if let Some(n) = expect.pending {
+            let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
+            let list = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let have: usize = list.items.iter().map(|l| l.spec.pending.len()).sum();
+            if have != n {
+                return Err(format!("{have} open writes, not {n}"));
             }
         }
         if let Some(n) = expect.ledger_entries {

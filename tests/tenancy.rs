@@ -26,8 +26,7 @@ use proptest::{
 use run_invoker::{
     api::{InvokerGuardrail, InvokerPolicy},
     cloudrun::Listing,
-    cluster::index::Index,
-    gather::{Declared, Remembered},
+    index::{Index, PlanInputs},
     iam::{Policy, RunService, ServiceInfo},
     intent::{Guardrail, Limits},
     plan::{self, Settings},
@@ -194,7 +193,7 @@ fn index(world: &World, guardrails_first: bool) -> Index {
     }
     for policy in &world.policies {
         let object: InvokerPolicy = serde_json::from_value(policy.clone()).unwrap();
-        index.apply_policy(&object, tokio::time::Instant::now());
+        index.apply_policy(&object, Duration::ZERO);
     }
     if !guardrails_first {
         rails(&mut index);
@@ -214,8 +213,8 @@ fn index(world: &World, guardrails_first: bool) -> Index {
             .collect();
         index.apply_listing(
             &(*project).into(),
+            1,
             Ok(Listing { services, unreachable: BTreeSet::new() }),
-            Timestamp::UNIX_EPOCH,
         );
     }
     index
@@ -234,16 +233,15 @@ proptest! {
         }
         for (project, name) in all_services() {
             let service = RunService::new(project, REGION, name);
-            let declared = Declared::of(&service, &index);
+            let inputs = PlanInputs::of(&service, &index);
             let behind: Vec<&Value> = world
                 .policies
                 .iter()
                 .filter(|p| p["spec"]["project"] == project && names(p, name) && may_touch(&world.rails, namespace(p), project, name))
                 .collect();
-            prop_assert_eq!(declared.wants_a_look(), !behind.is_empty(), "{}", service);
+            prop_assert_eq!(inputs.wants_a_look(), !behind.is_empty(), "{}", service);
             let live = Policy::default();
-            let remembered = Remembered::default();
-            let input = declared.input(&live, &remembered, &settings, Timestamp::UNIX_EPOCH);
+            let input = inputs.input(&live, &settings, Timestamp::UNIX_EPOCH);
             let plan = plan::plan(&input);
             prop_assert_eq!(plan::check(&plan, &input), Ok(()));
             // Granted is exactly what an enforced policy declares that may.

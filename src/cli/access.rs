@@ -13,7 +13,7 @@ use super::{
     world::{ClusterSnapshot, Sources},
 };
 use crate::{
-    cloudrun::{CloudRun, Priority, Scope},
+    cloudrun::{CloudRun as _, Scope, list_services},
     iam::{Policy, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
@@ -137,7 +137,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let sources = Sources { files: &[], offline: command.offline };
     let (world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {
-        world.index.projects().into_iter().collect()
+        world.index.policies().projects().cloned().collect()
     } else {
         command.project.iter().map(|p| p.as_str().into()).collect()
     };
@@ -152,8 +152,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let mut infos: Vec<ServiceInfo> = Vec::new();
     for project in &projects {
         let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-        let listing = cloud
-            .list_services(project, &scope, Priority::Declared)
+        let listing = list_services(&cloud, project, &scope)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
         notes.extend(listing.unreachable.iter().map(|r| format!("Region {r} of {project} did not answer.")));
@@ -164,7 +163,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let mut read: Vec<_> = futures::stream::iter(infos)
         .map(|info| {
             let cloud = &cloud;
-            async move { (cloud.read_policy(&info.service, Priority::Declared).await, info) }
+            async move { (cloud.read_policy(&info.service).await, info) }
         })
         .buffer_unordered(64)
         .inspect(|_| bar.inc(1))
@@ -199,7 +198,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
 }
 
 fn access(world: &ClusterSnapshot, info: &ServiceInfo, live: &Policy, member: Option<&str>) -> ServiceAccess {
-    let claims = world.index.claims(&info.service);
+    let claims = world.index.words(&info.service);
     let wanted = member.map(crate::iam::Principal::from_live);
     let mut invokers: Vec<Invoker> = live
         .grants()

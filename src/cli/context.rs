@@ -17,7 +17,7 @@ use kube::{
 use super::{Args, Colour};
 use crate::{
     cloudrun::{
-        Method, Observer, Priority,
+        Method, Observer,
         google::{self, Google},
         limit::Limited,
     },
@@ -43,7 +43,6 @@ pub struct Kube {
 struct NoopObserver;
 impl Observer for NoopObserver {
     fn called(&self, _: Method, _: &'static str, _: Duration) {}
-    fn waited(&self, _: Priority, _: Duration) {}
 }
 
 impl Context {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::{InvokerChange, InvokerPolicy, Mode},
-    cloudrun::{CloudRun as _, Priority, Scope, google::Google},
+    cloudrun::{CloudRun as _, Scope, google::Google, list_services},
     config::CloudArgs,
     diagnose::{
         Declared, Diagnosis, Facts, Known, Outcome, diagnose,
@@ -100,7 +100,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
 
     let (front, policy, project) = tokio::join!(
         google.front(&service),
-        google.read_policy(&service, Priority::Declared),
+        google.read_policy(&service),
         google.project_policy(&service.project)
     );
     let mut facts = Facts {
@@ -180,8 +180,7 @@ async fn find_service(
     };
     let (host, _) = host_and_path(url);
     // NAME-HASH-REGION.a.run.app and NAME-NUMBER.REGION.run.app both begin with the name.
-    let listing = google
-        .list_services(project, &Scope::AllRegions, Priority::Declared)
+    let listing = list_services(google, project, &Scope::AllRegions)
         .await
         .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
     for info in listing.services.iter().filter(|i| host.starts_with(&format!("{}-", i.service.name))) {

@@ -17,7 +17,7 @@ use super::{
     context::{Context, print, progress},
 };
 use crate::{
-    cloudrun::{CloudRun, Priority, Scope},
+    cloudrun::{CloudRun as _, Scope, list_services},
     config::CloudArgs,
     iam::{Condition, Grant, Policy, PrincipalKind, Role, RunService, ServiceInfo},
     render::count,
@@ -109,8 +109,7 @@ async fn read_iam(
     let mut services: Vec<ServiceInfo> = Vec::new();
     for project in &command.project {
         let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-        let listing = cloud
-            .list_services(project, &scope, Priority::Declared)
+        let listing = list_services(&cloud, project, &scope)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
         for region in &listing.unreachable {
@@ -124,7 +123,7 @@ async fn read_iam(
         .map(|info| {
             let cloud = &cloud;
             async move {
-                let live = cloud.read_policy(&info.service, Priority::Declared).await;
+                let live = cloud.read_policy(&info.service).await;
                 (info, live)
             }
         })

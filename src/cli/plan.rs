@@ -10,7 +10,6 @@ use super::{
     world::{ClusterSnapshot, Sources},
 };
 use crate::{
-    gather::Remembered,
     iam::{Grant, RunService},
     plan::{self, Change, PolicyOnService, RevokeCause, WithheldReason},
     render::plan::{Action, FailOn, Line, PlanDocument, PolicyNote, ServicePlan},
@@ -87,7 +86,7 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
 pub fn document(world: &ClusterSnapshot) -> PlanDocument {
     let services = world.live.keys().map(|service| service_plan(world, service)).collect();
     let mut notes = Vec::new();
-    let mut policies: Vec<_> = world.index.policies().collect();
+    let mut policies: Vec<_> = world.index.policies().iter().collect();
     policies.sort_by_key(|(key, _)| *key);
     for ((namespace, name), record) in policies {
         let policy = format!("{namespace}/{name}");
@@ -95,19 +94,19 @@ pub fn document(world: &ClusterSnapshot) -> PlanDocument {
         for rejection in &record.intent.rejections {
             note(format!("{}: {}", rejection.field, rejection.message));
         }
-        for barred in &record.barred {
-            note(match &barred.service {
-                Some(service) => format!("{} ({}): {}", service.name, service.region, barred.message),
-                None => barred.message.clone(),
+        for denied in record.denied_targets() {
+            note(match &denied.service {
+                Some(service) => format!("{} ({}): {}", service.name, service.region, denied.message),
+                None => denied.message.clone(),
             });
         }
-        if record.outside > 0 {
-            note(format!("{} services that its selectors match are outside of its guardrails", record.outside));
+        if record.outside() > 0 {
+            note(format!("{} services that its selectors match are outside of its guardrails", record.outside()));
         }
         for account in record.intent.accounts.iter().flat_map(|a| &a.unlinked) {
             note(account.message.clone());
         }
-        if let Some(fault) = world.index.project(&record.intent.project).and_then(|p| p.fault.as_ref())
+        if let Some(fault) = world.index.project(&record.intent.project).and_then(|p| p.fault())
             && record.intent.has_selector()
         {
             note(format!("its services cannot be listed: {}", fault.advice()));
@@ -124,15 +123,14 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         ..ServicePlan::default()
     };
     let Some(planned) = world.plan(service) else {
-        let claims = world.index.claims(service);
+        let claims = world.index.words(service);
         shown.policies = claims.iter().map(|c| c.intent.id.to_string()).collect();
         shown.error = world.live.get(service).and_then(|l| l.as_ref().err()).map(crate::fault::Fault::advice);
         return shown;
     };
-    let (declared, plan) = (&planned.declared, &planned.plan);
-    shown.policies = declared.claims.iter().map(|c| c.intent.id.to_string()).collect();
-    let nothing = Remembered::default();
-    let input = declared.input(planned.live, &nothing, &world.settings, world.now);
+    let (inputs, plan) = (&planned.inputs, &planned.plan);
+    shown.policies = inputs.claims.iter().map(|c| c.intent.id.to_string()).collect();
+    let input = inputs.input(planned.live, &world.settings, world.now);
     let mut lines = BTreeSet::new();
     let mut told: BTreeSet<&Grant> = BTreeSet::new();
     for (grant, by) in &plan.grants {
@@ -163,7 +161,7 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
     let audited =
         |c: &&PolicyOnService| c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting;
     let mut taken = BTreeSet::new();
-    for claim in declared.claims.iter().filter(audited) {
+    for claim in inputs.claims.iter().filter(audited) {
         for grant in plan::view(claim, &input).unexpected {
             if !told.contains(&grant) && taken.insert(grant.clone()) {
                 lines.insert(line(
@@ -175,7 +173,7 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         }
     }
     for grant in planned.live.grants() {
-        let listed = declared.claims.iter().any(|c| c.declared().iter().any(|d| d.grant == grant));
+        let listed = inputs.claims.iter().any(|c| c.declared().iter().any(|d| d.grant == grant));
         if !listed && !told.contains(&grant) && !taken.contains(&grant) {
             lines.insert(line(
                 Action::Leave,
@@ -185,7 +183,7 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         }
     }
     shown.approve = plan.withheld.iter().find_map(|w| w.why.hash()).map(ToString::to_string);
-    shown.exposed = plan::exposed(declared.info.as_ref(), &input).map(|w| w.to_string());
+    shown.exposed = plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string());
     shown.changes = lines.into_iter().collect();
     shown
 }

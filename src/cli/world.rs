@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -20,11 +21,10 @@ use super::{
 };
 use crate::{
     api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
-    cloudrun::{CloudRun, Priority, Scope},
-    cluster::index::{Index, PolicyKey},
+    cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
-    gather::{self, Declared, Remembered},
     iam::{Policy, RunService},
+    index::{Index, PlanInputs, PolicyKey, Scope},
     intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail},
     plan::{self, Plan, Settings},
     status::{Findings, Observation},
@@ -46,7 +46,7 @@ pub struct ClusterSnapshot {
 
 /// One service, planned.
 pub struct Planned<'a> {
-    pub declared: Declared,
+    pub inputs: PlanInputs,
     pub live: &'a Policy,
     pub plan: Plan,
 }
@@ -173,16 +173,13 @@ impl ClusterSnapshot {
             self.index.apply_ledger(entry);
         }
         self.index.end_ledger_list();
-        let began = tokio::time::Instant::now();
-        self.index.begin_list();
+        self.index.begin_policy_list();
         let mut back = Vec::new();
         for policy in policies.values() {
-            let (key, effect) = self.index.apply_policy(policy, began);
-            if effect.load {
-                back.push(key);
-            }
+            let (_, effect) = self.index.apply_policy(policy, Duration::ZERO);
+            back.extend(effect.rollbacks);
         }
-        self.index.end_list();
+        self.index.end_policy_list();
         self.link_accounts(client.as_ref()).await?;
         for key in back {
             self.load_rollbacks(client.as_ref(), &key).await?;
@@ -206,6 +203,7 @@ impl ClusterSnapshot {
         let named: BTreeSet<AccountKey> = self
             .index
             .policies()
+            .iter()
             .filter_map(|(_, r)| r.intent.accounts.as_ref())
             .flat_map(|a| a.entries.iter().map(|e| e.account.clone()))
             .collect();
@@ -227,7 +225,7 @@ impl ClusterSnapshot {
 
     /// Reads the records behind which a policy goes back.
     async fn load_rollbacks(&mut self, client: Option<&Client>, key: &PolicyKey) -> anyhow::Result<()> {
-        let Some(asked) = self.index.record(key).map(|r| r.intent.rollbacks.clone()) else { return Ok(()) };
+        let Some(asked) = self.index.policies().get(key).map(|r| r.intent.rollbacks.clone()) else { return Ok(()) };
         let mut found = Vec::new();
         for name in &asked {
             let record: Option<InvokerChange> = match client {
@@ -252,15 +250,15 @@ impl ClusterSnapshot {
     /// Lists every project that a policy is about, and reads the IAM policy of every service that one means or that the
     /// ledger knows: what the operator would read, in the same budget.
     pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
-        let projects: Vec<Arc<str>> = self.index.projects().into_iter().collect();
+        let projects: Vec<Arc<str>> = self.index.policies().projects().cloned().collect();
         let bar = progress("listing projects", projects.len());
         let wanted: Vec<(Arc<str>, Vec<Scope>)> =
             projects.into_iter().map(|p| (p.clone(), self.index.scopes(&p))).filter(|(_, s)| !s.is_empty()).collect();
         let listings: Vec<_> = futures::stream::iter(wanted)
             .map(|(project, scopes)| async move {
-                let mut whole = crate::cloudrun::Listing::default();
+                let mut whole = Listing::default();
                 for scope in &scopes {
-                    match cloud.list_services(&project, scope, Priority::Declared).await {
+                    match list_services(cloud, &project, scope).await {
                         Ok(part) => {
                             whole.services.extend(part.services);
                             whole.unreachable.extend(part.unreachable);
@@ -276,21 +274,18 @@ impl ClusterSnapshot {
             .await;
         bar.finish_and_clear();
         for (project, result) in listings {
-            self.index.apply_listing(&project, result, self.now);
+            self.index.apply_listing(&project, 1, result);
         }
         let services: Vec<RunService> = self
             .index
             .services()
             .into_iter()
-            .filter(|s| {
-                let declared = Declared::of(s, &self.index);
-                !declared.loading && declared.wants_a_look()
-            })
+            .filter(|s| PlanInputs::of(s, &self.index).wants_a_look())
             .collect();
         let bar = progress("reading IAM", services.len());
         self.live = futures::stream::iter(services)
             .map(|service| async move {
-                let live = gather::reality(cloud, &service, Priority::Declared).await;
+                let live = cloud.read_policy(&service).await;
                 (service, live)
             })
             .buffer_unordered(64)
@@ -303,48 +298,36 @@ impl ClusterSnapshot {
 
     /// How far a selector reaches is known once everything that it found was looked at.
     fn settle_reach(&mut self) {
-        let nothing = Remembered::default();
         for (service, live) in &self.live {
-            let declared = Declared::of(service, &self.index);
-            for claim in &declared.claims {
+            let inputs = PlanInputs::of(service, &self.index);
+            let views = live.as_ref().map(|live| plan::views(&inputs.input(live, &self.settings, self.now)));
+            for (place, claim) in inputs.claims.iter().enumerate() {
                 let intent = &claim.intent;
-                let result = match live {
-                    Ok(live) => {
-                        let view = plan::view(claim, &declared.input(live, &nothing, &self.settings, self.now));
-                        let names = |g: &BTreeSet<crate::iam::Grant>| g.iter().map(ToString::to_string).collect();
-                        Ok(Findings {
-                            missing: names(&view.missing),
-                            unexpected: names(&view.unexpected),
-                            ..Findings::default()
-                        })
-                    }
-                    Err(fault) => Err(fault.clone()),
+                let result = match &views {
+                    Ok(views) => Ok(views.get(place).map_or_else(Findings::default, |view| Findings {
+                        missing: view.missing.iter().collect(),
+                        unexpected: view.unexpected.iter().collect(),
+                        ..Findings::default()
+                    })),
+                    Err(fault) => Err((*fault).clone()),
                 };
-                let look = Observation {
+                let observation = Observation {
                     generation: intent.generation,
                     requested_at: intent.requested_at.clone(),
                     result,
                     changed_at: None,
                 };
-                let key = (intent.id.namespace.clone(), intent.id.name.clone());
-                if let Some(record) = self.index.record_mut(&key) {
-                    record.looks.insert(service.clone(), Box::new(look));
-                }
+                self.index.observe(&intent.id.key(), service, observation);
             }
-        }
-        let keys: Vec<PolicyKey> = self.index.policies().map(|(k, _)| k.clone()).collect();
-        for key in keys {
-            self.index.release(&key);
         }
     }
 
     /// The plan of a service that could be read.
     pub fn plan(&self, service: &RunService) -> Option<Planned<'_>> {
         let live = self.live.get(service)?.as_ref().ok()?;
-        let declared = Declared::of(service, &self.index);
-        let nothing = Remembered::default();
-        let plan = plan::plan(&declared.input(live, &nothing, &self.settings, self.now));
-        Some(Planned { declared, live, plan })
+        let inputs = PlanInputs::of(service, &self.index);
+        let plan = plan::plan(&inputs.input(live, &self.settings, self.now));
+        Some(Planned { inputs, live, plan })
     }
 }
 

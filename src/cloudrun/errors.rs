@@ -1,10 +1,37 @@
 //! What Google's errors mean, whatever brought them: the SDK, or REST of our own.
+//!
+//! They are told apart by `ErrorInfo.reason`, not by their texts, and the consumer (the project that pays for the call) is
+//! told from the target. That something is gone needs proof: an answer that only Cloud Run can have given, which names it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use google_cloud_gax::error::{Error, rpc::StatusDetails};
 
-use crate::fault::{Fault, FaultClass};
+use crate::{
+    fault::{Fault, FaultClass},
+    iam::RunService,
+};
+
+/// What was asked for: an answer is about that, or it is not.
+#[derive(Clone, Copy, Debug)]
+pub enum About<'a> {
+    Service(&'a RunService),
+    /// A list of its services.
+    Project(&'a str),
+    /// Something of another API, by the last part of its name.
+    Resource(&'a str),
+}
+
+impl About<'_> {
+    fn project(&self) -> &str {
+        match self {
+            Self::Service(service) => &service.project,
+            Self::Project(project) => project,
+            // Whose project it is in, the answer would have to say.
+            Self::Resource(_) => "",
+        }
+    }
+}
 
 pub(super) fn from_reqwest(e: reqwest::Error) -> Fault {
     let class = if e.is_timeout() { FaultClass::Timeout } else { FaultClass::Unavailable };
@@ -26,22 +53,25 @@ pub(super) fn chain(e: &dyn std::error::Error) -> String {
     text
 }
 
-/// The error document of the REST API, as far as it matters here.
-#[derive(Default)]
+/// The error document of Google's APIs, as far as it matters here.
+#[derive(Debug, Default)]
 struct Answer {
     http: u16,
+    /// It is an error document at all, not a page of a proxy or of nobody.
+    is_document: bool,
     status: String,
     message: String,
-    /// `reason` of an `ErrorInfo`.
-    info: Option<String>,
-    /// A `PreconditionFailure` names a constraint of the organization.
-    constraint: Option<String>,
+    /// `reason` of the `ErrorInfo`.
+    reason: String,
+    metadata: BTreeMap<String, String>,
+    /// Types of a `PreconditionFailure`: constraints of the organization, perimeters.
+    violations: Vec<String>,
     retry: Option<Duration>,
     request_id: Option<String>,
 }
 
 /// SDK error to [`Fault`].
-pub(super) fn from_sdk(error: &Error) -> Fault {
+pub(super) fn from_sdk(error: &Error, about: About<'_>) -> Fault {
     // When a time limit ran out the SDK wraps the real error; it is the one that says what happened.
     let mut error = error;
     while error.http_status_code().is_none() {
@@ -65,20 +95,11 @@ pub(super) fn from_sdk(error: &Error) -> Fault {
     }
     match error.status() {
         Some(status) => {
+            answer.is_document = true;
             answer.status = status.code.name().to_owned();
             answer.message = status.message.clone();
             for detail in &status.details {
-                match detail {
-                    StatusDetails::ErrorInfo(i) => answer.info = Some(i.reason.clone()),
-                    StatusDetails::RequestInfo(r) => answer.request_id = Some(r.request_id.clone()),
-                    StatusDetails::PreconditionFailure(p) => {
-                        answer.constraint = p.violations.first().map(|v| v.r#type.clone());
-                    }
-                    StatusDetails::RetryInfo(r) => {
-                        answer.retry = r.retry_delay.and_then(|d| Duration::try_from(d).ok()).or(answer.retry);
-                    }
-                    _ => {}
-                }
+                read_detail(detail, &mut answer);
             }
         }
         None => {
@@ -86,30 +107,60 @@ pub(super) fn from_sdk(error: &Error) -> Fault {
             answer.message = first_line(&body, http);
         }
     }
-    classify(answer)
+    classify(answer, about)
+}
+
+fn read_detail(detail: &StatusDetails, answer: &mut Answer) {
+    match detail {
+        StatusDetails::ErrorInfo(info) => {
+            answer.reason = info.reason.clone();
+            answer.metadata = info.metadata.clone().into_iter().collect();
+        }
+        StatusDetails::RequestInfo(r) => answer.request_id = Some(r.request_id.clone()),
+        StatusDetails::PreconditionFailure(p) => {
+            answer.violations = p.violations.iter().map(|v| v.r#type.clone()).collect();
+        }
+        StatusDetails::RetryInfo(r) => {
+            answer.retry = r.retry_delay.and_then(|d| Duration::try_from(d).ok()).or(answer.retry);
+        }
+        _ => {}
+    }
 }
 
 /// A REST answer that is no success to [`Fault`].
-pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8]) -> Fault {
+pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About<'_>) -> Fault {
     let mut answer = Answer { http, ..Answer::default() };
     read_headers(headers, &mut answer);
-    match serde_json::from_slice::<serde_json::Value>(body) {
-        Ok(document) => {
-            let error = &document["error"];
-            let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-            answer.status = text(&error["status"]);
-            answer.message = text(&error["message"]);
-            for detail in error["details"].as_array().into_iter().flatten() {
-                match detail["@type"].as_str().unwrap_or_default().rsplit('.').next() {
-                    Some("ErrorInfo") => answer.info = detail["reason"].as_str().map(str::to_owned),
-                    Some("RequestInfo") => answer.request_id = detail["requestId"].as_str().map(str::to_owned),
-                    _ => {}
-                }
-            }
-        }
-        Err(_) => answer.message = first_line(&String::from_utf8_lossy(body), http),
+    let document = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
+    let error = &document["error"];
+    if !error.is_object() {
+        answer.message = first_line(&String::from_utf8_lossy(body), http);
+        return classify(answer, about);
     }
-    classify(answer)
+    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+    answer.is_document = true;
+    answer.status = text(&error["status"]);
+    answer.message = text(&error["message"]);
+    for detail in error["details"].as_array().into_iter().flatten() {
+        match detail["@type"].as_str().unwrap_or_default().rsplit('.').next() {
+            Some("ErrorInfo") => {
+                answer.reason = text(&detail["reason"]);
+                let metadata = detail["metadata"].as_object().into_iter().flatten();
+                answer.metadata = metadata.map(|(k, v)| (k.clone(), text(v))).collect();
+            }
+            Some("RequestInfo") => answer.request_id = detail["requestId"].as_str().map(str::to_owned),
+            Some("PreconditionFailure") => {
+                let violations = detail["violations"].as_array().into_iter().flatten();
+                answer.violations = violations.map(|v| text(&v["type"])).collect();
+            }
+            Some("RetryInfo") => {
+                let delay = detail["retryDelay"].as_str().and_then(|d| d.strip_suffix('s')?.parse::<f64>().ok());
+                answer.retry = delay.and_then(|d| Duration::try_from_secs_f64(d).ok()).or(answer.retry);
+            }
+            _ => {}
+        }
+    }
+    classify(answer, about)
 }
 
 /// What is worth showing of a body that is not Google's error document, such as an HTML page.
@@ -124,45 +175,91 @@ fn read_headers(headers: &http::HeaderMap, answer: &mut Answer) {
     answer.request_id = ["x-goog-request-id", "x-request-id", "x-cloud-trace-context"].iter().find_map(|n| text(n));
 }
 
-/// The error table of product.md §4, from what Google says (reference §1.7, §4.4, §6, §7.1).
-fn classify(answer: Answer) -> Fault {
+/// From what Google says to what it means (reference §1.7, §4.4, §6, §7.1, §14.2).
+fn classify(answer: Answer, about: About<'_>) -> Fault {
+    let class = class_of(&answer, about);
+    let mut message = answer.message.clone();
+    // What a person needs to look further: the text does not always have it.
+    let constraints = answer.metadata.get("customConstraints").into_iter().chain(&answer.violations);
+    for more in constraints.filter(|c| !c.is_empty()) {
+        if !message.contains(more.as_str()) {
+            message.push_str(&format!(" ({more})"));
+        }
+    }
+    if class == FaultClass::ForeignAnswer {
+        message = format!("{message}: this is not an answer of Cloud Run's");
+    }
+    let mut fault = Fault::new(class, message);
+    fault.member = (class == FaultClass::InvalidMember).then(|| named_member(&answer.message)).flatten();
+    fault.request_id = answer.request_id;
+    fault.retry_after = answer.retry;
+    let per_minute = answer.metadata.get("quota_unit").is_none_or(|u| u.starts_with("1/min"));
+    fault.quota_limit = answer.metadata.get("quota_limit_value").and_then(|v| v.parse().ok()).filter(|_| per_minute);
+    fault
+}
+
+fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
     use FaultClass as C;
-    let m = answer.message.as_str();
-    let disabled = answer.info.as_deref() == Some("SERVICE_DISABLED") || m.contains("has not been used in project");
-    // Two forms are known: "One or more users named in the policy do not belong to a permitted customer" (with either
-    // one or two spaces later on), and "Operation denied by org policy".
-    let organization = m.contains("do not belong to a permitted customer")
-        || m.contains("denied by org policy")
-        || answer.constraint.as_deref().is_some_and(|c| c.starts_with("constraints/"));
-    let class = match (answer.http, answer.status.as_str()) {
+    let consumer = answer.metadata.get("consumer").map(|c| c.trim_start_matches("projects/"));
+    // Without a word about the consumer, or with its number, it cannot be told whether the target is meant.
+    let is_target = consumer == Some(about.project());
+    match answer.reason.as_str() {
+        "SERVICE_DISABLED" if is_target => return C::ApiDisabled,
+        "CONSUMER_INVALID" if is_target => return C::ProjectNotFound,
+        "SERVICE_DISABLED" | "CONSUMER_INVALID" | "CONSUMER_SUSPENDED" | "BILLING_DISABLED" | "USER_PROJECT_DENIED" => {
+            return C::ConsumerUnavailable;
+        }
+        "SECURITY_POLICY_VIOLATED" => return C::PerimeterDenied,
+        "CUSTOM_ORG_POLICY_VIOLATION" => return C::OrganizationPolicy,
+        "RATE_LIMIT_EXCEEDED" => return C::QuotaExceeded,
+        _ => {}
+    }
+    match (answer.http, answer.status.as_str()) {
         (409, _) | (_, "ABORTED") => C::Conflict,
         (429, _) | (_, "RESOURCE_EXHAUSTED") => C::QuotaExceeded,
-        (403, _) | (_, "PERMISSION_DENIED") if disabled => C::ApiDisabled,
-        (403, _) | (_, "PERMISSION_DENIED") if organization => C::OrganizationPolicy,
-        (403, _) | (_, "PERMISSION_DENIED") if project_is_gone(m) => C::ProjectNotFound,
-        (401 | 403, _) | (_, "PERMISSION_DENIED") => C::PermissionDenied,
-        (404, _) if project_is_gone(m) => C::ProjectNotFound,
-        (404, _) => C::ServiceNotFound,
-        (400, _) if organization => C::OrganizationPolicy,
-        (400, _) if m.contains("CONSUMER_INVALID") || project_is_gone(m) => C::ProjectNotFound,
-        (400, "INVALID_ARGUMENT" | "FAILED_PRECONDITION" | "") => C::InvalidMember,
         (408 | 504, _) => C::Timeout,
         (500..=599, _) => C::Unavailable,
+        _ if !answer.is_document => C::ForeignAnswer,
+        (400 | 403, _) if forbidden_by_organization(answer) => C::OrganizationPolicy,
+        (401 | 403, _) | (_, "PERMISSION_DENIED") => C::PermissionDenied,
+        (404, "NOT_FOUND") => what_is_gone(&answer.message, about),
+        (404, _) => C::ForeignAnswer,
+        (400, "INVALID_ARGUMENT" | "FAILED_PRECONDITION" | "") => C::InvalidMember,
         _ => C::Unexpected,
-    };
-    let member = if class == C::InvalidMember { named_member(m) } else { None };
-    Fault { class, member, message: answer.message, request_id: answer.request_id, retry_after: answer.retry }
+    }
 }
 
-/// `Project 'x' not found or deleted`, `Project x has been deleted`, and the like.
-fn project_is_gone(message: &str) -> bool {
+/// Two forms are known: "One or more users named in the policy do not belong to a permitted customer" (with either one or two
+/// spaces later on), and "Operation denied by org policy".
+fn forbidden_by_organization(answer: &Answer) -> bool {
+    answer.message.contains("do not belong to a permitted customer")
+        || answer.message.contains("denied by org policy")
+        || answer.violations.iter().any(|v| v.starts_with("constraints/"))
+}
+
+/// What a 404 of Cloud Run's says is not there. A text that does not name what was asked for proves nothing.
+fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
     let lower = message.to_ascii_lowercase();
-    (lower.starts_with("project ") || lower.contains("consumer 'project"))
-        && (lower.contains("not found") || lower.contains("deleted") || lower.contains("is invalid"))
+    let absent = lower.contains("does not exist") || lower.contains("not found") || lower.contains("deleted");
+    let quoted = |name: &str| [format!("'{name}'"), format!("\"{name}\"")].iter().any(|q| message.contains(q.as_str()));
+    if absent && lower.starts_with("project ") && quoted(about.project()) {
+        return FaultClass::ProjectNotFound;
+    }
+    match about {
+        About::Service(s) if absent && (quoted(&s.name) || message.contains(&s.resource_name())) => {
+            FaultClass::ServiceNotFound
+        }
+        About::Resource(name) if absent && message.contains(name) => FaultClass::ServiceNotFound,
+        _ => FaultClass::ForeignAnswer,
+    }
 }
 
-/// The identifier in `Service account X does not exist.` and its family (reference §4.4), without its prefix.
+/// The identifier in `Service account X does not exist.` and its family (reference §4.4), without its prefix; the pool in
+/// `Identity Pool does not exist (P.svc.id.goog)`, which stands for all of its members.
 fn named_member(message: &str) -> Option<String> {
+    if let Some(rest) = message.strip_prefix("Identity Pool does not exist (") {
+        return rest.split(')').next().map(str::to_owned);
+    }
     let rest = ["Service account ", "Group ", "User ", "Principal ", "Domain "]
         .iter()
         .find_map(|p| message.strip_prefix(p))?;
@@ -173,65 +270,106 @@ fn named_member(message: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
-    fn fault(http: u16, status: &str, message: &str) -> Fault {
-        classify(Answer { http, status: status.into(), message: message.into(), ..Answer::default() })
+    fn web() -> RunService {
+        RunService::new("acme-prod", "europe-west1", "web")
+    }
+
+    fn fault(http: u16, body: &str) -> Fault {
+        from_body(http, &http::HeaderMap::new(), body.as_bytes(), About::Service(&web()))
+    }
+
+    fn document(http: u16, status: &str, message: &str, details: Value) -> String {
+        json!({"error": {"code": http, "message": message, "status": status, "details": details}}).to_string()
+    }
+
+    fn info(reason: &str, metadata: Value) -> Value {
+        json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": metadata},
+            {"@type": "type.googleapis.com/google.rpc.Help", "links": [{"description": "d", "url": "https://x"}]}])
     }
 
     #[test]
-    fn every_documented_answer_has_its_class() {
+    fn every_recorded_answer_has_its_class() {
         use FaultClass as C;
-        for (http, status, message, class) in [
-            (
-                409,
-                "ABORTED",
-                "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
-                C::Conflict,
-            ),
-            (
-                403,
-                "PERMISSION_DENIED",
-                "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).",
-                C::PermissionDenied,
-            ),
-            (
-                403,
-                "PERMISSION_DENIED",
-                "Cloud Run Admin API has not been used in project 1 before or it is disabled. Enable it by visiting https://x",
-                C::ApiDisabled,
-            ),
-            (
-                404,
-                "NOT_FOUND",
-                "Resource 's' of kind 'SERVICE' in region 'r' in project 'p' does not exist.",
-                C::ServiceNotFound,
-            ),
-            (404, "NOT_FOUND", "Project 'p' not found or deleted.", C::ProjectNotFound),
-            (404, "", "HTTP 404", C::ServiceNotFound),
-            (400, "INVALID_ARGUMENT", "Service account x@p.iam.gserviceaccount.com does not exist.", C::InvalidMember),
-            (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", C::InvalidMember),
-            (
-                400,
-                "FAILED_PRECONDITION",
-                "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.",
-                C::OrganizationPolicy,
-            ),
-            (429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Write requests'", C::QuotaExceeded),
-            (503, "UNAVAILABLE", "The service is currently unavailable.", C::Unavailable),
-            (500, "INTERNAL", "Internal error encountered.", C::Unavailable),
-            (504, "DEADLINE_EXCEEDED", "Deadline exceeded.", C::Timeout),
-            (418, "", "teapot", C::Unexpected),
+        let none = || json!([]);
+        for (http, status, message, details, class) in [
+            (409, "ABORTED", "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.", none(), C::Conflict),
+            (403, "PERMISSION_DENIED", "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).", none(), C::PermissionDenied),
+            (403, "PERMISSION_DENIED", "Cloud Run Admin API has not been used in project acme-prod before or it is disabled. Enable it by visiting https://x", info("SERVICE_DISABLED", json!({"consumer": "projects/acme-prod"})), C::ApiDisabled),
+            (403, "PERMISSION_DENIED", "Cloud Run Admin API has not been used in project 99 before or it is disabled.", info("SERVICE_DISABLED", json!({"consumer": "projects/99"})), C::ConsumerUnavailable),
+            (403, "PERMISSION_DENIED", "Permission denied on resource project acme-prod.", info("CONSUMER_INVALID", json!({"consumer": "projects/acme-prod"})), C::ProjectNotFound),
+            (403, "PERMISSION_DENIED", "Permission denied on resource project quota.", info("CONSUMER_INVALID", json!({"consumer": "projects/quota"})), C::ConsumerUnavailable),
+            (403, "PERMISSION_DENIED", "Consumer 'project_number:1' has been suspended.", info("CONSUMER_SUSPENDED", json!({"consumer": "projects/1"})), C::ConsumerUnavailable),
+            (403, "PERMISSION_DENIED", "This API method requires billing to be enabled.", info("BILLING_DISABLED", json!({"consumer": "projects/1"})), C::ConsumerUnavailable),
+            (403, "PERMISSION_DENIED", "Caller does not have required permission to use project q.", info("USER_PROJECT_DENIED", json!({"consumer": "projects/q"})), C::ConsumerUnavailable),
+            (403, "PERMISSION_DENIED", "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc", info("SECURITY_POLICY_VIOLATED", json!({})), C::PerimeterDenied),
+            (400, "FAILED_PRECONDITION", "Operation denied by custom org policy: [\"customConstraints/custom.x\": \"no\"].", info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.x"})), C::OrganizationPolicy),
+            (404, "NOT_FOUND", "Resource 'web' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.", none(), C::ServiceNotFound),
+            (404, "NOT_FOUND", "service \"projects/acme-prod/locations/europe-west1/services/web\" not found", none(), C::ServiceNotFound),
+            (404, "NOT_FOUND", "Resource 'other' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.", none(), C::ForeignAnswer),
+            (404, "NOT_FOUND", "Requested entity was not found.", none(), C::ForeignAnswer),
+            (404, "", "web not found", none(), C::ForeignAnswer),
+            (404, "NOT_FOUND", "Project 'acme-prod' not found or deleted.", none(), C::ProjectNotFound),
+            (400, "INVALID_ARGUMENT", "Service account x@p.iam.gserviceaccount.com does not exist.", none(), C::InvalidMember),
+            (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", none(), C::InvalidMember),
+            (400, "FAILED_PRECONDITION", "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.", none(), C::OrganizationPolicy),
+            (429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Write requests'", none(), C::QuotaExceeded),
+            (503, "UNAVAILABLE", "The service is currently unavailable.", none(), C::Unavailable),
+            (500, "INTERNAL", "Internal error encountered.", none(), C::Unavailable),
+            (504, "DEADLINE_EXCEEDED", "Deadline exceeded.", none(), C::Timeout),
+            (418, "", "teapot", none(), C::Unexpected),
         ] {
-            assert_eq!(fault(http, status, message).class, class, "{message}");
+            assert_eq!(fault(http, &document(http, status, message, details)).class, class, "{message}");
         }
     }
 
     #[test]
+    fn nothing_that_is_not_googles_document_says_that_something_is_gone() {
+        let html = "<!DOCTYPE html>\n<html lang=en>\n<title>Error 404 (Not Found)!!1</title>\n";
+        for (http, body) in [(404, html), (404, ""), (404, "not found"), (404, "{}"), (404, r#"{"message": "web not found"}"#), (403, html)] {
+            let fault = fault(http, body);
+            assert_eq!(fault.class, FaultClass::ForeignAnswer, "{body}");
+            assert!(!fault.class.row().gone && fault.message.contains("not an answer of Cloud Run's"));
+        }
+        assert_eq!(fault(502, html).class, FaultClass::Unavailable);
+    }
+
+    #[test]
+    fn what_a_list_of_a_project_says_is_not_about_a_service() {
+        let body = document(404, "NOT_FOUND", "Resource 'web' does not exist.", json!([]));
+        let about = About::Project("acme-prod");
+        assert_eq!(from_body(404, &http::HeaderMap::new(), body.as_bytes(), about).class, FaultClass::ForeignAnswer);
+    }
+
+    #[test]
+    fn a_quota_that_is_named_is_learnt() {
+        let message = "Quota exceeded for quota metric 'Write requests' and limit 'Write requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'.";
+        let metadata = json!({"quota_metric": "run.googleapis.com/write_regional", "quota_unit": "1/min/{project}/{region}", "quota_limit_value": "30", "consumer": "projects/1"});
+        let named = fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", metadata)));
+        assert_eq!((named.class, named.quota_limit), (FaultClass::QuotaExceeded, Some(30)));
+        let daily = json!({"quota_unit": "1/d/{project}", "quota_limit_value": "30"});
+        assert_eq!(fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", daily))).quota_limit, None);
+    }
+
+    #[test]
+    fn constraints_and_perimeters_are_named() {
+        let details = info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.noGroups"}));
+        let fault = fault(400, &document(400, "FAILED_PRECONDITION", "Operation denied.", details));
+        assert!(fault.message.contains("customConstraints/custom.noGroups"), "{}", fault.message);
+    }
+
+    #[test]
     fn the_member_that_iam_names_is_found() {
-        assert_eq!(
-            fault(400, "INVALID_ARGUMENT", "Group g@acme.com does not exist.").member.as_deref(),
-            Some("g@acme.com")
-        );
-        assert_eq!(fault(400, "INVALID_ARGUMENT", "Request contains an invalid argument.").member, None);
+        let named = |message: &str| fault(400, &document(400, "INVALID_ARGUMENT", message, json!([]))).member;
+        assert_eq!(named("Group g@acme.com does not exist.").as_deref(), Some("g@acme.com"));
+        assert_eq!(named("Identity Pool does not exist (acme.svc.id.goog)").as_deref(), Some("acme.svc.id.goog"));
+        assert_eq!(named("Request contains an invalid argument."), None);
+    }
+
+    #[test]
+    fn a_message_of_any_length_is_bounded() {
+        let fault = fault(400, &document(400, "INVALID_ARGUMENT", &"x".repeat(100_000), json!([])));
+        assert!(fault.message.len() < 4096);
     }
 }

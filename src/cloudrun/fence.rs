@@ -1,9 +1,9 @@
-//! [`CloudRun`] behind a last question: may this process still write for the project? It stands behind the limiter, so that
-//! neither a wait for quota nor a process that was stopped for a while lets a write out on stale belief.
+//! [`CloudRun`] behind a last question: may this process still write for the project? It stands behind the limiter, so that a
+//! process that was stopped for a while lets no write out on stale belief.
 
 use std::sync::Arc;
 
-use super::{CloudRun, Listing, Priority, Scope};
+use super::{CloudRun, Listing, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
@@ -26,22 +26,22 @@ impl<C> Fenced<C> {
 
 /// The permit is over; nothing was sent.
 pub fn refused() -> Fault {
-    Fault::new(FaultClass::Kubernetes, "another replica may be at work on this project; nothing was written")
+    Fault::new(FaultClass::LeaseLost, "another replica may be at work on this project; nothing was written")
 }
 
 impl<C: CloudRun> CloudRun for Fenced<C> {
-    async fn read_policy(&self, service: &RunService, lane: Priority) -> Result<Policy, Fault> {
-        self.inner.read_policy(service, lane).await
+    async fn read_policy(&self, service: &RunService) -> Result<Policy, Fault> {
+        self.inner.read_policy(service).await
     }
 
-    async fn write_policy(&self, service: &RunService, policy: &Policy, lane: Priority) -> Result<Policy, Fault> {
+    async fn write_policy(&self, service: &RunService, policy: &Policy) -> Result<Policy, Fault> {
         if !(self.permit)(&service.project) {
             return Err(refused());
         }
-        self.inner.write_policy(service, policy, lane).await
+        self.inner.write_policy(service, policy).await
     }
 
-    async fn list_services(&self, project: &str, scope: &Scope, lane: Priority) -> Result<Listing, Fault> {
-        self.inner.list_services(project, scope, lane).await
+    async fn list_page(&self, project: &str, scope: &Scope, page: &str) -> Result<(Listing, String), Fault> {
+        self.inner.list_page(project, scope, page).await
     }
 }

@@ -4,12 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use google_cloud_auth::credentials::{CacheableResource, Credentials};
-use google_cloud_gax::{options::RequestOptionsBuilder as _, paginator::Paginator as _, retry_policy::NeverRetry};
+use google_cloud_gax::{options::RequestOptionsBuilder as _, retry_policy::NeverRetry};
 use google_cloud_run_v2::client::Services;
 
 use super::{
-    CloudRun, Listing, Priority, Scope,
-    errors::{chain, from_body, from_reqwest, from_sdk},
+    CloudRun, Listing, Scope,
+    errors::{About, chain, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };
 use crate::{
@@ -39,8 +39,6 @@ impl Side {
 }
 
 const PAGE_SIZE: i32 = 500;
-/// A listing that never ends would hold a worker for ever; Cloud Run allows 1,000 services per project and region.
-const MAX_PAGES: usize = 500;
 
 /// How to reach Cloud Run.
 #[derive(Clone, Debug)]
@@ -140,7 +138,7 @@ impl Google {
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        let found = request.send().await.map_err(|e| from_sdk(&e))?;
+        let found = request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?;
         let mut urls: Vec<String> = found.urls;
         if !found.uri.is_empty() && !urls.contains(&found.uri) {
             urls.insert(0, found.uri);
@@ -183,13 +181,14 @@ impl Google {
         let own = self.options.endpoint.trim_end_matches('/');
         let base = if own == DEFAULT_ENDPOINT { side.endpoint() } else { own };
         let body = body.map(serde_json::Value::to_string);
-        let body = self.call(&format!("{base}/{path}"), body).await?;
+        let name = path.rsplit('/').next().and_then(|last| last.split(':').next()).unwrap_or_default();
+        let body = self.call(&format!("{base}/{path}"), body, About::Resource(name)).await?;
         serde_json::from_slice(&body)
             .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the answer is not as documented: {e}")))
     }
 
     /// One REST call: a POST where there is a body.
-    async fn call(&self, url: &str, body: Option<String>) -> Result<bytes::Bytes, Fault> {
+    async fn call(&self, url: &str, body: Option<String>, about: About<'_>) -> Result<bytes::Bytes, Fault> {
         let unexpected = |e: http::Error| Fault::new(FaultClass::Unexpected, e.to_string());
         let mut request = http::Request::get(url);
         if body.is_some() {
@@ -199,7 +198,7 @@ impl Google {
         request.headers_mut().extend(self.headers().await?);
         let response = self.rest.send(request).await?;
         if !response.status().is_success() {
-            return Err(from_body(response.status().as_u16(), response.headers(), response.body()));
+            return Err(from_body(response.status().as_u16(), response.headers(), response.body(), about));
         }
         Ok(response.into_body())
     }
@@ -226,22 +225,22 @@ impl Google {
             let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
             url.push_str(&format!("&continue={token}"));
         }
-        let body = self.call(&url, None).await?;
+        let body = self.call(&url, None, About::Project(project)).await?;
         read_page(project, &body)
     }
 }
 
 impl CloudRun for Google {
-    async fn read_policy(&self, service: &RunService, _: Priority) -> Result<Policy, Fault> {
+    async fn read_policy(&self, service: &RunService) -> Result<Policy, Fault> {
         let options = google_cloud_iam_v1::model::GetPolicyOptions::new().set_requested_policy_version(3);
         let mut request = self.client.get_iam_policy().set_resource(service.resource_name()).set_options(options);
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        from_wire(&request.send().await.map_err(|e| from_sdk(&e))?)
+        from_wire(&request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?)
     }
 
-    async fn write_policy(&self, service: &RunService, policy: &Policy, _: Priority) -> Result<Policy, Fault> {
+    async fn write_policy(&self, service: &RunService, policy: &Policy) -> Result<Policy, Fault> {
         if policy.etag.is_empty() {
             // Without an etag IAM overwrites whatever is there.
             return Err(Fault::new(
@@ -254,54 +253,35 @@ impl CloudRun for Google {
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        from_wire(&request.send().await.map_err(|e| from_sdk(&e))?)
+        from_wire(&request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?)
     }
 
-    async fn list_services(&self, project: &str, scope: &Scope, _: Priority) -> Result<Listing, Fault> {
-        let mut listing = Listing::default();
-        match scope {
-            Scope::Region(region) => {
-                let mut request = self
-                    .client
-                    .list_services()
-                    .set_parent(format!("projects/{project}/locations/{region}"))
-                    .set_page_size(PAGE_SIZE);
-                if let Some(quota) = &self.options.quota_project {
-                    request = request.with_quota_project(quota.clone());
-                }
-                let mut pages = request.by_page();
-                while let Some(page) = pages.next().await {
-                    let page = page.map_err(|e| from_sdk(&e))?;
-                    listing.unreachable.extend(page.unreachable);
-                    for s in page.services {
-                        let Some(name) = s.name.rsplit('/').next().filter(|n| !n.is_empty()) else { continue };
-                        listing.services.push(ServiceInfo {
-                            service: RunService::new(project, region.clone(), name),
-                            uid: s.uid.as_str().into(),
-                            labels: s.labels.into_iter().collect(),
-                            invoker_iam_disabled: s.invoker_iam_disabled,
-                        });
-                    }
-                }
-            }
-            Scope::AllRegions => {
-                let mut token = String::new();
-                for _ in 0..MAX_PAGES {
-                    let (page, next) = self.page_of_all_regions(project, &token).await?;
-                    listing.unreachable.extend(page.unreachable);
-                    listing.services.extend(page.services);
-                    token = next;
-                    if token.is_empty() {
-                        return Ok(listing);
-                    }
-                }
-                return Err(Fault::new(
-                    FaultClass::Unexpected,
-                    format!("the list of services has over {MAX_PAGES} pages"),
-                ));
-            }
+    async fn list_page(&self, project: &str, scope: &Scope, page: &str) -> Result<(Listing, String), Fault> {
+        let Scope::Region(region) = scope else { return self.page_of_all_regions(project, page).await };
+        let mut request = self
+            .client
+            .list_services()
+            .set_parent(format!("projects/{project}/locations/{region}"))
+            .set_page_size(PAGE_SIZE)
+            .set_page_token(page);
+        if let Some(quota) = &self.options.quota_project {
+            request = request.with_quota_project(quota.clone());
         }
-        Ok(listing)
+        let answer = request.send().await.map_err(|e| from_sdk(&e, About::Project(project)))?;
+        let mut listing = Listing { unreachable: answer.unreachable.into_iter().collect(), ..Listing::default() };
+        for s in answer.services {
+            // One that is skipped would look deleted.
+            let name = s.name.rsplit('/').next().filter(|n| !n.is_empty()).ok_or_else(|| {
+                Fault::new(FaultClass::Unexpected, "the list of services has an entry without a name")
+            })?;
+            listing.services.push(ServiceInfo {
+                service: RunService::new(project, region.clone(), name),
+                uid: s.uid.as_str().into(),
+                labels: s.labels.into_iter().collect(),
+                invoker_iam_disabled: s.invoker_iam_disabled,
+            });
+        }
+        Ok((listing, answer.next_page_token))
     }
 }
 

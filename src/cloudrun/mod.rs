@@ -6,39 +6,13 @@ pub mod google;
 pub mod limit;
 pub mod list_v1;
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{future::Future, time::Duration};
 
 use crate::{
-    fault::Fault,
-    iam::{Policy, RunService, ServiceInfo},
+    fault::{Fault, FaultClass},
+    iam::{Policy, RunService},
 };
-
-/// Why a call is made, in the order in which it is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Priority {
-    /// A person declared something and waits.
-    Declared,
-    /// Something says that reality changed.
-    Drift,
-    /// Work that failed is taken up again.
-    Retry,
-    /// The regular look.
-    Periodic,
-}
-
-impl Priority {
-    pub const ALL: [Self; 4] = [Self::Declared, Self::Drift, Self::Retry, Self::Periodic];
-
-    /// Label in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Declared => "declared",
-            Self::Drift => "drift",
-            Self::Retry => "retry",
-            Self::Periodic => "periodic",
-        }
-    }
-}
+pub use crate::index::{Listing, Scope};
 
 /// The calls that the operator makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,23 +33,6 @@ impl Method {
     }
 }
 
-/// Where services are looked for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Scope {
-    /// One region, by the v2 API.
-    Region(std::sync::Arc<str>),
-    /// Every region at once, by the v1 API: v2 has no such call.
-    AllRegions,
-}
-
-/// The services of a project, as far as they could be seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
-    pub services: Vec<ServiceInfo>,
-    /// Regions that did not answer: what is in them is unknown, not gone.
-    pub unreachable: BTreeSet<String>,
-}
-
 /// Cloud Run, as far as this operator uses it.
 ///
 /// # Contract
@@ -83,7 +40,7 @@ pub struct Listing {
 /// etags and of what else waits. A call may be dropped at any time.
 pub trait CloudRun: Send + Sync + 'static {
     /// Reads the allow policy in version 3, etag included.
-    fn read_policy(&self, service: &RunService, lane: Priority) -> impl Future<Output = Result<Policy, Fault>> + Send;
+    fn read_policy(&self, service: &RunService) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Replaces the allow policy, if it still has the etag that `policy` carries; [`crate::fault::FaultClass::Conflict`]
     /// if not. After a timeout or a reset the write may have happened: read to know.
@@ -91,22 +48,45 @@ pub trait CloudRun: Send + Sync + 'static {
         &self,
         service: &RunService,
         policy: &Policy,
-        lane: Priority,
     ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
-    /// Lists services through all pages.
-    fn list_services(
+    /// Lists one page of services; the second part names the next page, empty at the end.
+    fn list_page(
         &self,
         project: &str,
         scope: &Scope,
-        lane: Priority,
-    ) -> impl Future<Output = Result<Listing, Fault>> + Send;
+        page: &str,
+    ) -> impl Future<Output = Result<(Listing, String), Fault>> + Send;
 }
 
-/// Hears of every call and every wait for one; implemented by the metrics.
+/// A list that never ends would go on for ever; Cloud Run allows 1,000 services for each project and region.
+pub const MAX_PAGES: usize = 500;
+
+/// Lists services through all pages.
+///
+/// # Errors
+/// Those of [`CloudRun::list_page`], and [`FaultClass::Unexpected`] for a list without an end.
+pub async fn list_services(cloud: &impl CloudRun, project: &str, scope: &Scope) -> Result<Listing, Fault> {
+    let (mut whole, mut page) = (Listing::default(), String::new());
+    for _ in 0..MAX_PAGES {
+        let (part, next) = cloud.list_page(project, scope, &page).await?;
+        whole.services.extend(part.services);
+        whole.unreachable.extend(part.unreachable);
+        if next.is_empty() {
+            return Ok(whole);
+        }
+        page = next;
+    }
+    Err(endless())
+}
+
+/// A list with more pages than there can be.
+pub fn endless() -> Fault {
+    Fault::new(FaultClass::Unexpected, format!("the list of services has over {MAX_PAGES} pages"))
+}
+
+/// Hears of every call; implemented by the metrics.
 pub trait Observer: Send + Sync + 'static {
     /// A call ended. `code` is `ok` or the label of the fault's class.
     fn called(&self, method: Method, code: &'static str, took: Duration);
-    /// A call waited for its turn.
-    fn waited(&self, lane: Priority, took: Duration);
 }

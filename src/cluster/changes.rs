@@ -1,42 +1,26 @@
-//! Records of changes in the store, and the mark of the circuit breaker: what must outlive the process.
-
-use std::collections::BTreeMap;
+//! Records of changes in the store.
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
-};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::DeserializeGuard,
 };
 use serde_json::json;
 
 use super::{Cluster, fault, is_gone};
 use crate::{
-    api::{
-        ChangeOutcome, ChangePhase, ChangeReason, EVENTS_MESSAGE, EVENTS_REASON, FIELD_MANAGER, InvokerChange,
-        OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
-    },
+    api::{ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, POLICY_LABEL_PREFIX},
     fault::Fault,
 };
-
-/// The mark of the open circuit breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CircuitMark {
-    /// Since when it is open.
-    pub since: Timestamp,
-    /// When some replica last found fresh drift.
-    pub unrest: Option<Timestamp>,
-}
 
 /// Objects in one page of a list that goes over all namespaces.
 const PAGE: u32 = 250;
 
-/// A namespace that is gone, or going: the API server lets nothing new into it.
-fn takes_nothing_new(status: &kube::core::Status) -> bool {
-    status.code == 404 || (status.code == 403 && status.message.contains("being terminated"))
+/// Whether the API server will not take this object however often it is asked: a quota, an admission policy or webhook, a
+/// namespace that is gone or going.
+fn is_refusal(status: &kube::core::Status) -> bool {
+    (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 409 | 429)
 }
 
 /// Namespace and name of a record.
@@ -49,28 +33,30 @@ impl Cluster {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Writes a record. One for a namespace that is gone or going is kept in the operator's own.
+    /// Writes a record. One that its namespace does not take is kept in the operator's own: no tenant can keep a change of a
+    /// service that others use too off the record. One that is there already is the same, from an answer that was lost.
     ///
     /// # Errors
-    /// When the API server refuses or cannot be reached; then nothing may be written to IAM.
-    pub async fn create_change(&self, mut change: InvokerChange) -> Result<InvokerChange, Fault> {
+    /// When the API server refuses or cannot be reached; it is to be tried again.
+    pub async fn create_change(&self, change: &InvokerChange) -> Result<(), Fault> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let namespace = change.metadata.namespace.clone().unwrap_or_default();
-        match self.within(self.changes(&namespace).create(&params, &change)).await {
-            // The same record, from an answer that was lost.
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(change),
-            Err(kube::Error::Api(s)) if takes_nothing_new(&s) && namespace != self.home => {
-                change.metadata.namespace = Some(self.home.clone());
-                match self.within(self.changes(&self.home).create(&params, &change)).await {
-                    Err(kube::Error::Api(s)) if s.code == 409 => Ok(change),
-                    other => other.map(|_| change).map_err(fault),
+        let (namespace, _) = place_of(change);
+        match self.within(self.changes(namespace).create(&params, change)).await {
+            Err(kube::Error::Api(s)) if is_refusal(&s) && namespace != self.home => {
+                tracing::warn!(%namespace, why = %s.message, "a namespace does not take the record of a change; it is kept in the operator's own");
+                let mut moved = change.clone();
+                moved.metadata.namespace = Some(self.home.clone());
+                match self.within(self.changes(&self.home).create(&params, &moved)).await {
+                    Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+                    other => other.map(|_| ()).map_err(fault),
                 }
             }
-            other => other.map(|_| change).map_err(fault),
+            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+            other => other.map(|_| ()).map_err(fault),
         }
     }
 
-    /// Closes a record. One that somebody deleted meanwhile is no failure.
+    /// Closes a record that a version before 0.2 left open. One that somebody deleted meanwhile is no failure.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
@@ -85,7 +71,7 @@ impl Cluster {
         }
     }
 
-    /// Takes a record of a write away that was never made.
+    /// Takes a record away.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
@@ -96,12 +82,14 @@ impl Cluster {
         }
     }
 
-    /// A record by name.
+    /// A record by name; `Err` inside: it is there and cannot be read, and this is why.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn change(&self, namespace: &str, name: &str) -> Result<Option<InvokerChange>, Fault> {
-        self.within(self.changes(namespace).get_opt(name)).await.map_err(fault)
+    pub async fn change(&self, namespace: &str, name: &str) -> Result<Option<Result<InvokerChange, String>>, Fault> {
+        let api: Api<DeserializeGuard<InvokerChange>> = Api::namespaced(self.client.clone(), namespace);
+        let found = self.within(api.get_opt(name)).await.map_err(fault)?;
+        Ok(found.map(|guard| guard.0.map_err(|invalid| invalid.error.to_string())))
     }
 
     /// Names and times of the records of a policy.
@@ -134,129 +122,15 @@ impl Cluster {
         }
     }
 
-    /// Records that nobody closed.
+    /// Records that a version before 0.2 left open, at most one page: those of now are written closed. What cannot be read is
+    /// left out: a record is written where tenants may write.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn open_changes(&self) -> Result<Vec<InvokerChange>, Fault> {
-        self.changes_with(OUTCOME_LABEL, ChangePhase::Pending.as_str()).await
-    }
-
-    /// Records of corrections.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn corrections(&self) -> Result<Vec<InvokerChange>, Fault> {
-        self.changes_with(REASON_LABEL, ChangeReason::Drift.as_str()).await
-    }
-
-    async fn changes_with(&self, label: &str, value: &str) -> Result<Vec<InvokerChange>, Fault> {
-        let api: Api<InvokerChange> = Api::all(self.client.clone());
-        let mut found = Vec::new();
-        let mut params = ListParams::default().limit(PAGE).labels(&format!("{label}={value}"));
-        loop {
-            let page = self.within(api.list(&params)).await.map_err(fault)?;
-            found.extend(page.items);
-            match page.metadata.continue_.filter(|c| !c.is_empty()) {
-                Some(next) => params = params.continue_token(&next),
-                None => return Ok(found),
-            }
-        }
-    }
-
-    fn leases(&self) -> Api<Lease> {
-        Api::namespaced(self.client.clone(), &self.home)
-    }
-
-    /// Since when the circuit breaker is marked as open. The mark is a Lease of its own: it outlives the process, and
-    /// deleting it resets the breaker.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn circuit_mark(&self) -> Result<Option<CircuitMark>, Fault> {
-        let lease = self.within(self.leases().get_opt(&self.circuit)).await.map_err(fault)?;
-        Ok(lease.map(|l| {
-            let spec = l.spec.unwrap_or_default();
-            let since = spec.acquire_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0);
-            CircuitMark { since, unrest: spec.renew_time.map(|t| t.0) }
-        }))
-    }
-
-    /// Tells the other replicas of drift that was found while the circuit breaker is open.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn tell_unrest(&self, mark: &CircuitMark) -> Result<(), Fault> {
-        let patch = json!({"spec": {"renewTime": mark.unrest.map(MicroTime)}});
-        match self.within(self.leases().patch(&self.circuit, &PatchParams::default(), &Patch::Merge(patch))).await {
-            Err(e) if !is_gone(&e) => Err(fault(e)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Marks the circuit breaker as open.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn mark_circuit(&self, since: Timestamp) -> Result<(), Fault> {
-        self.mark(&self.circuit, "circuit-open", None, since).await
-    }
-
-    /// Tells in the store that audit events cannot be relied on: the operator has no object of its own that could have a
-    /// condition, so it is a Lease with annotations, as the mark of the circuit breaker is one.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn mark_events(&self, reason: &str, message: &str, since: Timestamp) -> Result<(), Fault> {
-        let annotations =
-            [(EVENTS_REASON.to_owned(), reason.to_owned()), (EVENTS_MESSAGE.to_owned(), message.to_owned())];
-        // Another reason is another mark.
-        self.unmark_events().await?;
-        self.mark(&self.events, "events-unreliable", Some(annotations.into()), since).await
-    }
-
-    /// Takes that mark away.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn unmark_events(&self) -> Result<(), Fault> {
-        self.unmark(&self.events).await
-    }
-
-    /// Takes the mark away.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached.
-    pub async fn unmark_circuit(&self) -> Result<(), Fault> {
-        self.unmark(&self.circuit).await
-    }
-
-    /// A Lease that nobody renews: it is there while something is so. One that is there already stays as it is.
-    async fn mark(
-        &self,
-        name: &str,
-        holder: &str,
-        annotations: Option<BTreeMap<String, String>>,
-        since: Timestamp,
-    ) -> Result<(), Fault> {
-        let lease = Lease {
-            metadata: ObjectMeta { name: Some(name.to_owned()), annotations, ..ObjectMeta::default() },
-            spec: Some(LeaseSpec {
-                holder_identity: Some(holder.into()),
-                acquire_time: Some(MicroTime(since)),
-                ..LeaseSpec::default()
-            }),
-        };
-        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
-            other => other.map(|_| ()).map_err(fault),
-        }
-    }
-
-    async fn unmark(&self, name: &str) -> Result<(), Fault> {
-        match self.within(self.leases().delete(name, &DeleteParams::default())).await {
-            Err(e) if !is_gone(&e) => Err(fault(e)),
-            _ => Ok(()),
-        }
+        let api: Api<DeserializeGuard<InvokerChange>> = Api::all(self.client.clone());
+        let params = ListParams::default().limit(PAGE).labels(&format!("{OUTCOME_LABEL}={}", ChangePhase::Pending.as_str()));
+        let page = self.within(api.list(&params)).await.map_err(fault)?;
+        Ok(page.items.into_iter().filter_map(|guard| guard.0.ok()).collect())
     }
 }

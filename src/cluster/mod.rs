@@ -1,8 +1,9 @@
-//! The Kubernetes side: what is watched (an index from services to policies) and what is written (status, finalizer,
-//! ledger, records of changes, events). Decides nothing about IAM.
+//! The Kubernetes side: what is watched, and what is written (status, finalizer, ledger, records of changes, marks, events).
+//! Decides nothing.
 
 mod changes;
-pub mod index;
+mod ledgers;
+mod marks;
 pub mod watch;
 
 use std::{
@@ -10,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-pub use changes::{CircuitMark, place_of};
+pub use changes::place_of;
+pub use ledgers::{LedgerWrite, StoredLedger};
+pub use marks::CircuitMark;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -18,14 +21,13 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource as _,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
 use crate::{
-    api::{FIELD_MANAGER, FINALIZER, InvokerLedger, InvokerLedgerSpec, InvokerPolicy, InvokerPolicyStatus, Reason},
+    api::{FIELD_MANAGER, FINALIZER, InvokerPolicy, InvokerPolicyStatus, Reason},
     fault::{Fault, FaultClass},
-    iam::RunService,
     intent::PolicyId,
     status::{events::Note, whole_seconds},
 };
@@ -58,13 +60,22 @@ fn fault(error: kube::Error) -> Fault {
     Fault::new(class, message)
 }
 
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(s) if s.code == 404)
+/// How writing a status ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusWrite {
+    Written,
+    /// The object would be larger than the store takes.
+    TooLarge,
 }
 
-/// Name of the ledger entry of a service: project ids, regions and service names are DNS labels, so this is unique.
-pub fn ledger_name(service: &RunService) -> String {
-    format!("{}.{}.{}", service.project, service.region, service.name)
+/// The API server and etcd say it in different ways.
+fn is_too_large(status: &kube::core::Status) -> bool {
+    let says = |text| status.message.contains(text);
+    status.code == 413 || says("request is too large") || says("larger than max")
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(s) if s.code == 404)
 }
 
 impl Cluster {
@@ -100,34 +111,38 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn write_status(&self, id: &PolicyId, status: &InvokerPolicyStatus) -> Result<(), Fault> {
+    pub async fn write_status(&self, id: &PolicyId, status: &InvokerPolicyStatus) -> Result<StatusWrite, Fault> {
         // The uid makes the write miss a policy that was made again under the name.
         let patch = json!({"metadata": {"uid": &*id.uid}, "status": status});
         let api = self.policies(id);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         match self.within(api.patch_status(&id.name, &params, &Patch::Merge(patch))).await {
-            Ok(_) => Ok(()),
-            Err(e) if is_gone(&e) => Ok(()),
-            Err(e) => Err(fault(e)),
+            Err(kube::Error::Api(s)) if is_too_large(&s) => Ok(StatusWrite::TooLarge),
+            Err(e) if !is_gone(&e) => Err(fault(e)),
+            _ => Ok(StatusWrite::Written),
         }
     }
 
     /// Adds or removes the finalizer, leaving those of others. Every attempt is made on a fresh reading and under its
-    /// resourceVersion, so that nothing another writer put there is lost.
+    /// resourceVersion, so that nothing another writer put there is lost. Returns whether the policy is there at all.
     ///
     /// # Errors
     /// [`FaultClass::Conflict`] if the object keeps changing, or what the API server says.
-    pub async fn set_finalizer(&self, id: &PolicyId, present: bool) -> Result<(), Fault> {
+    pub async fn set_finalizer(&self, id: &PolicyId, present: bool) -> Result<bool, Fault> {
         let api = self.policies(id);
         for _ in 0..5 {
             let meta = match self.within(api.get_metadata_opt(&id.name)).await.map_err(fault)? {
                 Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
                 // Gone, or another object under the name: nothing of ours is there to change.
-                _ => return Ok(()),
+                _ => return Ok(false),
             };
             let mut list = meta.finalizers.unwrap_or_default();
             if list.iter().any(|f| f == FINALIZER) == present {
-                return Ok(());
+                return Ok(true);
+            }
+            if present && meta.deletion_timestamp.is_some() {
+                // The API server takes no new ones then.
+                return Ok(false);
             }
             list.retain(|f| f != FINALIZER);
             if present {
@@ -137,34 +152,13 @@ impl Cluster {
                 json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             match self.within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch))).await {
-                Ok(_) => return Ok(()),
-                Err(e) if is_gone(&e) => return Ok(()),
+                Ok(_) => return Ok(true),
+                Err(e) if is_gone(&e) => return Ok(false),
                 Err(kube::Error::Api(s)) if s.code == 409 => {}
                 Err(e) => return Err(fault(e)),
             }
         }
         Err(Fault::new(FaultClass::Conflict, "the InvokerPolicy keeps changing; its finalizer could not be set"))
-    }
-
-    /// Writes the ledger entry of a service, or deletes it when nothing is left to remember.
-    ///
-    /// # Errors
-    /// When the API server refuses or cannot be reached; then nothing may be granted.
-    pub async fn write_ledger(&self, service: &RunService, spec: &InvokerLedgerSpec) -> Result<(), Fault> {
-        let api: Api<InvokerLedger> = Api::all(self.client.clone());
-        let name = ledger_name(service);
-        if spec.grants.is_empty() {
-            return match self.within(api.delete(&name, &DeleteParams::default())).await {
-                Ok(_) => Ok(()),
-                Err(e) if is_gone(&e) => Ok(()),
-                Err(e) => Err(fault(e)),
-            };
-        }
-        let object = InvokerLedger::new(&name, spec.clone());
-        self.within(api.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object)))
-            .await
-            .map(|_| ())
-            .map_err(fault)
     }
 
     /// Marks an object that cannot be read as an InvokerPolicy, so that its author learns of it.

@@ -1,7 +1,5 @@
 //! The watches that keep the index current. A stream that breaks is taken up again with back-off; what is cached stays.
 
-use std::sync::Arc;
-
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
@@ -13,7 +11,7 @@ use kube::{
     },
 };
 
-use crate::api::{ChangeReason, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REASON_LABEL};
+use crate::api::{InvokerGuardrail, InvokerLedger, InvokerPolicy};
 
 /// A change of what is cached.
 #[derive(Debug)]
@@ -22,13 +20,39 @@ pub enum Change<T> {
     Restart,
     /// An object is there, or is there in a new state. It arrived with the list or later.
     Applied(Box<T>),
-    /// An object that could not be read as its kind: its namespace, name, and why.
-    Malformed(String, String, String),
+    /// An object that is there and cannot be read as its kind.
+    Malformed(Malformed),
     Deleted(Box<T>),
+    /// An object that could not be read as its kind is gone.
+    MalformedDeleted(Malformed),
     /// The list is complete.
     Synced,
     /// The connection failed; the text is for the log.
     Broken(String),
+}
+
+/// What is known of an object that cannot be read.
+#[derive(Clone, Debug, Default)]
+pub struct Malformed {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub version: String,
+    /// Why it cannot be read.
+    pub why: String,
+}
+
+impl From<kube::core::error_boundary::InvalidObject> for Malformed {
+    fn from(invalid: kube::core::error_boundary::InvalidObject) -> Self {
+        let why: String = invalid.error.to_string().chars().take(500).collect();
+        Self {
+            namespace: invalid.metadata.namespace.unwrap_or_default(),
+            name: invalid.metadata.name.unwrap_or_default(),
+            uid: invalid.metadata.uid.unwrap_or_default(),
+            version: invalid.metadata.resource_version.unwrap_or_default(),
+            why,
+        }
+    }
 }
 
 fn slim<K: ResourceExt>(object: &mut K) {
@@ -41,14 +65,7 @@ fn changes<K>(api: Api<DeserializeGuard<K>>) -> impl Stream<Item = Change<K>> + 
 where
     K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    changes_with(api, Config::default())
-}
-
-fn changes_with<K>(api: Api<DeserializeGuard<K>>, config: Config) -> impl Stream<Item = Change<K>> + Send
-where
-    K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    watcher::watcher(api, config.page_size(250)).default_backoff().map(|event| match event {
+    watcher::watcher(api, Config::default().page_size(250)).default_backoff().map(|event| match event {
         Ok(watcher::Event::Init) => Change::Restart,
         Ok(watcher::Event::InitDone) => Change::Synced,
         Ok(watcher::Event::InitApply(guard) | watcher::Event::Apply(guard)) => match guard.0 {
@@ -56,18 +73,11 @@ where
                 slim(&mut object);
                 Change::Applied(Box::new(object))
             }
-            Err(invalid) => {
-                let name = invalid.metadata.name.unwrap_or_default();
-                Change::Malformed(invalid.metadata.namespace.unwrap_or_default(), name, invalid.error.to_string())
-            }
+            Err(invalid) => Change::Malformed(invalid.into()),
         },
         Ok(watcher::Event::Delete(guard)) => match guard.0 {
             Ok(object) => Change::Deleted(Box::new(object)),
-            Err(invalid) => Change::Malformed(
-                invalid.metadata.namespace.unwrap_or_default(),
-                invalid.metadata.name.unwrap_or_default(),
-                "deleted".into(),
-            ),
+            Err(invalid) => Change::MalformedDeleted(invalid.into()),
         },
         Err(e) => Change::Broken(e.to_string()),
     })
@@ -97,36 +107,7 @@ pub fn guardrails(client: Client) -> impl Stream<Item = Change<InvokerGuardrail>
     changes(Api::all(client))
 }
 
-/// Records of writes that corrected drift.
-pub fn corrections(client: Client) -> impl Stream<Item = Change<InvokerChange>> + Send {
-    let label = format!("{REASON_LABEL}={}", ChangeReason::Drift.as_str());
-    changes_with(Api::all(client), Config::default().labels(&label))
-}
-
 /// Changes of the ledger.
 pub fn ledgers(client: Client) -> impl Stream<Item = Change<InvokerLedger>> + Send {
     changes(Api::all(client))
-}
-
-/// Texts that repeat over thousands of objects, kept once.
-#[derive(Debug, Default)]
-pub struct Interner {
-    texts: std::collections::HashSet<Arc<str>>,
-    /// Size at which those that nobody uses any more are let go.
-    sweep_at: usize,
-}
-
-impl Interner {
-    /// The shared copy of a text.
-    pub fn share(&mut self, text: &Arc<str>) -> Arc<str> {
-        if let Some(shared) = self.texts.get(text) {
-            return shared.clone();
-        }
-        if self.texts.len() >= self.sweep_at.max(1024) {
-            self.texts.retain(|t| Arc::strong_count(t) > 1);
-            self.sweep_at = self.texts.len() * 2;
-        }
-        self.texts.insert(text.clone());
-        text.clone()
-    }
 }

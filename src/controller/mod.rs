@@ -1,43 +1,66 @@
 //! The controller: watches feed the index, the index feeds the queue, workers reconcile services, and what they find
 //! becomes the status of policies.
+//!
+//! | module | what it owns |
+//! |---|---|
+//! | [`watches`] | what comes in from the store, and what each change sets in motion |
+//! | [`listings`] | when projects are listed |
+//! | [`rollbacks`] | records that policies want to go back behind |
+//! | [`audit_events`] | what the audit log told, and whether it can be relied on |
+//! | [`queue`] | which service is worked on next |
+//! | [`gather`], [`reconcile`] | one service, once |
+//! | [`service_memory`] | what is remembered of a service between looks |
+//! | [`change_log`] | open writes, records, and how long these are kept |
+//! | [`circuit_breaker`] | whether drift is corrected at all |
+//! | [`observation`] | what was found, handed to policies and metrics |
+//! | [`status_writer`] | statuses, finalizers, events |
+//! | [`shards`] | what changes when a shard comes here, and when it goes |
+//! | [`owned`], [`due`] | locks and their order; keys with a time |
 
-mod circuit;
-pub mod events;
-mod feed;
+pub mod audit_events;
+mod change_log;
+mod circuit_breaker;
+mod due;
+mod gather;
+mod listings;
+mod observation;
+mod owned;
 pub mod queue;
 mod reconcile;
-mod records;
-mod report;
+mod rollbacks;
+mod service_memory;
 mod shards;
-mod tell;
+mod status_writer;
+mod watches;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use jiff::Timestamp;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use tracing::Instrument as _;
 
 use crate::{
-    cloudrun::{CloudRun, Priority},
-    cluster::{Cluster, index::Index},
+    cloudrun::{CloudRun, limit::Limited},
+    cluster::Cluster,
     history::Retention,
-    iam::{Grant, RunService},
+    index::Index,
     leader::Shards,
     metrics::{Metrics, PolicySeries},
-    plan::{
-        RejectedMember, Settings,
-        drift::{Breaker, BreakerLimits, Memory},
-    },
+    plan::{Settings, drift::BreakerLimits},
 };
-use queue::Queue;
-use report::Reports;
+use owned::{Owned, Rank};
+pub use queue::Priority;
+use queue::{End, Job, Queue};
 
 /// What does not change while the controller runs.
 #[derive(Clone)]
@@ -47,10 +70,10 @@ pub struct Options {
     /// When corrections of drift are too many.
     pub breaker: BreakerLimits,
     /// Audit events, where there are any.
-    pub events: Option<events::EventOptions>,
+    pub events: Option<audit_events::EventOptions>,
     /// How long records of changes are kept.
     pub retention: Retention,
-    /// Services worked on at once.
+    /// Services that were taken up lately and are not done.
     pub workers: usize,
     /// The wall clock.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
@@ -62,99 +85,70 @@ pub struct Options {
     pub grace: Duration,
 }
 
-/// A member that IAM refused, and when it is tried again.
-#[derive(Clone, Debug)]
-struct Refused {
-    aside: RejectedMember,
-    until: Instant,
-    times: u32,
-    /// Fingerprint of the declarations that asked; another one is a reason to try at once.
-    asked_by: u64,
-}
-
-/// What is kept about a service between looks.
-#[derive(Debug, Default)]
-struct ServiceMemory {
-    memory: Memory,
-    /// The statuses were asked what they know of the time before.
-    asked: bool,
-    /// When it was last found as declared.
-    in_sync_at: Option<Instant>,
-    /// What audit events told; only where there are any.
-    witness: Option<Box<events::Witness>>,
-}
-
-/// The controller and all that its tasks share.
+/// The controller and all that its tasks share. Each part owns its state; the order of their locks is that of
+/// [`owned::Rank`].
 pub struct Controller<C> {
-    cloud: Arc<C>,
+    cloud: Limited<C>,
     cluster: Cluster,
     options: Options,
     metrics: Arc<Metrics>,
     shards: Arc<Shards>,
     /// For each shard the term of it that was taken up: what was left from before is known, and work may begin.
-    taken: Mutex<Vec<Option<u64>>>,
-    index: Mutex<Index>,
+    taken: Owned<Vec<Option<u64>>>,
+    index: Owned<Index>,
     queue: Queue,
-    events: events::Events,
-    reports: Reports,
-    refused: Mutex<HashMap<RunService, BTreeMap<Grant, Refused>>>,
-    kept: Mutex<HashMap<RunService, ServiceMemory>>,
-    open_changes: Mutex<HashMap<RunService, Vec<records::Open>>>,
-    breaker: Mutex<Breaker>,
-    /// Names of the records of corrections that the breaker counted, by time.
-    counted: Mutex<HashMap<String, Timestamp>>,
-    /// Services with drift that only the breaker keeps from being corrected.
-    waiting_for_circuit: Mutex<BTreeSet<RunService>>,
+    memories: service_memory::ServiceMemories,
+    change_log: change_log::ChangeLog,
+    breaker: circuit_breaker::CircuitBreaker,
+    audit_events: audit_events::AuditEvents,
+    listings: listings::Listings,
+    rollbacks: rollbacks::Rollbacks,
+    statuses: status_writer::StatusWriter,
     /// The zero of the slots in which services are read.
     started: Instant,
-    lists: feed::Lists,
     policies_synced: AtomicBool,
     ledgers_synced: AtomicBool,
     guardrails_synced: AtomicBool,
     /// Some policy names a ServiceAccount.
-    accounts_wanted: tokio::sync::Notify,
-    /// When a service was last taken up, for the watchdog.
-    last_turn: Mutex<Instant>,
+    accounts_wanted: Notify,
+    /// When a service was last taken up, for the watchdog: time since the start.
+    last_turn: Owned<Duration>,
     /// A task that runs for ever has ended.
     broken: AtomicBool,
 }
 
 impl<C: CloudRun> Controller<C> {
-    pub fn new(cloud: C, cluster: Cluster, options: Options, metrics: Arc<Metrics>, shards: Arc<Shards>) -> Arc<Self> {
+    pub fn new(
+        cloud: Limited<C>,
+        cluster: Cluster,
+        options: Options,
+        metrics: Arc<Metrics>,
+        shards: Arc<Shards>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            cloud: Arc::new(cloud),
             cluster,
-            index: Mutex::new(Index::new(options.settings.limits)),
-            breaker: Mutex::new(Breaker::new(options.breaker)),
-            options,
             metrics,
-            taken: Mutex::new(vec![None; shards.count()]),
+            taken: Owned::new(Rank::Shards, vec![None; shards.count()]),
+            index: Owned::new(Rank::Index, Index::new(options.settings.limits)),
+            queue: Queue::new(cloud.budgets().clone(), options.workers),
+            memories: service_memory::ServiceMemories::default(),
+            change_log: change_log::ChangeLog::default(),
+            breaker: circuit_breaker::CircuitBreaker::new(options.breaker),
+            audit_events: audit_events::AuditEvents::default(),
+            listings: listings::Listings::default(),
+            rollbacks: rollbacks::Rollbacks::default(),
+            statuses: status_writer::StatusWriter::default(),
+            cloud,
+            options,
             shards,
-            counted: Mutex::default(),
-            queue: Queue::default(),
-            events: events::Events::default(),
-            reports: Reports::default(),
-            refused: Mutex::default(),
-            kept: Mutex::default(),
-            open_changes: Mutex::default(),
-            waiting_for_circuit: Mutex::default(),
             started: Instant::now(),
-            lists: feed::Lists::default(),
             policies_synced: AtomicBool::new(false),
             ledgers_synced: AtomicBool::new(false),
             guardrails_synced: AtomicBool::new(false),
-            accounts_wanted: tokio::sync::Notify::new(),
-            last_turn: Mutex::new(Instant::now()),
+            accounts_wanted: Notify::new(),
+            last_turn: Owned::new(Rank::Shards, Duration::ZERO),
             broken: AtomicBool::new(false),
         })
-    }
-
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn kept(&self) -> MutexGuard<'_, HashMap<RunService, ServiceMemory>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Time on the monotonic clock since the controller was made.
@@ -184,7 +178,7 @@ impl<C: CloudRun> Controller<C> {
             return Err("a task that must not end has ended; see the log".into());
         }
         let waiting: usize = self.queue.depths().iter().sum();
-        let idle = self.last_turn.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
+        let idle = self.elapsed().saturating_sub(self.last_turn.with(|t| *t));
         if waiting > 0
             && self.queue.running() == 0
             && self.shards.holds_any()
@@ -198,31 +192,36 @@ impl<C: CloudRun> Controller<C> {
 
     /// Brings the gauges that are read from state up to date; returns the series of the policies.
     pub fn refresh_gauges(&self) -> PolicySeries {
-        for (lane, depth) in Priority::ALL.iter().zip(self.queue.depths()) {
-            self.metrics.queue_depth.with_label_values(&[lane.label()]).set(depth as i64);
+        for (priority, depth) in Priority::ALL.iter().zip(self.queue.depths()) {
+            self.metrics.queue_depth.with_label_values(&[priority.label()]).set(depth as i64);
         }
         self.shard_gauges();
-        self.metrics.circuit_open.set(i64::from(self.circuit_is_open()));
-        report::gauges(&self.index(), &self.metrics, self.now(), &|project| self.works_on(project))
+        self.metrics.circuit_open.set(i64::from(self.breaker.is_open()));
+        let now = self.now();
+        self.index.with(|i| status_writer::gauges(i, &self.metrics, now, &|project| self.works_on(project)))
     }
 
-    /// Runs until `stop` is true; then finishes what is in flight and starts nothing new.
+    /// Runs until `stop` is true; then finishes what is in flight and starts nothing new. When this is dropped, nothing of
+    /// it goes on.
     pub async fn run(self: &Arc<Self>, stop: watch::Receiver<bool>) {
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(feed::policies(self.clone()));
-        tasks.spawn(feed::ledgers(self.clone()));
-        tasks.spawn(feed::guardrails(self.clone()));
-        tasks.spawn(feed::accounts(self.clone()));
+        let mut tasks = JoinSet::new();
+        let (unreadable, to_mark) = Self::unreadable();
+        tasks.spawn(self.clone().watch_policies(unreadable));
+        tasks.spawn(self.clone().mark_unreadable(to_mark));
+        tasks.spawn(self.clone().watch_ledgers());
+        tasks.spawn(self.clone().watch_guardrails());
+        tasks.spawn(self.clone().watch_accounts());
         tasks.spawn(self.clone().follow_shards());
         tasks.spawn(self.clone().watch_circuit());
         tasks.spawn(self.clone().watch_events());
-        tasks.spawn(feed::corrections(self.clone()));
-        tasks.spawn(self.clone().thin_out());
-        tasks.spawn(feed::lists(self.clone(), stop.clone()));
-        // Reports end after the work does: what it finds last still gets out.
+        tasks.spawn(self.clone().tend_change_log());
+        tasks.spawn(self.clone().thin_out_hourly());
+        tasks.spawn(self.clone().list_projects());
+        tasks.spawn(self.clone().load_rollbacks());
+        // Statuses end after the work does: what it finds last still gets out.
         let (drained, after_work) = watch::channel(false);
-        let mut reports = tokio::task::JoinSet::new();
-        reports.spawn(report::run(self.clone(), after_work));
+        let mut statuses = JoinSet::new();
+        statuses.spawn(self.clone().write_statuses(after_work));
         let watchdog = async {
             // Each of them runs until it is aborted.
             if let Some(ended) = tasks.join_next().await {
@@ -238,39 +237,20 @@ impl<C: CloudRun> Controller<C> {
         }
         tasks.abort_all();
         drained.send_replace(true);
-        let _ = tokio::time::timeout(self.options.grace, reports.join_next()).await;
+        let _ = tokio::time::timeout(self.options.grace, statuses.join_next()).await;
     }
 
     /// Hands services to workers, if their shard is worked on here.
     async fn work(self: &Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut running = tokio::task::JoinSet::new();
+        let mut running = JoinSet::new();
         loop {
             while running.try_join_next().is_some() {}
-            let turn = async {
-                while running.len() >= self.options.workers {
-                    running.join_next().await;
-                }
-                self.queue.next().await
-            };
             let job = tokio::select! {
                 biased;
                 _ = stop.wait_for(|s| *s) => break,
-                job = turn => job,
+                job = self.queue.next() => job,
             };
-            let Some(turn) = self.enter(&job.service.project) else {
-                // The shard went away; whoever takes it up knows what there is to do.
-                self.queue.done(&job.service, false);
-                self.queue.forget(&job.service);
-                continue;
-            };
-            *self.last_turn.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-            let this = self.clone();
-            let span = tracing::info_span!("service", service = %job.service, lane = job.lane.label());
-            let round = async move {
-                this.round(job).await;
-                drop(turn);
-            };
-            running.spawn(round.instrument(span));
+            self.begin(job, &mut running);
         }
         tracing::info!(in_flight = running.len(), "stopping: finishing what is in flight");
         let drained =
@@ -278,6 +258,25 @@ impl<C: CloudRun> Controller<C> {
         if drained.is_err() {
             tracing::warn!("the grace period ended before the work in flight did; what is left is safe by its etags");
         }
+    }
+
+    fn begin(self: &Arc<Self>, job: Job, running: &mut JoinSet<()>) {
+        let service = job.service.clone();
+        let Some(guard) = self.enter(&service.project) else {
+            // The shard went away; whoever takes it up knows what there is to do.
+            self.queue.done(job, End::Over);
+            self.queue.forget(&service);
+            return;
+        };
+        let since_start = self.elapsed();
+        self.last_turn.with(|t| *t = since_start);
+        let this = self.clone();
+        let span = tracing::info_span!("service", %service, priority = job.priority.label());
+        let round = async move {
+            this.reconcile(job).await;
+            drop(guard);
+        };
+        running.spawn(round.instrument(span));
     }
 }
 

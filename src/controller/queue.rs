@@ -1,47 +1,145 @@
-//! The queue of services: four lanes that age, one worker per service, requests that fold into one.
+//! The queue of services: four priorities that age, one worker per service, requests that fold into one, and nobody taken up
+//! before its calls may be made.
 //!
-//! Waiting work is kept by project and region, so that a place whose budget is spent holds nobody else up.
+//! Waiting work is kept by project and region, which is how Google counts. A service is handed out together with the tokens
+//! for its calls, so that what waits for quota occupies nothing: neither a worker nor a place that others need. A service
+//! that turned out to need a write waits among the changers of its place, in the order in which that was found out.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{cloudrun::Priority, iam::RunService};
+use super::{
+    due::{Crowd, Due, Place as Seat},
+    owned::{Owned, Rank},
+};
+use crate::{
+    cloudrun::limit::{Budgets, Needs, Place, Tokens},
+    iam::RunService,
+};
 
-/// Services of one project and region that are worked on at once; a declared change may go a little beyond.
-const PER_PLACE: usize = 32;
+/// Services of one place that were taken up lately and are not done; a declared change may go a little beyond.
+const PER_PLACE: usize = 16;
 const EXTRA_FOR_DECLARED: usize = 8;
-/// Every so many turns the one that waited longest is served, whatever its lane: no lane can starve.
+/// Services of one place under way at all, however slow.
+const MOST_PER_PLACE: usize = 64;
+/// Services under way at all, for each worker. A place where nothing is under way goes beyond.
+const MOST_PER_WORKER: usize = 64;
+/// Every so many turns the one that waited longest is served, whatever its priority: none can starve.
 const AGED_TURN: u64 = 4;
 
-type Place = (Arc<str>, Arc<str>);
+/// Why a service is looked at, in the order in which it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// A person declared something and waits.
+    Declared,
+    /// Something says that reality changed.
+    Drift,
+    /// Work that failed is taken up again.
+    Retry,
+    /// The regular look.
+    Periodic,
+}
 
-#[derive(Debug)]
+impl Priority {
+    pub const ALL: [Self; 4] = [Self::Declared, Self::Drift, Self::Retry, Self::Periodic];
+
+    /// Label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Declared => "declared",
+            Self::Drift => "drift",
+            Self::Retry => "retry",
+            Self::Periodic => "periodic",
+        }
+    }
+}
+
+/// A turn in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Turn {
+    priority: Priority,
+    ticket: u64,
+    since: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    since: Instant,
+    /// In the crowd of everything, and in that of its place.
+    seats: (Seat, Seat),
+}
+
+#[derive(Debug, Default)]
 struct Item {
-    /// Lane, ticket and since when, if it waits.
-    queued: Option<(Priority, u64, Instant)>,
-    running: Option<Instant>,
+    queued: Option<(Turn, Group)>,
+    running: Option<Running>,
     /// Came in while it was worked on: once more after that.
     again: Option<Priority>,
-    timer: Option<(Instant, u64, Priority)>,
+    timer: Option<Priority>,
+    /// Its turn among the changers, while it has something to write: a new wish does not cost it its place.
+    changer: Option<Turn>,
     failures: u32,
 }
 
+/// What a service waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// A look.
+    Readers,
+    /// A look, a write and a look.
+    Changers,
+}
+
+impl Group {
+    fn needs(self) -> Needs {
+        match self {
+            Self::Readers => Needs::READ,
+            Self::Changers => Needs::CHANGE,
+        }
+    }
+}
+
+type Lanes = [BTreeMap<u64, RunService>; 4];
+
 #[derive(Debug, Default)]
 struct Waiting {
-    lanes: [BTreeMap<u64, RunService>; 4],
-    running: usize,
+    readers: Lanes,
+    changers: Lanes,
+    crowd: Crowd,
+    turns: u64,
+    /// The budget was asked and has nothing before then.
+    dry_until: Option<Instant>,
+}
+
+impl Waiting {
+    fn lanes(&mut self, group: Group) -> &mut Lanes {
+        match group {
+            Group::Readers => &mut self.readers,
+            Group::Changers => &mut self.changers,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.crowd.is_empty() && self.readers.iter().chain(&self.changers).all(BTreeMap::is_empty)
+    }
+
+    fn depth(&self, priority: Priority) -> usize {
+        self.readers[priority as usize].len() + self.changers[priority as usize].len()
+    }
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct State {
     items: HashMap<RunService, Item>,
     places: BTreeMap<Place, Waiting>,
-    timers: BTreeSet<(Instant, u64, RunService)>,
+    timers: Due<RunService>,
+    crowd: Crowd,
     ticket: u64,
     turns: u64,
     /// Where the next round over the places begins.
@@ -49,63 +147,71 @@ struct Inner {
 }
 
 /// A queue of services.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
-    inner: Mutex<Inner>,
+    state: Owned<State>,
     changed: Notify,
+    budgets: Arc<Budgets>,
+    workers: usize,
 }
 
-/// A service to work on, and in which lane it came up.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A service to work on, with the right to its calls.
+#[derive(Debug)]
 pub struct Job {
     pub service: RunService,
-    pub lane: Priority,
+    pub priority: Priority,
+    /// Since when it waited.
+    pub since: Instant,
     pub waited: Duration,
+    pub tokens: Tokens,
+}
+
+/// How work on a service ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Over,
+    /// Counts towards back-off.
+    Failed,
+    /// There is something to write, and it has to wait for the right to.
+    Waits,
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    /// `workers`: services that were taken up lately and are not done, over everything.
+    pub fn new(budgets: Arc<Budgets>, workers: usize) -> Self {
+        let state = Owned::new(Rank::Queue, State::default());
+        Self { state, changed: Notify::new(), budgets, workers: workers.max(1) }
     }
 
-    /// Asks for a service to be worked on. Equal requests fold; the more urgent lane counts.
-    pub fn add(&self, service: &RunService, lane: Priority) {
-        self.lock().add(service, lane, Instant::now());
-        self.changed.notify_waiters();
+    /// Asks for a service to be worked on. Equal requests fold; the more urgent priority counts.
+    pub fn add(&self, service: &RunService, priority: Priority) {
+        self.add_all([service], priority);
     }
 
     /// Asks for many at once.
-    pub fn add_all<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, lane: Priority) {
+    pub fn add_all<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, priority: Priority) {
         let now = Instant::now();
-        let mut inner = self.lock();
-        for service in services {
-            inner.add(service, lane, now);
-        }
-        drop(inner);
+        self.state.with(|s| services.into_iter().for_each(|service| s.add(service, priority, now)));
         self.changed.notify_waiters();
     }
 
     /// Asks for a service at a later time, unless an earlier one is set already.
-    pub fn add_at(&self, service: &RunService, lane: Priority, at: Instant) {
-        self.lock().set_timer(service, lane, at);
+    pub fn add_at(&self, service: &RunService, priority: Priority, at: Instant) {
+        self.state.with(|s| s.set_timer(service, priority, at));
         self.changed.notify_waiters();
     }
 
-    /// The next job. Waits until there is one.
+    /// The next job. Waits until there is one whose calls may be made.
     pub async fn next(&self) -> Job {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let (job, wake) = {
-                let mut inner = self.lock();
-                let now = Instant::now();
-                inner.ring(now);
-                (inner.pick(now), inner.timers.first().map(|t| t.0))
+            let now = Instant::now();
+            let wake = match self.state.with(|s| s.pick(now, &self.budgets, self.workers)) {
+                Ok(job) => return job,
+                Err(wake) => wake,
             };
-            if let Some(job) = job {
-                return job;
-            }
             match wake {
                 Some(at) => {
                     tokio::select! {
@@ -119,188 +225,324 @@ impl Queue {
         }
     }
 
-    /// A job is over. `failed` counts towards back-off; the number of failures in a row comes back.
-    pub fn done(&self, service: &RunService, failed: bool) -> u32 {
-        let mut inner = self.lock();
-        let failures = inner.done(service, failed, Instant::now());
-        drop(inner);
+    /// A job is over. The number of failures in a row comes back.
+    pub fn done(&self, job: Job, end: End) -> u32 {
+        let Job { service, priority, since, tokens, .. } = job;
+        // What was not used goes back before anybody is told.
+        drop(tokens);
+        let now = Instant::now();
+        let failures = self.state.with(|s| s.done(&service, priority, since, end, now));
         self.changed.notify_waiters();
         failures
     }
 
     /// Forgets timers of a service that nobody is about any more.
     pub fn forget(&self, service: &RunService) {
-        let mut inner = self.lock();
-        if let Some(item) = inner.items.get_mut(service) {
-            let timer = item.timer.take();
-            if item.queued.is_none() && item.running.is_none() {
-                inner.items.remove(service);
-            }
-            if let Some((at, ticket, _)) = timer {
-                inner.timers.remove(&(at, ticket, service.clone()));
-            }
-        }
+        self.state.with(|s| s.forget(service));
     }
 
-    /// How many wait in each lane.
+    /// Forgets all that waits of these services.
+    pub fn let_go(&self, among: impl Fn(&RunService) -> bool) {
+        self.state.with(|s| s.let_go(&among));
+    }
+
+    /// How many wait in each priority.
     pub fn depths(&self) -> [usize; 4] {
-        let inner = self.lock();
-        let mut depths = [0; 4];
-        for waiting in inner.places.values() {
-            for (depth, lane) in depths.iter_mut().zip(&waiting.lanes) {
-                *depth += lane.len();
-            }
-        }
-        depths
+        self.state.with(|s| Priority::ALL.map(|p| s.places.values().map(|w| w.depth(p)).sum()))
     }
 
     /// How many are being worked on.
     pub fn running(&self) -> usize {
-        self.lock().places.values().map(|p| p.running).sum()
+        self.state.with(|s| s.crowd.len())
     }
 
     /// Whether a service is being worked on.
     pub fn is_running(&self, service: &RunService) -> bool {
-        self.lock().items.get(service).is_some_and(|i| i.running.is_some())
+        self.state.with(|s| s.items.get(service).is_some_and(|i| i.running.is_some()))
     }
 
     /// How long the longest job has been running.
     pub fn longest_running(&self) -> Duration {
         let now = Instant::now();
-        self.lock().items.values().filter_map(|i| i.running).map(|since| now - since).max().unwrap_or_default()
+        let since = self.state.with(|s| s.items.values().filter_map(|i| i.running).map(|r| r.since).min());
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 }
 
-fn place(service: &RunService) -> Place {
-    (service.project.clone(), service.region.clone())
+/// One that could be taken up now.
+struct Candidate {
+    place: Place,
+    group: Group,
+    turn: Turn,
 }
 
-impl Inner {
-    fn item(&mut self, service: &RunService) -> &mut Item {
-        self.items.entry(service.clone()).or_insert(Item {
-            queued: None,
-            running: None,
-            again: None,
-            timer: None,
-            failures: 0,
-        })
-    }
-
-    fn add(&mut self, service: &RunService, lane: Priority, now: Instant) {
+impl State {
+    fn ticket(&mut self) -> u64 {
         self.ticket += 1;
-        let ticket = self.ticket;
-        let item = self.item(service);
+        self.ticket
+    }
+
+    fn add(&mut self, service: &RunService, priority: Priority, now: Instant) {
+        let ticket = self.ticket();
+        let item = self.items.entry(service.clone()).or_default();
         if item.running.is_some() {
-            item.again = Some(item.again.map_or(lane, |l| l.min(lane)));
+            item.again = Some(item.again.map_or(priority, |p| p.min(priority)));
             return;
+        }
+        if item.timer.take().is_some() {
+            // Whatever was set for later is answered by this.
+            self.timers.remove(service);
         }
         let before = item.queued;
-        if before.is_some_and(|(l, _, _)| l <= lane) {
+        if before.is_some_and(|(turn, group)| group == Group::Readers && turn.priority <= priority) {
             return;
         }
-        item.queued = Some((lane, ticket, before.map_or(now, |(_, _, since)| since)));
-        // Whatever was set for later is answered by this.
-        let timer = item.timer.take();
-        if let Some((at, t, _)) = timer {
-            self.timers.remove(&(at, t, service.clone()));
-        }
-        let waiting = self.places.entry(place(service)).or_default();
-        if let Some((l, t, _)) = before {
-            waiting.lanes[l as usize].remove(&t);
-        }
-        waiting.lanes[lane as usize].insert(ticket, service.clone());
+        let priority = before.map_or(priority, |(turn, _)| turn.priority.min(priority));
+        let since = before.map_or(now, |(turn, _)| turn.since);
+        self.unqueue(service);
+        self.enqueue(service, Turn { priority, ticket, since }, Group::Readers);
     }
 
-    fn set_timer(&mut self, service: &RunService, lane: Priority, at: Instant) {
-        self.ticket += 1;
-        let ticket = self.ticket;
-        let item = self.item(service);
-        if item.queued.is_some() || item.again.is_some() || item.timer.is_some_and(|(t, _, _)| t <= at) {
+    fn enqueue(&mut self, service: &RunService, turn: Turn, group: Group) {
+        let waiting = self.places.entry(Place::of(service)).or_default();
+        waiting.lanes(group)[turn.priority as usize].insert(turn.ticket, service.clone());
+        waiting.dry_until = None;
+        self.items.entry(service.clone()).or_default().queued = Some((turn, group));
+    }
+
+    fn unqueue(&mut self, service: &RunService) {
+        let queued = self.items.get_mut(service).and_then(|i| i.queued.take());
+        let Some((turn, group)) = queued else { return };
+        let place = Place::of(service);
+        if let Some(waiting) = self.places.get_mut(&place) {
+            waiting.lanes(group)[turn.priority as usize].remove(&turn.ticket);
+        }
+        self.tidy(&place);
+    }
+
+    fn tidy(&mut self, place: &Place) {
+        if self.places.get(place).is_some_and(Waiting::is_idle) {
+            self.places.remove(place);
+        }
+    }
+
+    fn set_timer(&mut self, service: &RunService, priority: Priority, at: Instant) {
+        let item = self.items.entry(service.clone()).or_default();
+        if item.queued.is_some() || item.again.is_some() {
             return;
         }
-        let before = item.timer.replace((at, ticket, lane));
-        if let Some((t, old, _)) = before {
-            self.timers.remove(&(t, old, service.clone()));
+        if self.timers.at(service).is_none_or(|before| at < before) {
+            item.timer = Some(priority);
+            self.timers.exactly(service, at);
         }
-        self.timers.insert((at, ticket, service.clone()));
     }
 
     /// Moves what is due into its lane.
     fn ring(&mut self, now: Instant) {
-        while self.timers.first().is_some_and(|t| t.0 <= now) {
-            let Some((_, _, service)) = self.timers.pop_first() else { break };
-            let Some((_, _, lane)) = self.items.get_mut(&service).and_then(|i| i.timer.take()) else { continue };
-            self.add(&service, lane, now);
+        while let Some(service) = self.timers.take(now, |_| true) {
+            let timer = self.items.get_mut(&service).and_then(|i| i.timer.take());
+            if let Some(priority) = timer {
+                self.add(&service, priority, now);
+            }
         }
     }
 
-    fn pick(&mut self, now: Instant) -> Option<Job> {
+    /// The next job, or when to ask again.
+    fn pick(&mut self, now: Instant, budgets: &Arc<Budgets>, workers: usize) -> Result<Job, Option<Instant>> {
+        self.ring(now);
+        loop {
+            let mut wake = self.timers.wake(|_| true);
+            let Some(chosen) = self.choose(now, budgets, workers, &mut wake) else { return Err(wake) };
+            match budgets.reserve(&chosen.place, chosen.group.needs()) {
+                Ok(tokens) => {
+                    if let Some(job) = self.take(chosen, tokens, now) {
+                        return Ok(job);
+                    }
+                }
+                // Somebody else was faster.
+                Err(wait) => {
+                    if let Some(waiting) = self.places.get_mut(&chosen.place) {
+                        waiting.dry_until = Some(now + wait);
+                    }
+                }
+            }
+        }
+    }
+
+    fn choose(
+        &mut self,
+        now: Instant,
+        budgets: &Budgets,
+        workers: usize,
+        wake: &mut Option<Instant>,
+    ) -> Option<Candidate> {
         self.turns += 1;
-        let mut best: Option<(bool, Priority, Instant, Place, u64)> = None;
         let aged = self.turns.is_multiple_of(AGED_TURN);
-        let start = self.cursor.clone();
-        let after = self.places.range((
-            start.clone().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
-            std::ops::Bound::Unbounded,
-        ));
-        let wrapped = start.iter().flat_map(|c| self.places.range(..=c.clone()));
-        'places: for (name, waiting) in after.chain(wrapped) {
-            for lane in Priority::ALL {
-                let room = PER_PLACE + if lane == Priority::Declared { EXTRA_FOR_DECLARED } else { 0 };
-                if waiting.running >= room {
-                    continue;
-                }
-                let Some((ticket, service)) = waiting.lanes[lane as usize].first_key_value() else { continue };
-                let Some((_, _, since)) = self.items.get(service).and_then(|i| i.queued) else { continue };
-                let better = match &best {
-                    None => true,
-                    Some((_, _, oldest, _, _)) if aged => since < *oldest,
-                    Some((_, l, _, _, _)) => lane < *l,
-                };
-                if better {
-                    best = Some((aged, lane, since, name.clone(), *ticket));
-                }
-                if !aged && lane == Priority::Declared {
-                    break 'places;
-                }
+        let room = self.crowd.has_room(now, workers, workers * MOST_PER_WORKER);
+        if !room {
+            sooner(wake, self.crowd.wake());
+        }
+        let (items, places, cursor) = (&self.items, &mut self.places, self.cursor.as_ref());
+        let mut best: Option<Candidate> = None;
+        // True: there can be no better one.
+        let mut visit = |place: &Place, waiting: &mut Waiting| {
+            if !room && !waiting.crowd.is_empty() {
+                return false;
             }
+            let Some((turn, group)) = waiting.candidate(place, now, budgets, items, wake) else { return false };
+            let better = match &best {
+                None => true,
+                Some(b) if aged => turn.since < b.turn.since,
+                Some(b) => turn.priority < b.turn.priority,
+            };
+            if better {
+                best = Some(Candidate { place: place.clone(), group, turn });
+            }
+            !aged && turn.priority == Priority::Declared
+        };
+        let after = (cursor.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let found = places.range_mut::<Place, _>(after).any(|(p, w)| visit(p, w));
+        if let Some(cursor) = cursor.filter(|_| !found) {
+            places.range_mut::<Place, _>(..=cursor).any(|(p, w)| visit(p, w));
         }
-        let (_, lane, since, name, ticket) = best?;
-        let waiting = self.places.get_mut(&name)?;
-        let service = waiting.lanes[lane as usize].remove(&ticket)?;
-        waiting.running += 1;
-        self.cursor = Some(name);
-        if let Some(item) = self.items.get_mut(&service) {
-            item.queued = None;
-            item.running = Some(now);
-        }
-        Some(Job { service, lane, waited: now.saturating_duration_since(since) })
+        best
     }
 
-    fn done(&mut self, service: &RunService, failed: bool, now: Instant) -> u32 {
+    fn take(&mut self, chosen: Candidate, tokens: Tokens, now: Instant) -> Option<Job> {
+        let Candidate { place, group, turn } = chosen;
+        let waiting = self.places.get_mut(&place)?;
+        let service = waiting.lanes(group)[turn.priority as usize].remove(&turn.ticket)?;
+        waiting.turns += 1;
+        let seats = (self.crowd.enter(now), waiting.crowd.enter(now));
+        self.cursor = Some(place);
+        let item = self.items.entry(service.clone()).or_default();
+        item.queued = None;
+        item.running = Some(Running { since: now, seats });
+        let waited = now.saturating_duration_since(turn.since);
+        Some(Job { service, priority: turn.priority, since: turn.since, waited, tokens })
+    }
+
+    fn done(&mut self, service: &RunService, priority: Priority, since: Instant, end: End, now: Instant) -> u32 {
+        let ticket = self.ticket();
+        let place = Place::of(service);
         let Some(item) = self.items.get_mut(service) else { return 0 };
-        item.running = None;
-        item.failures = if failed { item.failures.saturating_add(1) } else { 0 };
-        let failures = item.failures;
-        let again = item.again.take();
-        let name = place(service);
-        if let Some(waiting) = self.places.get_mut(&name) {
-            waiting.running = waiting.running.saturating_sub(1);
-            if waiting.running == 0 && waiting.lanes.iter().all(BTreeMap::is_empty) {
-                self.places.remove(&name);
+        if let Some(Running { seats, .. }) = item.running.take() {
+            self.crowd.leave(seats.0);
+            if let Some(waiting) = self.places.get_mut(&place) {
+                waiting.crowd.leave(seats.1);
+                waiting.dry_until = None;
             }
         }
-        if let Some(lane) = again {
-            self.add(service, lane, now);
+        item.failures = if end == End::Failed { item.failures.saturating_add(1) } else { 0 };
+        let (failures, again) = (item.failures, item.again.take());
+        if end == End::Waits {
+            let turn = *item.changer.get_or_insert(Turn { priority, ticket, since });
+            let turn = Turn { priority: turn.priority.min(priority), ..turn };
+            item.changer = Some(turn);
+            self.enqueue(service, turn, Group::Changers);
+        } else {
+            item.changer = None;
         }
+        if let Some(priority) = again {
+            self.add(service, priority, now);
+        }
+        self.tidy(&place);
         failures
     }
+
+    fn forget(&mut self, service: &RunService) {
+        let Some(item) = self.items.get_mut(service) else { return };
+        item.timer = None;
+        self.timers.remove(service);
+        if item.queued.is_none() && item.running.is_none() {
+            self.items.remove(service);
+        }
+    }
+
+    fn let_go(&mut self, among: &dyn Fn(&RunService) -> bool) {
+        let services: Vec<RunService> = self.items.keys().filter(|s| among(s)).cloned().collect();
+        for service in services {
+            self.unqueue(&service);
+            if let Some(item) = self.items.get_mut(&service) {
+                item.again = None;
+                item.changer = None;
+            }
+            self.forget(&service);
+        }
+    }
+}
+
+/// The earlier of two times to wake up at.
+fn sooner(wake: &mut Option<Instant>, at: Option<Instant>) {
+    *wake = wake.iter().copied().chain(at).min();
+}
+
+impl Waiting {
+    /// Who of this place could be taken up now. If nobody, `wake` is told when to ask again.
+    fn candidate(
+        &mut self,
+        place: &Place,
+        now: Instant,
+        budgets: &Budgets,
+        items: &HashMap<RunService, Item>,
+        wake: &mut Option<Instant>,
+    ) -> Option<(Turn, Group)> {
+        if let Some(until) = self.dry_until.filter(|until| *until > now) {
+            sooner(wake, Some(until));
+            return None;
+        }
+        let aged = self.turns % AGED_TURN == AGED_TURN - 1;
+        let room = self.crowd.has_room(now, PER_PLACE, MOST_PER_PLACE);
+        let declared = room || self.crowd.has_room(now, PER_PLACE + EXTRA_FOR_DECLARED, MOST_PER_PLACE);
+        let heads = |lanes: &Lanes, group| -> Option<(Turn, Group)> {
+            let heads = lanes.iter().filter_map(|lane| lane.first_key_value());
+            let turns = heads.filter_map(|(_, service)| items.get(service)?.queued).map(|(turn, _)| turn);
+            let fits = turns.filter(|t| room || (declared && t.priority == Priority::Declared));
+            fits.min_by_key(|t| order(t, aged)).map(|t| (t, group))
+        };
+        let (reader, changer) = (heads(&self.readers, Group::Readers), heads(&self.changers, Group::Changers));
+        let first = reader.into_iter().chain(changer).min_by_key(|(t, _)| order(t, aged));
+        let Some(first) = first else {
+            sooner(wake, self.crowd.wake());
+            return None;
+        };
+        let wait = budgets.wait(place, first.1.needs());
+        if wait.is_zero() {
+            return Some(first);
+        }
+        // Whoever only looks goes ahead of one that waits for the right to write; not of one that waits for the right to
+        // look, or it would wait for ever.
+        let only_writes = || !budgets.wait(place, Needs { reads: 0, writes: 1 }).is_zero();
+        let mut dry = wait;
+        if let Some(reader) = reader.filter(|_| first.1 == Group::Changers && only_writes()) {
+            let wait = budgets.wait(place, Needs::READ);
+            if wait.is_zero() {
+                return Some(reader);
+            }
+            dry = dry.min(wait);
+        }
+        self.dry_until = Some(now + dry);
+        sooner(wake, self.dry_until);
+        None
+    }
+}
+
+fn order(turn: &Turn, aged: bool) -> (Option<Priority>, Instant, u64) {
+    if aged { (None, turn.since, turn.ticket) } else { (Some(turn.priority), turn.since, turn.ticket) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloudrun::limit::Budget;
 
+    fn queue_with(budget: Budget) -> Queue {
+        Queue::new(Budgets::new(budget), 64)
+    }
+    fn queue() -> Queue {
+        // Enough for whatever is not about budgets.
+        queue_with(Budget { reads_per_minute: 1_000_000, writes_per_minute: 1_000_000, concurrency: 64 })
+    }
     fn s(name: &str) -> RunService {
         RunService::new("p", "r", name)
     }
@@ -312,33 +554,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn equal_requests_fold_and_the_urgent_lane_counts() {
-        let q = Queue::default();
+    async fn equal_requests_fold_and_the_urgent_priority_counts() {
+        let q = queue();
         q.add(&s("a"), Priority::Periodic);
         q.add(&s("a"), Priority::Declared);
         q.add(&s("a"), Priority::Periodic);
-        assert_eq!(pop(&q).await.lane, Priority::Declared);
-        q.done(&s("a"), false);
+        let job = pop(&q).await;
+        assert_eq!(job.priority, Priority::Declared);
+        q.done(job, End::Over);
         assert!(nothing(&q).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_service_is_never_worked_on_twice_at_once() {
-        let q = Queue::default();
+        let q = queue();
         q.add(&s("a"), Priority::Drift);
-        pop(&q).await;
+        let job = pop(&q).await;
         q.add(&s("a"), Priority::Drift);
         q.add(&s("a"), Priority::Periodic);
-        assert!(nothing(&q).await);
-        q.done(&s("a"), false);
-        assert_eq!(pop(&q).await.lane, Priority::Drift);
-        q.done(&s("a"), false);
+        assert!(nothing(&q).await && q.is_running(&s("a")));
+        q.done(job, End::Over);
+        let job = pop(&q).await;
+        assert_eq!(job.priority, Priority::Drift);
+        q.done(job, End::Over);
         assert!(nothing(&q).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_declared_change_does_not_wait_behind_ten_thousand_others() {
-        let q = Queue::default();
+        let q = queue();
         for i in 0..10_000 {
             q.add(&RunService::new("p", format!("r{}", i % 50), format!("s{i}")), Priority::Periodic);
         }
@@ -351,8 +595,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_busy_lane_does_not_starve_a_lower_one() {
-        let q = Queue::default();
+    async fn a_busy_priority_does_not_starve_a_lower_one() {
+        let q = queue();
         q.add(&s("old"), Priority::Periodic);
         tokio::time::advance(Duration::from_secs(1)).await;
         for i in 0..100 {
@@ -363,19 +607,20 @@ mod tests {
             if job.service == s("old") {
                 return;
             }
-            q.done(&job.service, false);
+            q.done(job, End::Over);
             assert!(turn < 7, "the periodic look starved");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_place_that_is_full_holds_nobody_else_up() {
-        let q = Queue::default();
+        let q = queue();
         for i in 0..100 {
             q.add(&s(&format!("s{i}")), Priority::Drift);
         }
+        let mut jobs = Vec::new();
         for _ in 0..PER_PLACE {
-            pop(&q).await;
+            jobs.push(pop(&q).await);
         }
         assert!(nothing(&q).await);
         q.add(&RunService::new("other", "r", "x"), Priority::Periodic);
@@ -385,15 +630,97 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn calls_that_hang_hold_nobody_up() {
+        let q = queue();
+        let mut hung = Vec::new();
+        for place in 0..100 {
+            for i in 0..MOST_PER_PLACE * 2 {
+                q.add(&RunService::new(format!("dead{place}"), "r", format!("s{i}")), Priority::Declared);
+            }
+        }
+        for _ in 0..100 {
+            while let Ok(mut job) = tokio::time::timeout(Duration::from_millis(1), q.next()).await {
+                job.tokens.read().unwrap().spend();
+                hung.push(job);
+            }
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        assert_eq!(hung.len(), 64 * MOST_PER_WORKER);
+        q.add(&s("edit"), Priority::Declared);
+        assert_eq!(pop(&q).await.service, s("edit"));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_timer_rings_once_and_an_earlier_request_answers_it() {
-        let q = Queue::default();
+        let q = queue();
         q.add_at(&s("a"), Priority::Periodic, Instant::now() + Duration::from_secs(60));
         q.add_at(&s("a"), Priority::Retry, Instant::now() + Duration::from_secs(5));
         let started = Instant::now();
         let job = tokio::time::timeout(Duration::from_secs(100), q.next()).await.unwrap();
-        assert_eq!((job.lane, started.elapsed().as_secs()), (Priority::Retry, 5));
-        q.done(&s("a"), true);
+        assert_eq!((job.priority, started.elapsed().as_secs()), (Priority::Retry, 5));
+        assert_eq!(q.done(job, End::Failed), 1);
         assert!(tokio::time::timeout(Duration::from_secs(100), q.next()).await.is_err());
-        assert_eq!(q.done(&s("a"), true), 2);
+        q.add_at(&s("a"), Priority::Periodic, Instant::now() + Duration::from_secs(60));
+        q.add(&s("a"), Priority::Drift);
+        assert_eq!(q.done(pop(&q).await, End::Failed), 2);
+        assert!(tokio::time::timeout(Duration::from_secs(100), q.next()).await.is_err());
+    }
+
+    /// Takes up everything that can be within a time; what wants to write waits for the right to.
+    async fn work(q: &Queue, time: Duration) -> Vec<RunService> {
+        let (end, mut written) = (Instant::now() + time, Vec::new());
+        while let Ok(mut job) = tokio::time::timeout_at(end, q.next()).await {
+            while let Some(token) = job.tokens.read() {
+                token.spend();
+            }
+            match job.tokens.write() {
+                Some(token) => {
+                    token.spend();
+                    written.push(job.service.clone());
+                    q.done(job, End::Over);
+                }
+                None => {
+                    q.done(job, End::Waits);
+                }
+            }
+        }
+        written
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_quota_occupies_nothing_and_keeps_its_turn() {
+        let q = queue_with(Budget { reads_per_minute: 6000, writes_per_minute: 6, concurrency: 64 });
+        let names: Vec<RunService> = (0..40).map(|i| s(&format!("s{i:02}"))).collect();
+        q.add_all(&names, Priority::Declared);
+        assert_eq!(work(&q, Duration::from_secs(1)).await.len(), 2, "the burst of six");
+        assert_eq!(q.running(), 0);
+        // A new wish is looked at at once, and costs nobody its turn.
+        q.add(&names[20], Priority::Declared);
+        let job = pop(&q).await;
+        assert_eq!((&job.service, job.tokens.left()), (&names[20], Needs::READ));
+        q.done(job, End::Waits);
+        let written = work(&q, Duration::from_secs(700)).await;
+        assert_eq!(written, names[2..]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_look_do_not_starve_one_that_writes() {
+        let q = queue_with(Budget { reads_per_minute: 6, writes_per_minute: 60, concurrency: 64 });
+        q.add(&s("edit"), Priority::Declared);
+        q.done(pop(&q).await, End::Waits);
+        for i in 0..20 {
+            q.add(&s(&format!("s{i}")), Priority::Periodic);
+        }
+        assert_eq!(work(&q, Duration::from_secs(60)).await.first(), Some(&s("edit")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_let_go_leaves_nothing() {
+        let q = queue();
+        q.add(&s("a"), Priority::Declared);
+        q.add_at(&s("b"), Priority::Declared, Instant::now());
+        q.let_go(|_| true);
+        assert!(nothing(&q).await);
+        q.state.with(|s| assert!(s.items.is_empty() && s.places.is_empty()));
     }
 }

@@ -1,42 +1,82 @@
-//! One round on one service: gather, plan, apply, read back. What was found goes to `tell`.
+//! One service, once: gather, read, settle what was open, plan, record, write, read back. What was found and what was really
+//! written is reported in any case, also when it ends in a failure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Controller, Refused, next_slot, queue::Job, spread};
+use super::gather::Without;
+use super::{
+    Controller, Priority,
+
+    next_slot,
+    queue::{End, Job},
+    spread,
+};
 use crate::{
-    api::ChangedBy,
-    apply::{self, Outcome},
-    cloudrun::{CloudRun, Priority, fence},
-    cluster::index::Ledger,
+    api::{ChangedBy, OnDelete},
+    cloudrun::{
+        CloudRun, fence,
+        limit::{Needs, Place, Tokens},
+    },
+    cluster::{LedgerWrite, StoredLedger},
     fault::{Fault, FaultClass, Retry},
-    gather::{self, Declared, Remembered},
-    history,
+    history::{self, Ending, whole_microseconds},
     iam::{Grant, Policy, RunService},
-    plan::{self, Plan, RejectedMember, WithheldReason, claim},
+    index::PlanInputs,
+    intent::{DEFAULT_INTERVAL, PolicyId},
+    ledger::{Ledger, Pending},
+    plan::{self, Batch, Clue, OwnerState, Plan, RejectedMember, WithheldReason, drift::WINDOW},
+    status::{Applied, Drift},
 };
 
-/// Conflicts in a row after which a service goes back into the line.
+/// Writes to IAM in one round; what is left is another round.
+const MAX_WRITES: u32 = 4;
+/// Times that somebody else may be faster before a service goes back into the line.
 const MAX_CONFLICTS: u32 = 5;
+/// Writes without an answer that may be open at once.
+const MAX_OPEN: usize = 4;
+/// Finalizers that are put at once.
+const FINALIZERS: usize = 8;
 
-/// What a round found and did.
+/// What was found on a service, and what is left to do there.
 pub(super) struct Found {
-    pub declared: Declared,
-    /// As it was before anything was written, where something was.
-    pub before: Option<Policy>,
+    pub inputs: PlanInputs,
     pub live: Policy,
-    /// What was carried out.
-    pub carried: Option<Plan>,
-    /// What is left to do, with everything withheld.
+    /// What is due and not done, with everything withheld.
     pub rest: Plan,
-    pub remembered: Remembered,
+    /// Something is to be written and waits for the right to.
+    pub waits: bool,
+    /// Something failed that does not keep the rest from going on.
+    pub incomplete: Option<Fault>,
+}
+
+/// What happened on the way, whatever the end is.
+#[derive(Default)]
+pub(super) struct Report {
+    /// Writes whose end was seen.
+    pub applied: Vec<Applied>,
+    /// Differences that somebody else made, before anything was corrected.
+    pub drift: Drift,
     /// Who made what differed, or what was corrected lately.
     pub blame: BTreeMap<Grant, Arc<ChangedBy>>,
+}
+
+/// A failure, with what was known then.
+type Failure = Box<(PlanInputs, Fault)>;
+
+/// How a step ended.
+enum Step {
+    /// Gather and plan anew, from this reading if there is one.
+    Again(Option<Policy>),
+    Done(Box<Found>),
+    Failed(Failure),
 }
 
 /// Exponential with full jitter, from 1 s to 5 min.
@@ -47,331 +87,667 @@ pub(super) fn backoff(failures: u32, seed: u64, what: impl std::hash::Hash) -> D
 
 impl<C: CloudRun> Controller<C> {
     /// Works on one service and sets when it comes up again.
-    pub(super) async fn round(self: Arc<Self>, job: Job) {
+    pub(super) async fn reconcile(self: Arc<Self>, mut job: Job) {
         let started = Instant::now();
-        let service = &job.service;
-        let result = self.reconcile(&job).await;
+        let service = job.service.clone();
+        self.metrics.waited(job.priority.label(), job.waited);
+        let mut round = Round::new(&self, &service, std::mem::take(&mut job.tokens));
+        let result = round.run().await;
+        if let Err(failure) = &result {
+            round.forget_what_is_gone(failure.1.class).await;
+        }
+        let Round { report, tokens, .. } = round;
+        job.tokens = tokens;
         let label = match &result {
             Ok(None) => "skipped",
-            Ok(Some(found)) if found.carried.is_some() => "changed",
-            Ok(Some(_)) => "unchanged",
-            Err((_, fault)) => fault.class.row().label,
+            Ok(Some(found)) if found.waits => "waiting",
+            Ok(Some(_)) if report.applied.is_empty() => "unchanged",
+            Ok(Some(_)) => "changed",
+            Err(failure) => failure.1.class.row().label,
         };
         self.metrics.reconcile_total.with_label_values(&[label]).inc();
         self.metrics.reconcile_duration_seconds.observe(started.elapsed().as_secs_f64());
-        tracing::debug!(result = label, took = ?started.elapsed(), "round finished");
+        tracing::debug!(result = label, took = ?started.elapsed(), "reconciled");
         self.metrics.audited(self.shards.of(&service.project), self.now());
+        self.count_changes(&report.applied);
 
-        let failures = self.queue.done(service, result.is_err());
-        self.unpark(service);
-        match result {
-            Ok(None) => {
-                self.queue.forget(service);
-                self.forget(service);
-            }
+        let end = match &result {
+            Ok(Some(found)) if found.waits => End::Waits,
+            Ok(Some(Found { incomplete: None, .. }) | None) => End::Over,
+            Ok(Some(_)) | Err(_) => End::Failed,
+        };
+        // What follows is told before anybody else may take the service up.
+        match &result {
+            Ok(None) => self.forget(&service),
             Ok(Some(found)) => {
-                self.remember_round(&found);
-                self.tell(&found.declared, &Ok(&found), &job);
-                self.schedule(&found.declared, &found.rest);
+                self.remember(found);
+                self.observed(found, &report);
             }
-            Err((declared, fault)) => {
-                if fault.class == FaultClass::ServiceNotFound || fault.class == FaultClass::ProjectNotFound {
-                    self.settle_changes(service, None).await;
-                    self.forget_ledger(service, &declared.ledger).await;
-                }
-                self.tell(&declared, &Err(&fault), &job);
-                let slow = fault.class.row().retry == Retry::Slow;
-                if slow {
-                    self.schedule(&declared, &Plan::nothing(service));
-                } else {
-                    let wait = fault.retry_after.unwrap_or_else(|| backoff(failures, self.options.seed, service));
-                    self.queue.add_at(service, Priority::Retry, Instant::now() + wait);
+            Err(failure) => self.not_observed(&failure.0, &failure.1, &report),
+        }
+        let failures = self.queue.done(job, end);
+        self.unpark(&service);
+        match &result {
+            Ok(None) => {
+                self.queue.forget(&service);
+            }
+            Ok(Some(found)) if found.waits => {}
+            Ok(Some(found)) => {
+                self.schedule(&found.inputs, &found.rest);
+                if found.incomplete.is_some() {
+                    self.retry(&service, failures, None);
                 }
             }
+            Err(failure) if failure.1.class.row().retry == Retry::Slow => {
+                self.schedule(&failure.0, &Plan::nothing(&service));
+            }
+            Err(failure) => self.retry(&service, failures, failure.1.retry_after),
         }
     }
 
-    /// Gather, plan, apply; again while somebody else changes the policy in between.
-    async fn reconcile(&self, job: &Job) -> Result<Option<Found>, (Declared, Fault)> {
-        let service = &job.service;
-        let mut conflicts = 0;
-        let mut carried: Option<Plan> = None;
-        let mut before: Option<Policy> = None;
-        // A read-back serves as the next reading.
-        let mut known: Option<Policy> = None;
-        let mut admitted = false;
-        let mut blame = BTreeMap::new();
-        loop {
-            let declared = Declared::of(service, &self.index());
-            // What it waits for brings it up again.
-            if declared.loading {
-                return Ok(None);
-            }
-            if !declared.wants_a_look() && !self.has_open_changes(service) {
-                return Ok(None);
-            }
-            let live = match known.take() {
-                Some(live) => live,
-                None => match gather::reality(&*self.cloud, service, job.lane).await {
-                    Ok(live) => live,
-                    Err(fault) => return Err((declared, fault)),
-                },
-            };
-            self.saw(service, &live);
-            self.settle_changes(service, Some(&live)).await;
-            let mut remembered = self.remembered(&declared);
-            let settings = &self.options.settings;
-            let mut plan = plan::plan(&declared.input(&live, &remembered, settings, self.now()));
-            blame.extend(self.attribute(&declared, &live, &remembered));
-            self.watch_drift(&declared, &plan, &remembered);
-            if !admitted && plan.corrects_drift() {
-                admitted = self.admit_correction().await;
-                if !admitted {
-                    remembered.circuit_open = true;
-                    plan = plan::plan(&declared.input(&live, &remembered, settings, self.now()));
-                }
-            }
-            if plan.is_empty() {
-                if !plan.forget.is_empty()
-                    && let Err(fault) = self.remember(&plan, &declared).await
-                {
-                    return Err((declared, fault));
-                }
-                return Ok(Some(Found { declared, before, live, carried, rest: plan, remembered, blame }));
-            }
-            if !self.shards.holds(&service.project) {
-                return Err((declared, fence::refused()));
-            }
-            if let Err(fault) = self.prepare(&plan, &declared, &live, &blame).await {
-                return Err((declared, fault));
-            }
-            let written = apply::write(&*self.cloud, &plan, &live, job.lane).await;
-            before.get_or_insert(live.clone());
-            match written {
-                Ok(Outcome::Written) => {
-                    self.corrected(&declared, &plan);
-                    self.expect_event(&service.project);
-                    carried = Some(Plan::both(carried, plan));
-                    // In sync is what reality says, not that a call returned.
-                    match gather::reality(&*self.cloud, service, job.lane).await {
-                        Ok(live) => known = Some(live),
-                        Err(fault) => return Err((declared, fault)),
-                    }
-                    conflicts += 1;
-                    if conflicts > MAX_CONFLICTS {
-                        let fault = Fault::new(FaultClass::Conflict, "the policy keeps changing while it is written");
-                        return Err((declared, fault));
-                    }
-                }
-                Ok(Outcome::Conflict) => {
-                    self.discard_changes(service).await;
-                    conflicts += 1;
-                    tracing::debug!(conflicts, "somebody else changed the policy in between; reading again");
-                    if conflicts >= MAX_CONFLICTS {
-                        let mut fault =
-                            Fault::new(FaultClass::Conflict, "another writer changed the policy five times in a row");
-                        fault.retry_after = Some(
-                            Duration::from_millis(200)
-                                .mul_f64(1.0 + 4.0 * spread(self.options.seed, (service, conflicts))),
-                        );
-                        return Err((declared, fault));
-                    }
-                }
-                Ok(Outcome::Refused(members)) => self.set_aside(&declared, members),
-                Err(fault) if matches!(fault.class, FaultClass::Timeout | FaultClass::Unavailable) => {
-                    // The answer is lost, the write perhaps not: reality decides, and nothing is written twice blindly.
-                    match gather::reality(&*self.cloud, service, job.lane).await {
-                        Ok(after) if after.etag != live.etag => {
-                            self.corrected(&declared, &plan);
-                            carried = Some(Plan::both(carried, plan));
-                            known = Some(after);
-                            conflicts += 1;
-                            if conflicts >= MAX_CONFLICTS {
-                                return Err((declared, fault));
-                            }
-                        }
-                        _ => return Err((declared, fault)),
-                    }
-                }
-                Err(fault) => {
-                    // A clear no: nothing was written, and there is nothing to record.
-                    self.discard_changes(service).await;
-                    return Err((declared, fault));
-                }
-            }
-        }
+    fn retry(&self, service: &RunService, failures: u32, after: Option<Duration>) {
+        let wait = after.unwrap_or_else(|| backoff(failures, self.options.seed, service));
+        self.queue.add_at(service, Priority::Retry, Instant::now() + wait);
     }
 
-    /// What must be in the store before IAM is touched: finalizers, so that no grant outlives its policy unseen, the
-    /// ledger, and the record of the change.
-    async fn prepare(
-        &self,
-        plan: &Plan,
-        declared: &Declared,
-        live: &Policy,
-        blame: &BTreeMap<Grant, Arc<ChangedBy>>,
-    ) -> Result<(), Fault> {
-        for claim in &declared.claims {
-            let asks = plan.grants.values().any(|by| by.contains(&claim.intent.id));
-            if asks && claim.intent.revokes_on_delete() && !claim.intent.deleting {
-                self.ensure_finalizer(&claim.intent).await?;
-            }
-        }
-        let now = self.now();
-        let drift_by = plan.drift.iter().filter_map(|g| blame.get(g)).max_by_key(|by| by.at.0).map(|by| &**by);
-        let (claims, owners) = (&declared.claims, &declared.owners);
-        let changes = history::open(plan, claims, owners, live, drift_by, self.cluster.home(), now);
-        let (ledger, kept) = tokio::join!(self.remember(plan, declared), apply::record(&self.cluster, changes));
-        // A record that is there must be known, also when the ledger failed.
-        self.add_open_changes(&declared.service, kept?);
-        if let Err(fault) = ledger {
-            self.discard_changes(&declared.service).await;
-            return Err(fault);
-        }
-        Ok(())
-    }
-
-    async fn remember(&self, plan: &Plan, declared: &Declared) -> Result<(), Fault> {
-        if let Some(ledger) = apply::remember(&self.cluster, plan, &declared.ledger).await? {
-            self.index().set_ledger(&declared.service, ledger);
-        }
-        Ok(())
-    }
-
-    /// A service that is gone took its policy with it.
-    async fn forget_ledger(&self, service: &RunService, ledger: &Ledger) {
-        if ledger.is_empty() {
-            return;
-        }
-        let empty = crate::cluster::index::ledger_spec(service, &Ledger::new());
-        match self.cluster.write_ledger(service, &empty).await {
-            Ok(()) => self.index().set_ledger(service, Ledger::new()),
-            Err(fault) => tracing::warn!(%fault, "the ledger entry of a service that is gone could not be deleted"),
-        }
-    }
-
-    pub(super) async fn ensure_finalizer(&self, intent: &crate::intent::Intent) -> Result<(), Fault> {
-        let key = (intent.id.namespace.clone(), intent.id.name.clone());
-        if self.index().record(&key).is_none_or(|r| r.intent.id != intent.id || r.has_finalizer()) {
-            return Ok(());
-        }
-        self.cluster.set_finalizer(&intent.id, true).await?;
-        if let Some(record) = self.index().record_mut(&key).filter(|r| r.intent.id == intent.id && !r.has_finalizer()) {
-            record.finalizers.push(crate::api::FINALIZER.into());
-        }
-        Ok(())
-    }
-
-    /// What earlier looks left behind, for the next plan.
-    fn remembered(&self, declared: &Declared) -> Remembered {
-        let now = self.now();
-        let circuit_open = self.circuit_is_open();
-        let aside = self.aside(declared);
-        let mut kept = self.kept();
-        let entry = kept.entry(declared.service.clone()).or_default();
-        if !std::mem::replace(&mut entry.asked, true) {
-            // In the first look after a restart the statuses stand for the look before.
-            let index = self.index();
-            let told = |c: &plan::PolicyOnService| {
-                let key = (c.intent.id.namespace.clone(), c.intent.id.name.clone());
-                index.record(&key).is_some_and(|r| {
-                    super::tell::told_settled(&c.intent, &r.status.get(), &declared.service, circuit_open)
-                })
-            };
-            if !declared.claims.is_empty() && declared.claims.iter().all(told) {
-                entry.memory.settle(claim::fingerprint(&declared.claims), BTreeSet::new());
-            }
-        }
-        entry.memory.prune(now);
-        Remembered { aside, memory: entry.memory.clone(), circuit_open }
-    }
-
-    /// Takes down how a round ended.
-    fn remember_round(&self, found: &Found) {
-        let waits = |h: &WithheldReason| matches!(h, WithheldReason::Contested(_) | WithheldReason::CircuitOpen);
-        let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| waits(&w.why));
-        let mut kept = self.kept();
-        let entry = kept.entry(found.declared.service.clone()).or_default();
-        entry.memory.waiting = waiting.iter().map(|w| w.grant.clone()).collect();
-        let by = claim::fingerprint(&found.declared.claims);
-        // What waits because of others stays their doing.
-        let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
-        entry.memory.settle(by, outstanding);
-        drop(kept);
-        if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors) {
-            let waits = self.index().wait_for_listing(&found.declared.service);
-            if !waits {
-                // It was answered in the meantime.
-                self.ask([&found.declared.service], Priority::Drift);
-            }
-        }
-        let blocked = waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen);
-        self.wait_for_circuit(&found.declared.service, blocked);
-    }
-
+    /// Forgets a service that nobody is about any more.
     fn forget(&self, service: &RunService) {
-        self.kept().remove(service);
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(service);
-        self.wait_for_circuit(service, false);
+        self.memories.forget(service);
+        self.breaker.wait(service, false);
+        self.audit_events.forget(service);
+        self.change_log.stored(service, &[]);
     }
 
-    /// Members that are not to be tried now.
-    fn aside(&self, declared: &Declared) -> BTreeMap<Grant, RejectedMember> {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(list) = refused.get_mut(&declared.service) else { return BTreeMap::new() };
-        let asked = claim::fingerprint(&declared.claims);
-        list.retain(|_, r| r.until + Duration::from_secs(7200) > Instant::now());
-        list.iter()
-            .filter(|(_, r)| r.until > Instant::now() && r.asked_by == asked)
-            .map(|(g, r)| (g.clone(), r.aside.clone()))
-            .collect()
-    }
-
-    fn set_aside(&self, declared: &Declared, members: BTreeMap<Grant, RejectedMember>) {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = refused.entry(declared.service.clone()).or_default();
-        let asked_by = claim::fingerprint(&declared.claims);
-        for (grant, aside) in members {
-            let times = list.get(&grant).map_or(0, |r| r.times);
-            // A service account that was just made is unknown for some minutes; later the same refusal is a mistake.
-            let wait = Duration::from_secs(30)
-                .saturating_mul(2u32.saturating_pow(times.min(7)))
-                .min(Duration::from_secs(3600));
-            list.insert(grant, Refused { aside, until: Instant::now() + wait, times: times + 1, asked_by });
+    /// Takes down what the next look has to know.
+    fn remember(&self, found: &Found) {
+        let service = &found.inputs.service;
+        let others_doing = |h: &WithheldReason| matches!(h, WithheldReason::Contested(_) | WithheldReason::CircuitOpen);
+        let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| others_doing(&w.why));
+        let mut known: BTreeSet<Grant> = waiting.iter().map(|w| w.grant.clone()).collect();
+        if found.waits {
+            known.extend(found.rest.drift.iter().cloned());
+        } else {
+            // What waits because of others stays their doing.
+            let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
+            self.memories.settle(service, found.inputs.fingerprint(), outstanding);
         }
+        self.memories.waits(service, known);
+        if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors)
+            && !self.index.with(|i| i.wait_for_listing(service))
+        {
+            // It was answered in the meantime.
+            self.ask([service], Priority::Drift);
+        }
+        self.breaker.wait(service, waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen));
     }
 
     /// Sets when a service is looked at next: its slot, the end of a grant, another try of a refused member, or the next
     /// turn in a fight.
-    fn schedule(&self, declared: &Declared, rest: &Plan) {
-        let service = &declared.service;
-        let now = self.now();
-        let interval = declared.claims.iter().filter(|c| !c.intent.suspended).map(|c| c.intent.interval).min();
+    fn schedule(&self, inputs: &PlanInputs, rest: &Plan) {
+        let service = &inputs.service;
+        let (now, instant) = (self.now(), Instant::now());
+        let asking = inputs.claims.iter().filter(|c| !c.intent.suspended).map(|c| c.intent.interval);
+        let interval = asking.min().or(inputs.left_behind.then_some(DEFAULT_INTERVAL));
         if let Some(interval) = interval {
             let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
-            self.queue.add_at(service, Priority::Periodic, Instant::now() + wait);
+            self.queue.add_at(service, Priority::Periodic, instant + wait);
         }
-        let expiry = declared.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
+        let expiry = inputs.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
         let fight = rest.withheld.iter().filter_map(|w| match &w.why {
             WithheldReason::Contested(fight) => Some(fight.not_before),
             _ => None,
         });
-        for (at, lane) in
-            expiry.map(|at| (at, Priority::Declared)).into_iter().chain(fight.map(|at| (at, Priority::Drift)))
-        {
+        let times = expiry.map(|at| (at, Priority::Declared)).into_iter();
+        for (at, priority) in times.chain(fight.map(|at| (at, Priority::Drift))) {
             // Far ends come up again with a later look anyway.
             if let Ok(wait) = Duration::try_from(at.duration_since(now))
                 && wait < Duration::from_secs(86_400)
             {
-                self.queue.add_at(service, lane, Instant::now() + wait + Duration::from_millis(100));
+                self.queue.add_at(service, priority, instant + wait + Duration::from_millis(100));
             }
         }
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) =
-            refused.get(service).and_then(|l| l.values().map(|r| r.until).filter(|u| *u > Instant::now()).min())
-        {
+        if let Some(at) = self.memories.next_try(service) {
             self.queue.add_at(service, Priority::Retry, at);
         }
+    }
+}
+
+/// One turn of work on one service.
+struct Round<'a, C> {
+    controller: &'a Controller<C>,
+    service: &'a RunService,
+    tokens: Tokens,
+    report: Report,
+    without: Without,
+    incomplete: Option<Fault>,
+    /// The correction that the circuit breaker let through.
+    admitted: Option<Timestamp>,
+    writes: u32,
+    conflicts: u32,
+}
+
+impl<'a, C: CloudRun> Round<'a, C> {
+    fn new(controller: &'a Controller<C>, service: &'a RunService, tokens: Tokens) -> Self {
+        Self {
+            controller,
+            service,
+            tokens,
+            report: Report::default(),
+            without: Without::new(),
+            incomplete: None,
+            admitted: None,
+            writes: 0,
+            conflicts: 0,
+        }
+    }
+
+    /// Until reality is as wanted, or cannot be made so now. `None`: there is no reason to look.
+    async fn run(&mut self) -> Result<Option<Found>, Failure> {
+        let mut known: Option<Policy> = None;
+        loop {
+            let (inputs, readable) = self.controller.gather(self.service, &self.without);
+            if !inputs.wants_a_look() && !self.controller.change_log.has_legacy(self.service) {
+                return match self.forget_fights(&inputs).await {
+                    Ok(()) => Ok(None),
+                    Err(fault) => Err(Box::new((inputs, fault))),
+                };
+            }
+            if let Err(fault) = readable {
+                return Err(Box::new((inputs, fault)));
+            }
+            let live = match known.take() {
+                Some(live) => live,
+                None => match self.read().await {
+                    Ok(live) => live,
+                    Err(fault) => return Err(Box::new((inputs, fault))),
+                },
+            };
+            match self.step(inputs, live).await {
+                Step::Again(next) => known = next,
+                Step::Done(found) => return Ok(Some(*found)),
+                Step::Failed(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Reads what is real. (Cloud Run)
+    async fn read(&mut self) -> Result<Policy, Fault> {
+        let token = match self.tokens.read() {
+            Some(token) => token,
+            None => self.token().ok_or_else(|| slow_down("its reads"))?,
+        };
+        let live = self.controller.cloud.read(self.service, token).await?;
+        self.controller.saw(self.service, &live);
+        Ok(live)
+    }
+
+    fn token(&mut self) -> Option<crate::cloudrun::limit::Token> {
+        self.controller.cloud.budgets().reserve(&Place::of(self.service), Needs::READ).ok()?.read()
+    }
+
+    /// From one reading to the next.
+    async fn step(&mut self, inputs: PlanInputs, live: Policy) -> Step {
+        self.controller.close_legacy(self.service, Some(&live)).await;
+        let (open, undone) = match self.settle(&inputs.ledger, Some(&live)).await {
+            Ok(open) => open,
+            Err(fault) => return failed(inputs, fault),
+        };
+        let mut inputs = inputs;
+        take_back(&mut inputs, &undone);
+        let mut plan = self.plan(&mut inputs, &live);
+        let memories = &self.controller.memories;
+        let batch = memories.search(self.service, |s| s.next(&plan, &inputs.alone));
+        if !self.put_finalizers(&inputs, &plan).await {
+            return Step::Again(Some(live));
+        }
+        let may_write = !batch.is_empty() && self.may_write();
+        if !may_write {
+            if let Some(step) = self.keep_ledger(&inputs, &plan, open).await {
+                return match step {
+                    Ok(()) => self.again(inputs, Some(live)),
+                    Err(fault) => failed(inputs, fault),
+                };
+            }
+            memories.search(self.service, |s| s.withhold(&mut plan));
+            plan.withhold_rest(&WithheldReason::Quota);
+            let (waits, incomplete) = (!batch.is_empty(), self.incomplete.take());
+            return Step::Done(Box::new(Found { inputs, live, rest: plan, waits, incomplete }));
+        }
+        self.write(inputs, live, plan, batch, open).await
+    }
+
+    /// Settles what was open; what may still arrive comes back, and what was not made. (Kubernetes)
+    async fn settle(&mut self, ledger: &Ledger, live: Option<&Policy>) -> Result<(Vec<Pending>, Vec<Pending>), Fault> {
+        let settlement = self.controller.settle(self.service, ledger, live).await?;
+        for pending in settlement.undone.iter().filter(|p| !p.drift.is_empty()) {
+            self.controller.breaker.withdraw(self.service, pending.at);
+        }
+        self.report.applied.extend(settlement.applied);
+        Ok((settlement.open, settlement.undone))
+    }
+
+    /// What is to be done. Asks the circuit breaker before drift is corrected. (pure, but for that)
+    fn plan(&mut self, inputs: &mut PlanInputs, live: &Policy) -> Plan {
+        let controller = self.controller;
+        let now = whole_microseconds(controller.now());
+        let settings = &controller.options.settings;
+        let input = inputs.input(live, settings, now);
+        let mut plan = plan::plan(&input);
+        if controller.options.events.is_some() {
+            let views = plan::views(&input);
+            self.report.blame.extend(controller.attribute(inputs, live, &views));
+        }
+        self.report.drift.extend(Drift::of(&plan, &live.grants()));
+        if !plan.drift.is_subset(&inputs.drift.waiting) {
+            controller.breaker.drift_found(now);
+            tracing::debug!(grants = plan.drift.len(), "drift");
+        }
+        if self.admitted.is_none() && plan.corrects_drift() {
+            if controller.breaker.admit(self.service, now) {
+                self.admitted = Some(now);
+            } else {
+                inputs.circuit_open = true;
+                plan = plan::plan(&inputs.input(live, settings, now));
+            }
+        }
+        plan
+    }
+
+    /// Whether the round has the right to a write and to reading it back.
+    fn may_write(&mut self) -> bool {
+        if self.writes >= MAX_WRITES {
+            return false;
+        }
+        let left = self.tokens.left();
+        let missing = Needs {
+            reads: Needs::WRITE.reads.saturating_sub(left.reads),
+            writes: Needs::WRITE.writes.saturating_sub(left.writes),
+        };
+        if missing == (Needs { reads: 0, writes: 0 }) {
+            return true;
+        }
+        match self.controller.cloud.budgets().reserve(&Place::of(self.service), missing) {
+            Ok(tokens) => {
+                self.tokens.add(tokens);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Puts the finalizer on every policy that something is about to belong to, so that none of it outlives its policy
+    /// unseen. False: some policy is gone, or cannot be protected so, and nothing is done for it in this round. (Kubernetes)
+    async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> bool {
+        let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
+        let (controller, index) = (self.controller, &self.controller.index);
+        let without = |id: &PolicyId| {
+            index.with(|i| i.policies().get(&id.key()).is_some_and(|r| r.intent.id == *id && !r.has_finalizer()))
+        };
+        let intents = inputs.claims.iter().filter(|c| c.enforces() && !c.left).map(|c| &c.intent);
+        let revoking = intents.filter(|i| !i.deleting && i.on_delete == OnDelete::Revoke && owning.contains(&i.id));
+        let missing: Vec<PolicyId> = revoking.filter(|i| without(&i.id)).map(|i| i.id.clone()).collect();
+        if missing.is_empty() {
+            return true;
+        }
+        let put = |id: PolicyId| async move { (controller.cluster.set_finalizer(&id, true).await, id) };
+        let results: Vec<_> = stream::iter(missing).map(put).buffered(FINALIZERS).collect().await;
+        let mut all = true;
+        for (result, id) in results {
+            match result {
+                Ok(true) => index.with(|i| i.set_finalizer(&id, true)),
+                Ok(false) => {
+                    all = false;
+                    self.without.insert(id, None);
+                }
+                Err(fault) => {
+                    all = false;
+                    let why = format!("its finalizer could not be set: {}", fault.message);
+                    self.without.insert(id, Some(why.into()));
+                    self.incomplete = Some(fault);
+                }
+            }
+        }
+        all
+    }
+
+    /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else whether it was written.
+    /// (Kubernetes)
+    async fn keep_ledger(
+        &mut self,
+        inputs: &PlanInputs,
+        plan: &Plan,
+        open: Vec<Pending>,
+    ) -> Option<Result<(), Fault>> {
+        let mut next = inputs.ledger.clone();
+        next.lines = plan.lines.clone();
+        // What is still to be granted is entered when it is.
+        next.lines.retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
+        next.pending = open;
+        // Corrections that grow old are no reason to write.
+        if next.lines == inputs.ledger.lines && next.pending == inputs.ledger.pending {
+            return None;
+        }
+        match self.store(inputs, &next).await {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(())),
+            Err(fault) => Some(Err(fault)),
+        }
+    }
+
+    /// Where no policy is left there is nobody to fight: what only remembers corrections goes. (Kubernetes)
+    async fn forget_fights(&mut self, inputs: &PlanInputs) -> Result<(), Fault> {
+        let ledger = &inputs.ledger;
+        let is_bare = ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
+        if is_bare && inputs.claims.is_empty() {
+            self.store(inputs, &Ledger::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the ledger. False: it was another than the one that this was planned from, and is known now. (Kubernetes)
+    async fn store(&mut self, inputs: &PlanInputs, next: &Ledger) -> Result<bool, Fault> {
+        let controller = self.controller;
+        let known = inputs.version.as_ref();
+        match controller.cluster.write_ledger(self.service, next, known).await? {
+            LedgerWrite::Written(version) => {
+                controller.index.with(|i| i.set_ledger(self.service, next, version));
+            }
+            LedgerWrite::Deleted => {
+                if let Some(known) = known {
+                    controller.index.with(|i| i.erase_ledger(self.service, known.clone()));
+                }
+            }
+            LedgerWrite::Conflict => {
+                let stored = controller.cluster.read_ledger(self.service).await?;
+                controller.index.with(|i| match stored {
+                    StoredLedger::Present(object) => {
+                        i.apply_ledger(&object);
+                    }
+                    StoredLedger::Unreadable { why, version } => i.spoil_ledger(self.service, &why, Some(version)),
+                    StoredLedger::Absent => {
+                        if let Some(known) = known {
+                            i.erase_ledger(self.service, known.clone());
+                        }
+                    }
+                });
+                return Ok(false);
+            }
+        }
+        controller.change_log.stored(self.service, &next.pending);
+        Ok(true)
+    }
+
+    /// Writes one batch of a plan: into the ledger, then, if it is still wanted, to IAM. (Kubernetes, Cloud Run)
+    async fn write(&mut self, inputs: PlanInputs, live: Policy, plan: Plan, batch: Batch, open: Vec<Pending>) -> Step {
+        let part = plan.part(&batch);
+        let pending = self.pending(&inputs, &part, &live);
+        let again = open.iter().find(|p| is_same(p, &pending)).map(|p| p.name.clone());
+        if again.is_none() && open.len() >= MAX_OPEN {
+            return failed(inputs, Fault::new(FaultClass::Timeout, "several writes had no answer; waiting for them"));
+        }
+        let name = again.clone().unwrap_or_else(|| pending.name.clone());
+        let mut next = inputs.ledger.clone();
+        next.lines = plan.lines.clone();
+        next.pending = open;
+        if again.is_none() {
+            for grant in &pending.drift {
+                let corrected = next.corrections.entry(grant.clone()).or_default();
+                corrected.at.push(pending.at);
+                corrected.by = self.report.blame.get(grant).cloned().or(corrected.by.take());
+            }
+            next.pending.push(pending);
+        }
+        next.prune(self.controller.now(), WINDOW);
+        if next != inputs.ledger {
+            match self.store(&inputs, &next).await {
+                Ok(true) => {}
+                Ok(false) => return self.again(inputs, Some(live)),
+                Err(fault) => return failed(inputs, fault),
+            }
+        }
+        let (inputs, wanted) = self.is_still_wanted(&live, &batch, &name);
+        if !wanted {
+            self.ended(&name, Ending::Refused);
+            return self.again(inputs, Some(live));
+        }
+        self.send(inputs, live, &part, &batch, &name).await
+    }
+
+    fn pending(&mut self, inputs: &PlanInputs, part: &Plan, live: &Policy) -> Pending {
+        let blame = &self.report.blame;
+        let by = part.drift.iter().filter_map(|g| blame.get(g)).max_by_key(|by| by.at.0).map(|by| &**by);
+        // The first correction of the round is the one that the circuit breaker counted.
+        let now = whole_microseconds(self.controller.now());
+        let at = self.admitted.filter(|_| self.writes == 0 && part.corrects_drift()).unwrap_or(now);
+        history::pending(part, &inputs.claims, live, by, at)
+    }
+
+    /// Whether what is declared, allowed and approved at this moment asks for all of a batch.
+    fn is_still_wanted(&self, live: &Policy, batch: &Batch, name: &str) -> (PlanInputs, bool) {
+        let controller = self.controller;
+        let (mut inputs, readable) = controller.gather(self.service, &self.without);
+        // This very write is no correction yet.
+        for pending in inputs.ledger.pending.iter().filter(|p| p.name == name) {
+            pending.drift.iter().for_each(|g| inputs.drift.not_corrected(g, pending.at));
+        }
+        // The breaker was asked for this very correction.
+        inputs.circuit_open &= self.admitted.is_none();
+        let plan = plan::plan(&inputs.input(live, &controller.options.settings, controller.now()));
+        let wanted = readable.is_ok() && plan.wants(batch);
+        (inputs, wanted)
+    }
+
+    /// Sends a write, and sees what became of it. (Cloud Run)
+    async fn send(&mut self, inputs: PlanInputs, live: Policy, part: &Plan, batch: &Batch, name: &str) -> Step {
+        let controller = self.controller;
+        if !controller.shards.holds(&self.service.project) {
+            self.ended(name, Ending::Refused);
+            return failed(inputs, fence::refused());
+        }
+        let Some(token) = self.tokens.write() else { return failed(inputs, slow_down("its writes")) };
+        self.writes += 1;
+        let fault = match controller.cloud.write(self.service, &part.applied_to(&live), token).await {
+            Ok(written) => {
+                self.ended(name, Ending::Accepted);
+                return self.written(written, batch).await;
+            }
+            Err(fault) => fault,
+        };
+        if !fault.class.did_nothing() {
+            // The answer is lost, the write perhaps not: reality decides, and nothing is written twice blindly.
+            return match self.read().await {
+                Ok(after) if after.etag != live.etag => self.again(inputs, Some(after)),
+                _ => failed(inputs, fault),
+            };
+        }
+        self.ended(name, Ending::Refused);
+        match fault.class {
+            FaultClass::Conflict => {
+                tracing::debug!("somebody else changed the policy in between; reading again");
+                self.again(inputs, None)
+            }
+            FaultClass::LeaseLost => failed(inputs, fault),
+            FaultClass::InvalidMember | FaultClass::OrganizationPolicy => {
+                match self.rejected(&inputs, part, batch, &fault) {
+                    Ok(()) => Step::Again(Some(live)),
+                    Err(fault) => self.failed_cleanly(inputs, &live, fault).await,
+                }
+            }
+            _ => self.failed_cleanly(inputs, &live, fault).await,
+        }
+    }
+
+    /// IAM took it. In sync is what reality says, not that a call returned.
+    async fn written(&mut self, written: Policy, batch: &Batch) -> Step {
+        let controller = self.controller;
+        controller.expect_event(&self.service.project);
+        controller.memories.search(self.service, |s| s.accepted(batch));
+        controller.memories.accept(self.service, &batch.grants);
+        match self.read().await {
+            Ok(live) => Step::Again(Some(live)),
+            Err(fault) => {
+                // What IAM answered stands for what could not be read back.
+                let (inputs, _) = controller.gather(self.service, &self.without);
+                self.failed_cleanly(inputs, &written, fault).await
+            }
+        }
+    }
+
+    /// IAM refuses members. They are named, or searched for.
+    ///
+    /// # Errors
+    /// None of those that were to be granted is the reason.
+    fn rejected(&self, inputs: &PlanInputs, part: &Plan, batch: &Batch, fault: &Fault) -> Result<(), Fault> {
+        let memories = &self.controller.memories;
+        let member = RejectedMember { reason: fault.class.row().reason, message: fault.advice() };
+        let reject = |grant: &Grant| memories.reject(self.service, grant, member.clone(), inputs.fingerprint());
+        if let Some(named) = &fault.member {
+            let culprits: Vec<&Grant> = part.grants.keys().filter(|g| is_named(g, named)).collect();
+            culprits.iter().for_each(|g| reject(g));
+            // Somebody who is in the policy already, and not by this plan: nothing here can be set aside.
+            return if culprits.is_empty() { Err(fault.clone()) } else { Ok(()) };
+        }
+        match memories.search(self.service, |s| s.refused(batch)) {
+            Clue::Narrowed => Ok(()),
+            Clue::Found(grant) => {
+                reject(&grant);
+                Ok(())
+            }
+            Clue::Unrelated => Err(Fault::new(
+                fault.class,
+                format!(
+                    "IAM refuses every change of this policy, also the smallest; a member that is in it already may be the reason: {}",
+                    fault.message
+                ),
+            )),
+        }
+    }
+
+    fn ended(&self, name: &str, ending: Ending) {
+        self.controller.change_log.ended(self.service, name, ending);
+    }
+
+    /// Another step, unless others are faster again and again.
+    fn again(&mut self, inputs: PlanInputs, live: Option<Policy>) -> Step {
+        self.conflicts += 1;
+        if self.conflicts < MAX_CONFLICTS {
+            return Step::Again(live);
+        }
+        let mut fault = Fault::new(FaultClass::Conflict, "somebody else was faster five times in a row");
+        let jitter = spread(self.controller.options.seed, (self.service, self.conflicts));
+        fault.retry_after = Some(Duration::from_millis(200).mul_f64(1.0 + 4.0 * jitter));
+        failed(inputs, fault)
+    }
+
+    /// The end of a round that failed, with what happened before settled and the ledger in order.
+    async fn failed_cleanly(&mut self, inputs: PlanInputs, live: &Policy, fault: Fault) -> Step {
+        match self.settle(&inputs.ledger, Some(live)).await {
+            Ok((open, undone)) => {
+                let mut next = inputs.ledger.clone();
+                next.pending = open;
+                forget_corrections(&mut next, &undone);
+                if let Err(fault) = self.store(&inputs, &next).await {
+                    tracing::debug!(%fault, "the ledger could not be brought up to date; the next look does it");
+                }
+            }
+            Err(fault) => tracing::debug!(%fault, "a change could not be put on record; the next look does it"),
+        }
+        failed(inputs, fault)
+    }
+
+    /// A service that is gone took its policy with it. Where only the way to it is gone, what belonged to policies that leave
+    /// is nobody's from now on: it is revoked when the way is there again. (Kubernetes)
+    async fn forget_what_is_gone(&mut self, class: FaultClass) {
+        if !class.row().gone {
+            return;
+        }
+        for _ in 0..MAX_CONFLICTS {
+            let (inputs, readable) = self.controller.gather(self.service, &self.without);
+            if readable.is_err() {
+                return;
+            }
+            match self.forget_ledger(&inputs, class).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(fault) => {
+                    tracing::warn!(%fault, "what is gone could not be forgotten; the next look does it");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn forget_ledger(&mut self, inputs: &PlanInputs, class: FaultClass) -> Result<bool, Fault> {
+        let mut next = inputs.ledger.clone();
+        if matches!(class, FaultClass::ServiceNotFound | FaultClass::ProjectNotFound) {
+            self.controller.close_legacy(self.service, None).await;
+            self.settle(&inputs.ledger, None).await?;
+            next = Ledger::default();
+        } else {
+            for (grant, owners) in &mut next.lines {
+                let states = inputs.owners.get(grant);
+                let is_leaving = |id: &PolicyId| matches!(states.and_then(|o| o.get(id)), Some(OwnerState::Leaving(_)));
+                owners.retain(|id| !is_leaving(id));
+            }
+        }
+        if next == inputs.ledger && !(next.is_empty() && inputs.version.is_some()) {
+            return Ok(true);
+        }
+        self.store(inputs, &next).await
+    }
+}
+
+fn failed(inputs: PlanInputs, fault: Fault) -> Step {
+    Step::Failed(Box::new((inputs, fault)))
+}
+
+fn slow_down(what: &str) -> Fault {
+    Fault::new(FaultClass::QuotaExceeded, format!("the service was changed so often that {what} were used up"))
+}
+
+/// The same changes from the same version: sent twice, one of them is taken at most.
+fn is_same(a: &Pending, b: &Pending) -> bool {
+    a.etag_before == b.etag_before && a.added == b.added && a.removed == b.removed
+}
+
+/// Corrections that were not made do not count.
+fn forget_corrections(ledger: &mut Ledger, undone: &[Pending]) {
+    for pending in undone {
+        for grant in &pending.drift {
+            if let Some(corrected) = ledger.corrections.get_mut(grant) {
+                corrected.at.retain(|at| *at != pending.at);
+            }
+        }
+    }
+    ledger.corrections.retain(|_, c| !c.at.is_empty());
+}
+
+fn take_back(inputs: &mut PlanInputs, undone: &[Pending]) {
+    forget_corrections(&mut inputs.ledger, undone);
+    for pending in undone {
+        pending.drift.iter().for_each(|grant| inputs.drift.not_corrected(grant, pending.at));
+    }
+}
+
+/// `serviceAccount:x@y` is named as `x@y`; all members of a workload identity pool are named by the pool.
+fn is_named(grant: &Grant, named: &str) -> bool {
+    let Some((_, name)) = grant.principal.as_str().split_once(':') else { return false };
+    let pool = name.split_once('[').map(|(pool, _)| pool).filter(|pool| pool.ends_with(".svc.id.goog"));
+    name.eq_ignore_ascii_case(named) || pool.is_some_and(|p| p.eq_ignore_ascii_case(named))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::iam::{Principal, Role};
+
+    #[test]
+    fn a_refusal_names_a_member_or_the_pool_of_members() {
+        let grant = |member: &str| Grant::new(Principal::from_live(member), Role::Invoker);
+        assert!(is_named(&grant("serviceAccount:A@x.iam.gserviceaccount.com"), "a@x.iam.gserviceaccount.com"));
+        assert!(is_named(&grant("serviceAccount:nope.svc.id.goog[ns/sa]"), "nope.svc.id.goog"));
+        assert!(!is_named(&grant("serviceAccount:other.svc.id.goog[ns/sa]"), "nope.svc.id.goog"));
+        assert!(!is_named(&grant("user:a@x.co"), "x.co"));
     }
 }

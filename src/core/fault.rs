@@ -30,6 +30,17 @@ pub enum FaultClass {
     Credentials,
     /// The policy came back in the view that hides conditions; nothing may be written.
     HashedConditions,
+    /// The project that pays for the calls (the quota project, or that of the credentials) may not: its API or its billing is
+    /// off, it is suspended, or there is none. The operator's trouble, and nothing about the target.
+    ConsumerUnavailable,
+    /// VPC Service Controls stand in between.
+    PerimeterDenied,
+    /// An answer that somebody else than Cloud Run gave: a proxy, or a wrong endpoint.
+    ForeignAnswer,
+    /// The operator's own memory of the service cannot be read.
+    UnreadableLedger,
+    /// Another replica may be at work; nothing was sent.
+    LeaseLost,
     /// The Kubernetes API refused or failed.
     Kubernetes,
     /// An answer that no rule covers.
@@ -102,6 +113,41 @@ impl FaultClass {
             C::ApiDisabled => {
                 (Reason::ApiDisabled, Retry::Slow, "api_disabled", true, "enable run.googleapis.com in the project")
             }
+            C::ConsumerUnavailable => (
+                Reason::ConsumerUnavailable,
+                Retry::Slow,
+                "consumer_unavailable",
+                false,
+                "the project that pays for the operator's calls (--quota-project, or that of its credentials) has to have run.googleapis.com and billing on",
+            ),
+            C::PerimeterDenied => (
+                Reason::PerimeterDenied,
+                Retry::Slow,
+                "perimeter_denied",
+                false,
+                "let the operator's service account into the VPC Service Controls perimeter; the identifier finds the denial in the audit log",
+            ),
+            C::ForeignAnswer => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "foreign_answer",
+                false,
+                "check --cloud-run-endpoint and any proxy in between; nothing is taken for gone because of it",
+            ),
+            C::UnreadableLedger => (
+                Reason::Unavailable,
+                Retry::Slow,
+                "unreadable_ledger",
+                false,
+                "repair the InvokerLedger, or delete it to forget what was granted on this service",
+            ),
+            C::LeaseLost => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "lease_lost",
+                false,
+                "whoever holds the Lease goes on",
+            ),
             C::QuotaExceeded => (
                 Reason::QuotaExceeded,
                 Retry::Backoff,
@@ -139,8 +185,31 @@ impl FaultClass {
         Row { reason, retry, label, hint, gone }
     }
 
+    /// Whether a call that ended like this certainly did nothing. After any other the write may have been made, or may yet
+    /// be: reality decides.
+    pub fn did_nothing(self) -> bool {
+        use FaultClass as C;
+        match self {
+            C::Conflict
+            | C::InvalidMember
+            | C::OrganizationPolicy
+            | C::PermissionDenied
+            | C::ServiceNotFound
+            | C::ProjectNotFound
+            | C::ApiDisabled
+            | C::QuotaExceeded
+            | C::Credentials
+            | C::HashedConditions
+            | C::ConsumerUnavailable
+            | C::PerimeterDenied
+            | C::UnreadableLedger
+            | C::LeaseLost => true,
+            C::Unavailable | C::Timeout | C::ForeignAnswer | C::Kubernetes | C::Unexpected => false,
+        }
+    }
+
     /// Every class, for tables in docs and tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::Conflict,
         Self::InvalidMember,
         Self::OrganizationPolicy,
@@ -153,6 +222,11 @@ impl FaultClass {
         Self::Timeout,
         Self::Credentials,
         Self::HashedConditions,
+        Self::ConsumerUnavailable,
+        Self::PerimeterDenied,
+        Self::ForeignAnswer,
+        Self::UnreadableLedger,
+        Self::LeaseLost,
         Self::Kubernetes,
         Self::Unexpected,
     ];
@@ -170,11 +244,22 @@ pub struct Fault {
     pub retry_after: Option<Duration>,
     /// The member that the other side named as the culprit.
     pub member: Option<String>,
+    /// Calls a minute that the other side says it allows.
+    pub quota_limit: Option<u32>,
 }
+
+/// The most of a message that is kept: it ends up in statuses and events.
+const MAX_MESSAGE: usize = 2048;
 
 impl Fault {
     pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), request_id: None, retry_after: None, member: None }
+        let mut message: String = message.into();
+        if message.len() > MAX_MESSAGE {
+            let cut = (0..=MAX_MESSAGE).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            message.truncate(cut);
+            message.push('…');
+        }
+        Self { class, message, request_id: None, retry_after: None, member: None, quota_limit: None }
     }
 
     /// Google's message, its request id, and what to do.

@@ -18,6 +18,7 @@ use crate::{
     },
     iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService},
     intent::{Declared, PolicyId},
+    ledger::Pending,
     plan::{Plan, PolicyOnService, RevokeCause, Rollback},
 };
 
@@ -25,6 +26,9 @@ use crate::{
 const MAX_POLICIES: usize = 64;
 /// The most grants in one list of a record: what an IAM policy can hold.
 const MAX_GRANTS: usize = crate::iam::MAX_MEMBERS;
+/// The most bytes in one list of a record: two policies with 200 members each can share a condition of 4 KiB, which a record
+/// has once for each member.
+const MAX_LIST_BYTES: usize = 256 * 1024;
 
 /// How long records are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,9 @@ impl Default for Retention {
         Self { number: 20, age: SignedDuration::from_hours(90 * 24) }
     }
 }
+
+/// How long a request that had no answer may still be on its way. Google's frontends give up long before.
+const MAY_ARRIVE: SignedDuration = SignedDuration::from_mins(15);
 
 /// Ends a text that a record could not hold whole. It is in no member and in no condition that could be declared.
 const CUT: char = '…';
@@ -87,13 +94,25 @@ fn grant(record: &ChangeGrant) -> Option<Grant> {
     })
 }
 
-fn records<'a>(grants: impl IntoIterator<Item = &'a Grant>) -> Vec<ChangeGrant> {
-    grants.into_iter().take(MAX_GRANTS).map(record).collect()
-}
-
-/// Every grant that a record added or removed.
-pub fn grants(spec: &InvokerChangeSpec) -> BTreeSet<Grant> {
-    spec.added.iter().chain(&spec.removed).filter_map(grant).collect()
+/// As many grants as fit into one list of a record, and how many did not: four lists have to stay within what the API
+/// server stores.
+fn bounded_list(grants: &BTreeSet<Grant>) -> (Vec<ChangeGrant>, i64) {
+    let mut left = MAX_LIST_BYTES;
+    let mut list = Vec::with_capacity(grants.len().min(MAX_GRANTS));
+    for grant in grants.iter().take(MAX_GRANTS) {
+        let record = record(grant);
+        let condition = record.condition.as_ref();
+        let size = record.member.len()
+            + 80
+            + condition.map_or(0, |c| c.title.len() + c.description.len() + c.expression.len() + 64);
+        if size > left {
+            break;
+        }
+        left -= size;
+        list.push(record);
+    }
+    let omitted = (grants.len() - list.len()) as i64;
+    (list, omitted)
 }
 
 /// Why one change of a plan is made.
@@ -125,82 +144,108 @@ fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
     format!("{}-{}-{:06x}", service.name, at.strftime("%Y%m%d-%H%M%S%3f"), hasher.finish() & 0xff_ffff)
 }
 
-/// The records of a write that is about to be made: one for each namespace that has a policy behind it, under one name.
-/// Where no policy is left behind it, `home` is the namespace. `drift_by` made what it undoes.
-pub fn open(
+/// A time as the store keeps it.
+pub fn whole_microseconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
+}
+
+/// What is written down before `grants` and `revokes` of a plan are written to IAM. `drift_by` made what they undo.
+pub fn pending(
     plan: &Plan,
     claims: &[PolicyOnService],
-    owners: &BTreeSet<PolicyId>,
     live: &Policy,
     drift_by: Option<&ChangedBy>,
-    home: &str,
     at: Timestamp,
-) -> Vec<InvokerChange> {
+) -> Pending {
     let mut behind: BTreeMap<&PolicyId, i64> =
-        claims.iter().filter(|c| c.enforces()).map(|c| (&c.intent.id, c.intent.generation)).collect();
+        claims.iter().filter(|c| c.enforces() && !c.left).map(|c| (&c.intent.id, c.intent.generation)).collect();
     if behind.is_empty() {
-        behind.extend(owners.iter().map(|id| (id, 0)));
+        behind.extend(claims.iter().filter(|c| c.left).map(|c| (&c.intent.id, c.intent.generation)));
     }
-    let policies: Vec<ChangePolicy> = behind
-        .iter()
-        .take(MAX_POLICIES)
-        .map(|(id, generation)| ChangePolicy {
-            namespace: id.namespace.to_string(),
-            name: id.name.to_string(),
-            uid: id.uid.to_string(),
-            generation: *generation,
-        })
-        .collect();
-    let reason = reason(plan, claims);
-    let spec = InvokerChangeSpec {
-        project: plan.service.project.to_string(),
-        region: plan.service.region.to_string(),
-        service: plan.service.name.to_string(),
-        reason,
-        at: MicroTime(at),
-        added: records(plan.grants.keys()),
-        added_count: plan.grants.len() as i64,
-        removed: records(plan.revokes.keys()),
-        removed_count: plan.revokes.len() as i64,
-        before: records(&live.grants()),
+    let policies = behind.iter().take(MAX_POLICIES).map(|(id, generation)| ChangePolicy {
+        namespace: id.namespace.to_string(),
+        name: id.name.to_string(),
+        uid: id.uid.to_string(),
+        generation: *generation,
+    });
+    Pending {
+        name: name(&plan.service, &live.etag, at),
+        reason: reason(plan, claims),
+        at: whole_microseconds(at),
         etag_before: live.etag.0.clone(),
+        added: plan.grants.keys().cloned().collect(),
+        removed: plan.revokes.keys().cloned().collect(),
+        before: live.grants(),
+        before_omitted: 0,
+        drift: plan.corrections().cloned().collect(),
+        policies: policies.collect(),
         drift_by: drift_by.cloned(),
-        outcome: ChangeOutcome {
-            phase: ChangePhase::Pending,
-            message: String::new(),
-            after: vec![],
-            etag_after: String::new(),
-            closed_at: None,
-        },
-        policies,
+    }
+}
+
+/// The records of a write that is over: one for each namespace that has a policy behind it, under one name. Where no policy
+/// is behind it, `home` is the namespace.
+pub fn records(service: &RunService, pending: &Pending, outcome: ChangeOutcome, home: &str) -> Vec<InvokerChange> {
+    let (before, omitted) = bounded_list(&pending.before);
+    let spec = InvokerChangeSpec {
+        project: service.project.to_string(),
+        region: service.region.to_string(),
+        service: service.name.to_string(),
+        reason: pending.reason,
+        at: MicroTime(pending.at),
+        policies: pending.policies.clone(),
+        added: bounded_list(&pending.added).0,
+        added_count: pending.added.len() as i64,
+        removed: bounded_list(&pending.removed).0,
+        removed_count: pending.removed.len() as i64,
+        before,
+        before_omitted: omitted + pending.before_omitted,
+        etag_before: pending.etag_before.clone(),
+        drift_by: pending.drift_by.clone(),
+        outcome,
     };
-    let name = name(&plan.service, &live.etag, at);
     let mut namespaces: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for id in behind.keys() {
-        namespaces.entry(&id.namespace).or_default().push(&id.name);
+    for policy in &pending.policies {
+        namespaces.entry(&policy.namespace).or_default().push(&policy.name);
     }
     if namespaces.is_empty() {
         namespaces.insert(home, vec![]);
     }
-    namespaces
-        .into_iter()
-        .map(|(namespace, policies)| {
-            let mut labels: BTreeMap<String, String> = [
-                (OUTCOME_LABEL.to_owned(), ChangePhase::Pending.as_str().to_owned()),
-                (REASON_LABEL.to_owned(), reason.as_str().to_owned()),
-            ]
-            .into();
-            let ours = policies.iter().take(MAX_POLICIES).filter(|n| n.len() <= 63);
-            labels.extend(ours.map(|n| (format!("{POLICY_LABEL_PREFIX}{n}"), String::new())));
-            let metadata = ObjectMeta {
-                name: Some(name.clone()),
-                namespace: Some(namespace.to_owned()),
-                labels: Some(labels),
-                ..ObjectMeta::default()
-            };
-            InvokerChange { metadata, spec: spec.clone() }
-        })
-        .collect()
+    let record = |(namespace, policies): (&str, Vec<&str>)| {
+        let mut labels: BTreeMap<String, String> = [
+            (OUTCOME_LABEL.to_owned(), spec.outcome.phase.as_str().to_owned()),
+            (REASON_LABEL.to_owned(), spec.reason.as_str().to_owned()),
+        ]
+        .into();
+        let ours = policies.iter().filter(|n| n.len() <= 63);
+        labels.extend(ours.map(|n| (format!("{POLICY_LABEL_PREFIX}{n}"), String::new())));
+        let metadata = ObjectMeta {
+            name: Some(pending.name.clone()),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        };
+        InvokerChange { metadata, spec: spec.clone() }
+    };
+    namespaces.into_iter().map(record).collect()
+}
+
+/// A write that a version before 0.2 left open in a record, in place of the ledger.
+pub fn left_open(name: &str, spec: &InvokerChangeSpec) -> Pending {
+    let grants = |list: &[ChangeGrant]| list.iter().filter_map(grant).collect();
+    Pending {
+        name: name.into(),
+        reason: spec.reason,
+        at: spec.at.0,
+        etag_before: spec.etag_before.clone(),
+        added: grants(&spec.added),
+        removed: grants(&spec.removed),
+        before: grants(&spec.before),
+        before_omitted: spec.before_omitted,
+        drift: BTreeSet::new(),
+        policies: spec.policies.clone(),
+        drift_by: spec.drift_by.clone(),
+    }
 }
 
 /// The service that a record is about.
@@ -208,40 +253,102 @@ pub fn service(spec: &InvokerChangeSpec) -> RunService {
     RunService::new(spec.project.as_str(), spec.region.as_str(), spec.service.as_str())
 }
 
-/// What became of a write, from reality. `live: None`: the service is gone.
-pub fn settle(spec: &InvokerChangeSpec, live: Option<&Policy>, at: Timestamp) -> ChangeOutcome {
-    let Some(live) = live else {
-        return ChangeOutcome {
-            phase: ChangePhase::NotApplied,
-            message: "the service is gone".into(),
-            after: vec![],
-            etag_after: String::new(),
-            closed_at: Some(MicroTime(at)),
-        };
-    };
-    let real = live.grants();
-    let is_real = |r: &&ChangeGrant| grant(r).is_some_and(|g| real.contains(&g));
-    let (added, kept) = (spec.added.iter().filter(is_real).count(), spec.removed.iter().filter(is_real).count());
-    let done = added + spec.removed.len() - kept;
-    let all = spec.added.len() + spec.removed.len();
-    let phase = if live.etag.0 == spec.etag_before || done == 0 {
-        ChangePhase::NotApplied
-    } else if done == all {
-        ChangePhase::Applied
-    } else {
-        ChangePhase::Partial
-    };
-    let message = match phase {
-        ChangePhase::Partial => format!("{done} of {all} changes are real"),
-        _ => String::new(),
-    };
-    ChangeOutcome {
+/// What is known of the end of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// IAM took it.
+    Accepted,
+    /// IAM refused it, or it was never sent.
+    Refused,
+    /// Nobody saw: reality decides.
+    Unknown,
+}
+
+/// What became of a write. `live: None`: the service is gone.
+pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Timestamp) -> ChangeOutcome {
+    let closed = |phase, message: &str, after: &BTreeSet<Grant>, etag: &str| ChangeOutcome {
         phase,
-        message,
-        after: records(&real),
-        etag_after: live.etag.0.clone(),
+        message: message.into(),
+        after: bounded_list(after).0,
+        etag_after: etag.into(),
         closed_at: Some(MicroTime(at)),
+    };
+    let Some(live) = live else {
+        let phase = if ending == Ending::Accepted { ChangePhase::Applied } else { ChangePhase::NotApplied };
+        return closed(phase, "the service is gone", &BTreeSet::new(), "");
+    };
+    let (real, etag) = (live.grants(), live.etag.0.as_str());
+    let done = pending.added.iter().filter(|g| real.contains(g)).count()
+        + pending.removed.iter().filter(|g| !real.contains(g)).count();
+    let all = pending.added.len() + pending.removed.len();
+    match ending {
+        Ending::Refused => closed(ChangePhase::NotApplied, "", &real, etag),
+        Ending::Unknown if etag == pending.etag_before || done == 0 => closed(ChangePhase::NotApplied, "", &real, etag),
+        Ending::Accepted | Ending::Unknown if done == all => closed(ChangePhase::Applied, "", &real, etag),
+        Ending::Accepted => {
+            let message = format!("{done} of {all} changes are still real: somebody else wrote at the same time");
+            closed(ChangePhase::Applied, &message, &real, etag)
+        }
+        Ending::Unknown => closed(ChangePhase::Partial, &format!("{done} of {all} changes are real"), &real, etag),
     }
+}
+
+/// What became of the writes that were open on a service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settled {
+    pub closed: Vec<(Pending, ChangeOutcome)>,
+    /// Sent, without an answer, from the state that is real now: they may still arrive.
+    pub open: Vec<Pending>,
+}
+
+/// Settles every open write of a service. `endings` are those that were seen, by the name of the write.
+///
+/// An etag is one version of an IAM policy: of several writes that were planned from one version IAM takes one at most, and
+/// none once another version is real.
+pub fn settle_all(
+    pending: &[Pending],
+    endings: &BTreeMap<String, Ending>,
+    live: Option<&Policy>,
+    at: Timestamp,
+) -> Settled {
+    let ending = |p: &Pending| endings.get(&p.name).copied().unwrap_or(Ending::Unknown);
+    let taken: BTreeSet<&str> =
+        pending.iter().filter(|p| ending(p) == Ending::Accepted).map(|p| p.etag_before.as_str()).collect();
+    let unseen = |p: &&Pending| ending(p) == Ending::Unknown && !taken.contains(p.etag_before.as_str());
+    // Of several that could be the one: that which explains most of what is real.
+    let mut likely: BTreeMap<&str, &Pending> = BTreeMap::new();
+    for p in live.into_iter().flat_map(|_| pending.iter().filter(unseen)) {
+        let best = likely.entry(&p.etag_before).or_insert(p);
+        if live.is_some_and(|l| explains(p, l) >= explains(best, l)) {
+            *best = p;
+        }
+    }
+    let mut settled = Settled::default();
+    for p in pending {
+        let waits = live.is_some_and(|l| unseen(&p) && l.etag.0 == p.etag_before) && at.duration_since(p.at) < MAY_ARRIVE;
+        if waits {
+            settled.open.push(p.clone());
+            continue;
+        }
+        let known = match ending(p) {
+            Ending::Unknown if taken.contains(p.etag_before.as_str()) => Ending::Refused,
+            Ending::Unknown if live.is_some() && likely.get(p.etag_before.as_str()).is_none_or(|l| l.name != p.name) => {
+                Ending::Refused
+            }
+            known => known,
+        };
+        settled.closed.push((p.clone(), settle(p, known, live, at)));
+    }
+    settled
+}
+
+/// How well a write explains what is real: exactly, and by how many of its changes.
+fn explains(pending: &Pending, live: &Policy) -> (bool, usize) {
+    let real = live.grants();
+    let mut expected: BTreeSet<Grant> = pending.before.difference(&pending.removed).cloned().collect();
+    expected.extend(pending.added.iter().cloned());
+    let done = pending.added.intersection(&real).count() + pending.removed.difference(&real).count();
+    (pending.before_omitted == 0 && expected == real, done)
 }
 
 /// Which of a policy's records are to go. `records` are names with the time of each, in any order.
@@ -254,11 +361,18 @@ pub fn outlived(records: &[(String, Timestamp)], keep: Retention, now: Timestamp
 }
 
 /// What a policy with `role` goes back to, behind a change. Access that has ended meanwhile is not brought back.
-pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Timestamp) -> Rollback {
+///
+/// # Errors
+/// When the record does not hold everything that was there: going back to a part would take the rest away.
+pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Timestamp) -> Result<Rollback, String> {
+    if spec.before_omitted > 0 || spec.before.iter().any(|r| r.role == role.as_str() && !is_whole(r)) {
+        return Err(format!(
+            "InvokerChange {name} could not hold everything that was there before it, so there is no going back behind it"
+        ));
+    }
     let declared: BTreeSet<Declared> = spec
         .before
         .iter()
-        .filter(|r| is_whole(r))
         .filter_map(grant)
         .filter(|g| g.role == role)
         // What could not be declared cannot be gone back to either.
@@ -266,7 +380,7 @@ pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Times
         .map(|g| Declared { expires: g.condition.as_ref().and_then(|c| c.expiry()), grant: g })
         .filter(|d| d.expires.is_none_or(|e| e > now))
         .collect();
-    Rollback { change: name, declared: declared.into_iter().collect() }
+    Ok(Rollback { change: name, declared: declared.into_iter().collect() })
 }
 
 #[cfg(test)]
@@ -294,19 +408,94 @@ mod tests {
             .unwrap()
     }
 
+    fn g(member: &str) -> Grant {
+        Grant::new(Principal::from_live(member), Role::Invoker)
+    }
+    fn write(added: &[&str], removed: &[&str]) -> Pending {
+        Pending {
+            name: "web-1".into(),
+            reason: ChangeReason::SpecChanged,
+            at: at(NOW),
+            etag_before: "A".into(),
+            added: added.iter().map(|m| g(m)).collect(),
+            removed: removed.iter().map(|m| g(m)).collect(),
+            before: BTreeSet::new(),
+            before_omitted: 0,
+            drift: BTreeSet::new(),
+            policies: vec![],
+            drift_by: None,
+        }
+    }
+
     #[test]
-    fn a_write_is_settled_from_what_is_real() {
-        let s = spec(&["user:old@a.co"], &["user:new@a.co", "user:other@a.co"], &["user:old@a.co"]);
-        let phase = |etag, members: &[&str]| settle(&s, Some(&live(etag, members)), at(NOW)).phase;
+    fn a_write_whose_end_nobody_saw_is_settled_from_what_is_real() {
+        let p = write(&["user:new@a.co", "user:other@a.co"], &["user:old@a.co"]);
+        let phase = |etag, members: &[&str]| settle(&p, Ending::Unknown, Some(&live(etag, members)), at(NOW)).phase;
         assert_eq!(phase("B", &["user:new@a.co", "user:other@a.co"]), ChangePhase::Applied);
         assert_eq!(phase("B", &["user:new@a.co", "user:old@a.co"]), ChangePhase::Partial);
         assert_eq!(phase("B", &["user:old@a.co"]), ChangePhase::NotApplied);
         assert_eq!(phase("A", &["user:old@a.co"]), ChangePhase::NotApplied);
-        assert_eq!(settle(&s, None, at(NOW)).phase, ChangePhase::NotApplied);
+        assert_eq!(settle(&p, Ending::Unknown, None, at(NOW)).phase, ChangePhase::NotApplied);
     }
 
     #[test]
-    fn what_is_too_long_for_a_record_is_cut_and_not_gone_back_to() {
+    fn a_write_that_iam_took_was_made_whatever_is_real_now() {
+        let p = write(&["user:new@a.co"], &[]);
+        let gone = settle(&p, Ending::Accepted, Some(&live("C", &[])), at(NOW));
+        assert_eq!((gone.phase, gone.message.is_empty()), (ChangePhase::Applied, false));
+        assert_eq!(settle(&p, Ending::Accepted, None, at(NOW)).phase, ChangePhase::Applied);
+        let there = live("C", &["user:new@a.co"]);
+        assert_eq!(settle(&p, Ending::Refused, Some(&there), at(NOW)).phase, ChangePhase::NotApplied);
+    }
+
+    #[test]
+    fn a_write_without_an_answer_stays_open_while_it_may_still_arrive() {
+        let p = write(&["user:new@a.co"], &[]);
+        let settled = |etag, members: &[&str], when| {
+            let s = settle_all(std::slice::from_ref(&p), &BTreeMap::new(), Some(&live(etag, members)), at(when));
+            (s.open.len(), s.closed.first().map(|(_, o)| o.phase))
+        };
+        assert_eq!(settled("A", &[], "2026-11-23T12:05:00Z"), (1, None));
+        assert_eq!(settled("A", &[], "2026-11-23T12:16:00Z"), (0, Some(ChangePhase::NotApplied)));
+        assert_eq!(settled("B", &["user:new@a.co"], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::Applied)));
+        assert_eq!(settled("B", &[], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::NotApplied)));
+    }
+
+    #[test]
+    fn of_writes_from_one_version_one_at_most_was_made() {
+        let a = write(&["user:a@a.co"], &[]);
+        let b = Pending { name: "web-2".into(), ..write(&["user:a@a.co", "user:b@a.co"], &[]) };
+        let phases = |endings: &[(&str, Ending)], members: &[&str]| {
+            let endings = endings.iter().map(|(n, e)| ((*n).to_owned(), *e)).collect();
+            let s = settle_all(&[a.clone(), b.clone()], &endings, Some(&live("B", members)), at(NOW));
+            s.closed.iter().map(|(_, o)| o.phase).collect::<Vec<_>>()
+        };
+        use ChangePhase::{Applied, NotApplied};
+        assert_eq!(phases(&[("web-2", Ending::Accepted)], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
+        assert_eq!(phases(&[("web-2", Ending::Refused)], &["user:a@a.co"]), [Applied, NotApplied]);
+        assert_eq!(phases(&[], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
+        assert_eq!(phases(&[], &["user:a@a.co"]), [Applied, NotApplied]);
+        let gone = settle_all(&[a.clone(), b.clone()], &BTreeMap::new(), None, at(NOW));
+        assert!(gone.closed.iter().all(|(_, o)| o.phase == NotApplied));
+    }
+
+    #[test]
+    fn a_record_of_the_largest_write_fits_into_the_store() {
+        let condition: Arc<Condition> =
+            Condition { title: "t".into(), description: String::new(), expression: "e".repeat(4096) }.into();
+        let many: BTreeSet<Grant> =
+            (0..400).map(|i| Grant { condition: Some(condition.clone()), ..g(&format!("user:m{i}@a.co")) }).collect();
+        let p = Pending { added: many.clone(), before: many.clone(), ..write(&[], &[]) };
+        let service = RunService::new("p", "r", "s");
+        let outcome = settle(&p, Ending::Accepted, None, at(NOW));
+        let [record] = records(&service, &p, outcome, "home").try_into().unwrap();
+        assert!(serde_json::to_vec(&record).unwrap().len() < 1024 * 1024);
+        assert_eq!((record.spec.added_count, record.spec.before_omitted > 0), (400, true));
+        assert!(rollback("x".into(), &record.spec, Role::Invoker, at(NOW)).is_err());
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_record_is_cut_and_there_is_no_going_back_to_it() {
         let mut s = spec(&[], &[], &[]);
         let long = Condition { title: "t".repeat(200), description: String::new(), expression: "e".repeat(5000) };
         let live =
@@ -320,7 +509,7 @@ mod tests {
             Some((100, 4096))
         );
         assert_eq!(s.before[1].member.chars().count(), 512);
-        assert!(rollback("x".into(), &s, Role::Invoker, at(NOW)).declared.is_empty());
+        assert!(rollback("x".into(), &s, Role::Invoker, at(NOW)).is_err());
     }
 
     #[test]
@@ -345,7 +534,7 @@ mod tests {
             condition: Some(ended.into()),
             ..Grant::new(Principal::from_live("user:c@a.co"), Role::Invoker)
         }));
-        let back = rollback("x".into(), &s, Role::Invoker, at(NOW));
+        let back = rollback("x".into(), &s, Role::Invoker, at(NOW)).unwrap();
         let members: Vec<_> = back.declared.iter().map(|d| d.grant.to_string()).collect();
         assert_eq!(members, ["user:a@a.co"]);
     }

@@ -7,7 +7,9 @@
 //! | [`fault`] | everything that can go wrong outside, and the one table of what follows |
 //! | [`api`] | the Kubernetes kinds, their CEL rules, names of conditions and reasons |
 //! | [`intent`] | raw objects to validated intents; every rejection names its field |
+//! | [`index`] | who targets what, who owns what, and what was last observed |
 //! | [`plan`] | all claims on a service, live policy and ledger to grants, revokes and what is withheld |
+//! | [`ledger`] | what the operator answers for on one service, and how that is stored |
 //! | [`history`] | a record for each write, its settlement from reality, retention, the way back |
 //! | [`status`] | what was found to conditions and events |
 //! | [`audit`] | entries of Cloud Audit Logs, and who made the drift that was found |
@@ -21,6 +23,8 @@ pub mod diagnose;
 pub mod fault;
 pub mod history;
 pub mod iam;
+pub mod index;
 pub mod intent;
+pub mod ledger;
 pub mod plan;
 pub mod status;

@@ -25,7 +25,7 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{Controller, Options, events::EventOptions},
+    controller::{Controller, Options, audit_events::EventOptions},
     history::Retention,
     leader::{self, Shards},
     metrics::Metrics,
@@ -252,7 +252,7 @@ impl Default for Setup {
 
 /// The operator's own code in this process: everything but `main`.
 pub struct Operator {
-    pub controller: Arc<Controller<Limited<Fenced<google::Google>>>>,
+    pub controller: Arc<Controller<Fenced<google::Google>>>,
     pub metrics: Arc<Metrics>,
     pub shards: Arc<Shards>,
     stop: watch::Sender<bool>,

@@ -80,6 +80,10 @@ pub struct InvokerChangeSpec {
     #[schemars(length(max = 1500))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before: Vec<ChangeGrant>,
+    /// How many invoker grants before the write did not fit into this record; there is no going back behind it then.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub before_omitted: i64,
     /// Version of the IAM policy that the write was planned from.
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
@@ -90,6 +94,10 @@ pub struct InvokerChangeSpec {
     pub drift_by: Option<ChangedBy>,
     /// How it ended.
     pub outcome: ChangeOutcome,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 /// Who changed the IAM policy of a service, and how, as Cloud Audit Logs tell it.

@@ -20,7 +20,9 @@ pub use change::{
     OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
 };
 pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
-pub use ledger::{InvokerLedger, InvokerLedgerSpec, LedgerGrant, LedgerOwner};
+pub use ledger::{
+    InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
+};
 pub use policy::{
     ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,
     RoleName, ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus, StatusCondition, StatusSummary,

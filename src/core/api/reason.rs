@@ -46,6 +46,10 @@ names! {
         ServiceNotFound,
         ProjectNotFound,
         ApiDisabled,
+        /// The project that pays for the operator's calls may not.
+        ConsumerUnavailable,
+        /// VPC Service Controls stand in between.
+        PerimeterDenied,
         QuotaExceeded,
         Conflict,
         Unavailable,

@@ -27,6 +27,13 @@ pub struct PolicyId {
     pub uid: Arc<str>,
 }
 
+impl PolicyId {
+    /// Namespace and name.
+    pub fn key(&self) -> (Arc<str>, Arc<str>) {
+        (self.namespace.clone(), self.name.clone())
+    }
+}
+
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -166,6 +173,11 @@ impl Intent {
         self.enforces() && self.on_delete == OnDelete::Revoke
     }
 
+    /// Whether what belongs to it is let go when it is deleted.
+    pub fn retains(&self) -> bool {
+        self.on_delete == OnDelete::Retain
+    }
+
     /// Whether a selector is among the targets, so that the project must be listed.
     pub fn has_selector(&self) -> bool {
         self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))
@@ -260,15 +272,15 @@ fn declared(
     (declared.into_iter().collect(), accounts)
 }
 
-/// Whole hours, minutes and seconds, as in `1h30m`.
 /// What holds where an interval cannot be read.
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(300);
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(300);
 
 /// An interval as a policy has it; 5m where it cannot be read.
 pub fn interval(text: &str) -> Duration {
     parse_interval(text).unwrap_or(DEFAULT_INTERVAL)
 }
 
+/// Whole hours, minutes and seconds, as in `1h30m`.
 fn parse_interval(text: &str) -> Option<Duration> {
     let mut total = 0u64;
     let mut number = None::<u64>;

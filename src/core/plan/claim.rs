@@ -40,16 +40,21 @@ pub struct PolicyOnService {
     pub rollback: Option<Arc<Rollback>>,
     /// Why this policy is not carried out at all now, in words.
     pub stopped: Option<Arc<str>>,
+    /// It means the service no more; something there still belongs to it.
+    pub left: bool,
 }
 
 impl PolicyOnService {
     /// A claim that nothing stands in the way of.
     pub fn new(intent: Arc<Intent>, terms: Arc<Terms>) -> Self {
-        Self { intent, terms, spread: None, rollback: None, stopped: None }
+        Self { intent, terms, spread: None, rollback: None, stopped: None, left: false }
     }
 
     /// What is declared here.
     pub fn declared(&self) -> &[Declared] {
+        if self.left {
+            return &[];
+        }
         self.rollback.as_ref().map_or(&self.intent.declared, |r| &r.declared)
     }
 
@@ -74,7 +79,7 @@ pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for claim in claims {
         let i = &claim.intent;
-        (&i.id.uid, i.generation, i.deleting, claim.enforces()).hash(&mut hasher);
+        (&i.id.uid, i.generation, i.deleting, claim.enforces(), claim.left).hash(&mut hasher);
         claim.rollback.as_ref().map(|r| &r.change).hash(&mut hasher);
         // The declaration can change without its generation: a ServiceAccount gets another annotation.
         for d in claim.declared() {

@@ -4,35 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::merge::Desired;
+use super::{
+    merge::Desired,
+    ownership::{self, Owners},
+};
 use crate::{
     iam::{Condition, Grant},
     intent::Refusal,
 };
-
-/// Whether the policy that a grant was once made for still stands behind the record of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OwnerState {
-    /// The policy is gone without revoking (onDelete: Retain, or its finalizer was removed by hand).
-    Gone,
-    /// The policy exists but may not write now.
-    Passive,
-    /// The policy is enforced.
-    Enforcing,
-}
 
 /// Why a live grant is to be taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RevokeCause {
     /// No policy lists it, and an enforced one is authoritative.
     Unlisted,
-    /// The operator granted it, and the policy behind it lists it no more.
+    /// It belonged to policies, and none of them lists it any more.
     NoLongerDeclared,
     /// Its declared end has passed.
     Expired,
     /// Its policy is being deleted.
     PolicyDeleted,
-    /// The operator granted it, and a guardrail refuses it now.
+    /// It belonged to a policy, and a guardrail refuses it now.
     Refused,
 }
 
@@ -56,37 +48,43 @@ fn is_ours(grant: &Grant, desired: &Desired) -> bool {
     }
 }
 
-/// Judges one live grant that no policy lists.
-pub fn judge(
-    grant: &Grant,
-    desired: &Desired,
-    ledger: &BTreeMap<Grant, OwnerState>,
-    is_protected: &dyn Fn(&Grant) -> bool,
-    now: Timestamp,
-) -> Verdict {
-    let remembered = ledger.get(grant).copied();
-    let ended = grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|e| e <= now);
-    let cause = if desired.leaving.contains(grant) {
-        Some(RevokeCause::PolicyDeleted)
-    } else if let Some(refusal) = desired.refused.get(grant) {
-        if remembered != Some(OwnerState::Enforcing) {
-            return Verdict::Refused(refusal.clone());
+/// What one judgement depends on, the grant itself left out.
+pub struct Circumstances<'a> {
+    pub desired: &'a Desired,
+    pub ledger: &'a BTreeMap<Grant, Owners>,
+    pub is_protected: &'a dyn Fn(&Grant) -> bool,
+    pub now: Timestamp,
+}
+
+impl Circumstances<'_> {
+    /// Judges one live grant that no policy lists. `complete`: an enforced policy says that its list of this role is
+    /// complete. `leaving`: a policy that lists it is being deleted.
+    pub fn judge(&self, grant: &Grant, complete: bool, leaving: bool) -> Verdict {
+        let desired = self.desired;
+        let owned = self.ledger.get(grant).and_then(ownership::revoke_cause);
+        let ended = grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|e| e <= self.now);
+        let cause = if leaving {
+            Some(RevokeCause::PolicyDeleted)
+        } else if let Some(refusal) = desired.refused.get(grant) {
+            if owned.is_none() {
+                return Verdict::Refused(refusal.clone());
+            }
+            Some(RevokeCause::Refused)
+        } else if desired.expired.contains(grant) || (ended && owned.is_some()) {
+            Some(RevokeCause::Expired)
+        } else if owned.is_some() {
+            owned
+        } else if complete && is_ours(grant, desired) {
+            Some(if ended { RevokeCause::Expired } else { RevokeCause::Unlisted })
+        } else {
+            None
+        };
+        match cause {
+            None => Verdict::Foreign,
+            // A protected member that a policy named is that policy's to take back; one that nobody named is not.
+            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => Verdict::Protected,
+            Some(cause) => Verdict::Revoke(cause),
         }
-        Some(RevokeCause::Refused)
-    } else if desired.expired.contains(grant) || (ended && remembered == Some(OwnerState::Enforcing)) {
-        Some(RevokeCause::Expired)
-    } else if remembered == Some(OwnerState::Enforcing) {
-        Some(RevokeCause::NoLongerDeclared)
-    } else if desired.authoritative.contains(&grant.role) && is_ours(grant, desired) {
-        Some(if ended { RevokeCause::Expired } else { RevokeCause::Unlisted })
-    } else {
-        None
-    };
-    match cause {
-        None => Verdict::Foreign,
-        // A protected member that a policy named is that policy's to take back; one that nobody named is not.
-        Some(RevokeCause::Unlisted) if is_protected(grant) => Verdict::Protected,
-        Some(cause) => Verdict::Revoke(cause),
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! State that time goes over, but no clock: `now` is passed in.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::iam::Grant;
+use crate::iam::{Grant, RunService};
 
 /// Corrections of one grant within [`WINDOW`] that make a fight.
 const CONTESTED_AT: usize = 3;
@@ -57,9 +57,16 @@ impl Memory {
         times.sort_unstable();
     }
 
+    /// That correction was not made.
+    pub fn not_corrected(&mut self, grant: &Grant, at: Timestamp) {
+        if let Some(times) = self.corrections.get_mut(grant) {
+            times.retain(|t| *t != at);
+        }
+    }
+
     /// Whether a grant was corrected lately.
     pub fn was_corrected(&self, grant: &Grant) -> bool {
-        self.corrections.contains_key(grant)
+        self.corrections.get(grant).is_some_and(|times| !times.is_empty())
     }
 
     /// Forgets what is too old to count.
@@ -103,7 +110,8 @@ impl Default for BreakerLimits {
 #[derive(Clone, Debug, Default)]
 pub struct Breaker {
     limits: BreakerLimits,
-    corrected: VecDeque<Timestamp>,
+    /// One entry for each write, whoever made it: told twice, it counts once.
+    corrected: BTreeSet<(Timestamp, RunService)>,
     opened: Option<Timestamp>,
     /// The last time that fresh drift was found.
     unrest: Option<Timestamp>,
@@ -119,25 +127,32 @@ impl Breaker {
         self.opened
     }
 
-    /// A correction that was made, now or before a restart.
-    pub fn remember(&mut self, at: Timestamp) {
-        self.corrected.push_back(at);
+    /// A correction that was made by another replica, or before a restart. One that is told of twice counts once.
+    pub fn remember(&mut self, service: &RunService, at: Timestamp, now: Timestamp) {
+        if at <= now && now.duration_since(at) < self.limits.window {
+            self.corrected.insert((at, service.clone()));
+        }
     }
 
-    /// Asks to correct drift on one service. The correction counts from here on. False: the breaker is open, perhaps
-    /// because of this very question.
-    pub fn admit(&mut self, now: Timestamp) -> bool {
+    /// Asks to correct drift on one service. The correction counts from here on, as made at `now`. False: the breaker is
+    /// open, perhaps because of this very question.
+    pub fn admit(&mut self, service: &RunService, now: Timestamp) -> bool {
         if self.opened.is_some() {
             return false;
         }
-        self.corrected.retain(|t| now.duration_since(*t) < self.limits.window);
+        self.corrected.retain(|(t, _)| now.duration_since(*t) < self.limits.window);
         if self.corrected.len() >= self.limits.corrections {
             self.opened = Some(now);
             self.unrest = Some(now);
             return false;
         }
-        self.corrected.push_back(now);
+        self.corrected.insert((now, service.clone()));
         true
+    }
+
+    /// What was admitted then was not made.
+    pub fn withdraw(&mut self, service: &RunService, at: Timestamp) {
+        self.corrected.remove(&(at, service.clone()));
     }
 
     /// Opens it as it was before a restart.
@@ -175,6 +190,9 @@ mod tests {
 
     fn grant() -> Grant {
         Grant::new(Principal::from_live("user:a@acme.com"), Role::Invoker)
+    }
+    fn service(name: &str) -> RunService {
+        RunService::new("p", "r", name)
     }
     fn at(minutes: i64) -> Timestamp {
         "2026-11-23T12:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_mins(minutes)
@@ -219,18 +237,33 @@ mod tests {
     #[test]
     fn the_breaker_opens_at_its_limit_and_closes_after_a_quiet_window_or_by_hand() {
         let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
-        assert!(breaker.admit(at(0)) && breaker.admit(at(0)));
-        assert!(!breaker.admit(at(1)));
-        assert!(!breaker.admit(at(7)) && !breaker.is_calm(at(5)));
+        assert!(breaker.admit(&service("a"), at(0)) && breaker.admit(&service("b"), at(0)));
+        assert!(!breaker.admit(&service("c"), at(1)));
+        assert!(!breaker.admit(&service("c"), at(7)) && !breaker.is_calm(at(5)));
         breaker.drift_found(at(4));
         assert!(!breaker.is_calm(at(8)) && breaker.is_calm(at(9)));
         breaker.close();
-        assert!(breaker.admit(at(9)));
+        assert!(breaker.admit(&service("c"), at(9)));
+    }
+
+    #[test]
+    fn a_correction_counts_once_and_not_if_it_was_not_made_or_is_yet_to_come() {
+        let limits = BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) };
+        let mut breaker = Breaker::new(limits);
+        for _ in 0..5 {
+            breaker.remember(&service("a"), at(0), at(1));
+            breaker.remember(&service("a"), at(60), at(1));
+            breaker.remember(&service("a"), at(-60), at(1));
+        }
+        assert!(breaker.admit(&service("b"), at(1)));
+        breaker.withdraw(&service("b"), at(1));
+        assert!(breaker.admit(&service("c"), at(1)));
+        assert!(!breaker.admit(&service("d"), at(1)));
     }
 
     #[test]
     fn corrections_that_are_spread_out_never_open_the_breaker() {
         let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
-        assert!((0..100).all(|n| breaker.admit(at(n * 3))));
+        assert!((0..100).all(|n| breaker.admit(&service("a"), at(n * 3))));
     }
 }

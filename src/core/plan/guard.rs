@@ -95,7 +95,7 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
 /// policy that is deleted, or that names the service no more, said so by that.
 fn takes_the_last(plan: &Plan, counted: &BTreeSet<Grant>, input: &Input<'_>) -> bool {
     let standing: Vec<&Intent> =
-        input.claims.iter().filter(|c| c.enforces() && !c.intent.deleting).map(|c| &*c.intent).collect();
+        input.claims.iter().filter(|c| c.enforces() && !c.intent.deleting && !c.left).map(|c| &*c.intent).collect();
     if standing.is_empty() || standing.iter().any(|i| i.allow_empty && i.declared.is_empty()) {
         return false;
     }

@@ -33,6 +33,9 @@ pub fn merge(input: &Input<'_>) -> Desired {
     let mut desired = Desired::default();
     for claim in input.claims {
         let intent = &claim.intent;
+        if claim.left {
+            continue;
+        }
         if intent.deleting {
             if claim.enforces() && intent.on_delete == OnDelete::Revoke {
                 // What it was not allowed to declare is not its to take back either; what was granted nevertheless is

@@ -7,6 +7,8 @@ pub mod diff;
 pub mod drift;
 pub mod guard;
 pub mod merge;
+pub mod ownership;
+pub mod search;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,16 +18,22 @@ use std::{
 use jiff::Timestamp;
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
-pub use diff::{OwnerState, RevokeCause, Verdict};
+pub use diff::{RevokeCause, Verdict};
 pub use guard::Approval;
 pub use merge::{Desired, merge};
+pub use ownership::{Lines, OwnerState, Owners, stored_size};
+pub use search::{Batch, Clue, Search};
 
 use crate::{
     api::{Membership, Reason},
-    iam::{Grant, MAX_MEMBERS, Policy, RunService, ServiceInfo},
+    iam::{Grant, MAX_MEMBERS, Policy, PrincipalKind, RunService, ServiceInfo},
     intent::{Limits, PolicyId, Refusal},
 };
 use drift::{Fight, Memory};
+
+/// The most bytes of a ledger's lines: the API server stores objects of up to 1.5 MiB, and what a write changes stands beside
+/// them.
+const MAX_STORED: usize = 700 * 1024;
 
 /// Limits that the operator is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +55,10 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Members are compared as IAM compares them, on both sides: case does not count.
     fn protects(&self, grant: &Grant) -> bool {
-        self.protected.iter().any(|glob| wildmatch::WildMatch::new(glob).matches(grant.principal.key()))
+        let member = grant.principal.key().to_ascii_lowercase();
+        self.protected.iter().any(|glob| wildmatch::WildMatch::new(&glob.to_ascii_lowercase()).matches(&member))
     }
 }
 
@@ -68,6 +78,8 @@ pub struct UnansweredSelectors {
     pub grants: BTreeSet<Grant>,
     /// Listing failed, so an answer may never come.
     pub failed: bool,
+    /// A policy here names ServiceAccounts, and whom they stand for is not known: any service account may be one of them.
+    pub accounts: bool,
 }
 
 impl UnansweredSelectors {
@@ -78,7 +90,8 @@ impl UnansweredSelectors {
             RevokeCause::PolicyDeleted => !self.failed,
             RevokeCause::Expired | RevokeCause::Refused => false,
         };
-        waits && self.grants.contains(grant)
+        let may_be_named = self.accounts && grant.principal.kind() == PrincipalKind::ServiceAccount;
+        waits && (self.grants.contains(grant) || may_be_named)
     }
 }
 
@@ -89,8 +102,8 @@ pub struct Input<'a> {
     /// Every policy that names the service, those being deleted included.
     pub claims: &'a [PolicyOnService],
     pub live: &'a Policy,
-    /// What the operator granted here, and what stands behind it now.
-    pub ledger: &'a BTreeMap<Grant, OwnerState>,
+    /// What the operator answers for here, and how those whom it belongs to stand to it now.
+    pub ledger: &'a BTreeMap<Grant, Owners>,
     /// What policies list that may yet turn out to mean the service.
     pub unanswered: &'a UnansweredSelectors,
     /// Members that IAM refused lately.
@@ -149,6 +162,12 @@ pub enum WithheldReason {
     Stopped(Arc<str>),
     /// The policy would have more members than IAM accepts.
     MemberLimit { would_be: usize },
+    /// What the operator has to remember of the service would be more than the API server stores.
+    MemoryLimit,
+    /// IAM refuses one of several members without naming it; which one is being found out.
+    Suspect { among: usize },
+    /// It waits for its turn within the quota.
+    Quota,
     /// The policy was read in a view that hides conditions.
     HashedConditions,
 }
@@ -168,7 +187,9 @@ impl WithheldReason {
             Self::CircuitOpen => Reason::CircuitOpen,
             Self::UnansweredSelectors => Reason::Progressing,
             Self::Stopped(_) => Reason::InvalidSpec,
-            Self::MemberLimit { .. } => Reason::MemberLimit,
+            Self::MemberLimit { .. } | Self::MemoryLimit => Reason::MemberLimit,
+            Self::Suspect { .. } => Reason::InvalidMember,
+            Self::Quota => Reason::Progressing,
             Self::HashedConditions => Reason::Unavailable,
         }
     }
@@ -217,6 +238,13 @@ impl WithheldReason {
             Self::MemberLimit { would_be } => format!(
                 "the policy would have {would_be} members and IAM accepts {MAX_MEMBERS}; use a group, or remove members"
             ),
+            Self::MemoryLimit => {
+                "the members and conditions of this service are more than the API server stores in one object; use a group, or fewer conditions".into()
+            }
+            Self::Suspect { among } => {
+                format!("IAM refuses one of {among} members without naming it; they are tried one by one")
+            }
+            Self::Quota => "waits for its turn: writes to this project and region are limited, and others came first".into(),
             Self::HashedConditions => "IAM answered with hashed conditions, so nothing is written".into(),
         }
     }
@@ -232,8 +260,8 @@ pub struct Plan {
     pub revokes: BTreeMap<Grant, RevokeCause>,
     /// What is due and will not be done.
     pub withheld: Vec<Withheld>,
-    /// Entries of the ledger that have nothing behind them any more.
-    pub forget: BTreeSet<Grant>,
+    /// What the operator answers for once this is carried out, with those whom it belongs to.
+    pub lines: Lines,
     /// Changes, made or withheld, that undo what somebody else did.
     pub drift: BTreeSet<Grant>,
     /// Somebody agreed to this.
@@ -248,20 +276,32 @@ impl Plan {
             grants: BTreeMap::new(),
             revokes: BTreeMap::new(),
             withheld: Vec::new(),
-            forget: BTreeSet::new(),
+            lines: Lines::new(),
             drift: BTreeSet::new(),
             approved: None,
         }
     }
 
-    /// Two writes of one round, told as one.
-    pub fn both(before: Option<Self>, next: Self) -> Self {
-        let Some(mut plan) = before else { return next };
-        plan.grants.extend(next.grants);
-        plan.revokes.extend(next.revokes);
-        plan.drift.extend(next.drift);
-        plan.approved = next.approved.or(plan.approved);
-        plan
+    /// The part of it that one write carries out.
+    pub fn part(&self, batch: &Batch) -> Self {
+        let mut part = self.clone();
+        part.grants.retain(|g, _| batch.grants.contains(g));
+        part.revokes.retain(|g, _| batch.revokes.contains(g));
+        part
+    }
+
+    /// Whether it still wants all of a batch.
+    pub fn wants(&self, batch: &Batch) -> bool {
+        batch.grants.iter().all(|g| self.grants.contains_key(g))
+            && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
+    }
+
+    /// Everything that is left to do waits, and says so.
+    pub fn withhold_rest(&mut self, why: &WithheldReason) {
+        let grants = std::mem::take(&mut self.grants).into_keys().map(|g| (Change::Grant, g));
+        let revokes = std::mem::take(&mut self.revokes).into_keys().map(|g| (Change::Revoke, g));
+        let held = grants.chain(revokes).map(|(change, grant)| Withheld { change, grant, why: why.clone() });
+        self.withheld.extend(held.collect::<Vec<_>>());
     }
 
     /// Changes that are made and undo what somebody else did.
@@ -308,8 +348,15 @@ pub fn plan(input: &Input<'_>) -> Plan {
     for (grant, refusal) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
         hold(Change::Grant, grant, WithheldReason::Guardrail(refusal.clone()));
     }
+    let circumstances = diff::Circumstances {
+        desired: &desired,
+        ledger: input.ledger,
+        is_protected: &|g| input.settings.protects(g),
+        now: input.now,
+    };
     for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
-        match diff::judge(grant, &desired, input.ledger, &|g| input.settings.protects(g), input.now) {
+        let complete = desired.authoritative.contains(&grant.role);
+        match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
             Verdict::Foreign => {}
             Verdict::Refused(refusal) => hold(Change::Leave, grant, WithheldReason::Guardrail(refusal)),
             Verdict::Protected => hold(Change::Revoke, grant, WithheldReason::Protected),
@@ -322,18 +369,12 @@ pub fn plan(input: &Input<'_>) -> Plan {
             }
         }
     }
-    // What is neither real nor wanted needs no memory; what its owner left behind on purpose is no longer ours.
-    plan.forget = input
-        .ledger
-        .iter()
-        .filter(|(g, standing)| {
-            !desired.granted.contains_key(g) && (!live.contains(g) || **standing == OwnerState::Gone)
-        })
-        .map(|(g, _)| g.clone())
-        .collect();
-    withhold_beyond_cap(&mut plan, input.live);
     guard::hold_blast(&mut plan, input);
     hold_fights(&mut plan, input);
+    // Last: what is held back makes no room, and what is not made needs none.
+    withhold_beyond_cap(&mut plan, input.live);
+    plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
+    withhold_beyond_memory(&mut plan);
     plan
 }
 
@@ -383,6 +424,15 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
     }
 }
 
+/// Holds back the last grants, in order, so that the store can hold what is answered for.
+fn withhold_beyond_memory(plan: &mut Plan) {
+    while ownership::stored_size(&plan.lines) > MAX_STORED {
+        let Some((grant, _)) = plan.grants.pop_last() else { break };
+        plan.lines.remove(&grant);
+        plan.withheld.push(Withheld { change: Change::Grant, grant, why: WithheldReason::MemoryLimit });
+    }
+}
+
 /// Why anyone can call the service, unless that is declared and allowed.
 pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>> {
     if info.is_some_and(|i| i.invoker_iam_disabled) {
@@ -414,29 +464,37 @@ pub struct View {
     pub protected: BTreeSet<Grant>,
 }
 
-/// Reality as one of the claims sees it.
+/// A service as each of the policies on it sees it, in their order.
+pub fn views(input: &Input<'_>) -> Vec<View> {
+    let (live, desired) = (input.live.grants(), merge(input));
+    input.claims.iter().map(|claim| view_of(claim, input, &live, &desired)).collect()
+}
+
+/// A service as one of the policies on it sees it.
 pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
-    let live = input.live.grants();
-    let mut desired = merge(input);
-    if claim.intent.deleting {
-        // What is left to take away.
-        let unexpected = live
-            .into_iter()
-            .filter(|g| !desired.listed.contains_key(g))
-            .filter(|g| desired.leaving.contains(g) || input.ledger.get(g) == Some(&OwnerState::Enforcing))
-            .collect();
-        return View { unexpected, ..View::default() };
-    }
+    view_of(claim, input, &input.live.grants(), &merge(input))
+}
+
+fn view_of(claim: &PolicyOnService, input: &Input<'_>, live: &BTreeSet<Grant>, desired: &Desired) -> View {
     let intent = &claim.intent;
-    // An audited or suspended policy is shown what it would do if it were enforced.
-    desired.authoritative = match intent.membership {
-        Membership::Authoritative => [intent.role].into(),
-        Membership::Additive => BTreeSet::new(),
+    let unlisted = live.iter().filter(|g| !desired.listed.contains_key(g));
+    if intent.deleting || claim.left {
+        // What is left to take away: what belongs to this policy, or to nobody any more.
+        let own = |g: &&Grant| input.ledger.get(g).is_some_and(|o| o.is_empty() || o.contains_key(&intent.id));
+        let leaving = |g: &&Grant| desired.leaving.contains(g) && claim.declared().iter().any(|d| d.grant == **g);
+        return View { unexpected: unlisted.filter(|g| own(g) || leaving(g)).cloned().collect(), ..View::default() };
+    }
+    let circumstances = diff::Circumstances {
+        desired,
+        ledger: input.ledger,
+        is_protected: &|g| input.settings.protects(g),
+        now: input.now,
     };
-    desired.leaving.clear();
-    let mut view = View { missing: diff::missing(claim.grants_at(input.now), &live), ..View::default() };
-    for grant in live.iter().filter(|g| g.role == intent.role && !desired.listed.contains_key(g)) {
-        match diff::judge(grant, &desired, input.ledger, &|g| input.settings.protects(g), input.now) {
+    // An audited or suspended policy is shown what it would do if it were enforced.
+    let complete = intent.membership == Membership::Authoritative;
+    let mut view = View { missing: diff::missing(claim.grants_at(input.now), live), ..View::default() };
+    for grant in unlisted.filter(|g| g.role == intent.role) {
+        match circumstances.judge(grant, complete, false) {
             Verdict::Foreign | Verdict::Refused(_) => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());
@@ -456,8 +514,8 @@ pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
 pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
     let desired = merge(input);
-    let enforced = input.claims.iter().any(PolicyOnService::enforces)
-        || input.ledger.values().any(|s| *s == OwnerState::Enforcing);
+    let ours = |g: &Grant| input.ledger.get(g).is_some_and(|o| ownership::revoke_cause(o).is_some());
+    let enforced = input.claims.iter().any(PolicyOnService::enforces) || input.ledger.keys().any(ours);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }
@@ -477,7 +535,6 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     if let Some(g) = plan.grants.keys().find(|g| !permitted(g)) {
         return Err(format!("grants {g}, which a guardrail refuses"));
     }
-    let ours = |g: &Grant| input.ledger.get(g) == Some(&OwnerState::Enforcing);
     if let Some((g, _)) = plan.revokes.iter().find(|(g, c)| **c == RevokeCause::Refused && !ours(g)) {
         return Err(format!("revokes {g} for a guardrail, although somebody else granted it"));
     }

@@ -54,7 +54,7 @@ fn live(members: &[&str]) -> Policy {
 struct Case {
     intents: Vec<Intent>,
     live: Policy,
-    ledger: BTreeMap<Grant, OwnerState>,
+    ledger: BTreeMap<Grant, Owners>,
     aside: BTreeMap<Grant, RejectedMember>,
     settings: Settings,
     rails: Vec<Arc<Guardrail>>,
@@ -98,6 +98,14 @@ impl Case {
             now: now(),
         })
     }
+    /// The ledger is as the plan left it: whose policies are there act, the others stand as they stood.
+    fn remember(&mut self, plan: &Plan) {
+        let states: BTreeMap<PolicyId, OwnerState> =
+            self.ledger.values().flatten().map(|(i, s)| (i.clone(), *s)).collect();
+        let state = |id: &PolicyId| states.get(id).copied().unwrap_or(OwnerState::Acting);
+        self.ledger =
+            plan.lines.iter().map(|(g, by)| (g.clone(), by.iter().map(|i| (i.clone(), state(i))).collect())).collect();
+    }
     fn plan(&self) -> Plan {
         self.with(|input| {
             let p = plan(input);
@@ -105,6 +113,11 @@ impl Case {
             p
         })
     }
+}
+/// The grant belongs to some policy that stands so.
+fn owned(state: OwnerState) -> Owners {
+    let id = PolicyId { namespace: "ns".into(), name: "owner".into(), uid: format!("uid-{state:?}").into() };
+    [(id, state)].into()
 }
 fn names<V>(map: &BTreeMap<Grant, V>) -> Vec<String> {
     map.keys().map(|g| g.principal.to_string()).collect()
@@ -163,17 +176,17 @@ fn additive_revokes_only_what_the_operator_granted() {
     additive.membership = Membership::Additive;
     let mut case =
         Case::new(vec![additive], live(&["user:listed@acme.com", "user:ours@acme.com", "user:theirs@acme.com"]));
-    case.ledger.insert(grant("user:ours@acme.com"), OwnerState::Enforcing);
+    case.ledger.insert(grant("user:ours@acme.com"), owned(OwnerState::Acting));
     assert_eq!(case.plan().revokes, [(grant("user:ours@acme.com"), RevokeCause::NoLongerDeclared)].into());
 }
 
 #[test]
 fn a_grant_whose_policy_was_retained_is_forgotten_and_left() {
     let mut case = Case::new(vec![], live(&["user:kept@acme.com"]));
-    case.ledger.insert(grant("user:kept@acme.com"), OwnerState::Gone);
+    case.ledger.insert(grant("user:kept@acme.com"), owned(OwnerState::LetGo));
     let p = case.plan();
     assert!(p.is_empty());
-    assert_eq!(p.forget, [grant("user:kept@acme.com")].into());
+    assert!(p.lines.is_empty());
 }
 
 #[test]
@@ -181,9 +194,9 @@ fn what_was_granted_is_kept_while_its_policy_is_only_audited() {
     let mut audited = intent("a", &[]);
     audited.mode = Mode::Audit;
     let mut case = Case::new(vec![audited], live(&["user:ours@acme.com"]));
-    case.ledger.insert(grant("user:ours@acme.com"), OwnerState::Passive);
+    case.ledger.insert(grant("user:ours@acme.com"), owned(OwnerState::Resting));
     let p = case.plan();
-    assert!(p.is_empty() && p.forget.is_empty());
+    assert!(p.is_empty() && p.lines.contains_key(&grant("user:ours@acme.com")));
 }
 
 #[test]
@@ -290,7 +303,7 @@ fn a_guardrail_that_is_tightened_takes_back_what_the_operator_granted_and_nothin
         vec![intent("a", &["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"])],
         live(&["user:ours@evil.org", "user:theirs@evil.org", "user:a@acme.com"]),
     );
-    case.ledger.insert(grant("user:ours@evil.org"), OwnerState::Enforcing);
+    case.ledger.insert(grant("user:ours@evil.org"), owned(OwnerState::Acting));
     case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
     let p = case.plan();
     assert_eq!(p.revokes, [(grant("user:ours@evil.org"), RevokeCause::Refused)].into());
@@ -359,7 +372,7 @@ fn what_a_guardrail_refuses_or_time_has_ended_needs_no_approval() {
     let mut case = Case::new(vec![intent("a", &["user:x@evil.org"])], live(&["user:x@evil.org"]));
     case.live.bindings.pop();
     case.settings.limits.max_removals = 0;
-    case.ledger.insert(grant("user:x@evil.org"), OwnerState::Enforcing);
+    case.ledger.insert(grant("user:x@evil.org"), owned(OwnerState::Acting));
     case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
     assert_eq!(case.plan().revokes.len(), 1);
 }
@@ -535,7 +548,8 @@ fn any_rail(name: usize) -> impl Strategy<Value = Arc<Guardrail>> {
 fn any_case() -> impl Strategy<Value = Case> {
     let intents = (any_intent(0), any_intent(1), any_intent(2), 0usize..4)
         .prop_map(|(a, b, c, n)| [a, b, c].into_iter().take(n).collect::<Vec<_>>());
-    let standing = prop_oneof![Just(OwnerState::Gone), Just(OwnerState::Passive), Just(OwnerState::Enforcing)];
+    let standing =
+        prop_oneof![Just(OwnerState::LetGo), Just(OwnerState::Resting), Just(OwnerState::Acting)].prop_map(owned);
     let rails =
         (any_rail(0), any_rail(1), 0usize..3).prop_map(|(a, b, n)| [a, b].into_iter().take(n).collect::<Vec<_>>());
     let ledger = proptest::collection::btree_map(any_grant(), standing, 0..4);
@@ -557,6 +571,7 @@ proptest! {
     fn planning_again_after_applying_is_empty(mut case in any_case()) {
         let first = case.plan();
         case.live = first.applied_to(&case.live);
+        case.remember(&first);
         let second = case.plan();
         prop_assert!(second.is_empty(), "{second:?}");
     }
@@ -601,6 +616,7 @@ proptest! {
     fn an_enforced_policy_sees_no_drift_after_its_plan_unless_something_is_withheld(mut case in any_case()) {
         let p = case.plan();
         case.live = p.applied_to(&case.live);
+        case.remember(&p);
         // What a guardrail took away in the first plan is withheld from then on.
         let p = case.plan();
         case.with(|input| {

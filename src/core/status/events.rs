@@ -1,9 +1,10 @@
-//! Which events a look at a service gives rise to. Only changes make events: a look that finds what the last one found
-//! makes none, so there is never one per interval.
+//! Which events an observation gives rise to. Only changes make events: a reconcile that finds what the last one found makes
+//! none, so there is never one per interval.
 
-use super::{Findings, Observation};
+use super::observation::{Drift, Findings, Members, Written};
 use crate::{
     api::{EventReason, InvokerPolicyStatus, Reason},
+    fault::Fault,
     iam::RunService,
 };
 
@@ -15,86 +16,73 @@ pub struct Note {
     pub text: String,
 }
 
-/// What the operator wrote in this round, as members.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Written {
-    pub granted: Vec<String>,
-    pub revoked: Vec<String>,
-    /// The write put back what somebody else had changed.
-    pub corrects_drift: bool,
+impl Note {
+    fn normal(reason: EventReason, text: String) -> Self {
+        Self { reason, warning: false, text: shorten(text) }
+    }
+    fn warning(reason: EventReason, text: String) -> Self {
+        Self { reason, warning: true, text: shorten(text) }
+    }
 }
 
-/// The events between two looks at one service on behalf of one policy.
+/// The events between two observations of one service on behalf of one policy. `known` is what was found last.
 pub fn notes(
     service: &RunService,
-    before: Option<&Observation>,
+    known: Option<&Findings>,
     found: &Findings,
-    after: &Observation,
-    written: &Written,
+    drifted: &Drift,
+    written: &[Written],
 ) -> Vec<Note> {
     let mut notes = Vec::new();
     let place = format!("{} ({})", service.name, service.region);
-    let mut note = |reason, warning, text: String| notes.push(Note { reason, warning, text: shorten(text) });
-    let known = before.and_then(|l| l.result.as_ref().ok());
+    if !drifted.is_empty() {
+        let text = format!("{place}: {}{}", difference(drifted), found.by.words());
+        notes.push(Note::warning(EventReason::DriftDetected, text));
+    }
+    notes.extend(changes(service, written));
+    for h in found.held.iter().filter(|h| known.is_none_or(|k| !k.held.contains(h))) {
+        let reason = match h.reason {
+            Reason::InvalidMember | Reason::OrganizationPolicy => EventReason::InvalidMember,
+            Reason::GuardrailViolated => EventReason::GuardrailViolated,
+            Reason::ApprovalRequired => EventReason::ApprovalRequired,
+            Reason::MemberLimit => EventReason::CloudError,
+            _ => continue,
+        };
+        notes.push(Note::warning(reason, format!("{place}: {}: {}", h.member, h.message)));
+    }
+    if !found.contested.is_empty() && known.is_none_or(|k| k.contested.is_empty()) {
+        let text = format!("{place}: somebody else keeps changing {}", found.contested.listed(usize::MAX));
+        notes.push(Note::warning(EventReason::Contested, text));
+    }
+    if let Some(why) = found.exposed.as_ref().filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w)) {
+        notes.push(Note::warning(EventReason::Exposed, format!("{place}: anyone can call it: {why}")));
+    }
+    notes
+}
 
-    // Drift is what differs although this very declaration was looked at before.
-    let same_spec = before.is_some_and(|b| b.generation == after.generation);
-    let fresh = known.is_none_or(|k| k.missing != found.missing || k.unexpected != found.unexpected);
-    if !found.in_sync() && fresh && (same_spec || written == &Written::default()) && after.result.is_ok() {
-        note(EventReason::DriftDetected, true, format!("{place}: {}{}", difference(found), found.by.words()));
-    }
-    for (reason, members) in [(EventReason::Granted, &written.granted), (EventReason::Revoked, &written.revoked)] {
-        if !members.is_empty() {
-            note(reason, false, format!("{place}: {}", members.join(", ")));
-        }
-    }
-    if written.corrects_drift && !(written.granted.is_empty() && written.revoked.is_empty()) {
-        note(
-            EventReason::DriftCorrected,
-            false,
-            format!("{place}: granted {}, revoked {}", written.granted.len(), written.revoked.len()),
-        );
-    }
-    match &after.result {
-        Err(fault) => {
-            let repeated = before.and_then(|l| l.result.as_ref().err()).is_some_and(|f| f.class == fault.class);
-            if !repeated {
-                note(EventReason::CloudError, true, format!("{place}: {}", fault.advice()));
+/// The events of what was written.
+pub fn changes(service: &RunService, written: &[Written]) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let place = format!("{} ({})", service.name, service.region);
+    for w in written {
+        for (reason, members) in [(EventReason::Granted, &w.granted), (EventReason::Revoked, &w.revoked)] {
+            if !members.is_empty() {
+                notes.push(Note::normal(reason, format!("{place}: {}", members.listed(usize::MAX))));
             }
         }
-        Ok(seen) => {
-            for h in seen.held.iter().filter(|h| known.is_none_or(|k| !k.held.contains(h))) {
-                let reason = match h.reason {
-                    Reason::InvalidMember | Reason::OrganizationPolicy => EventReason::InvalidMember,
-                    Reason::GuardrailViolated => EventReason::GuardrailViolated,
-                    Reason::ApprovalRequired => EventReason::ApprovalRequired,
-                    Reason::MemberLimit => EventReason::CloudError,
-                    _ => continue,
-                };
-                note(reason, true, format!("{place}: {}: {}", h.member, h.message));
-            }
-            let fresh: Vec<&str> = seen
-                .contested
-                .iter()
-                .filter(|_| known.is_none_or(|k| k.contested.is_empty()))
-                .map(String::as_str)
-                .collect();
-            if !fresh.is_empty() {
-                note(
-                    EventReason::Contested,
-                    true,
-                    format!("{place}: somebody else keeps changing {}", fresh.join(", ")),
-                );
-            }
-            if let Some(why) = seen.exposed.as_ref().filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w)) {
-                note(EventReason::Exposed, true, format!("{place}: anyone can call it: {why}"));
-            }
+        if w.corrects_drift {
+            notes.push(Note::normal(EventReason::DriftCorrected, format!("{place}: {}", corrected(w))));
         }
     }
     notes
 }
 
-/// The events of a new status that no look gives rise to: what the policy may not touch at all, and discoveries that
+/// The event of a reconcile that failed.
+pub fn failure(service: &RunService, fault: &Fault) -> Note {
+    Note::warning(EventReason::CloudError, format!("{} ({}): {}", service.name, service.region, fault.advice()))
+}
+
+/// The events of a new status that no observation gives rise to: what the policy may not touch at all, and discoveries that
 /// reach too far.
 pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide: bool) -> Vec<Note> {
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
@@ -107,18 +95,28 @@ pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide:
     if before.is_some_and(|b| b.reason == now.reason && b.message == now.message) {
         return vec![];
     }
-    vec![Note { reason, warning: true, text: shorten(now.message) }]
+    vec![Note::warning(reason, now.message)]
 }
 
-fn difference(seen: &Findings) -> String {
+fn difference(drift: &Drift) -> String {
     let mut parts = Vec::new();
-    if !seen.missing.is_empty() {
-        parts.push(format!("missing {}", seen.missing.join(", ")));
-    }
-    if !seen.unexpected.is_empty() {
-        parts.push(format!("unexpected {}", seen.unexpected.join(", ")));
+    for (what, grants) in [("missing", &drift.missing), ("unexpected", &drift.unexpected)] {
+        if !grants.is_empty() {
+            parts.push(format!("{what} {}", grants.iter().collect::<Members>().listed(usize::MAX)));
+        }
     }
     parts.join("; ")
+}
+
+/// `granted user:a@acme.com, revoked user:b@acme.com`.
+fn corrected(written: &Written) -> String {
+    let mut parts = Vec::new();
+    for (what, members) in [("granted", &written.granted), ("revoked", &written.revoked)] {
+        if !members.is_empty() {
+            parts.push(format!("{what} {}", members.listed(usize::MAX)));
+        }
+    }
+    parts.join(", ")
 }
 
 /// The API server refuses a note of more than 1 kB.

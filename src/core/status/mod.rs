@@ -3,6 +3,7 @@
 pub mod conditions;
 pub mod events;
 pub mod kstatus;
+pub mod observation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,8 +16,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        ChangedBy, ConditionType, InvokerPolicyStatus, MAX_STATUS_MEMBERS, MAX_STATUS_SERVICES, Mode, Reason,
-        ServiceState, ServiceStatus, StatusSummary,
+        ChangedBy, ConditionType, InvokerPolicyStatus, MAX_STATUS_SERVICES, Mode, Reason, ServiceState, ServiceStatus,
+        StatusSummary,
     },
     fault::{Fault, Retry},
     iam::RunService,
@@ -24,85 +25,7 @@ use crate::{
     plan::SelectorImpact,
 };
 use conditions::{Conditions, Truth};
-
-/// Something due on a service that is not done, as one policy sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// The member concerned.
-    pub member: String,
-    pub reason: Reason,
-    pub message: String,
-}
-
-/// What a look at one service showed to one policy.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Findings {
-    /// Members declared and not real. Named as grants are shown.
-    pub missing: Vec<String>,
-    pub unexpected: Vec<String>,
-    pub protected: Vec<String>,
-    pub held: Vec<Held>,
-    /// Hash that lets through what is held for approval.
-    pub approve: Option<Arc<str>>,
-    /// Grants that somebody else keeps changing, in words.
-    pub contested: Vec<String>,
-    /// Members that may invoke by other roles, with the role.
-    pub also: Vec<String>,
-    /// Anyone can call the service, and why.
-    pub exposed: Option<Arc<str>>,
-    /// Who made what is off.
-    pub by: By,
-    /// More that a person should know, such as a policy close to the member limit.
-    pub notes: Vec<String>,
-}
-
-/// Who made a drift.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub enum By {
-    /// There are no audit events that could tell.
-    #[default]
-    NotAsked,
-    /// The audit log has not told.
-    Unknown,
-    Known(Arc<ChangedBy>),
-}
-
-impl By {
-    /// What follows a sentence about a drift.
-    pub fn words(&self) -> String {
-        match self {
-            Self::NotAsked => String::new(),
-            Self::Unknown => ", by whom the audit log has not told".into(),
-            Self::Known(by) => format!(", by {by}"),
-        }
-    }
-}
-
-impl Findings {
-    /// Nothing missing, nothing unexpected.
-    pub fn in_sync(&self) -> bool {
-        self.missing.is_empty() && self.unexpected.is_empty()
-    }
-}
-
-/// The last look at one service on behalf of one policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observation {
-    /// Generation of the policy that was looked with.
-    pub generation: i64,
-    /// The reconcile-now request that the look came after.
-    pub requested_at: Option<Arc<str>>,
-    pub result: Result<Findings, Fault>,
-    /// When the operator last changed the service's IAM policy.
-    pub changed_at: Option<Timestamp>,
-}
-
-impl Observation {
-    /// Whether the look was made with this state of the policy, and after its last request to look.
-    pub fn answers(&self, intent: &Intent) -> bool {
-        self.generation == intent.generation && self.requested_at == intent.requested_at
-    }
-}
+pub use observation::{Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,13 +48,13 @@ pub struct ReachedServices {
 pub struct StatusInput<'a> {
     pub intent: &'a Intent,
     /// The services that the policy names now, with the last look at each; `None` where there was none yet.
-    pub looks: &'a BTreeMap<RunService, Option<&'a Observation>>,
+    pub observations: &'a BTreeMap<RunService, Option<&'a Observation>>,
     /// Why services cannot be found by selector, where that is so.
     pub discovery: Option<&'a Fault>,
     /// A selector has not been answered yet.
     pub discovering: bool,
     /// What it names and may not touch.
-    pub barred: &'a [DeniedTarget],
+    pub denied: &'a [DeniedTarget],
     /// How many services its selectors match that it may not touch.
     pub outside: usize,
     /// What its selectors found and it may not change yet.
@@ -156,8 +79,8 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
     let pending = !intent.suspended
-        && facts.stopped.is_none()
-        && (facts.discovering || facts.looks.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
+        && !is_halted(facts)
+        && (facts.discovering || facts.observations.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
     let verdict = ready(facts, &services, &summary, pending);
@@ -171,7 +94,7 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     set_drifted(&mut conditions, facts, &services, &summary, pending);
     set_propagated(&mut conditions, facts, old);
     let exposed: Vec<_> = facts
-        .looks
+        .observations
         .iter()
         .filter_map(|(s, l)| Some((s, l.as_ref()?.result.as_ref().ok()?.exposed.as_ref()?)))
         .map(|(s, why)| format!("{} ({}): {why}", s.name, s.region))
@@ -182,15 +105,19 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     }
 
     let fights: Vec<_> = facts
-        .looks
+        .observations
         .iter()
         .filter_map(|(s, l)| Some((s, &l.as_ref()?.result.as_ref().ok()?.contested)))
         .filter(|(_, grants)| !grants.is_empty())
-        .map(|(s, grants)| format!("{} ({}): {}", s.name, s.region, listed(grants, 3)))
+        .map(|(s, grants)| format!("{} ({}): {}", s.name, s.region, grants.listed(3)))
         .collect();
     if !fights.is_empty() {
-        let told =
-            facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).any(|s| matches!(s.by, By::Known(_)));
+        let told = facts
+            .observations
+            .values()
+            .flatten()
+            .filter_map(|l| l.result.as_ref().ok())
+            .any(|s| matches!(s.by, By::Known(_)));
         let message = format!(
             "somebody else keeps changing {}; {}let one of you own it",
             listed_with(&fights, 5, "; "),
@@ -199,8 +126,9 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
         conditions.set(ConditionType::Contested, Truth::True, Reason::Drifted, &message);
     }
 
-    let omitted = services.len().saturating_sub(MAX_STATUS_SERVICES);
-    services.truncate(MAX_STATUS_SERVICES);
+    let all = services.len();
+    services.truncate(shown(&services));
+    let omitted = all - services.len();
     InvokerPolicyStatus {
         observed_generation: if pending { old.observed_generation } else { Some(intent.generation) },
         last_handled_requested_at: if pending {
@@ -216,6 +144,31 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     }
 }
 
+/// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object, and the spec needs its part.
+const MAX_SERVICE_BYTES: usize = 256 * 1024;
+
+/// How many of the entries, in their order, a status shows.
+fn shown(services: &[ServiceStatus]) -> usize {
+    let lists = |s: &ServiceStatus| -> usize {
+        let members = s.missing.iter().chain(&s.unexpected).chain(&s.protected).chain(&s.also_invokers);
+        members.map(|m| m.len() + 4).sum()
+    };
+    let mut left = MAX_SERVICE_BYTES;
+    let fits = |s: &&ServiceStatus| {
+        let bytes = lists(s) + s.message.len() + 400;
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes);
+        fits
+    };
+    services.iter().take(MAX_STATUS_SERVICES).take_while(fits).count()
+}
+
+/// The same status without its services: for an object that is too large for the store with them.
+pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
+    let omitted = status.services_omitted.unwrap_or(0) + status.services.len() as i64;
+    InvokerPolicyStatus { services: vec![], services_omitted: (omitted > 0).then_some(omitted), ..status }
+}
+
 /// After a restart what was said before is true until a look says otherwise: a restart is no news, and must not make
 /// thousands of policies look unsettled while their services are read one by one.
 fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
@@ -223,12 +176,17 @@ fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let told = old.observed_generation == Some(intent.generation)
         && old.last_handled_requested_at.as_deref() == intent.requested_at.as_deref()
         && !old.conditions.is_empty();
-    let unseen = facts.discovering || facts.looks.values().any(Option::is_none);
+    let unseen = facts.discovering || facts.observations.values().any(Option::is_none);
     // Services that were not there before are news, seen or not.
     let known = old.summary.as_ref().is_some_and(|s| {
-        facts.discovering || s.services == (facts.looks.len() + barred_services(facts).count()) as i64
+        facts.discovering || s.services == (facts.observations.len() + denied_services(facts).count()) as i64
     });
-    told && unseen && known && facts.stopped.is_none() && !intent.suspended && !intent.deleting
+    told && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
+}
+
+/// Whether nothing is done for the policy until something changes, as opposed to until something is read.
+fn is_halted(facts: &StatusInput<'_>) -> bool {
+    facts.stopped.as_ref().is_some_and(|(reason, _)| *reason != Reason::Progressing)
 }
 
 /// The state that a look shows.
@@ -248,9 +206,9 @@ fn needs_person(reason: Reason) -> bool {
 }
 
 /// Services that the policy names one by one and may not touch.
-fn barred_services<'a>(facts: &'a StatusInput<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
-    let barred = if facts.intent.deleting { &[] } else { facts.barred };
-    barred.iter().filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
+fn denied_services<'a>(facts: &'a StatusInput<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
+    let denied = if facts.intent.deleting { &[] } else { facts.denied };
+    denied.iter().filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
 }
 
 fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
@@ -275,7 +233,7 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
             .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
     };
     let mut entries: Vec<ServiceStatus> = facts
-        .looks
+        .observations
         .iter()
         .filter_map(|(service, look)| {
             let look = look.as_ref()?;
@@ -285,10 +243,10 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
             match &look.result {
                 Err(fault) => entry.message = fault.advice(),
                 Ok(seen) => {
-                    entry.missing = bounded(&seen.missing);
-                    entry.unexpected = bounded(&seen.unexpected);
-                    entry.protected = bounded(&seen.protected);
-                    entry.also_invokers = bounded(&seen.also);
+                    entry.missing = seen.missing.shown();
+                    entry.unexpected = seen.unexpected.shown();
+                    entry.protected = seen.protected.shown();
+                    entry.also_invokers = seen.also.shown();
                     entry.exposed = seen.exposed.is_some();
                     entry.contested = !seen.contested.is_empty();
                     if let By::Known(by) = &seen.by {
@@ -297,6 +255,7 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
                     entry.approve = seen.approve.as_deref().unwrap_or_default().to_owned();
                     let held = seen.held.iter().filter(|h| needs_person(h.reason));
                     let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
+                    words.extend((seen.held_more > 0).then(|| format!("and {} more are held back", seen.held_more)));
                     let back = facts.back.iter().find(|(s, _)| *s == service);
                     words.extend(back.map(|(_, change)| {
                         format!("gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed")
@@ -310,28 +269,20 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
         })
         .collect();
     entries.extend(
-        barred_services(facts)
+        denied_services(facts)
             .map(|(service, why)| ServiceStatus { message: why.to_owned(), ..entry(service, ServiceState::Held) }),
     );
     entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
     entries
 }
 
-fn bounded(members: &[String]) -> Vec<String> {
-    let mut out: Vec<String> = members.iter().take(MAX_STATUS_MEMBERS).cloned().collect();
-    if members.len() > MAX_STATUS_MEMBERS {
-        out.push(format!("and {} more", members.len() - MAX_STATUS_MEMBERS));
-    }
-    out
-}
-
 fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> StatusSummary {
     let count = |state| services.iter().filter(|s| s.state == state).count() as i64;
     let sum = |f: fn(&Findings) -> usize| -> i64 {
-        facts.looks.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
+        facts.observations.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
     };
     StatusSummary {
-        services: (facts.looks.len() + barred_services(facts).count()) as i64,
+        services: (facts.observations.len() + denied_services(facts).count()) as i64,
         in_sync: count(ServiceState::InSync),
         drifted: count(ServiceState::Drifted),
         failed: count(ServiceState::Failed) + count(ServiceState::NotFound),
@@ -370,15 +321,19 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
             "suspended; reality is not read and nothing is written",
         );
     }
-    if let Some((reason, why)) = &facts.stopped {
-        return Verdict::new(Truth::False, *reason, &**why).stalled();
+    match &facts.stopped {
+        Some((Reason::Progressing, why)) => {
+            return Verdict::new(Truth::Unknown, Reason::Progressing, &**why).reconciling();
+        }
+        Some((reason, why)) => return Verdict::new(Truth::False, *reason, &**why).stalled(),
+        None => {}
     }
     if intent.deleting {
         return deleting(facts, services);
     }
     if pending {
-        let done = facts.looks.values().flatten().filter(|l| l.answers(intent)).count();
-        let message = format!("looked at {done} of {} services since the last change", facts.looks.len());
+        let done = facts.observations.values().flatten().filter(|l| l.answers(intent)).count();
+        let message = format!("looked at {done} of {} services since the last change", facts.observations.len());
         return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
     }
     if let Some(r) = intent.rejections.first() {
@@ -394,8 +349,8 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
         return Verdict::new(Truth::False, Reason::NoGoogleServiceAccount, message).stalled();
     }
-    if let Some(b) = facts.barred.first() {
-        let more = facts.barred.len() - 1;
+    if let Some(b) = facts.denied.first() {
+        let more = facts.denied.len() - 1;
         let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
         let place = b.service.as_ref().map_or("selector".into(), |s| format!("{} ({})", s.name, s.region));
         let message = format!("{place}: {}{tail}; it is neither read nor written", b.message);
@@ -419,7 +374,7 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         None => {}
     }
     // The failure that most needs a person stands for all.
-    let faults = facts.looks.iter().filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
+    let faults = facts.observations.iter().filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
     let faults = faults.chain(facts.discovery.map(|f| (None, f)));
     if let Some((service, fault)) =
         faults.max_by_key(|(s, f)| (f.class.row().retry == Retry::Slow, std::cmp::Reverse((f.class, *s))))
@@ -431,7 +386,7 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         let verdict = Verdict::new(Truth::False, fault.class.row().reason, message);
         return if fault.class.row().retry == Retry::Slow { verdict.stalled() } else { verdict.reconciling() };
     }
-    let held = facts.looks.iter().filter_map(|(s, l)| {
+    let held = facts.observations.iter().filter_map(|(s, l)| {
         let seen = l.as_ref()?.result.as_ref().ok()?;
         seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
     });
@@ -440,7 +395,7 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
             format!("{} on {} ({}): {}; everything else is applied", h.member, service.name, service.region, h.message);
         return Verdict::new(Truth::False, h.reason, message).stalled();
     }
-    if facts.looks.is_empty() {
+    if facts.observations.is_empty() {
         let message = "no service matches; check the selector's labels and regions";
         return Verdict::new(
             Truth::True,
@@ -472,9 +427,9 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
             format!("audit only: {} as declared{warning}", services_in_words(summary.services)),
         ),
         Mode::Enforce if summary.drifted > 0 => {
-            let fight = facts.looks.iter().find_map(|(s, l)| {
+            let fight = facts.observations.iter().find_map(|(s, l)| {
                 let seen = l.as_ref()?.result.as_ref().ok()?;
-                let held = seen.held.iter().find(|h| h.reason == Reason::Drifted)?;
+                let held = seen.held.iter().find(|h| matches!(h.reason, Reason::Drifted | Reason::Progressing))?;
                 Some(format!("{} on {} ({}): {}", held.member, s.name, s.region, held.message))
             });
             let message = format!(
@@ -525,7 +480,7 @@ fn retain_with(intent: &Intent) -> String {
 }
 
 fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
-    let stuck = facts.looks.iter().find_map(|(s, l)| {
+    let stuck = facts.observations.iter().find_map(|(s, l)| {
         let fault = l.as_ref()?.result.as_ref().err()?;
         (!fault.class.row().gone && fault.class.row().retry == Retry::Slow).then_some((s, fault))
     });
@@ -539,7 +494,7 @@ fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
         );
         return Verdict::new(Truth::False, fault.class.row().reason, message).stalled();
     }
-    let held = facts.looks.iter().find_map(|(s, l)| {
+    let held = facts.observations.iter().find_map(|(s, l)| {
         let seen = l.as_ref()?.result.as_ref().ok()?;
         seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
     });
@@ -605,7 +560,7 @@ fn describe(s: &ServiceStatus) -> String {
 
 fn set_propagated(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>, old: &InvokerPolicyStatus) {
     let window = jiff::SignedDuration::try_from(facts.propagation).unwrap_or_default();
-    let mut last = facts.looks.values().flatten().filter_map(|l| l.changed_at).max();
+    let mut last = facts.observations.values().flatten().filter_map(|l| l.changed_at).max();
     if last.is_none() {
         // After a restart the old condition is what is left of the change.
         last = old
@@ -625,9 +580,9 @@ fn set_propagated(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>, old:
 }
 
 /// The end of the propagation window, at which the status changes by itself.
-pub fn propagated_at(looks: impl Iterator<Item = Option<Timestamp>>, window: Duration) -> Option<Timestamp> {
+pub fn propagated_at(observations: impl Iterator<Item = Option<Timestamp>>, window: Duration) -> Option<Timestamp> {
     let window = jiff::SignedDuration::try_from(window).ok()?;
-    looks.flatten().max().map(|at| at + window)
+    observations.flatten().max().map(|at| at + window)
 }
 
 /// Kubernetes times have whole seconds; a finer one would never compare equal after a round trip.

@@ -16,13 +16,13 @@ fn at(s: &str) -> Timestamp {
 }
 type Looks<'a> = BTreeMap<RunService, Option<&'a Observation>>;
 /// Facts of an ordinary day.
-fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> StatusInput<'a> {
+fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> StatusInput<'a> {
     StatusInput {
         intent,
-        looks,
+        observations,
         discovery: None,
         discovering: false,
-        barred: &[],
+        denied: &[],
         outside: 0,
         reach: None,
         stopped: None,
@@ -34,8 +34,8 @@ fn facts<'a>(intent: &'a Intent, looks: &'a Looks<'a>, now: &str) -> StatusInput
 }
 fn run(intent: &Intent, look: Option<Observation>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
-    let looks = BTreeMap::from([(service, look.as_ref())]);
-    let status = compute_status(&facts(intent, &looks, now), old);
+    let observations = BTreeMap::from([(service, look.as_ref())]);
+    let status = compute_status(&facts(intent, &observations, now), old);
     kstatus::check(&status, intent.generation).unwrap();
     status
 }
@@ -82,7 +82,7 @@ fn after_a_restart_the_old_status_stands_until_the_first_look() {
 
 #[test]
 fn an_audited_difference_is_ready_and_drifted() {
-    let seen = Findings { missing: vec!["user:a@acme.com".into()], ..Default::default() };
+    let seen = Findings { missing: ["user:a@acme.com"].into_iter().collect(), ..Default::default() };
     let s = run(&intent(json!({"mode": "Audit"}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Ready"), Some(("True", "Audited")));
     assert_eq!(cond(&s, "Drifted"), Some(("True", "Drifted")));
@@ -117,7 +117,7 @@ fn a_refused_member_stalls_and_is_named() {
         reason: Reason::InvalidMember,
         message: "User x does not exist.".into(),
     };
-    let seen = Findings { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Default::default() };
+    let seen = Findings { missing: ["user:x@acme.com"].into_iter().collect(), held: vec![held], ..Default::default() };
     let s = run(&intent(json!({}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Stalled"), Some(("True", "InvalidMember")));
     assert_eq!(s.services[0].state, ServiceState::Held);
@@ -151,22 +151,22 @@ fn long_lists_are_bounded_and_say_how_much_is_missing() {
         changed_at: None,
     };
     let fine = Observation { generation: 1, requested_at: None, result: Ok(Findings::default()), changed_at: None };
-    let looks = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
+    let observations = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
     let i = intent(json!({}), 1);
-    let s = compute_status(&facts(&i, &looks, T0), &Default::default());
+    let s = compute_status(&facts(&i, &observations, T0), &Default::default());
     assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
     assert_eq!(s.services[0].name, "s149");
     assert_eq!(s.services[0].missing.last().map(String::as_str), Some("and 10 more"));
 }
 
 #[test]
-fn a_second_look_that_finds_the_same_makes_no_event() {
+fn a_second_observation_that_finds_the_same_makes_no_event() {
     let service = RunService::new("acme-prod", "europe-west1", "web");
-    let seen = Findings { missing: vec!["user:a@acme.com".into()], ..Default::default() };
-    let look = ok(seen.clone()).unwrap();
-    let first = events::notes(&service, None, &seen, &look, &Default::default());
-    assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["DriftDetected"]);
-    assert!(events::notes(&service, Some(&look), &seen, &look, &Default::default()).is_empty());
+    let held = Held { member: "user:a@acme.com".into(), reason: Reason::InvalidMember, message: "no".into() };
+    let found = Findings { held: vec![held], exposed: Some("why".into()), ..Default::default() };
+    let first = events::notes(&service, None, &found, &Drift::default(), &[]);
+    assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["InvalidMember", "Exposed"]);
+    assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
 }
 
 /// What a person reads, as a whole: a change of words is a change of this file, to be looked at in review.
@@ -184,26 +184,30 @@ fn the_status_of_a_mixed_policy_is_golden() {
         "Permission 'run.services.setIamPolicy' denied on resource 'projects/acme-prod/locations/europe-west1/services/denied' (or resource may not exist).",
     );
     denied.request_id = Some("req-1".into());
-    let looks = [
+    let observations = [
         (
             "fine",
             look(Ok(Findings {
-                protected: vec!["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com".into()],
+                protected: ["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com"].into_iter().collect(),
                 ..Findings::default()
             })),
         ),
         (
             "drifted",
             look(Ok(Findings {
-                missing: vec!["user:a@acme.com".into()],
-                unexpected: vec!["allUsers".into()],
+                missing: ["user:a@acme.com"].into_iter().collect(),
+                unexpected: ["allUsers"].into_iter().collect(),
                 exposed: Some("allUsers may invoke it".into()),
                 ..Findings::default()
             })),
         ),
         (
             "held",
-            look(Ok(Findings { missing: vec!["user:x@acme.com".into()], held: vec![held], ..Findings::default() })),
+            look(Ok(Findings {
+                missing: ["user:x@acme.com"].into_iter().collect(),
+                held: vec![held],
+                ..Findings::default()
+            })),
         ),
         ("denied", look(Err(denied))),
         (
@@ -214,9 +218,10 @@ fn the_status_of_a_mixed_policy_is_golden() {
             ))),
         ),
     ];
-    let looks: BTreeMap<RunService, Option<&Observation>> = looks.iter().map(|(n, l)| (service(n), Some(l))).collect();
+    let observations: BTreeMap<RunService, Option<&Observation>> =
+        observations.iter().map(|(n, l)| (service(n), Some(l))).collect();
     let i = intent(json!({}), 1);
-    let status = compute_status(&facts(&i, &looks, T0), &Default::default());
+    let status = compute_status(&facts(&i, &observations, T0), &Default::default());
     kstatus::check(&status, 1).unwrap();
     insta::assert_yaml_snapshot!(status);
 }

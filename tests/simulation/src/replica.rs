@@ -14,7 +14,7 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{Controller, Options, events::EventOptions},
+    controller::{Controller, Options, audit_events::EventOptions},
     history::Retention,
     leader::{self, Shards},
     metrics::Metrics,
@@ -37,7 +37,7 @@ pub const LEASE: &str = "run-invoker";
 /// A running replica.
 pub struct Replica {
     pub cable: Arc<Cable>,
-    pub controller: Arc<Controller<Limited<Fenced<Google>>>>,
+    pub controller: Arc<Controller<Fenced<Google>>>,
     pub metrics: Arc<Metrics>,
     stop: watch::Sender<bool>,
     retire: watch::Sender<bool>,

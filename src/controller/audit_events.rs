@@ -4,28 +4,30 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Controller, next_slot, spread};
+use super::{
+    Controller, Priority, next_slot,
+    owned::{Owned, Rank},
+    spread,
+};
 use crate::{
     api::ChangedBy,
     audit::{self, Drift, Kind, PolicySet, Trail},
-    cloudrun::{CloudRun, Priority},
-    gather::{Declared, Remembered},
+    cloudrun::CloudRun,
     iam::{Grant, Policy, RunService},
-    plan::{self, claim},
+    index::PlanInputs,
+    plan::{View, claim},
     subscription::{Answer, MessageHandler},
 };
 
 /// Reads of one service because of hints: so many at once, and then one in each period.
 const BURST: u32 = 3;
 const PERIOD: Duration = Duration::from_secs(5);
-/// Listings of one project because of hints are at least this far apart.
-const LIST_GAP: Duration = Duration::from_secs(5);
 /// Changes that are remembered over all services; the oldest go first.
 const MAX_REMEMBERED: usize = 20_000;
 /// A subscription that cannot be reached for so long is not relied on.
@@ -73,18 +75,19 @@ impl Heard {
 
 /// What is kept of a service for the sake of events.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
+struct Witness {
     /// Hashes of the versions that were read last.
     versions: VecDeque<u64>,
     /// The version after which everything that differs is to be explained.
     base: Option<Arc<str>>,
     unexplained: BTreeSet<Grant>,
     /// Who made what differs, or what was corrected lately.
-    pub blame: BTreeMap<Grant, Arc<ChangedBy>>,
+    blame: BTreeMap<Grant, Arc<ChangedBy>>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct State {
+    witnesses: HashMap<RunService, Witness>,
     trails: HashMap<RunService, Trail>,
     /// Services in the order in which they were added to.
     order: VecDeque<RunService>,
@@ -92,7 +95,6 @@ struct Inner {
     parked: HashMap<RunService, Vec<Option<Arc<str>>>>,
     /// When the allowance of each service is whole again.
     paced: HashMap<RunService, Instant>,
-    listed: HashMap<Arc<str>, Instant>,
     /// Of each project a change that an event should tell of, and until when.
     awaited: HashMap<Arc<str>, Instant>,
     /// Projects whose events are missing.
@@ -101,23 +103,35 @@ struct Inner {
     cut: BTreeMap<Arc<str>, (Instant, String)>,
 }
 
-/// The state of events.
-#[derive(Debug, Default)]
-pub struct Events {
-    inner: Mutex<Inner>,
+/// What audit events told, and whether they can be relied on.
+#[derive(Debug)]
+pub(super) struct AuditEvents {
+    state: Owned<State>,
 }
 
-impl Events {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+impl Default for AuditEvents {
+    fn default() -> Self {
+        Self { state: Owned::new(Rank::AuditEvents, State::default()) }
+    }
+}
+
+impl AuditEvents {
+    /// Forgets projects that somebody else works on from now on.
+    pub fn let_go(&self, among: impl Fn(&str) -> bool) {
+        self.state.with(|s| {
+            s.awaited.retain(|p, _| !among(p));
+            s.dark.retain(|p| !among(p));
+            s.parked.retain(|service, _| !among(&service.project));
+            s.witnesses.retain(|service, _| !among(&service.project));
+        });
     }
 
-    /// Forgets projects that somebody else works on from now on.
-    pub(super) fn let_go(&self, among: impl Fn(&str) -> bool) {
-        let mut inner = self.lock();
-        inner.awaited.retain(|p, _| !among(p));
-        inner.dark.retain(|p| !among(p));
-        inner.parked.retain(|s, _| !among(&s.project));
+    /// Forgets a service that nobody is about any more.
+    pub fn forget(&self, service: &RunService) {
+        self.state.with(|s| {
+            s.witnesses.remove(service);
+            s.paced.remove(service);
+        });
     }
 }
 
@@ -127,7 +141,7 @@ fn hash(etag: &str) -> u64 {
     hasher.finish()
 }
 
-impl Inner {
+impl State {
     /// When a hint about a service may be followed: `None` for now.
     fn pace(&mut self, service: &RunService, now: Instant) -> Option<Instant> {
         if self.paced.len() > MAX_REMEMBERED {
@@ -161,6 +175,34 @@ impl Inner {
             .map(|(s, (_, why))| (s, why.as_str()))
     }
 
+    /// Projects in which a change was seen and not told of, since the last time that this was asked.
+    fn overdue(&mut self, now: Instant) -> Vec<Arc<str>> {
+        let overdue: Vec<Arc<str>> =
+            self.awaited.iter().filter(|(_, at)| **at <= now).map(|(p, _)| p.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+        for project in &overdue {
+            self.awaited.remove(project);
+        }
+        overdue.into_iter().filter(|p| self.dark.insert(p.clone())).collect()
+    }
+
+    fn condition(&self, now: Instant) -> Option<(&'static str, String)> {
+        if let Some((name, why)) = self.unreachable(now) {
+            return Some((
+                "SubscriptionUnreachable",
+                format!("{name} cannot be read: {why}; services are read at their own intervals"),
+            ));
+        }
+        let first = self.dark.first()?;
+        let more = self.dark.len() - 1;
+        let tail = if more > 0 { format!(" (and {more} more projects)") } else { String::new() };
+        Some((
+            "EventsMissing",
+            format!(
+                "a change in project {first}{tail} was seen by reading and no audit event told of it: check the log sink and its topic; services there are read at their own intervals"
+            ),
+        ))
+    }
+
     /// Whether what happens in a project is told.
     fn relied_on(&self, project: &str, now: Instant) -> bool {
         self.unreachable(now).is_none() && !self.dark.contains(project)
@@ -171,7 +213,7 @@ impl<C: CloudRun> Controller<C> {
     /// Takes in one message. It never says what is real: the most that it causes is a read, and few of those.
     pub fn hear(&self, message: &[u8]) -> Heard {
         let heard = match audit::parse(message) {
-            Ok(Some(entry)) => self.heed(entry),
+            Ok(Some(entry)) => self.heed(&entry),
             Ok(None) => Heard::Foreign,
             Err(why) => {
                 tracing::debug!(%why, "a message is no log entry");
@@ -182,74 +224,66 @@ impl<C: CloudRun> Controller<C> {
         heard
     }
 
-    fn heed(&self, entry: audit::Entry) -> Heard {
-        let targets = {
-            let index = self.index();
-            if !index.is_about(&entry.project) {
-                return Heard::Foreign;
+    fn heed(&self, entry: &audit::Entry) -> Heard {
+        let targets = self.index.with(|index| match &entry.region {
+            Some(region) => {
+                let service = RunService::new(&*entry.project, &**region, &*entry.service);
+                BTreeSet::from_iter(index.means(&service).then_some(service))
             }
-            match &entry.region {
-                Some(region) => {
-                    let service = RunService::new(&*entry.project, &**region, &*entry.service);
-                    if index.means(&service) { vec![service] } else { vec![] }
-                }
-                None => index.named(&entry.project, &entry.service),
-            }
-        };
+            None => index.named(&entry.project, &entry.service),
+        });
+        let about = !targets.is_empty() || self.index.with(|i| i.policies().of_project(&entry.project).next().is_some());
         let lists = entry.kind == Kind::ServiceChanged;
-        if targets.is_empty() && !lists {
+        if !about || (targets.is_empty() && !lists) {
             return Heard::Foreign;
         }
         if !self.works_on(&entry.project) {
             return Heard::Elsewhere;
         }
-        let now = Instant::now();
         if lists {
             // Labels, exposure and whether it is there at all come with the listing.
-            let mut events = self.events.lock();
-            let last = events.listed.entry(entry.project.clone()).or_insert_with(|| now - LIST_GAP);
-            let at = (*last + LIST_GAP).max(now);
-            *last = at;
-            self.lists.at(&entry.project, at, Priority::Drift);
+            self.listings.soon(&entry.project);
         }
         let mut heard = if lists { Heard::Hint } else { Heard::Known };
         for service in &targets {
-            let (etag, set) = match &entry.kind {
-                Kind::PolicySet(set) => (set.etag_after.clone(), Some(set.clone())),
-                Kind::ServiceChanged => (None, None),
-            };
-            let mut events = self.events.lock();
-            if let Some(set) = set {
-                events.remember(service, set, entry.by.clone());
-            }
-            if self.queue.is_running(service) {
-                events.parked.entry(service.clone()).or_default().push(etag);
-                heard = Heard::Hint;
-                continue;
-            }
-            drop(events);
-            if self.follow(service, etag.as_deref()) {
+            if self.heed_for(service, entry) {
                 heard = Heard::Hint;
             }
         }
         heard
     }
 
+    /// False: there was no need to look.
+    fn heed_for(&self, service: &RunService, entry: &audit::Entry) -> bool {
+        let etag = match &entry.kind {
+            Kind::PolicySet(set) => {
+                self.audit_events.state.with(|s| s.remember(service, set.clone(), entry.by.clone()));
+                set.etag_after.clone()
+            }
+            Kind::ServiceChanged => None,
+        };
+        if self.queue.is_running(service) {
+            // Whether the look that is under way has seen it is known when that is over.
+            self.audit_events.state.with(|s| s.parked.entry(service.clone()).or_default().push(etag));
+            return true;
+        }
+        self.follow(service, etag.as_deref())
+    }
+
     /// Brings a service up because of a hint, unless it tells of what was read. False: there was no need.
     fn follow(&self, service: &RunService, etag: Option<&str>) -> bool {
-        let (known, puzzled) = {
-            let kept = self.kept();
-            let witness = kept.get(service).and_then(|k| k.witness.as_deref());
+        let (known, puzzled) = self.audit_events.state.with(|s| {
+            let witness = s.witnesses.get(service);
             let read = |w: &Witness| etag.is_some_and(|e| w.versions.contains(&hash(e)));
             (witness.is_some_and(read), witness.is_some_and(|w| !w.unexplained.is_empty()))
-        };
+        });
         if known {
             self.proven(&service.project);
             if !puzzled {
                 return false;
             }
         }
-        match self.events.lock().pace(service, Instant::now()) {
+        match self.audit_events.state.with(|s| s.pace(service, Instant::now())) {
             None => self.queue.add(service, Priority::Drift),
             Some(at) => self.queue.add_at(service, Priority::Drift, at),
         }
@@ -258,11 +292,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// After a look: what was told meanwhile and was not seen by it brings the service up again.
     pub(super) fn unpark(&self, service: &RunService) {
-        if self.options.events.is_none() {
-            return;
-        }
-        let parked = self.events.lock().parked.remove(service).unwrap_or_default();
-        for etag in parked {
+        for etag in self.audit_events.state.with(|s| s.parked.remove(service)).unwrap_or_default() {
             self.follow(service, etag.as_deref());
         }
     }
@@ -272,28 +302,34 @@ impl<C: CloudRun> Controller<C> {
         if self.options.events.is_none() {
             return;
         }
-        let mut kept = self.kept();
-        let witness = kept.entry(service.clone()).or_default().witness.get_or_insert_default();
         let version = hash(&policy.etag.0);
-        if !witness.versions.contains(&version) {
-            if witness.versions.len() == VERSIONS {
-                witness.versions.pop_front();
+        self.audit_events.state.with(|s| {
+            let versions = &mut s.witnesses.entry(service.clone()).or_default().versions;
+            if !versions.contains(&version) {
+                if versions.len() == VERSIONS {
+                    versions.pop_front();
+                }
+                versions.push_back(version);
             }
-            witness.versions.push_back(version);
-        }
+        });
     }
 
     /// Our own write should be told of as well: a project in which it is not has no sink, or one that is broken.
     pub(super) fn expect_event(&self, project: &Arc<str>) {
         let Some(options) = self.options.events else { return };
-        self.events.lock().awaited.entry(project.clone()).or_insert_with(|| Instant::now() + options.patience);
+        let until = Instant::now() + options.patience;
+        self.audit_events.state.with(|s| {
+            s.awaited.entry(project.clone()).or_insert(until);
+        });
     }
 
     /// An event told of a version that was really read: events of that project come in.
     fn proven(&self, project: &Arc<str>) {
-        let mut events = self.events.lock();
-        events.awaited.remove(project);
-        if events.dark.remove(project) {
+        let was_dark = self.audit_events.state.with(|s| {
+            s.awaited.remove(project);
+            s.dark.remove(project)
+        });
+        if was_dark {
             tracing::info!(%project, "audit events come in again; intervals stretch");
         }
     }
@@ -301,49 +337,49 @@ impl<C: CloudRun> Controller<C> {
     /// Who made what differs from the declarations.
     pub(super) fn attribute(
         &self,
-        declared: &Declared,
+        inputs: &PlanInputs,
         live: &Policy,
-        remembered: &Remembered,
+        views: &[View],
     ) -> BTreeMap<Grant, Arc<ChangedBy>> {
         if self.options.events.is_none() {
             return BTreeMap::new();
         }
-        let service = &declared.service;
-        let input = declared.input(live, remembered, &self.options.settings, self.now());
+        let service = &inputs.service;
         let mut differs = Drift::default();
-        for claim in &declared.claims {
-            let view = plan::view(claim, &input);
-            differs.missing.extend(view.missing);
-            differs.unexpected.extend(view.unexpected);
+        for view in views {
+            differs.missing.extend(view.missing.iter().cloned());
+            differs.unexpected.extend(view.unexpected.iter().cloned());
         }
-        let mut kept = self.kept();
-        let witness = kept.entry(service.clone()).or_default().witness.get_or_insert_default();
-        let by = claim::fingerprint(&declared.claims);
-        let open = |g: &Grant| {
-            !witness.blame.contains_key(g) && (witness.unexplained.contains(g) || remembered.memory.is_drift(by, g))
-        };
-        let drift = Drift {
-            missing: differs.missing.iter().filter(|g| open(g)).cloned().collect(),
-            unexpected: differs.unexpected.iter().filter(|g| open(g)).cloned().collect(),
-        };
-        let (told, blame) = {
-            let events = self.events.lock();
-            let trail = events.trails.get(service);
+        let by = claim::fingerprint(&inputs.claims);
+        let (told, blame, puzzled) = self.audit_events.state.with(|s| {
+            let witness = s.witnesses.entry(service.clone()).or_default();
+            for (grant, corrected) in &inputs.ledger.corrections {
+                if let Some(by) = &corrected.by {
+                    witness.blame.entry(grant.clone()).or_insert_with(|| by.clone());
+                }
+            }
+            let open = |g: &&Grant| {
+                !witness.blame.contains_key(*g) && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
+            };
+            let drift = Drift {
+                missing: differs.missing.iter().filter(open).cloned().collect(),
+                unexpected: differs.unexpected.iter().filter(open).cloned().collect(),
+            };
+            let trail = s.trails.get(service);
             let told = trail.is_some_and(|t| t.tells_of(&live.etag.0));
-            (told, trail.map(|t| t.blame(live, witness.base.as_deref(), &drift)).unwrap_or_default())
-        };
-        witness.unexplained =
-            drift.missing.iter().chain(&drift.unexpected).filter(|g| !blame.contains_key(*g)).cloned().collect();
-        witness.blame.extend(blame);
-        let lately = |g: &Grant| {
-            differs.missing.contains(g) || differs.unexpected.contains(g) || remembered.memory.was_corrected(g)
-        };
-        witness.blame.retain(|g, _| lately(g));
-        if witness.unexplained.is_empty() {
-            witness.base = Some(live.etag.0.as_str().into());
-        }
-        let (blame, puzzled) = (witness.blame.clone(), !witness.unexplained.is_empty());
-        drop(kept);
+            let blame = trail.map(|t| t.blame(live, witness.base.as_deref(), &drift)).unwrap_or_default();
+            let unexplained = drift.missing.iter().chain(&drift.unexpected).filter(|g| !blame.contains_key(*g));
+            witness.unexplained = unexplained.cloned().collect();
+            witness.blame.extend(blame);
+            let lately = |g: &Grant| {
+                differs.missing.contains(g) || differs.unexpected.contains(g) || inputs.drift.was_corrected(g)
+            };
+            witness.blame.retain(|g, _| lately(g));
+            if witness.unexplained.is_empty() {
+                witness.base = Some(live.etag.0.as_str().into());
+            }
+            (told, witness.blame.clone(), !witness.unexplained.is_empty())
+        });
         if told {
             self.proven(&service.project);
         } else if puzzled {
@@ -354,44 +390,27 @@ impl<C: CloudRun> Controller<C> {
 
     /// How far apart periodic looks are: as declared, or the safety net where events tell what happens.
     pub(super) fn interval(&self, project: &str, declared: Duration) -> Duration {
+        let now = Instant::now();
         match self.options.events {
-            Some(options) if self.events.lock().relied_on(project, Instant::now()) => declared.max(options.interval),
+            Some(options) if self.audit_events.state.with(|s| s.relied_on(project, now)) => declared.max(options.interval),
             _ => declared,
         }
     }
 
     /// How a subscription fares: `Err` says why it cannot be read now.
     pub fn subscription(&self, name: &str, state: Result<(), String>) {
-        let mut events = self.events.lock();
-        match state {
+        let now = Instant::now();
+        self.audit_events.state.with(|s| match state {
             Ok(()) => {
-                events.cut.remove(name);
+                s.cut.remove(name);
             }
-            Err(why) => {
-                let now = Instant::now();
-                events.cut.entry(name.into()).or_insert_with(|| (now, String::new())).1 = why;
-            }
-        }
+            Err(why) => s.cut.entry(name.into()).or_insert_with(|| (now, String::new())).1 = why,
+        });
     }
 
     /// Why events cannot be relied on: a reason of a condition, and in words.
     pub fn events_condition(&self) -> Option<(&'static str, String)> {
-        let events = self.events.lock();
-        if let Some((name, why)) = events.unreachable(Instant::now()) {
-            return Some((
-                "SubscriptionUnreachable",
-                format!("{name} cannot be read: {why}; services are read at their own intervals"),
-            ));
-        }
-        let first = events.dark.first()?;
-        let more = events.dark.len() - 1;
-        let tail = if more > 0 { format!(" (and {more} more projects)") } else { String::new() };
-        Some((
-            "EventsMissing",
-            format!(
-                "a change in project {first}{tail} was seen by reading and no audit event told of it: check the log sink and its topic; services there are read at their own intervals"
-            ),
-        ))
+        self.audit_events.state.with(|s| s.condition(Instant::now()))
     }
 
     /// Watches over the events: what is overdue, and what that means for the intervals.
@@ -405,16 +424,7 @@ impl<C: CloudRun> Controller<C> {
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
-            let (lost, is_cut) = {
-                let mut events = self.events.lock();
-                let overdue: Vec<Arc<str>> =
-                    events.awaited.iter().filter(|(_, at)| **at <= now).map(|(p, _)| p.clone()).collect();
-                for project in &overdue {
-                    events.awaited.remove(project);
-                }
-                let lost: Vec<Arc<str>> = overdue.into_iter().filter(|p| events.dark.insert(p.clone())).collect();
-                (lost, events.unreachable(now).is_some())
-            };
+            let (lost, is_cut) = self.audit_events.state.with(|s| (s.overdue(now), s.unreachable(now).is_some()));
             for project in &lost {
                 tracing::warn!(%project, "a change was seen by reading and no audit event told of it; intervals shrink");
                 self.shrink(&|p| p == &**project);
@@ -424,47 +434,49 @@ impl<C: CloudRun> Controller<C> {
                 self.shrink(&|_| true);
             }
             cut = is_cut;
-            let condition = self.events_condition();
-            self.metrics.events_reliable.set(i64::from(condition.is_none()));
-            let reason = condition.as_ref().map(|(reason, _)| *reason);
-            if marked == Some("") && self.shards.holds_any() && !self.shards.holds_shard(0) {
-                // It may be another replica's.
-                marked = None;
-            }
-            if reason != marked && self.shards.holds_any() {
-                let result = match &condition {
-                    Some((reason, message)) => self.cluster.mark_events(reason, message, self.now()).await,
-                    None => self.cluster.unmark_events().await,
-                };
-                match result {
-                    Ok(()) => marked = reason,
-                    Err(fault) => {
-                        tracing::debug!(%fault, "the condition of the events could not be marked; it is tried again")
-                    }
-                }
+            self.mark_events(&mut marked).await;
+        }
+    }
+
+    /// Tells in the store whether the events can be relied on, if that is another thing than it says.
+    async fn mark_events(&self, marked: &mut Option<&'static str>) {
+        let condition = self.events_condition();
+        self.metrics.events_reliable.set(i64::from(condition.is_none()));
+        let reason = condition.as_ref().map(|(reason, _)| *reason);
+        if *marked == Some("") && self.shards.holds_any() && !self.shards.holds_shard(0) {
+            // It may be another replica's.
+            *marked = None;
+        }
+        if reason == *marked || !self.shards.holds_any() {
+            return;
+        }
+        let result = match &condition {
+            Some((reason, message)) => self.cluster.mark_events(reason, message, self.now()).await,
+            None => self.cluster.unmark_events().await,
+        };
+        match result {
+            Ok(()) => *marked = reason,
+            Err(fault) => {
+                tracing::debug!(%fault, "the condition of the events could not be marked; it is tried again");
             }
         }
     }
 
     /// Brings forward looks that were set for an interval that does not hold any more.
     fn shrink(&self, among: &dyn Fn(&str) -> bool) {
-        let (services, projects) = {
-            let index = self.index();
-            let services: Vec<_> = index.intervals().filter(|(s, _)| among(&s.project)).collect();
-            let projects = index
-                .projects()
-                .into_iter()
-                .filter(|p| among(p))
-                .filter_map(|p| Some((index.project_interval(&p)?, p)));
-            (services, projects.collect::<Vec<_>>())
-        };
-        for (service, interval) in services.into_iter().filter(|(s, _)| self.works_on(&s.project)) {
+        let (services, projects) = self.index.with(|index| {
+            let projects = index.policies().projects().filter(|p| among(p));
+            let projects = projects.filter_map(|p| Some((p.clone(), index.project_interval(p)?)));
+            (index.intervals(), projects.collect::<Vec<_>>())
+        });
+        let ours = |p: &str| among(p) && self.works_on(p);
+        for (service, interval) in services.into_iter().filter(|(s, _)| ours(&s.project)) {
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &service));
             self.queue.add_at(&service, Priority::Periodic, Instant::now() + wait);
         }
-        for (interval, project) in projects.into_iter().filter(|(_, p)| self.works_on(p)) {
+        for (project, interval) in projects.into_iter().filter(|(p, _)| ours(p)) {
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &project));
-            self.lists.at(&project, Instant::now() + wait, Priority::Periodic);
+            self.listings.no_later(&project, Instant::now() + wait);
         }
     }
 }
@@ -489,7 +501,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_on_one_service_is_followed_at_a_bounded_rate_and_starves_no_other() {
-        let mut inner = Inner::default();
+        let mut inner = State::default();
         let (a, b) = (RunService::new("p", "r", "a"), RunService::new("p", "r", "b"));
         let started = Instant::now();
         let mut followed = 0;
@@ -506,7 +518,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut inner = Inner::default();
+        let mut inner = State::default();
         let by = Arc::new(ChangedBy {
             principal: "x".into(),
             via: vec![],
@@ -524,7 +536,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_short_outage_changes_nothing_and_a_long_one_all() {
-        let mut inner = Inner::default();
+        let mut inner = State::default();
         inner.cut.insert("s".into(), (Instant::now(), "refused".into()));
         tokio::time::advance(OUTAGE).await;
         assert!(inner.relied_on("p", Instant::now()));

@@ -1,0 +1,81 @@
+//! All that the plan for one service needs besides what is real: from the index, from the ledger, and from memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::Controller;
+use crate::{
+    cloudrun::CloudRun,
+    fault::{Fault, FaultClass},
+    iam::{Grant, RunService},
+    index::PlanInputs,
+    intent::PolicyId,
+    plan::{PolicyOnService, drift::WINDOW},
+    status::observation,
+};
+
+/// Policies that nothing is done for in this round: those that are gone, or why not.
+pub(super) type Without = BTreeMap<PolicyId, Option<Arc<str>>>;
+
+fn leave_out(claims: &mut Vec<PolicyOnService>, without: &Without) {
+    claims.retain_mut(|claim| match without.get(&claim.intent.id) {
+        None => true,
+        Some(None) => false,
+        Some(Some(why)) => {
+            claim.stopped.get_or_insert_with(|| why.clone());
+            true
+        }
+    });
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// Reads the caches and what is remembered.
+    ///
+    /// # Errors
+    /// [`FaultClass::UnreadableLedger`], beside what could be read: nothing may be written on the ground of what is not known.
+    pub(super) fn gather(&self, service: &RunService, without: &Without) -> (PlanInputs, Result<(), Fault>) {
+        let (mut inputs, unreadable) = self.index.with(|index| {
+            (PlanInputs::of(service, index), index.ledgers().unreadable(service).map(str::to_owned))
+        });
+        leave_out(&mut inputs.claims, without);
+        inputs.circuit_open = self.breaker.is_open();
+        if self.memories.must_recall(service) {
+            self.recall_settled(&inputs);
+        }
+        inputs.drift = self.memories.drift(service);
+        inputs.ledger.prune(self.now(), WINDOW);
+        for (grant, corrected) in &inputs.ledger.corrections {
+            corrected.at.iter().for_each(|at| inputs.drift.corrected(grant, *at));
+        }
+        let declared: BTreeSet<&Grant> =
+            inputs.claims.iter().flat_map(|c| c.declared().iter().map(|d| &d.grant)).collect();
+        let rejections = self.memories.rejections(service, inputs.fingerprint(), |g| declared.contains(g));
+        inputs.rejected = rejections.rejected;
+        inputs.alone = rejections.alone;
+        let readable = match unreadable {
+            Some(why) => Err(Fault::new(FaultClass::UnreadableLedger, why)),
+            None => Ok(()),
+        };
+        (inputs, readable)
+    }
+
+    /// In the first look after a restart the statuses stand for the look before: what differs now and did not then was
+    /// changed by somebody while nobody looked.
+    fn recall_settled(&self, inputs: &PlanInputs) {
+        let was_settled = self.index.with(|index| {
+            let told_settled = |claim: &PolicyOnService| {
+                let record = index.policies().get(&claim.intent.id.key()).filter(|r| r.intent.id == claim.intent.id);
+                let status = record.map(|r| r.status().get()).unwrap_or_default();
+                status.observed_generation == Some(claim.intent.generation)
+                    && observation::entry_of(&status, &inputs.service)
+                        .is_some_and(|e| observation::was_settled(e, inputs.circuit_open))
+            };
+            !inputs.claims.is_empty() && inputs.claims.iter().all(told_settled)
+        });
+        if was_settled {
+            self.memories.settle(&inputs.service, inputs.fingerprint(), BTreeSet::new());
+        }
+    }
+}

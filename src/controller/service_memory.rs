@@ -1,0 +1,178 @@
+//! What is remembered of a service between looks, and nowhere in the store: under which declarations it was settled, which
+//! members IAM refused, and which of several it may be.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::owned::{Owned, Rank};
+use crate::{
+    iam::{Grant, RunService},
+    plan::{RejectedMember, Search, drift::Memory},
+};
+
+/// A member that was just made is unknown to IAM for some minutes; later the same refusal is a mistake.
+const FIRST_RETRY: Duration = Duration::from_secs(30);
+const LAST_RETRY: Duration = Duration::from_secs(3600);
+
+/// A member that IAM refused, and when it is tried again.
+#[derive(Clone, Debug)]
+struct Rejected {
+    member: RejectedMember,
+    until: Instant,
+    times: u32,
+    /// Fingerprint of the declarations that asked; another one is a reason to try at once.
+    asked_by: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    drift: Memory,
+    /// The statuses were asked what they know of the time before this process.
+    recalled: bool,
+    rejected: BTreeMap<Grant, Rejected>,
+    search: Search,
+    observed_at: Option<Instant>,
+}
+
+/// What is known of members that IAM refused.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rejections {
+    /// Not to be tried now.
+    pub rejected: BTreeMap<Grant, RejectedMember>,
+    /// To be tried again, each by itself.
+    pub alone: BTreeSet<Grant>,
+}
+
+/// The memories of all services that somebody is about.
+#[derive(Debug)]
+pub(super) struct ServiceMemories {
+    entries: Owned<HashMap<RunService, Entry>>,
+}
+
+impl Default for ServiceMemories {
+    fn default() -> Self {
+        Self { entries: Owned::new(Rank::ServiceMemory, HashMap::new()) }
+    }
+}
+
+impl ServiceMemories {
+    fn entry<R>(&self, service: &RunService, f: impl FnOnce(&mut Entry) -> R) -> R {
+        self.entries.with(|entries| f(entries.entry(service.clone()).or_default()))
+    }
+
+    /// Whether this process has not asked the statuses yet what they know of a service.
+    pub fn must_recall(&self, service: &RunService) -> bool {
+        self.entry(service, |e| !std::mem::replace(&mut e.recalled, true))
+    }
+
+    /// What of drift is remembered.
+    pub fn drift(&self, service: &RunService) -> Memory {
+        self.entry(service, |e| e.drift.clone())
+    }
+
+    /// The service is as declared by `fingerprint`, but for what is `outstanding`.
+    pub fn settle(&self, service: &RunService, fingerprint: u64, outstanding: BTreeSet<Grant>) {
+        self.entry(service, |e| e.drift.settle(fingerprint, outstanding));
+    }
+
+    /// Drift that is known and not corrected yet.
+    pub fn waits(&self, service: &RunService, drift: BTreeSet<Grant>) {
+        self.entry(service, |e| e.drift.waiting = drift);
+    }
+
+    /// A look is over; returns how long ago the one before was.
+    pub fn observed(&self, service: &RunService) -> Option<Duration> {
+        let now = Instant::now();
+        self.entry(service, |e| e.observed_at.replace(now)).map(|before| now.saturating_duration_since(before))
+    }
+
+    /// Members that are not to be tried now, and those that are tried alone. `declared` says of a grant whether anybody
+    /// still lists it.
+    pub fn rejections(
+        &self,
+        service: &RunService,
+        asked_by: u64,
+        declared: impl Fn(&Grant) -> bool,
+    ) -> Rejections {
+        let now = Instant::now();
+        self.entry(service, |e| {
+            e.rejected.retain(|grant, _| declared(grant));
+            let (waiting, due): (Vec<_>, Vec<_>) =
+                e.rejected.iter().partition(|(_, r)| r.until > now && r.asked_by == asked_by);
+            Rejections {
+                rejected: waiting.into_iter().map(|(g, r)| (g.clone(), r.member.clone())).collect(),
+                alone: due.into_iter().map(|(g, _)| g.clone()).collect(),
+            }
+        })
+    }
+
+    /// IAM refuses a member.
+    pub fn reject(&self, service: &RunService, grant: &Grant, member: RejectedMember, asked_by: u64) {
+        let now = Instant::now();
+        self.entry(service, |e| {
+            let times = e.rejected.get(grant).map_or(0, |r| r.times);
+            let wait = FIRST_RETRY.saturating_mul(2u32.saturating_pow(times.min(7))).min(LAST_RETRY);
+            let times = times.saturating_add(1);
+            e.rejected.insert(grant.clone(), Rejected { member, until: now + wait, times, asked_by });
+            e.search.settle(grant);
+        });
+    }
+
+    /// IAM took these: whatever was held against them is over.
+    pub fn accept(&self, service: &RunService, grants: &BTreeSet<Grant>) {
+        self.entry(service, |e| e.rejected.retain(|g, _| !grants.contains(g)));
+    }
+
+    /// When a member that is not to be tried now is tried again.
+    pub fn next_try(&self, service: &RunService) -> Option<Instant> {
+        let now = Instant::now();
+        self.entry(service, |e| e.rejected.values().map(|r| r.until).filter(|u| *u > now).min())
+    }
+
+    /// Goes on with the search for a refused member.
+    pub fn search<R>(&self, service: &RunService, f: impl FnOnce(&mut Search) -> R) -> R {
+        self.entry(service, |e| f(&mut e.search))
+    }
+
+    pub fn forget(&self, service: &RunService) {
+        self.entries.with(|entries| entries.remove(service));
+    }
+
+    pub fn let_go(&self, among: impl Fn(&RunService) -> bool) {
+        self.entries.with(|entries| entries.retain(|s, _| !among(s)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::Reason,
+        iam::{Principal, Role},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_member_is_tried_again_ever_more_rarely_and_alone() {
+        let (memories, service) = (ServiceMemories::default(), RunService::new("p", "r", "s"));
+        let grant = Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker);
+        let member = RejectedMember { reason: Reason::InvalidMember, message: "no".into() };
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            memories.reject(&service, &grant, member.clone(), 1);
+            assert_eq!(memories.rejections(&service, 1, |_| true).rejected.len(), 1);
+            assert_eq!(memories.rejections(&service, 2, |_| true).alone.len(), 1, "somebody asks in other words");
+            let until = memories.next_try(&service).unwrap();
+            waits.push((until - Instant::now()).as_secs());
+            tokio::time::sleep_until(until).await;
+            let due = memories.rejections(&service, 1, |_| true);
+            assert_eq!((due.rejected.len(), due.alone.len()), (0, 1));
+        }
+        assert_eq!(waits, [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
+        memories.rejections(&service, 1, |_| false);
+        assert!(memories.rejections(&service, 1, |_| true).alone.is_empty(), "nobody lists it any more");
+    }
+}

@@ -1,0 +1,91 @@
+//! All that the plan for one service depends on besides what is real, brought into one place.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::Index;
+use crate::{
+    iam::{Grant, Policy, RunService, ServiceInfo},
+    ledger::{Ledger, Version},
+    plan::{
+        Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim, drift::Memory,
+    },
+};
+
+/// What is known of a service without asking anybody: what is declared, what the ledger has, what is remembered.
+#[derive(Clone, Debug)]
+pub struct PlanInputs {
+    pub service: RunService,
+    pub claims: Vec<PolicyOnService>,
+    pub ledger: Ledger,
+    /// The ledger's version in the store; none: there is no object.
+    pub version: Option<Version>,
+    pub owners: BTreeMap<Grant, Owners>,
+    /// Hashes of plans that somebody agreed to.
+    pub approvals: BTreeSet<Arc<str>>,
+    pub info: Option<ServiceInfo>,
+    pub unanswered: UnansweredSelectors,
+    /// There is something to look at that no policy means: it was left behind, or a write's end is unknown.
+    pub left_behind: bool,
+    /// Members that IAM refused lately, not to be tried now.
+    pub rejected: BTreeMap<Grant, RejectedMember>,
+    /// Members that IAM refused, to be tried again, each by itself.
+    pub alone: BTreeSet<Grant>,
+    pub drift: Memory,
+    pub circuit_open: bool,
+}
+
+impl PlanInputs {
+    /// Reads the index; what only a running operator remembers is empty.
+    pub fn of(service: &RunService, index: &Index) -> Self {
+        let (ledger, version) = index.ledgers().get(service);
+        Self {
+            service: service.clone(),
+            claims: index.words(service),
+            ledger,
+            version,
+            owners: index.owners(service),
+            approvals: index.approvals(service),
+            info: index.info(service).cloned(),
+            unanswered: index.unanswered(service),
+            left_behind: index.is_left_behind(service),
+            rejected: BTreeMap::new(),
+            alone: BTreeSet::new(),
+            drift: Memory::default(),
+            circuit_open: false,
+        }
+    }
+
+    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
+    /// does one whose guardrails cannot be read.
+    pub fn wants_a_look(&self) -> bool {
+        let asks = |c: &PolicyOnService| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
+        self.left_behind || self.claims.iter().any(asks)
+    }
+
+    /// Stands for exactly these declarations.
+    pub fn fingerprint(&self) -> u64 {
+        claim::fingerprint(&self.claims)
+    }
+
+    /// The input of a plan.
+    pub fn input<'a>(&'a self, live: &'a Policy, settings: &'a Settings, now: Timestamp) -> Input<'a> {
+        Input {
+            service: &self.service,
+            claims: &self.claims,
+            live,
+            ledger: &self.owners,
+            unanswered: &self.unanswered,
+            aside: &self.rejected,
+            approvals: &self.approvals,
+            memory: &self.drift,
+            circuit_open: self.circuit_open,
+            settings,
+            now,
+        }
+    }
+}

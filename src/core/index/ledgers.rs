@@ -1,0 +1,317 @@
+//! The ledgers of all services, as the store has them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::names::Interner;
+use crate::{
+    api::InvokerLedger,
+    iam::{Grant, RunService},
+    intent::PolicyId,
+    ledger::{Corrected, Ledger, Pending, Version, from_spec, service_of},
+};
+
+/// A line in the form in which ten thousand ledgers are kept.
+#[derive(Debug)]
+struct Line {
+    grant: Grant,
+    owners: Box<[PolicyId]>,
+}
+
+/// One ledger as it is kept.
+#[derive(Debug, Default)]
+struct Kept {
+    lines: Box<[Line]>,
+    rest: Option<Box<Rest>>,
+    version: Option<Version>,
+    /// The object is there and cannot be read, and this is why.
+    unreadable: Option<Box<str>>,
+    /// It was deleted here at `version`; kept until the watch says so too, or events that are still on their way would
+    /// bring it back.
+    deleted: bool,
+}
+
+/// What most ledgers have nothing of.
+#[derive(Debug, Default)]
+struct Rest {
+    pending: Vec<Pending>,
+    corrections: BTreeMap<Grant, Corrected>,
+}
+
+/// Every ledger.
+#[derive(Debug, Default)]
+pub struct Ledgers {
+    by_service: HashMap<RunService, Kept>,
+    /// Services with a grant of a policy, by its uid.
+    by_owner: HashMap<Arc<str>, BTreeSet<RunService>>,
+    /// What a list in progress has shown.
+    listing: Option<HashSet<RunService>>,
+}
+
+impl Ledgers {
+    /// A list begins: what is not in it is gone.
+    pub fn begin_list(&mut self) {
+        self.listing = Some(HashSet::new());
+    }
+
+    /// The list is complete. Returns the services whose ledgers went.
+    pub fn end_list(&mut self) -> Vec<RunService> {
+        let Some(seen) = self.listing.take() else { return vec![] };
+        let gone: Vec<RunService> = self.by_service.keys().filter(|s| !seen.contains(*s)).cloned().collect();
+        for service in &gone {
+            self.drop(service);
+        }
+        gone
+    }
+
+    /// Takes in an object as a watch has it. False: it is older than what is known, or the same.
+    pub fn apply(&mut self, object: &InvokerLedger, names: &mut Interner) -> bool {
+        let service = service_of(&object.spec);
+        if let Some(seen) = &mut self.listing {
+            seen.insert(service.clone());
+        }
+        let version = Version::new(object.metadata.resource_version.as_deref().unwrap_or_default());
+        let known = self.by_service.get(&service).and_then(|k| k.version.as_ref());
+        if known.is_some_and(|k| *k == version || version.is_older_than(k)) {
+            return false;
+        }
+        match from_spec(&object.spec) {
+            Ok(ledger) => self.set(&service, &ledger, Some(version), names),
+            Err(why) => self.spoil(&service, &why, Some(version)),
+        }
+        true
+    }
+
+    /// An object that is there and cannot be read: what was known of it stays, and nothing may be done on its ground.
+    pub fn spoil(&mut self, service: &RunService, why: &str, version: Option<Version>) {
+        if let Some(seen) = &mut self.listing {
+            seen.insert(service.clone());
+        }
+        let kept = self.by_service.entry(service.clone()).or_default();
+        kept.unreadable = Some(why.into());
+        kept.version = version;
+    }
+
+    /// An object that is gone, as a watch has it. False: a newer one is known.
+    pub fn remove(&mut self, service: &RunService, version: &Version) -> bool {
+        let newer = |k: &Kept| k.version.as_ref().is_some_and(|v| version.is_older_than(v));
+        if self.by_service.get(service).is_none_or(newer) {
+            return false;
+        }
+        self.drop(service);
+        true
+    }
+
+    fn drop(&mut self, service: &RunService) {
+        self.disown(service);
+        self.by_service.remove(service);
+    }
+
+    fn disown(&mut self, service: &RunService) {
+        let owners =
+            self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter()).flat_map(|l| l.owners.iter());
+        let uids: BTreeSet<Arc<str>> = owners.map(|o| o.uid.clone()).collect();
+        for uid in uids {
+            if let Some(services) = self.by_owner.get_mut(&uid) {
+                services.remove(service);
+                if services.is_empty() {
+                    self.by_owner.remove(&uid);
+                }
+            }
+        }
+    }
+
+    /// Puts a ledger in place; `None` for a version: there is no object.
+    pub fn set(&mut self, service: &RunService, ledger: &Ledger, version: Option<Version>, names: &mut Interner) {
+        self.disown(service);
+        if ledger.is_empty() && version.is_none() {
+            self.by_service.remove(service);
+            return;
+        }
+        let mut ids: BTreeMap<&PolicyId, PolicyId> = BTreeMap::new();
+        for id in ledger.lines.values().flatten() {
+            ids.entry(id).or_insert_with(|| PolicyId {
+                namespace: names.share(&id.namespace),
+                name: id.name.clone(),
+                uid: id.uid.clone(),
+            });
+        }
+        let lines = ledger.lines.iter().map(|(grant, owners)| Line {
+            grant: Grant { principal: grant.principal.shared(|t| names.share(t)), ..grant.clone() },
+            owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
+        });
+        let plain = ledger.pending.is_empty() && ledger.corrections.is_empty();
+        let rest = Rest { pending: ledger.pending.clone(), corrections: ledger.corrections.clone() };
+        let kept = Kept {
+            lines: lines.collect(),
+            rest: (!plain).then(|| Box::new(rest)),
+            version,
+            unreadable: None,
+            deleted: false,
+        };
+        for id in ids.values() {
+            self.by_owner.entry(id.uid.clone()).or_default().insert(service.clone());
+        }
+        self.by_service.insert(service.clone(), kept);
+    }
+
+    /// The object of a service was deleted here; `last` was its version.
+    pub fn erase(&mut self, service: &RunService, last: Version) {
+        self.disown(service);
+        let gone = Kept { version: Some(last), deleted: true, ..Kept::default() };
+        self.by_service.insert(service.clone(), gone);
+    }
+
+    /// What is answered for on a service, and the version of the object; no version where there is none.
+    pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
+        let Some(kept) = self.by_service.get(service) else { return (Ledger::default(), None) };
+        let lines = kept.lines.iter().map(|l| (l.grant.clone(), l.owners.iter().cloned().collect())).collect();
+        let (pending, corrections) =
+            kept.rest.as_ref().map(|r| (r.pending.clone(), r.corrections.clone())).unwrap_or_default();
+        (Ledger { lines, pending, corrections }, kept.version.clone().filter(|_| !kept.deleted))
+    }
+
+    /// Why the ledger of a service cannot be read, if so.
+    pub fn unreadable(&self, service: &RunService) -> Option<&str> {
+        self.by_service.get(service)?.unreadable.as_deref()
+    }
+
+    pub fn contains(&self, service: &RunService) -> bool {
+        self.by_service.get(service).is_some_and(|k| !k.deleted)
+    }
+
+    /// Services with a ledger.
+    pub fn services(&self) -> impl Iterator<Item = &RunService> {
+        self.by_service.iter().filter(|(_, k)| !k.deleted).map(|(s, _)| s)
+    }
+
+    /// Services on which a grant belongs to this policy.
+    pub fn owned_by(&self, uid: &str) -> impl Iterator<Item = &RunService> {
+        self.by_owner.get(uid).into_iter().flatten()
+    }
+
+    pub fn owns(&self, uid: &str, service: &RunService) -> bool {
+        self.by_owner.get(uid).is_some_and(|s| s.contains(service))
+    }
+
+    /// Whom grants on a service belong to, each once.
+    pub fn owners(&self, service: &RunService) -> BTreeSet<&PolicyId> {
+        self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter()).flat_map(|l| l.owners.iter()).collect()
+    }
+
+    /// Whether some grant on a service is nobody's any more.
+    pub fn has_abandoned(&self, service: &RunService) -> bool {
+        self.by_service.get(service).is_some_and(|k| k.lines.iter().any(|l| l.owners.is_empty()))
+    }
+
+    /// Whether a ledger has no grants.
+    pub fn is_bare(&self, service: &RunService) -> bool {
+        self.by_service.get(service).is_some_and(|k| !k.deleted && k.lines.is_empty())
+    }
+
+    /// Whether a write is under way on a service, or one whose end nobody has seen.
+    pub fn is_pending(&self, service: &RunService) -> bool {
+        self.by_service.get(service).and_then(|k| k.rest.as_ref()).is_some_and(|r| !r.pending.is_empty())
+    }
+
+    /// Services with a write whose end nobody has seen.
+    pub fn pending(&self) -> impl Iterator<Item = &RunService> {
+        self.by_service.keys().filter(|s| self.is_pending(s))
+    }
+
+    /// When drift was corrected, over all services: one time for each write.
+    pub fn corrections(&self) -> impl Iterator<Item = (&RunService, Timestamp)> {
+        self.by_service.iter().flat_map(|(s, k)| {
+            let times: BTreeSet<Timestamp> =
+                k.rest.iter().flat_map(|r| r.corrections.values()).flat_map(|c| c.at.iter().copied()).collect();
+            times.into_iter().map(move |t| (s, t))
+        })
+    }
+
+    /// When drift was corrected on one service.
+    pub fn corrections_of(&self, service: &RunService) -> BTreeSet<Timestamp> {
+        let rest = self.by_service.get(service).and_then(|k| k.rest.as_ref());
+        rest.iter().flat_map(|r| r.corrections.values()).flat_map(|c| c.at.iter().copied()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        iam::{Principal, Role},
+        ledger::to_spec,
+    };
+
+    fn web() -> RunService {
+        RunService::new("acme-prod", "europe-west1", "web")
+    }
+    fn id(name: &str) -> PolicyId {
+        PolicyId { namespace: "ns".into(), name: name.into(), uid: format!("uid-{name}").into() }
+    }
+    fn grant(member: &str) -> Grant {
+        Grant::new(Principal::from_live(member), Role::Invoker)
+    }
+    fn ledger(lines: &[(&str, &[&str])]) -> Ledger {
+        let lines = lines.iter().map(|(m, o)| (grant(m), o.iter().map(|n| id(n)).collect())).collect();
+        Ledger { lines, ..Ledger::default() }
+    }
+    fn object(ledger: &Ledger, version: &str) -> InvokerLedger {
+        let mut object = InvokerLedger::new("x", to_spec(&web(), ledger));
+        object.metadata.resource_version = Some(version.into());
+        object
+    }
+    fn known(ledgers: &Ledgers) -> Vec<String> {
+        ledgers.get(&web()).0.lines.keys().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_late_event_of_a_watch_does_not_undo_what_was_written() {
+        let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
+        ledgers.set(&web(), &ledger(&[("user:new@x.co", &["p"])]), Some(Version::new("12")), &mut names);
+        assert!(!ledgers.apply(&object(&ledger(&[("user:old@x.co", &["p"])]), "9"), &mut names));
+        assert!(!ledgers.remove(&web(), &Version::new("10")));
+        assert_eq!(known(&ledgers), ["user:new@x.co"]);
+        assert!(ledgers.apply(&object(&ledger(&[("user:newer@x.co", &["q"])]), "100"), &mut names));
+        assert_eq!(known(&ledgers), ["user:newer@x.co"]);
+        assert_eq!(ledgers.owned_by("uid-p").count(), 0);
+        assert!(ledgers.owns("uid-q", &web()));
+        assert!(ledgers.remove(&web(), &Version::new("101")));
+        assert!(!ledgers.contains(&web()) && ledgers.owned_by("uid-q").count() == 0);
+    }
+
+    #[test]
+    fn what_was_deleted_here_does_not_come_back_with_a_late_event() {
+        let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
+        let old = ledger(&[("user:a@x.co", &["p"])]);
+        ledgers.set(&web(), &old, Some(Version::new("5")), &mut names);
+        ledgers.erase(&web(), Version::new("5"));
+        assert!(!ledgers.contains(&web()) && ledgers.get(&web()).1.is_none());
+        assert!(!ledgers.apply(&object(&old, "4"), &mut names) && !ledgers.apply(&object(&old, "5"), &mut names));
+        assert!(known(&ledgers).is_empty());
+        assert!(ledgers.apply(&object(&old, "8"), &mut names), "somebody else made it anew");
+        ledgers.erase(&web(), Version::new("8"));
+        assert!(ledgers.remove(&web(), &Version::new("9")));
+        assert_eq!(ledgers.services().count(), 0);
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_is_gone_and_what_it_cannot_read_stays() {
+        let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
+        let other = RunService::new("acme-prod", "europe-west1", "other");
+        for s in [&web(), &other] {
+            ledgers.set(s, &ledger(&[("user:a@x.co", &["p"])]), Some(Version::new("1")), &mut names);
+        }
+        ledgers.begin_list();
+        ledgers.spoil(&web(), "broken", Some(Version::new("2")));
+        assert_eq!(ledgers.end_list(), [other]);
+        assert_eq!(known(&ledgers), ["user:a@x.co"]);
+        assert_eq!(ledgers.unreadable(&web()), Some("broken"));
+        assert!(ledgers.apply(&object(&ledger(&[]), "3"), &mut names));
+        assert_eq!(ledgers.unreadable(&web()), None);
+    }
+}
