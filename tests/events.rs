@@ -354,13 +354,13 @@ async fn forged_messages_cause_no_calls_or_few() {
     let allowed = 2 + 3 + started.elapsed().as_secs() as usize / 5 + 1;
     assert!(reads <= allowed, "{reads} reads, {allowed} allowed");
     assert_eq!(writes, 1, "the one of api");
-    // Listings that are asked for again and again are made one after the other, apart.
+    // Listings that are asked for again and again: three at once, then apart.
     let from = world.mark();
     for _ in 0..500 {
         controller.hear(&forge(&web, "", "google.cloud.run.v1.Services.ReplaceService"));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(world.calls(from).2 <= 1, "{:?}", world.calls(from));
+    assert!(world.calls(from).2 <= 3, "{:?}", world.calls(from));
 }
 
 /// A service that a selector newly matches, one that anyone can call, one that is deleted and made again: at once.

@@ -87,6 +87,8 @@ impl Needs {
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause that is believed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// How long a limit that Google named is believed; then it is found out anew, by a 429 at worst.
+const BELIEVED: Duration = Duration::from_secs(3600);
 const RECOVERY: Duration = Duration::from_secs(120);
 const LEAST_SHARE: f64 = 0.125;
 /// Places beyond which those that are as good as new are forgotten.
@@ -95,8 +97,9 @@ const MANY_PLACES: usize = 1024;
 #[derive(Debug)]
 struct Bucket {
     kind: Kind,
-    /// Calls per minute that were learnt from a 429, if fewer than the budget.
-    learnt: Option<u32>,
+    /// That a 429 named the real limit, and when; nothing stays true for ever.
+    learnt: Option<Instant>,
+    budget: u32,
     per_minute: u32,
     /// Tokens per second when healthy.
     rate: f64,
@@ -115,6 +118,7 @@ impl Bucket {
         let mut bucket = Self {
             kind,
             learnt: None,
+            budget: per_minute,
             per_minute,
             rate: 0.0,
             burst: 0.0,
@@ -140,6 +144,10 @@ impl Bucket {
     }
 
     fn refill(&mut self, now: Instant) {
+        if self.learnt.is_some_and(|at| now.saturating_duration_since(at) > BELIEVED) {
+            self.learnt = None;
+            self.resize(self.budget);
+        }
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
         self.tokens = (self.tokens + passed * self.rate * self.share).min(self.burst);
@@ -168,7 +176,7 @@ impl Bucket {
         self.refill(now);
         if let Some(limit) = limit.filter(|l| (1..self.per_minute.saturating_mul(2)).contains(l)) {
             let half = (limit / 2).max(1);
-            self.learnt = Some(half);
+            self.learnt = Some(now);
             self.resize(half);
         }
         self.share = (self.share / 2.0).max(LEAST_SHARE);
@@ -586,6 +594,9 @@ mod tests {
         budgets.pushed_back(&place("p"), Kind::Write, &fault);
         assert_eq!(budgets.limits(&place("p")).writes_per_minute, 10, "more than we use is no news");
         assert_eq!(budgets.limits(&place("q")).writes_per_minute, 30);
+        tokio::time::advance(BELIEVED + Duration::from_secs(1)).await;
+        drop(budgets.reserve(&place("p"), Needs::WRITE));
+        assert_eq!(budgets.limits(&place("p")).writes_per_minute, 30, "a quota can be raised");
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Cluster, fault, is_gone};
+use super::{Cluster, exists, fault, is_gone};
 use crate::{
     api::{ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, POLICY_LABEL_PREFIX},
     fault::Fault,
@@ -47,11 +47,11 @@ impl Cluster {
                 let mut moved = change.clone();
                 moved.metadata.namespace = Some(self.home.clone());
                 match self.within(self.changes(&self.home).create(&params, &moved)).await {
-                    Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+                    Err(e) if exists(&e) => Ok(()),
                     other => other.map(|_| ()).map_err(fault),
                 }
             }
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+            Err(e) if exists(&e) => Ok(()),
             other => other.map(|_| ()).map_err(fault),
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     api::{FIELD_MANAGER, InvokerLedger},
     fault::Fault,
     iam::RunService,
-    ledger::{Ledger, Version, name, to_spec},
+    ledger::{Ledger, Version, name, to_object},
 };
 
 /// How writing a ledger ended.
@@ -66,8 +66,7 @@ impl Cluster {
                 Err(e) => Err(fault(e)),
             };
         }
-        let mut object = InvokerLedger::new(&name, to_spec(service, ledger));
-        object.metadata.resource_version = known.map(|v| v.as_str().to_owned());
+        let object = to_object(service, ledger, known);
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         let result = match known {
             Some(_) => self.within(api.replace(&name, &params, &object)).await,

@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Cluster, fault, is_gone};
+use super::{Cluster, exists, fault, is_gone};
 use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON},
     fault::Fault,
@@ -113,7 +113,7 @@ impl Cluster {
             }),
         };
         match self.within(self.leases().create(&PostParams::default(), &lease)).await {
-            Err(kube::Error::Api(s)) if s.code == 409 => Ok(()),
+            Err(e) if exists(&e) => Ok(()),
             other => other.map(|_| ()).map_err(fault),
         }
     }

@@ -74,6 +74,11 @@ fn is_too_large(status: &kube::core::Status) -> bool {
     status.code == 413 || says("request is too large") || says("larger than max")
 }
 
+/// Whether an object is there already. 409 alone does not say so: a quota that is being counted answers it too.
+fn exists(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason == "AlreadyExists")
+}
+
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(s) if s.code == 404)
 }
@@ -213,7 +218,7 @@ impl Cluster {
             ..Event::default()
         };
         match self.within(api.create(&PostParams::default(), &event)).await {
-            Err(kube::Error::Api(s)) if s.code == 409 => {}
+            Err(e) if exists(&e) => {}
             Ok(_) => return Ok(()),
             Err(e) => return Err(fault(e)),
         }

@@ -53,6 +53,8 @@ impl<C: CloudRun> Controller<C> {
             inputs.claims.iter().flat_map(|c| c.declared().iter().map(|d| &d.grant)).collect();
         let rejections = self.memories.rejections(service, inputs.fingerprint(), |g| declared.contains(g));
         inputs.rejected = rejections.rejected;
+        inputs.doubtful = self.memories.search(service, |s| s.grants().cloned().collect());
+        inputs.doubtful.extend(rejections.alone.keys().cloned());
         inputs.alone = rejections.alone;
         let readable = match unreadable {
             Some(why) => Err(Fault::new(FaultClass::UnreadableLedger, why)),

@@ -32,7 +32,7 @@ use crate::{
     index::PlanInputs,
     intent::{DEFAULT_INTERVAL, PolicyId},
     ledger::{Ledger, Pending},
-    plan::{self, Batch, Clue, OwnerState, Plan, RejectedMember, WithheldReason, drift::WINDOW},
+    plan::{self, Batch, Clue, OwnerState, Plan, WithheldReason, drift::WINDOW},
     status::{Applied, Drift},
 };
 
@@ -114,6 +114,8 @@ impl<C: CloudRun> Controller<C> {
         let end = match &result {
             Ok(Some(found)) if found.waits => End::Waits,
             Ok(Some(Found { incomplete: None, .. }) | None) => End::Over,
+            // What a person has to settle is looked at rarely, and says nothing about what will pass by itself.
+            Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
             Ok(Some(_)) | Err(_) => End::Failed,
         };
         // What follows is told before anybody else may take the service up.
@@ -141,7 +143,12 @@ impl<C: CloudRun> Controller<C> {
             Err(failure) if failure.1.class.row().retry == Retry::Slow => {
                 self.schedule(&failure.0, &Plan::nothing(&service));
             }
-            Err(failure) => self.retry(&service, failures, failure.1.retry_after),
+            Err(failure) => {
+                if failure.1.retry_after.is_none() {
+                    self.schedule(&failure.0, &Plan::nothing(&service));
+                }
+                self.retry(&service, failures, failure.1.retry_after);
+            }
         }
     }
 
@@ -310,7 +317,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
                 };
             }
             memories.search(self.service, |s| s.withhold(&mut plan));
-            plan.withhold_rest(&WithheldReason::Quota);
+            plan.wait(&inputs.alone);
             let (waits, incomplete) = (!batch.is_empty(), self.incomplete.take());
             return Step::Done(Box::new(Found { inputs, live, rest: plan, waits, incomplete }));
         }
@@ -424,8 +431,11 @@ impl<'a, C: CloudRun> Round<'a, C> {
         // What is still to be granted is entered when it is.
         next.lines.retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
         next.pending = open;
+        // A plan that is held is told to the policies on the service; where there is none, the ledger has it.
+        next.held = plan.held().filter(|_| inputs.claims.is_empty());
         // Corrections that grow old are no reason to write.
-        if next.lines == inputs.ledger.lines && next.pending == inputs.ledger.pending {
+        let known = &inputs.ledger;
+        if (&next.lines, &next.pending, &next.held) == (&known.lines, &known.pending, &known.held) {
             return None;
         }
         match self.store(inputs, &next).await {
@@ -490,6 +500,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let mut next = inputs.ledger.clone();
         next.lines = plan.lines.clone();
         next.pending = open;
+        next.held = None;
         if again.is_none() {
             for grant in &pending.drift {
                 let corrected = next.corrections.entry(grant.clone()).or_default();
@@ -600,8 +611,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
     /// None of those that were to be granted is the reason.
     fn rejected(&self, inputs: &PlanInputs, part: &Plan, batch: &Batch, fault: &Fault) -> Result<(), Fault> {
         let memories = &self.controller.memories;
-        let member = RejectedMember { reason: fault.class.row().reason, message: fault.advice() };
-        let reject = |grant: &Grant| memories.reject(self.service, grant, member.clone(), inputs.fingerprint());
+        let reject = |grant: &Grant| memories.reject(self.service, grant, fault, inputs.fingerprint());
         if let Some(named) = &fault.member {
             let culprits: Vec<&Grant> = part.grants.keys().filter(|g| is_named(g, named)).collect();
             culprits.iter().for_each(|g| reject(g));

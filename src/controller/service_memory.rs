@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::owned::{Owned, Rank};
 use crate::{
+    fault::Fault,
     iam::{Grant, RunService},
     plan::{RejectedMember, Search, drift::Memory},
 };
@@ -22,6 +23,7 @@ const LAST_RETRY: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug)]
 struct Rejected {
     member: RejectedMember,
+    fault: Fault,
     until: Instant,
     times: u32,
     /// Fingerprint of the declarations that asked; another one is a reason to try at once.
@@ -44,7 +46,7 @@ pub(super) struct Rejections {
     /// Not to be tried now.
     pub rejected: BTreeMap<Grant, RejectedMember>,
     /// To be tried again, each by itself.
-    pub alone: BTreeSet<Grant>,
+    pub alone: BTreeMap<Grant, RejectedMember>,
 }
 
 /// The memories of all services that somebody is about.
@@ -105,19 +107,27 @@ impl ServiceMemories {
                 e.rejected.iter().partition(|(_, r)| r.until > now && r.asked_by == asked_by);
             Rejections {
                 rejected: waiting.into_iter().map(|(g, r)| (g.clone(), r.member.clone())).collect(),
-                alone: due.into_iter().map(|(g, _)| g.clone()).collect(),
+                alone: due.into_iter().map(|(g, r)| (g.clone(), r.member.clone())).collect(),
             }
         })
     }
 
     /// IAM refuses a member.
-    pub fn reject(&self, service: &RunService, grant: &Grant, member: RejectedMember, asked_by: u64) {
+    pub fn reject(&self, service: &RunService, grant: &Grant, fault: &Fault, asked_by: u64) {
         let now = Instant::now();
         self.entry(service, |e| {
-            let times = e.rejected.get(grant).map_or(0, |r| r.times);
+            let (times, member) = match e.rejected.get(grant) {
+                // What is said again is no news, although every request has its own id.
+                Some(r) if r.fault.says_the_same(fault) => (r.times, r.member.clone()),
+                known => (
+                    known.map_or(0, |r| r.times),
+                    RejectedMember { reason: fault.class.row().reason, message: fault.advice() },
+                ),
+            };
             let wait = FIRST_RETRY.saturating_mul(2u32.saturating_pow(times.min(7))).min(LAST_RETRY);
             let times = times.saturating_add(1);
-            e.rejected.insert(grant.clone(), Rejected { member, until: now + wait, times, asked_by });
+            let rejected = Rejected { member, fault: fault.clone(), until: now + wait, times, asked_by };
+            e.rejected.insert(grant.clone(), rejected);
             e.search.settle(grant);
         });
     }
@@ -151,7 +161,7 @@ impl ServiceMemories {
 mod tests {
     use super::*;
     use crate::{
-        api::Reason,
+        fault::FaultClass,
         iam::{Principal, Role},
     };
 
@@ -159,10 +169,10 @@ mod tests {
     async fn a_refused_member_is_tried_again_ever_more_rarely_and_alone() {
         let (memories, service) = (ServiceMemories::default(), RunService::new("p", "r", "s"));
         let grant = Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker);
-        let member = RejectedMember { reason: Reason::InvalidMember, message: "no".into() };
+        let fault = Fault::new(FaultClass::InvalidMember, "no");
         let mut waits = Vec::new();
         for _ in 0..9 {
-            memories.reject(&service, &grant, member.clone(), 1);
+            memories.reject(&service, &grant, &fault, 1);
             assert_eq!(memories.rejections(&service, 1, |_| true).rejected.len(), 1);
             assert_eq!(memories.rejections(&service, 2, |_| true).alone.len(), 1, "somebody asks in other words");
             let until = memories.next_try(&service).unwrap();

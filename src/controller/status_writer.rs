@@ -353,6 +353,7 @@ pub(super) fn gauges(index: &Index, metrics: &Metrics, now: Timestamp, ours: &dy
             }
         }
     }
+    held.extend(index.ledgers().held().filter(|s| ours(&s.project)).cloned());
     metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
     metrics.exposed_services.set(exposed.len() as i64);
     metrics.expiring_grants.set(expiring as i64);

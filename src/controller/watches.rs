@@ -194,7 +194,8 @@ impl<C: CloudRun> Controller<C> {
                 Change::Deleted(ledger) => {
                     let service = service_of(&ledger.spec);
                     let version = ledger.metadata.resource_version.as_deref().unwrap_or_default();
-                    if self.index.with(|i| i.remove_ledger(&service, &Version::new(version))) {
+                    let is_news = self.index.with(|i| i.remove_ledger(&service, &Version::new(version)));
+                    if is_news && !self.queue.is_running(&service) {
                         self.ask([&service], Priority::Drift);
                     }
                 }

@@ -262,6 +262,11 @@ impl Fault {
         Self { class, message, request_id: None, retry_after: None, member: None, quota_limit: None }
     }
 
+    /// Whether it says the same as another one, which may have been told before: only the request is another.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        (self.class, &self.message) == (other.class, &other.message)
+    }
+
     /// Google's message, its request id, and what to do.
     pub fn advice(&self) -> String {
         let id = self.request_id.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default();

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use crate::{
     api::{
-        ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, InvokerLedgerSpec, LedgerCorrection, LedgerGrant,
+        APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant,
         LedgerMember, LedgerOwner, PendingChange,
     },
     iam::{Condition, Grant, Principal, Role, RunService},
@@ -102,12 +102,16 @@ pub struct Ledger {
     /// In the order in which they were begun. More than one: an earlier one had no answer and may still arrive.
     pub pending: Vec<Pending>,
     pub corrections: BTreeMap<Grant, Corrected>,
+    /// A removal that waits, where no policy is left that could say so.
+    pub held: Option<HeldRemoval>,
+    /// Hashes of such removals that somebody agreed to: an annotation of the object.
+    pub approvals: BTreeSet<Arc<str>>,
 }
 
 impl Ledger {
     /// Nothing to remember.
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty() && self.pending.is_empty() && self.corrections.is_empty()
+        self.lines.is_empty() && self.pending.is_empty() && self.corrections.is_empty() && self.held.is_none()
     }
 
     /// Drops corrections that are too old to count, and those that would be too many.
@@ -189,6 +193,28 @@ fn bytes(grant: &Grant) -> usize {
     grant.principal.as_str().len() + 80
 }
 
+/// A ledger as an object. `known` is the version that it was planned from.
+pub fn to_object(service: &RunService, ledger: &Ledger, known: Option<&Version>) -> InvokerLedger {
+    let mut object = InvokerLedger::new(&name(service), to_spec(service, ledger));
+    object.metadata.resource_version = known.map(|v| v.as_str().to_owned());
+    if !ledger.approvals.is_empty() {
+        let hashes: Vec<&str> = ledger.approvals.iter().map(|h| &**h).collect();
+        object.metadata.annotations = Some([(APPROVE.to_owned(), hashes.join(","))].into());
+    }
+    object
+}
+
+/// Reads an object.
+///
+/// # Errors
+/// Those of [`from_spec`].
+pub fn from_object(object: &InvokerLedger) -> Result<Ledger, String> {
+    let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(APPROVE));
+    let hashes = annotation.into_iter().flat_map(|a| a.split([',', ' '])).filter(|h| !h.is_empty());
+    let approvals = hashes.take(16).map(Arc::from).collect();
+    Ok(Ledger { approvals, ..from_spec(&object.spec)? })
+}
+
 /// A ledger as it is stored. What does not fit of what was there before a write is left out and counted.
 pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
     let mut tables = Tables::default();
@@ -217,6 +243,7 @@ pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
         conditions: tables.conditions,
         grants,
         pending,
+        held: ledger.held.clone(),
         corrections,
     }
 }
@@ -282,7 +309,7 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
     let members = |list: &[LedgerMember]| -> Result<BTreeSet<Grant>, String> {
         list.iter().map(|m| grant(&m.role, &m.member, m.condition_index, None)).collect()
     };
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger { held: spec.held.clone(), ..Ledger::default() };
     for g in &spec.grants {
         let mut owners: BTreeSet<PolicyId> = g.owners.iter().map(owner).collect();
         for i in &g.owned_by {

@@ -27,6 +27,7 @@ use super::{ChangePolicy, ChangeReason, ChangedBy, ConditionSpec};
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
     printcolumn(name = "Pending", type_ = "string", json_path = ".spec.pending[*].name", priority = 1),
+    printcolumn(name = "Held", type_ = "string", json_path = ".spec.held.approve"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -49,9 +50,22 @@ pub struct InvokerLedgerSpec {
     /// Writes to IAM that are under way, or whose end nobody has seen yet; the last is the latest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<PendingChange>,
+    /// A removal that waits for somebody to agree, where no policy is left that could say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<HeldRemoval>,
     /// Drift that was corrected within the last hour.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrections: Vec<LedgerCorrection>,
+}
+
+/// A removal that waits for somebody to agree.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct HeldRemoval {
+    /// Value for the annotation run-invoker.dev/approve on this object that lets exactly this removal through.
+    pub approve: String,
+    /// Why it waits.
+    pub message: String,
 }
 
 /// One grant, and the policies it belongs to.

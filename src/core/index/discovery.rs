@@ -83,7 +83,10 @@ impl Project {
         }
         self.number = number;
         let news = self.fault.as_ref().is_none_or(|f| f.class != fault.class) || !self.answered;
-        self.fault = Some(fault);
+        // One that repeats is as it was told, but for the id of its request.
+        if self.fault.as_ref().is_none_or(|known| !known.says_the_same(&fault)) {
+            self.fault = Some(fault);
+        }
         self.answered = true;
         news
     }

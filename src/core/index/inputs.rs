@@ -34,7 +34,9 @@ pub struct PlanInputs {
     /// Members that IAM refused lately, not to be tried now.
     pub rejected: BTreeMap<Grant, RejectedMember>,
     /// Members that IAM refused, to be tried again, each by itself.
-    pub alone: BTreeSet<Grant>,
+    pub alone: BTreeMap<Grant, RejectedMember>,
+    /// Those, and whoever else it may be that IAM refuses.
+    pub doubtful: BTreeSet<Grant>,
     pub drift: Memory,
     pub circuit_open: bool,
 }
@@ -54,7 +56,8 @@ impl PlanInputs {
             unanswered: index.unanswered(service),
             left_behind: index.is_left_behind(service),
             rejected: BTreeMap::new(),
-            alone: BTreeSet::new(),
+            alone: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             drift: Memory::default(),
             circuit_open: false,
         }
@@ -80,7 +83,8 @@ impl PlanInputs {
             live,
             ledger: &self.owners,
             unanswered: &self.unanswered,
-            aside: &self.rejected,
+            rejected: &self.rejected,
+            doubtful: &self.doubtful,
             approvals: &self.approvals,
             memory: &self.drift,
             circuit_open: self.circuit_open,

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 
 use super::names::Interner;
 use crate::{
-    api::InvokerLedger,
+    api::{HeldRemoval, InvokerLedger},
     iam::{Grant, RunService},
     intent::PolicyId,
-    ledger::{Corrected, Ledger, Pending, Version, from_spec, service_of},
+    ledger::{Corrected, Ledger, Pending, Version, from_object, service_of},
 };
 
 /// A line in the form in which ten thousand ledgers are kept.
@@ -36,10 +36,12 @@ struct Kept {
 }
 
 /// What most ledgers have nothing of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Rest {
     pending: Vec<Pending>,
     corrections: BTreeMap<Grant, Corrected>,
+    held: Option<HeldRemoval>,
+    approvals: BTreeSet<Arc<str>>,
 }
 
 /// Every ledger.
@@ -79,7 +81,7 @@ impl Ledgers {
         if known.is_some_and(|k| *k == version || version.is_older_than(k)) {
             return false;
         }
-        match from_spec(&object.spec) {
+        match from_object(object) {
             Ok(ledger) => self.set(&service, &ledger, Some(version), names),
             Err(why) => self.spoil(&service, &why, Some(version)),
         }
@@ -96,14 +98,15 @@ impl Ledgers {
         kept.version = version;
     }
 
-    /// An object that is gone, as a watch has it. False: a newer one is known.
+    /// An object that is gone, as a watch has it. False: a newer one is known, or it was deleted here.
     pub fn remove(&mut self, service: &RunService, version: &Version) -> bool {
-        let newer = |k: &Kept| k.version.as_ref().is_some_and(|v| version.is_older_than(v));
-        if self.by_service.get(service).is_none_or(newer) {
+        let Some(kept) = self.by_service.get(service) else { return false };
+        if kept.version.as_ref().is_some_and(|v| version.is_older_than(v)) {
             return false;
         }
+        let is_news = !kept.deleted;
         self.drop(service);
-        true
+        is_news
     }
 
     fn drop(&mut self, service: &RunService) {
@@ -144,11 +147,16 @@ impl Ledgers {
             grant: Grant { principal: grant.principal.shared(|t| names.share(t)), ..grant.clone() },
             owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
         });
-        let plain = ledger.pending.is_empty() && ledger.corrections.is_empty();
-        let rest = Rest { pending: ledger.pending.clone(), corrections: ledger.corrections.clone() };
+        let rest = Rest {
+            pending: ledger.pending.clone(),
+            corrections: ledger.corrections.clone(),
+            held: ledger.held.clone(),
+            approvals: ledger.approvals.clone(),
+        };
+        let is_plain = rest == Rest::default();
         let kept = Kept {
             lines: lines.collect(),
-            rest: (!plain).then(|| Box::new(rest)),
+            rest: (!is_plain).then(|| Box::new(rest)),
             version,
             unreadable: None,
             deleted: false,
@@ -162,6 +170,10 @@ impl Ledgers {
     /// The object of a service was deleted here; `last` was its version.
     pub fn erase(&mut self, service: &RunService, last: Version) {
         self.disown(service);
+        // The watch can be faster than the answer.
+        if !self.by_service.contains_key(service) {
+            return;
+        }
         let gone = Kept { version: Some(last), deleted: true, ..Kept::default() };
         self.by_service.insert(service.clone(), gone);
     }
@@ -170,9 +182,8 @@ impl Ledgers {
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
         let Some(kept) = self.by_service.get(service) else { return (Ledger::default(), None) };
         let lines = kept.lines.iter().map(|l| (l.grant.clone(), l.owners.iter().cloned().collect())).collect();
-        let (pending, corrections) =
-            kept.rest.as_ref().map(|r| (r.pending.clone(), r.corrections.clone())).unwrap_or_default();
-        (Ledger { lines, pending, corrections }, kept.version.clone().filter(|_| !kept.deleted))
+        let Rest { pending, corrections, held, approvals } = kept.rest.as_deref().cloned().unwrap_or_default();
+        (Ledger { lines, pending, corrections, held, approvals }, kept.version.clone().filter(|_| !kept.deleted))
     }
 
     /// Why the ledger of a service cannot be read, if so.
@@ -216,6 +227,16 @@ impl Ledgers {
     /// Whether a write is under way on a service, or one whose end nobody has seen.
     pub fn is_pending(&self, service: &RunService) -> bool {
         self.by_service.get(service).and_then(|k| k.rest.as_ref()).is_some_and(|r| !r.pending.is_empty())
+    }
+
+    /// Hashes of removals on a service that somebody agreed to on the ledger itself.
+    pub fn approvals(&self, service: &RunService) -> impl Iterator<Item = &Arc<str>> {
+        self.by_service.get(service).and_then(|k| k.rest.as_ref()).into_iter().flat_map(|r| &r.approvals)
+    }
+
+    /// Services on which a removal waits, and no policy is left to say so.
+    pub fn held(&self) -> impl Iterator<Item = &RunService> {
+        self.by_service.iter().filter(|(_, k)| k.rest.as_ref().is_some_and(|r| r.held.is_some())).map(|(s, _)| s)
     }
 
     /// Services with a write whose end nobody has seen.
@@ -295,7 +316,7 @@ mod tests {
         assert!(known(&ledgers).is_empty());
         assert!(ledgers.apply(&object(&old, "8"), &mut names), "somebody else made it anew");
         ledgers.erase(&web(), Version::new("8"));
-        assert!(ledgers.remove(&web(), &Version::new("9")));
+        assert!(!ledgers.remove(&web(), &Version::new("9")), "no news");
         assert_eq!(ledgers.services().count(), 0);
     }
 

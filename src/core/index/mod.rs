@@ -123,7 +123,8 @@ impl Index {
     pub fn approvals(&self, service: &RunService) -> BTreeSet<Arc<str>> {
         let owning = self.ledgers.owners(service).into_iter().filter_map(|o| self.policies.by_uid(&o.uid));
         let records = self.policies.on(service).chain(owning);
-        records.filter(|r| r.intent.enforces()).flat_map(|r| r.intent.approvals.iter().cloned()).collect()
+        let of_policies = records.filter(|r| r.intent.enforces()).flat_map(|r| r.intent.approvals.iter());
+        of_policies.chain(self.ledgers.approvals(service)).cloned().collect()
     }
 
     /// What the operator answers for on a service, and how those whom it belongs to stand to it now.
@@ -291,7 +292,7 @@ impl Index {
     /// What to list of a project: one region each if that is all that is asked for, else every region at once.
     pub fn scopes(&self, project: &str) -> Vec<Scope> {
         let mut regions: BTreeSet<Arc<str>> = BTreeSet::new();
-        for record in self.policies.of_project(project).filter(|r| r.terms().refuse_project(project).is_none()) {
+        for record in self.policies.of_project(project).filter(|r| r.may_list(project)) {
             for target in &record.intent.targets {
                 use crate::intent::Target;
                 match target {
@@ -312,7 +313,7 @@ impl Index {
     pub fn project_interval(&self, project: &str) -> Option<Duration> {
         let records = self.policies.of_project(project);
         records
-            .filter(|r| !r.intent.suspended && r.terms().refuse_project(project).is_none())
+            .filter(|r| !r.intent.suspended && r.may_list(project))
             .map(|r| r.intent.interval)
             .min()
     }

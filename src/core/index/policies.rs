@@ -104,6 +104,10 @@ impl Record {
     pub fn observation(&self, service: &RunService) -> Option<&Observation> {
         self.observations.get(service).map(|o| &**o)
     }
+    /// Whether a project may be listed for its sake.
+    pub fn may_list(&self, project: &str) -> bool {
+        self.terms.frozen().is_none() && self.terms.refuse_project(project).is_none()
+    }
     /// What it names and may not touch.
     pub fn denied_targets(&self) -> &[DeniedTarget] {
         &self.denied

@@ -101,7 +101,8 @@ fn takes_the_last(plan: &Plan, counted: &BTreeSet<Grant>, input: &Input<'_>) -> 
     }
     let alive = |g: &Grant| g.condition.as_ref().and_then(|c| c.expiry()).is_none_or(|e| e > input.now);
     let stays = input.live.grants().into_iter().any(|g| alive(&g) && !plan.revokes.contains_key(&g));
-    !counted.is_empty() && !stays && !plan.grants.keys().any(alive)
+    let comes = plan.grants.keys().any(|g| alive(g) && !input.doubtful.contains(g));
+    !counted.is_empty() && !stays && !comes
 }
 
 /// What a discovery that reaches services which this policy never changed comes to: `None` if it may go on.

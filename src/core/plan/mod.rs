@@ -25,7 +25,7 @@ pub use ownership::{Lines, OwnerState, Owners, stored_size};
 pub use search::{Batch, Clue, Search};
 
 use crate::{
-    api::{Membership, Reason},
+    api::{HeldRemoval, Membership, Reason},
     iam::{Grant, MAX_MEMBERS, Policy, PrincipalKind, RunService, ServiceInfo},
     intent::{Limits, PolicyId, Refusal},
 };
@@ -107,7 +107,9 @@ pub struct Input<'a> {
     /// What policies list that may yet turn out to mean the service.
     pub unanswered: &'a UnansweredSelectors,
     /// Members that IAM refused lately.
-    pub aside: &'a BTreeMap<Grant, RejectedMember>,
+    pub rejected: &'a BTreeMap<Grant, RejectedMember>,
+    /// Members that IAM may refuse, as far as is known: nothing may be taken away on the ground that they come.
+    pub doubtful: &'a BTreeSet<Grant>,
     /// Hashes of plans that somebody agreed to.
     pub approvals: &'a BTreeSet<Arc<str>>,
     /// What earlier looks at this service left behind.
@@ -296,11 +298,26 @@ impl Plan {
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
     }
 
-    /// Everything that is left to do waits, and says so.
-    pub fn withhold_rest(&mut self, why: &WithheldReason) {
+    /// The removal that is held for approval, if one is.
+    pub fn held(&self) -> Option<HeldRemoval> {
+        self.withheld.iter().find_map(|w| match &w.why {
+            WithheldReason::Approval(a) => {
+                Some(HeldRemoval { approve: a.hash.to_string(), message: w.why.explain() })
+            }
+            _ => None,
+        })
+    }
+
+    /// Everything that is left to do waits for its turn, and says so. Of a member that IAM refused before that stays what
+    /// there is to say.
+    pub fn wait(&mut self, refused_before: &BTreeMap<Grant, RejectedMember>) {
         let grants = std::mem::take(&mut self.grants).into_keys().map(|g| (Change::Grant, g));
         let revokes = std::mem::take(&mut self.revokes).into_keys().map(|g| (Change::Revoke, g));
-        let held = grants.chain(revokes).map(|(change, grant)| Withheld { change, grant, why: why.clone() });
+        let why = |grant: &Grant| {
+            let refused = refused_before.get(grant).cloned();
+            refused.map_or(WithheldReason::Quota, WithheldReason::RejectedMember)
+        };
+        let held = grants.chain(revokes).map(|(change, grant)| Withheld { change, why: why(&grant), grant });
         self.withheld.extend(held.collect::<Vec<_>>());
     }
 
@@ -337,7 +354,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
         match desired.granted.get(grant) {
             None => hold(Change::Grant, grant, why_not_enforced(input, by)),
             Some(_) if hashed => hold(Change::Grant, grant, WithheldReason::HashedConditions),
-            Some(enforcing) => match input.aside.get(grant) {
+            Some(enforcing) => match input.rejected.get(grant) {
                 Some(aside) => hold(Change::Grant, grant, WithheldReason::RejectedMember(aside.clone())),
                 None => {
                     plan.grants.insert(grant.clone(), enforcing.clone());

@@ -3,9 +3,9 @@
 //!
 //! What takes access away never waits for it: revokes are written without the grants that are in doubt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Change, Plan, Withheld, WithheldReason};
+use super::{Change, Plan, RejectedMember, Withheld, WithheldReason};
 use crate::iam::Grant;
 
 /// Grants that are written together.
@@ -53,28 +53,23 @@ impl Search {
     }
 
     /// What to write next of a plan. `alone` are grants that IAM refused before and that are tried again: each by itself.
-    pub fn next(&mut self, plan: &Plan, alone: &BTreeSet<Grant>) -> Batch {
+    pub fn next(&mut self, plan: &Plan, alone: &BTreeMap<Grant, RejectedMember>) -> Batch {
         for group in &mut self.groups {
             group.grants.retain(|g| plan.grants.contains_key(g));
         }
         self.groups.retain(|g| !g.grants.is_empty());
-        let doubtful: BTreeSet<&Grant> = self.groups.iter().flat_map(|g| &g.grants).collect();
-        let free = plan.grants.keys().filter(|g| !doubtful.contains(g) && !alone.contains(*g));
+        let doubtful: BTreeSet<&Grant> = self.grants().collect();
+        // Together, also while others are in doubt: those who come may be the ones on whose ground somebody may go.
+        let free = plan.grants.keys().filter(|g| !doubtful.contains(g) && !alone.contains_key(*g));
         let free: BTreeSet<Grant> = free.cloned().collect();
         let revokes: BTreeSet<Grant> = plan.revokes.keys().cloned().collect();
-        if self.groups.is_empty() && !(free.is_empty() && revokes.is_empty()) {
+        if !(free.is_empty() && revokes.is_empty()) {
             return Batch { grants: free, revokes };
-        }
-        if !revokes.is_empty() {
-            return Batch { revokes, ..Batch::default() };
-        }
-        if !free.is_empty() {
-            return Batch { grants: free, ..Batch::default() };
         }
         if let Some(grants) = self.next_group() {
             return Batch { grants, ..Batch::default() };
         }
-        let retried = plan.grants.keys().find(|g| alone.contains(*g));
+        let retried = plan.grants.keys().find(|g| alone.contains_key(*g));
         Batch { grants: retried.into_iter().cloned().collect(), ..Batch::default() }
     }
 
@@ -91,6 +86,11 @@ impl Search {
             self.groups.push(Group { grants, refused: false });
         }
         self.groups.last().map(|g| g.grants.clone())
+    }
+
+    /// Those in doubt.
+    pub fn grants(&self) -> impl Iterator<Item = &Grant> {
+        self.groups.iter().flat_map(|g| &g.grants)
     }
 
     /// A batch went through.
@@ -122,7 +122,7 @@ impl Search {
     /// Says of the grants in doubt that are left to do that they are.
     pub fn withhold(&self, plan: &mut Plan) {
         let among = self.groups.iter().map(|g| g.grants.len()).sum();
-        for grant in self.groups.iter().flat_map(|g| &g.grants) {
+        for grant in self.grants() {
             if plan.grants.remove(grant).is_some() {
                 let (grant, why) = (grant.clone(), WithheldReason::Suspect { among });
                 plan.withheld.push(Withheld { change: Change::Grant, grant, why });
@@ -154,7 +154,7 @@ mod tests {
         let bad: BTreeSet<Grant> = bad.iter().map(|i| grant(*i)).collect();
         let (mut search, mut found, mut revoked_at) = (Search::default(), BTreeSet::new(), Vec::new());
         for write in 1..10_000 {
-            let batch = search.next(&plan, &BTreeSet::new());
+            let batch = search.next(&plan, &BTreeMap::new());
             if batch.is_empty() {
                 assert!(search.is_over());
                 return (write - 1, found, revoked_at);
@@ -195,20 +195,21 @@ mod tests {
     fn what_comes_while_it_is_searched_is_no_suspect() {
         let mut search = Search::default();
         let mut p = plan(4, 0);
-        let batch = search.next(&p, &BTreeSet::new());
+        let batch = search.next(&p, &BTreeMap::new());
         assert_eq!(search.refused(&batch), Clue::Narrowed);
         p.grants.insert(grant(50), BTreeSet::new());
-        assert_eq!(search.next(&p, &BTreeSet::new()).grants, [grant(50)].into());
+        assert_eq!(search.next(&p, &BTreeMap::new()).grants, [grant(50)].into());
         p.grants.remove(&grant(50));
-        assert_eq!(search.next(&p, &BTreeSet::new()).grants, [grant(0), grant(1)].into());
+        assert_eq!(search.next(&p, &BTreeMap::new()).grants, [grant(0), grant(1)].into());
         p.grants.clear();
-        assert!(search.next(&p, &BTreeSet::new()).is_empty() && search.is_over(), "nobody wants them any more");
+        assert!(search.next(&p, &BTreeMap::new()).is_empty() && search.is_over(), "nobody wants them any more");
     }
 
     #[test]
     fn one_that_was_refused_before_is_tried_by_itself() {
         let mut search = Search::default();
-        let (mut p, alone) = (plan(3, 0), [grant(1)].into());
+        let before = RejectedMember { reason: crate::api::Reason::InvalidMember, message: "no".into() };
+        let (mut p, alone) = (plan(3, 0), BTreeMap::from([(grant(1), before)]));
         assert_eq!(search.next(&p, &alone).grants, [grant(0), grant(2)].into());
         p.grants.retain(|g, _| *g == grant(1));
         assert_eq!(search.next(&p, &alone).grants, [grant(1)].into());
@@ -218,9 +219,9 @@ mod tests {
     fn a_policy_that_iam_refuses_as_it_is_accuses_nobody() {
         let mut search = Search::default();
         let p = plan(1, 1);
-        let both = search.next(&p, &BTreeSet::new());
+        let both = search.next(&p, &BTreeMap::new());
         assert_eq!(search.refused(&both), Clue::Narrowed);
-        let revokes = search.next(&p, &BTreeSet::new());
+        let revokes = search.next(&p, &BTreeMap::new());
         assert_eq!((revokes.grants.len(), search.refused(&revokes)), (0, Clue::Unrelated));
     }
 
@@ -228,7 +229,7 @@ mod tests {
     fn those_in_doubt_are_named() {
         let mut search = Search::default();
         let mut p = plan(3, 0);
-        let batch = search.next(&p, &BTreeSet::new());
+        let batch = search.next(&p, &BTreeMap::new());
         search.refused(&batch);
         search.withhold(&mut p);
         assert!(p.grants.is_empty());

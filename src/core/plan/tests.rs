@@ -55,11 +55,12 @@ struct Case {
     intents: Vec<Intent>,
     live: Policy,
     ledger: BTreeMap<Grant, Owners>,
-    aside: BTreeMap<Grant, RejectedMember>,
+    rejected: BTreeMap<Grant, RejectedMember>,
     settings: Settings,
     rails: Vec<Arc<Guardrail>>,
     memory: Memory,
     circuit_open: bool,
+    doubtful: BTreeSet<Grant>,
     unanswered: UnansweredSelectors,
 }
 impl Case {
@@ -68,12 +69,13 @@ impl Case {
             intents,
             live,
             ledger: BTreeMap::new(),
-            aside: BTreeMap::new(),
+            rejected: BTreeMap::new(),
             // Most of these cases are about other things than the blast radius.
             settings: Settings { limits: Limits { max_removals: 1000, ..Limits::default() }, ..Settings::default() },
             rails: vec![],
             memory: Memory::default(),
             circuit_open: false,
+            doubtful: BTreeSet::new(),
             unanswered: UnansweredSelectors::default(),
         }
     }
@@ -90,7 +92,8 @@ impl Case {
             live: &self.live,
             ledger: &self.ledger,
             unanswered: &self.unanswered,
-            aside: &self.aside,
+            rejected: &self.rejected,
+            doubtful: &self.doubtful,
             approvals: &approvals,
             memory: &self.memory,
             circuit_open: self.circuit_open,
@@ -247,7 +250,7 @@ fn public_members_need_permission() {
 #[test]
 fn a_member_that_iam_refused_does_not_hold_the_others_up() {
     let mut case = Case::new(vec![intent("a", &["user:good@acme.com", "user:bad@acme.com"])], live(&[]));
-    case.aside
+    case.rejected
         .insert(grant("user:bad@acme.com"), RejectedMember { reason: Reason::InvalidMember, message: "no".into() });
     let p = case.plan();
     assert_eq!(names(&p.grants), ["user:good@acme.com"]);
@@ -351,7 +354,7 @@ fn the_last_invoker_goes_only_when_that_is_meant() {
     let mut refused = case(&["user:new@acme.com"]);
     refused.live.bindings.pop();
     refused
-        .aside
+        .rejected
         .insert(grant("user:new@acme.com"), RejectedMember { reason: Reason::InvalidMember, message: "no".into() });
     assert!(refused.plan().revokes.is_empty());
     assert!(matches!(&refused.plan().withheld[1].why, WithheldReason::Approval(a) if a.last));
@@ -557,11 +560,12 @@ fn any_case() -> impl Strategy<Value = Case> {
         intents,
         live,
         ledger,
-        aside: BTreeMap::new(),
+        rejected: BTreeMap::new(),
         settings: Settings { limits: Limits { public, max_removals: 3, ..Limits::default() }, ..Settings::default() },
         rails,
         memory: Memory::default(),
         circuit_open: false,
+            doubtful: BTreeSet::new(),
         unanswered: UnansweredSelectors::default(),
     })
 }

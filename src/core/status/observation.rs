@@ -206,6 +206,23 @@ impl<'a> Before<'a> {
             Self::Told(entry) => FaultClass::ALL.into_iter().find(|c| entry.message.ends_with(c.row().hint)),
         }
     }
+
+    /// The fault as it was told the first time: a failure that repeats is no news, although every request has its own id.
+    fn first_told(self, fault: &Fault) -> Fault {
+        let seen = self.seen().and_then(|o| o.result.as_ref().err());
+        if let Some(same) = seen.filter(|f| f.says_the_same(fault)) {
+            return same.clone();
+        }
+        if let Self::Told(entry) = self
+            && let Some(id) = entry.message.split_once("(request ").and_then(|(_, rest)| rest.split_once(')'))
+        {
+            let first = Fault { request_id: Some(id.0.to_owned()), ..fault.clone() };
+            if first.advice() == entry.message {
+                return first;
+            }
+        }
+        fault.clone()
+    }
 }
 
 /// Whether a status says that a service was settled, but for what others did and nobody has undone yet: a fight, or an open
@@ -454,7 +471,7 @@ pub fn failed(
     let observation = Observation {
         generation: intent.generation,
         requested_at: intent.requested_at.clone(),
-        result: Err(fault.clone()),
+        result: Err(before.first_told(fault)),
         changed_at: changed_at(applied, before),
     };
     News { observation, notes, drifted: Drift::default() }

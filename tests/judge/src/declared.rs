@@ -1,6 +1,6 @@
 //! What people declare, read from the objects they write. Nothing here is shared with the operator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -170,6 +170,11 @@ impl Policy {
     }
 }
 
+/// Whether this could be the e-mail of a Google service account; what could not stands for nobody.
+fn is_account(email: &str) -> bool {
+    email.split_once('@').is_some_and(|(name, domain)| !name.is_empty() && domain.contains('.') && !domain.contains('@'))
+}
+
 /// Text with `*` and `?`.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.first(), text.first()) {
@@ -256,6 +261,8 @@ pub struct Declared {
     /// By namespace and name; `None`: it is there and cannot be read.
     pub policies: BTreeMap<(String, String), Option<Policy>>,
     pub guardrails: BTreeMap<String, Guardrail>,
+    /// Guardrails that are there and cannot be read now, whatever is known of them from before.
+    pub spoiled: BTreeSet<String>,
     /// E-mail of the Google service account of a ServiceAccount.
     pub accounts: BTreeMap<(String, String), String>,
     /// Labels of services.
@@ -291,7 +298,8 @@ impl Declared {
         let member = match &entry.who {
             Who::Member(m) => member_key(m),
             Who::Account(ns, name) => {
-                format!("serviceAccount:{}", self.accounts.get(&(ns.clone(), name.clone()))?.to_lowercase())
+                let email = self.accounts.get(&(ns.clone(), name.clone())).filter(|e| is_account(e))?;
+                format!("serviceAccount:{}", email.to_lowercase())
             }
         };
         Some(Grant { role: policy.role.clone(), member, condition: entry.condition.clone() })
@@ -312,6 +320,12 @@ impl Declared {
         let mut all = self.spelled_out(policy);
         all.retain(|g| g.in_force(now) && self.allowed(&policy.namespace, g, public));
         all
+    }
+
+    /// Everything in the record that a policy goes back behind on a service, allowed or not.
+    pub fn went_back_to(&self, policy: &Policy, service: &Service) -> Vec<Grant> {
+        let records = policy.rollbacks.iter().filter_map(|r| self.records.get(&(policy.namespace.clone(), r.clone())));
+        records.filter(|(s, _)| s == service).flat_map(|(_, before)| before.iter().cloned()).collect()
     }
 
     /// What a policy goes back to on a service; `None`: it does not go back there.

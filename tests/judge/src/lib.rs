@@ -107,6 +107,8 @@ pub struct Judge {
     let_go: BTreeSet<String>,
     /// Hash of a held plan to the service and those who would lose access.
     published: BTreeMap<String, (Service, BTreeSet<String>)>,
+    /// Services on which a removal waits for approval although no policy is left, as the ledger says.
+    held_alone: BTreeSet<Service>,
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
     outside: BTreeMap<(Service, Grant), Timestamp>,
@@ -130,6 +132,7 @@ impl Judge {
             made: BTreeMap::new(),
             let_go: BTreeSet::new(),
             published: BTreeMap::new(),
+            held_alone: BTreeSet::new(),
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
             declared_at: Timestamp::MIN,
@@ -169,6 +172,9 @@ impl Judge {
             "leases" => return self.lease(at, &key.1, object, gone),
             "invokerchanges" | "invokerledgers" => {
                 self.records.stored(by, plural, object, gone);
+                if plural == "invokerledgers" {
+                    self.note_held(object, gone);
+                }
                 if let Some(found) = records::before(object) {
                     self.store.declared.records.insert(key, found);
                 }
@@ -241,6 +247,22 @@ impl Judge {
             }
         }
         let _ = key;
+    }
+
+    /// A ledger asks somebody to agree to a removal, or does so no more.
+    fn note_held(&mut self, ledger: &Value, gone: bool) {
+        let spec = &ledger["spec"];
+        let text = |k: &str| spec[k].as_str().unwrap_or_default().to_owned();
+        let service = (text("project"), text("region"), text("service"));
+        let Some(hash) = spec["held"]["approve"].as_str().filter(|_| !gone) else {
+            self.held_alone.remove(&service);
+            return;
+        };
+        let grants = spec["grants"].as_array().into_iter().flatten();
+        let nobodys = grants.filter(|g| g["ownedBy"].as_array().is_none_or(Vec::is_empty));
+        let members = nobodys.filter_map(|g| g["member"].as_str()).map(iam::member_key).collect();
+        self.published.insert(hash.to_owned(), (service.clone(), members));
+        self.held_alone.insert(service);
     }
 
     /// Remembers what enforced policies list now, wherever they mean.

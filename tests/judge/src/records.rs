@@ -11,7 +11,9 @@ use crate::{By, Write, declared::Service, iam};
 pub struct Records {
     made: BTreeMap<String, Value>,
     /// Open records in ledgers, by service.
-    ledgers: BTreeMap<Service, Value>,
+    ledgers: BTreeMap<Service, Vec<Value>>,
+    /// Services with a ledger.
+    remembered: BTreeSet<Service>,
 }
 
 fn service(spec: &Value) -> Service {
@@ -43,8 +45,13 @@ impl Records {
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
         let spec = &object["spec"];
         if plural == "invokerledgers" {
-            let open = spec["pending"].clone();
-            if gone || open.is_null() {
+            if gone {
+                self.remembered.remove(&service(spec));
+            } else {
+                self.remembered.insert(service(spec));
+            }
+            let open = spec["pending"].as_array().cloned().unwrap_or_default();
+            if gone || open.is_empty() {
                 self.ledgers.remove(&service(spec));
             } else {
                 self.ledgers.insert(service(spec), open);
@@ -63,21 +70,28 @@ impl Records {
         }
     }
 
+    /// Services that there is a ledger of.
+    pub fn remembered(&self) -> impl Iterator<Item = &Service> {
+        self.remembered.iter()
+    }
+
     /// Whether an open record stands for a write that is planned from `etag`.
     pub fn is_open(&self, of: &Service, etag: &Value) -> bool {
         let pending = |o: &Value| o["spec"]["outcome"]["phase"] == "Pending";
         let fits = |o: &Value| service(&o["spec"]) == *of && o["spec"]["etagBefore"] == *etag;
         self.made.values().any(|o| pending(o) && fits(o))
-            || self.ledgers.get(of).is_some_and(|p| p["etagBefore"] == *etag)
+            || self.ledgers.get(of).into_iter().flatten().any(|p| p["etagBefore"] == *etag)
     }
 
-    /// What history says that is not so, and what it does not say.
-    pub fn lies(&self, writes: &[Write]) -> Vec<String> {
+    /// What history says that is not so, and what it does not say. `etags` are the versions that are real now: a write that
+    /// was planned from one of them and had no answer may still arrive, and is truly open.
+    pub fn lies(&self, writes: &[Write], etags: &BTreeMap<Service, &Value>) -> Vec<String> {
         let mut found = Vec::new();
         for o in self.made.values().filter(|o| o["spec"]["outcome"]["phase"] == "Pending") {
             found.push(format!("the record {} was never closed", o["metadata"]["name"]));
         }
-        for (s, open) in &self.ledgers {
+        let entries = self.ledgers.iter().flat_map(|(s, open)| open.iter().map(move |o| (s, o)));
+        for (s, open) in entries.filter(|(s, o)| etags.get(s).is_none_or(|e| **e != o["etagBefore"])) {
             found.push(format!("the ledger of {} still has an open record: {open}", s.2));
         }
         let mut by_origin: BTreeMap<(Service, String), Told<'_>> = BTreeMap::new();

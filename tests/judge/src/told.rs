@@ -66,6 +66,11 @@ impl Known {
             }
             Kind::Guardrail => {
                 let read = Guardrail::read(object);
+                if read.readable {
+                    self.declared.spoiled.remove(&key.1);
+                } else {
+                    self.declared.spoiled.insert(key.1.clone());
+                }
                 // What cannot be read any more holds on as it was.
                 if read.readable || !self.declared.guardrails.contains_key(&key.1) {
                     self.declared.guardrails.insert(key.1, read);
@@ -85,7 +90,10 @@ impl Known {
     pub fn drop(&mut self, kind: Kind, key: &(String, String)) {
         match kind {
             Kind::Policy => drop(self.declared.policies.remove(key)),
-            Kind::Guardrail => drop(self.declared.guardrails.remove(&key.1)),
+            Kind::Guardrail => {
+                self.declared.spoiled.remove(&key.1);
+                self.declared.guardrails.remove(&key.1);
+            }
             Kind::Account => drop(self.declared.accounts.remove(key)),
         }
     }
@@ -107,7 +115,10 @@ impl Known {
                     let d = &mut self.declared;
                     match kind {
                         Kind::Policy => d.policies.retain(|k, _| seen.contains(k)),
-                        Kind::Guardrail => d.guardrails.retain(|k, _| seen.iter().any(|s| s.1 == *k)),
+                        Kind::Guardrail => {
+                            d.guardrails.retain(|k, _| seen.iter().any(|s| s.1 == *k));
+                            d.spoiled.retain(|k| seen.iter().any(|s| s.1 == *k));
+                        }
                         Kind::Account => d.accounts.retain(|k, _| seen.contains(k)),
                     }
                 }

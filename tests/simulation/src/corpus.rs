@@ -32,6 +32,13 @@ pub fn load(path: &Path) -> Case {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// Keeps one.
+pub fn save(name: &str, case: &Case) {
+    let path = folder().join(format!("{name}.json"));
+    let text = serde_json::to_string_pretty(case).unwrap_or_default() + "\n";
+    std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
 /// All of them, by name.
 pub fn all() -> Vec<(String, Case)> {
     let mut found: Vec<(String, Case)> = std::fs::read_dir(folder())

@@ -137,6 +137,7 @@ fn beginning(dice: &Dice, cast: &Cast) -> Vec<Action> {
         for _ in 0..d.below(3) {
             let (role, condition) = foreign(&mut d);
             let member = (*d.pick(&INTRUDERS)).to_owned();
+            let condition = conditional(&member, condition);
             actions.push(at(0, What::Member { service: (*s).into(), role, member, add: true, condition }));
         }
     }
@@ -150,6 +151,11 @@ fn foreign(d: &mut Stream) -> (String, Option<Value>) {
         1 => (ROLE.into(), Some(json!({"title": "theirs", "expression": "request.path == '/x'"}))),
         _ => (ROLE.into(), None),
     }
+}
+
+/// IAM takes no condition on everybody.
+fn conditional(member: &str, condition: Option<Value>) -> Option<Value> {
+    condition.filter(|_| !member.starts_with("all"))
 }
 
 fn entry(d: &mut Stream, cast: &Cast, now_ms: u64) -> Value {
@@ -475,7 +481,8 @@ fn rivals(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
             ((*d.pick(&MEMBERS)).to_owned(), false)
         };
         let now = d.between(0, length_ms);
-        actions.push(at(now, What::Member { service, role, member, add, condition: condition.filter(|_| add) }));
+        let condition = conditional(&member, condition).filter(|_| add);
+        actions.push(at(now, What::Member { service, role, member, add, condition }));
     }
     if d.chance(0.2) {
         // One that does not give up.
@@ -601,7 +608,7 @@ fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
         4 => (calls, Harm::Hung),
         5 => (calls, Harm::Slow(d.between(200, 15_000))),
         6 => (
-            calls,
+            "setIamPolicy",
             google(429, "RESOURCE_EXHAUSTED", quota, info("RATE_LIMIT_EXCEEDED", json!({"quota_limit_value": "30"}))),
         ),
         7 => (calls, google(503, "UNAVAILABLE", "The service is currently unavailable.", json!([]))),

@@ -13,6 +13,7 @@ use std::{
 
 use clap::Parser;
 use simulation::{
+    corpus::{self, Case},
     generate, shrink,
     story::Story,
     world::{Report, Run, play},
@@ -39,6 +40,12 @@ struct Args {
     /// Leaves failing stories as long as they are.
     #[arg(long)]
     whole: bool,
+    /// Keeps the shortest failing story in the corpus under this name (one seed only).
+    #[arg(long, requires = "found")]
+    keep: Option<String>,
+    /// What happens in it and why that is wrong, for the corpus.
+    #[arg(long)]
+    found: Option<String>,
     /// Prints the operator's own log (one seed only).
     #[arg(long)]
     log: Option<String>,
@@ -62,7 +69,7 @@ fn main() {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
     let one = match (&args.story, args.seed) {
-        (Some(path), _) => Some(simulation::corpus::load(path).story),
+        (Some(path), _) => Some(corpus::load(path).story),
         (None, Some(seed)) => Some(generate::story(seed)),
         (None, None) => None,
     };
@@ -73,7 +80,10 @@ fn main() {
 }
 
 fn show(story: &Story, args: &Args) -> i32 {
-    let report = play(story, Run { journal: true });
+    let first = play(story, Run::default());
+    let broken = first.violations.first().filter(|_| !args.whole);
+    let story = broken.map_or_else(|| story.clone(), |v| shrink::shrink(story, v.rule, 400));
+    let report = play(&story, Run { journal: true });
     for line in &report.journal {
         println!("{line}");
     }
@@ -82,8 +92,9 @@ fn show(story: &Story, args: &Args) -> i32 {
     for v in &report.violations {
         println!("BROKEN {v} (at {})", v.at);
     }
-    if let Some(first) = report.violations.first().filter(|_| !args.whole) {
-        println!("\nthe shortest story that still breaks {}:\n{}", first.rule, shrink::shrink(story, first.rule, 400));
+    if let (Some(name), Some(found), Some(v)) = (&args.keep, &args.found, report.violations.first()) {
+        let case = Case { seed: args.seed, rule: v.rule.to_owned(), found: found.clone(), story };
+        corpus::save(name, &case);
     }
     i32::from(!report.violations.is_empty())
 }
