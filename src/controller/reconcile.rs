@@ -32,7 +32,7 @@ use crate::{
     index::PlanInputs,
     intent::{DEFAULT_INTERVAL, PolicyId},
     ledger::{Ledger, Pending},
-    plan::{self, Batch, Clue, OwnerState, Plan, WithheldReason, drift::WINDOW},
+    plan::{self, Batch, Clue, OwnerState, Plan, PolicyOnService, WithheldReason, drift::WINDOW},
     status::{Applied, Drift},
 };
 
@@ -171,13 +171,10 @@ impl<C: CloudRun> Controller<C> {
         let others_doing = |h: &WithheldReason| matches!(h, WithheldReason::Contested(_) | WithheldReason::CircuitOpen);
         let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| others_doing(&w.why));
         let mut known: BTreeSet<Grant> = waiting.iter().map(|w| w.grant.clone()).collect();
-        if found.waits {
-            known.extend(found.rest.drift.iter().cloned());
-        } else {
-            // What waits because of others stays their doing.
-            let outstanding = open.into_iter().map(|w| w.grant.clone()).collect();
-            self.memories.settle(service, found.inputs.fingerprint(), outstanding);
-        }
+        known.extend(found.rest.drift.iter().cloned());
+        // What is open because of others stays their doing.
+        let own = open.into_iter().map(|w| &w.grant).filter(|g| !found.rest.drift.contains(*g));
+        self.memories.settle(service, found.inputs.fingerprint(), own.cloned().collect());
         self.memories.waits(service, known);
         if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors)
             && !self.index.with(|i| i.wait_for_listing(service))
@@ -193,7 +190,8 @@ impl<C: CloudRun> Controller<C> {
     fn schedule(&self, inputs: &PlanInputs, rest: &Plan) {
         let service = &inputs.service;
         let (now, instant) = (self.now(), Instant::now());
-        let asking = inputs.claims.iter().filter(|c| !c.intent.suspended).map(|c| c.intent.interval);
+        let asks = |c: &&PolicyOnService| !c.intent.suspended || c.intent.deleting;
+        let asking = inputs.claims.iter().filter(asks).map(|c| c.intent.interval);
         let interval = asking.min().or(inputs.left_behind.then_some(DEFAULT_INTERVAL));
         if let Some(interval) = interval {
             let interval = self.interval(&service.project, interval);
@@ -431,8 +429,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
         // What is still to be granted is entered when it is.
         next.lines.retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
         next.pending = open;
-        // A plan that is held is told to the policies on the service; where there is none, the ledger has it.
-        next.held = plan.held().filter(|_| inputs.claims.is_empty());
+        next.held = plan.held_alone();
         // Corrections that grow old are no reason to write.
         let known = &inputs.ledger;
         if (&next.lines, &next.pending, &next.held) == (&known.lines, &known.pending, &known.held) {

@@ -48,6 +48,9 @@ impl Default for Retention {
 /// How long a request that had no answer may still be on its way. Google's frontends give up long before.
 const MAY_ARRIVE: SignedDuration = SignedDuration::from_mins(15);
 
+/// The etag of a policy that was never set.
+const UNTOUCHED: &str = "ACAB";
+
 /// Ends a text that a record could not hold whole. It is in no member and in no condition that could be declared.
 const CUT: char = '…';
 
@@ -278,12 +281,14 @@ pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Time
         return closed(phase, "the service is gone", &BTreeSet::new(), "");
     };
     let (real, etag) = (live.grants(), live.etag.0.as_str());
+    // Nobody has ever written this policy: the service was made again.
+    let is_untouched = etag == UNTOUCHED && real.is_empty();
     let done = pending.added.iter().filter(|g| real.contains(g)).count()
         + pending.removed.iter().filter(|g| !real.contains(g)).count();
     let all = pending.added.len() + pending.removed.len();
     match ending {
         Ending::Refused => closed(ChangePhase::NotApplied, "", &real, etag),
-        Ending::Unknown if etag == pending.etag_before || done == 0 => closed(ChangePhase::NotApplied, "", &real, etag),
+        Ending::Unknown if etag == pending.etag_before || done == 0 || is_untouched => closed(ChangePhase::NotApplied, "", &real, etag),
         Ending::Accepted | Ending::Unknown if done == all => closed(ChangePhase::Applied, "", &real, etag),
         Ending::Accepted => {
             let message = format!("{done} of {all} changes are still real: somebody else wrote at the same time");

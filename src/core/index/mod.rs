@@ -371,7 +371,7 @@ impl Index {
         effect.services.retain(|s| self.policies.means(s) || self.ledgers.contains(s));
         // Only what somebody is about is kept; the rest would be memory for nothing.
         if let Some(entry) = self.projects.get_mut(project) {
-            entry.services.retain(|s, _| self.policies.means(s));
+            entry.services.retain(|s, _| self.policies.means(s) || self.ledgers.contains(s));
         }
         effect
     }

@@ -570,18 +570,12 @@ impl Index {
         let Some(record) = self.policies.get(key).filter(|r| *r.intent.rollbacks == *asked) else {
             return BTreeSet::new();
         };
-        // A selector that was not answered yet may still turn out to mean it.
-        let means = |s: &RunService| record.targets.contains(s) || self.may_select(record, s);
         let role = record.intent.role;
         let state = found.and_then(|changes| {
             let mut ways = HashMap::new();
             for (name, change) in changes {
-                let service = history::service(&change);
-                if !means(&service) {
-                    return Err(format!("InvokerChange {name} is about {service}, which this policy does not name; correct or remove the annotation {}", crate::api::ROLLBACK).into());
-                }
                 let way = history::rollback(name, &change, role, now).map_err(Arc::<str>::from)?;
-                ways.insert(service, Arc::new(way));
+                ways.insert(history::service(&change), Arc::new(way));
             }
             Ok(RollbackState::Ready(ways))
         });
@@ -626,6 +620,23 @@ impl Index {
         effect
     }
 
+    /// Why a policy cannot go back: a record says so, or is about a service that the policy does not mean now.
+    fn rollback_obstacle(&self, record: &Record) -> Option<Arc<str>> {
+        let names = |s: &RunService| record.denied.iter().any(|d| d.service.as_ref() == Some(s));
+        // A selector that was not answered yet may still turn out to mean it.
+        let means = |s: &RunService| record.targets.contains(s) || names(s) || self.may_select(record, s);
+        let mut ways: Vec<_> = record.rollback.all().filter(|(s, _)| !means(s)).collect();
+        ways.sort_unstable_by_key(|(s, _)| *s);
+        let stray = ways.first().map(|(service, way)| {
+            format!(
+                "InvokerChange {} is about {service}, which this policy does not name; correct or remove the annotation {}",
+                way.change,
+                crate::api::ROLLBACK
+            )
+        });
+        record.rollback.obstacle().cloned().or(stray.map(Arc::from))
+    }
+
     /// Why nothing is done for a policy now, although it is enforced.
     pub(super) fn stopped(&self, record: &Record) -> Option<(Reason, Arc<str>)> {
         if let Some(why) = &record.unreadable {
@@ -634,8 +645,8 @@ impl Index {
                 format!("the object cannot be read: {why}; apply it again as the current definition wants it").into(),
             ));
         }
-        if let Some(why) = record.rollback.obstacle().filter(|_| !record.intent.deleting) {
-            return Some((Reason::InvalidSpec, why.clone()));
+        if let Some(why) = self.rollback_obstacle(record).filter(|_| !record.intent.deleting) {
+            return Some((Reason::InvalidSpec, why));
         }
         if let Some(refusal) = record.terms.frozen() {
             return Some((Reason::GuardrailViolated, refusal.message.into()));

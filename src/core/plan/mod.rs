@@ -298,9 +298,10 @@ impl Plan {
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
     }
 
-    /// The removal that is held for approval, if one is.
-    pub fn held(&self) -> Option<HeldRemoval> {
-        self.withheld.iter().find_map(|w| match &w.why {
+    /// The removal that is held for approval and that no policy would be told of: nothing of it belongs to one any more.
+    pub fn held_alone(&self) -> Option<HeldRemoval> {
+        let is_nobodys = |w: &&Withheld| self.lines.get(&w.grant).is_some_and(BTreeSet::is_empty);
+        self.withheld.iter().filter(is_nobodys).find_map(|w| match &w.why {
             WithheldReason::Approval(a) => {
                 Some(HeldRemoval { approve: a.hash.to_string(), message: w.why.explain() })
             }

@@ -56,8 +56,16 @@ pub fn next_lines(
             }
             continue;
         };
-        let resting = owners.iter().filter(|(_, s)| **s == OwnerState::Resting).map(|(id, _)| id.clone());
-        let stay: BTreeSet<PolicyId> = listing.into_iter().flatten().cloned().chain(resting).collect();
+        // While nobody lists it, it is being revoked, and who it belonged to is told of that. Where somebody lists it who may
+        // not write, it stays; whoever leaves need not wait for that.
+        let is_listed = desired.listed.contains_key(grant);
+        let stays = |state: &OwnerState| match state {
+            OwnerState::LetGo => false,
+            OwnerState::Resting => true,
+            OwnerState::Acting | OwnerState::Leaving(_) => !is_listed,
+        };
+        let staying = owners.iter().filter(|(_, s)| stays(s)).map(|(id, _)| id.clone());
+        let stay: BTreeSet<PolicyId> = listing.into_iter().flatten().cloned().chain(staying).collect();
         let let_go = !owners.is_empty() && owners.values().all(|s| *s == OwnerState::LetGo);
         if !stay.is_empty() || !let_go {
             next.insert(grant.clone(), stay);
@@ -95,6 +103,7 @@ mod tests {
         let mut desired = Desired::default();
         if !listed_by.is_empty() {
             desired.granted.insert(grant("g"), listed_by.iter().map(|n| id(n)).collect());
+            desired.listed = desired.granted.clone();
         }
         let next = next_lines(&ledger, &desired, &[grant("g")].into(), &BTreeMap::new());
         next.get(&grant("g")).map(|o| o.iter().map(|i| i.name.to_string()).collect())
@@ -109,12 +118,21 @@ mod tests {
     }
 
     #[test]
-    fn whoever_leaves_without_letting_go_leaves_a_grant_that_is_to_be_revoked() {
+    fn whoever_leaves_without_letting_go_answers_for_a_grant_until_it_is_revoked() {
         for leaving in [DELETED, OwnerState::Acting, OwnerState::Leaving(RevokeCause::NoLongerDeclared)] {
-            assert_eq!(line(&[("a", leaving)], &[]), Some(vec![]), "{leaving:?}");
-            assert_eq!(line(&[("a", leaving), ("b", OwnerState::LetGo)], &[]), Some(vec![]), "{leaving:?}");
+            assert_eq!(line(&[("a", leaving)], &[]), Some(vec!["a".into()]), "{leaving:?}");
+            assert_eq!(line(&[("a", leaving), ("b", OwnerState::LetGo)], &[]), Some(vec!["a".into()]), "{leaving:?}");
         }
         assert_eq!(line(&[], &[]), Some(vec![]), "nobody's stays nobody's until it is gone");
+    }
+
+    #[test]
+    fn a_deletion_does_not_wait_for_somebody_who_lists_and_may_not_write() {
+        let ledger = BTreeMap::from([(grant("g"), owners(&[("a", DELETED)]))]);
+        let desired =
+            Desired { listed: [(grant("g"), [id("audited")].into())].into(), ..Desired::default() };
+        let next = next_lines(&ledger, &desired, &[grant("g")].into(), &BTreeMap::new());
+        assert_eq!(next, BTreeMap::from([(grant("g"), BTreeSet::new())]), "nobody's: revoked when nobody lists it");
     }
 
     #[test]
@@ -125,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_rests_keeps_what_is_its_own() {
-        assert_eq!(line(&[("a", OwnerState::Resting), ("b", DELETED)], &[]), Some(vec!["a".into()]));
+        assert_eq!(line(&[("a", OwnerState::Resting), ("b", DELETED)], &["c"]), Some(vec!["a".into(), "c".into()]));
         assert_eq!(revoke_cause(&owners(&[("a", OwnerState::Resting)])), None);
     }
 

@@ -78,7 +78,7 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     }
     let mut services = service_entries(facts, old);
     let summary = summarise(facts, &services);
-    let pending = !intent.suspended
+    let pending = !rests(intent)
         && !is_halted(facts)
         && (facts.discovering || facts.observations.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
 
@@ -182,6 +182,11 @@ fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
         facts.discovering || s.services == (facts.observations.len() + denied_services(facts).count()) as i64
     });
     told && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
+}
+
+/// Whether nothing is done because somebody said so. Its deletion takes back what belongs to it nevertheless.
+fn rests(intent: &Intent) -> bool {
+    intent.suspended && !intent.deleting
 }
 
 /// Whether nothing is done for the policy until something changes, as opposed to until something is read.
@@ -314,7 +319,7 @@ impl Verdict {
 
 fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
     let intent = facts.intent;
-    if intent.suspended {
+    if rests(intent) {
         return Verdict::new(
             Truth::Unknown,
             Reason::Suspended,
@@ -521,7 +526,7 @@ fn set_drifted(
     summary: &StatusSummary,
     pending: bool,
 ) {
-    if facts.intent.suspended {
+    if rests(facts.intent) {
         return conditions.set(
             ConditionType::Drifted,
             Truth::Unknown,

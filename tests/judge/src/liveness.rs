@@ -86,6 +86,10 @@ impl Judge {
     /// L3: one read for each service and interval, and no write of any kind.
     pub fn quiet(&self, at: Timestamp, quiet: &Quiet, end: &End) -> Vec<Violation> {
         let mut found = Vec::new();
+        if !self.store.declared.spoiled.is_empty() {
+            // Nobody can say when such a world is settled.
+            return found;
+        }
         let mut accuse = |what| found.push(Violation { rule: "L3", at, what });
         if quiet.iam_writes > 0 {
             accuse(format!("{} writes to IAM although nothing happened", quiet.iam_writes));
@@ -102,8 +106,7 @@ impl Judge {
         if !writes.is_empty() {
             accuse(format!("writes to the cluster although nothing happened: {writes:?}"));
         }
-        let unclear = !self.store.declared.spoiled.is_empty();
-        for service in end.services.keys().filter(|_| !unclear) {
+        for service in end.services.keys() {
             let asks = |p: &&Policy| !p.suspended && !p.deleting && !self.store.declared.is_frozen(&p.namespace);
             let d = &self.store.declared;
             let interval = d.on(service).filter(asks).map(|p| p.interval).min();
@@ -115,8 +118,8 @@ impl Judge {
             let least = interval.map_or(0, |i| quiet.seconds / i - 1);
             if reads < least || reads > quiet.seconds / most + 1 + tries {
                 accuse(format!(
-                    "{} was read {reads} times in {} s, at an interval of {interval:?}",
-                    service.2, quiet.seconds
+                    "{} was read {reads} times in {} s, at an interval of {interval:?}; {:?}",
+                    service.2, quiet.seconds, self.statuses
                 ));
             }
         }
@@ -214,8 +217,7 @@ impl Judge {
             let (s, _) = &self.store.declared.records[&(p.namespace.clone(), r.clone())];
             p.means(s, self.store.declared.labels.get(s))
         };
-        // What a selector means can change after the annotation was followed.
-        p.rollbacks.iter().any(|r| !known(r) || !about(r) && !p.has_selector())
+        p.rollbacks.iter().any(|r| !known(r) || !about(r))
     }
 
     /// L5: what a status says that is not so, or does not say.
@@ -267,6 +269,12 @@ impl Judge {
         if d.rails(&p.namespace).any(|g| !g.allows_project(&p.project)) {
             return Some("a guardrail forbids its project".into());
         }
+        let status = self.statuses.get(&(p.namespace.clone(), p.name.clone()));
+        let mut entries = status.and_then(|s| s["services"].as_array()).into_iter().flatten();
+        let is_named = |e: &Value| d.on(&(p.project.clone(), text(&e["region"]), text(&e["name"]))).any(|o| o.uid == p.uid);
+        if entries.any(|e| e["state"] == "Held" && !is_named(e)) {
+            return Some("something is held where it was before".into());
+        }
         let spelled = d.spelled_out(p);
         if spelled.len() < p.entries.len() {
             return Some("a ServiceAccount stands for nobody".into());
@@ -291,7 +299,10 @@ impl Judge {
             let listed: BTreeSet<Grant> = d
                 .on(service)
                 .filter(|o| !o.deleting)
-                .flat_map(|o| d.lists(o, at, self.settings.public).into_iter().chain(wanted.clone()))
+                .flat_map(|o| {
+                    let back = d.goes_back_to(o, service, at, self.settings.public).unwrap_or_default();
+                    d.lists(o, at, self.settings.public).into_iter().chain(back).chain(wanted.clone())
+                })
                 .collect();
             let protected =
                 |g: &Grant| declared::matches(&self.settings.protected.to_lowercase(), &g.member.to_lowercase());
@@ -316,6 +327,10 @@ impl Judge {
 /// How requests about the ledger of a service are told: by its name, or, where it is made, by the kind alone.
 fn ledger(service: &Service) -> String {
     format!("/invokerledgers/{}.{}.{}?", service.0, service.1, service.2)
+}
+
+fn text(v: &Value) -> String {
+    v.as_str().unwrap_or_default().to_owned()
 }
 
 fn entries_of<'a>(status: &'a Value, service: &'a Service) -> impl Iterator<Item = &'a Value> {

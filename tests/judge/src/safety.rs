@@ -167,7 +167,13 @@ impl Judge {
             return None;
         }
         let acting: Vec<&&Policy> = policies.iter().filter(|p| p.acts()).collect();
-        let limits = acting.iter().map(|p| {
+        // Also those that mean the service no more and answer for what is taken away there.
+        let answers = |p: &&Policy| {
+            let listed = |g: &Grant| self.listed.get(&(w.service.clone(), g.clone())).is_some_and(|l| l.contains(&p.uid));
+            p.acts() && change.removed.iter().any(listed)
+        };
+        let answering: Vec<&Policy> = d.readable().filter(answers).collect();
+        let limits = acting.iter().copied().chain(&answering).map(|p| {
             let rails = d.rails(&p.namespace).filter_map(|g| g.max_removals).min();
             rails.unwrap_or(self.settings.max_removals)
         });

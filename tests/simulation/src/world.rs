@@ -302,7 +302,7 @@ impl World {
         // What is told last, and windows that end by themselves, get their time; and access that ends soon is no quiet.
         let ends = self.net.lock().judge.last_end(self.net.now());
         let ends = ends.and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok()).unwrap_or_default();
-        self.wait_until(Instant::now() + ends + Duration::from_secs(90)).await;
+        self.wait_until(Instant::now() + ends + Duration::from_secs(150)).await;
         let now = self.net.now();
         let writes = self.net.lock().writes.clone();
         let end = self.end();
@@ -388,7 +388,14 @@ impl World {
             }
             What::Force { plural, object } => {
                 let group = if plural == "serviceaccounts" { "" } else { "run-invoker.dev" };
-                self.net.apis.kube.force(group, plural, object.clone());
+                let mut object = object.clone();
+                // It is the object that was there, in a form that nobody reads.
+                let find = |o: &Value| o["metadata"]["name"] == object["metadata"]["name"] && o["metadata"]["namespace"] == object["metadata"]["namespace"];
+                let there = self.net.apis.kube.objects(group, plural).into_iter().find(|o| find(o));
+                if let Some(finalizers) = there.map(|o| o["metadata"]["finalizers"].clone()).filter(|f| !f.is_null()) {
+                    object["metadata"]["finalizers"] = finalizers;
+                }
+                self.net.apis.kube.force(group, plural, object);
                 self.net.absorb(By::Somebody);
                 self.net.count("objects that nobody can read");
             }
