@@ -511,7 +511,13 @@ impl<'a, C: CloudRun> Round<'a, C> {
             match self.store(&inputs, &next).await {
                 Ok(true) => {}
                 Ok(false) => return self.again(inputs, Some(live)),
-                Err(fault) => return failed(inputs, fault),
+                Err(fault) => {
+                    // It may be in the ledger nevertheless, or come there later; it was never sent.
+                    if again.is_none() {
+                        self.ended(&name, Ending::Refused);
+                    }
+                    return failed(inputs, fault);
+                }
             }
         }
         let (inputs, wanted) = self.is_still_wanted(&live, &batch, &name);

@@ -214,9 +214,10 @@ impl Ledgers {
         self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter()).flat_map(|l| l.owners.iter()).collect()
     }
 
-    /// Whether some grant on a service is nobody's any more.
-    pub fn has_abandoned(&self, service: &RunService) -> bool {
-        self.by_service.get(service).is_some_and(|k| k.lines.iter().any(|l| l.owners.is_empty()))
+    /// Grants on a service that are nobody's any more.
+    pub fn abandoned(&self, service: &RunService) -> impl Iterator<Item = &Grant> {
+        let lines = self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter());
+        lines.filter(|l| l.owners.is_empty()).map(|l| &l.grant)
     }
 
     /// Whether a ledger has no grants.

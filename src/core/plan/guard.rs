@@ -56,7 +56,7 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     let limit = input
         .claims
         .iter()
-        .filter(|c| c.enforces())
+        .filter(|c| c.intent.enforces())
         .map(|c| c.terms.max_removals())
         .min()
         .unwrap_or(input.settings.limits.max_removals);
@@ -92,10 +92,10 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
 }
 
 /// Whether nobody could invoke the service any more although a policy stands on it that did not say `allowEmpty`. A
-/// policy that is deleted, or that names the service no more, said so by that.
+/// policy that is deleted, or that names the service no more, said so by that; one that cannot be carried out now did not.
 fn takes_the_last(plan: &Plan, counted: &BTreeSet<Grant>, input: &Input<'_>) -> bool {
     let standing: Vec<&Intent> =
-        input.claims.iter().filter(|c| c.enforces() && !c.intent.deleting && !c.left).map(|c| &*c.intent).collect();
+        input.claims.iter().filter(|c| c.intent.enforces() && !c.intent.deleting && !c.left).map(|c| &*c.intent).collect();
     if standing.is_empty() || standing.iter().any(|i| i.allow_empty && i.declared.is_empty()) {
         return false;
     }

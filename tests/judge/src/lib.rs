@@ -313,6 +313,9 @@ impl Judge {
         made.retain(|g| !left.contains(g));
         match after {
             None => {
+                // Another service under the name is another story.
+                self.outside.retain(|(s, _), _| s != service);
+                self.fights.retain(|(s, _), _| s != service);
                 self.made.remove(service);
                 self.store.declared.labels.remove(service);
             }
