@@ -46,6 +46,7 @@ impl<C: CloudRun> Controller<C> {
         }
         inputs.drift = self.memories.drift(service);
         inputs.ledger.prune(self.now(), WINDOW);
+        inputs.drift.corrected_under(inputs.ledger.corrected_under);
         for (grant, corrected) in &inputs.ledger.corrections {
             corrected.at.iter().for_each(|at| inputs.drift.corrected(grant, *at));
         }

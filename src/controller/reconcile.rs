@@ -456,6 +456,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
     async fn store(&mut self, inputs: &PlanInputs, next: &Ledger) -> Result<bool, Fault> {
         let controller = self.controller;
         let known = inputs.version.as_ref();
+        // Whoever holds the project now writes its ledgers; what comes late from another is refused by its version.
+        if !controller.shards.holds(&self.service.project) {
+            return Err(fence::refused());
+        }
         match controller.cluster.write_ledger(self.service, next, known).await? {
             LedgerWrite::Written(version) => {
                 controller.index.with(|i| i.set_ledger(self.service, next, version));
@@ -499,6 +503,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
         next.pending = open;
         next.held = None;
         if again.is_none() {
+            if !pending.drift.is_empty() {
+                next.corrected_under = Some(inputs.fingerprint());
+            }
             for grant in &pending.drift {
                 let corrected = next.corrections.entry(grant.clone()).or_default();
                 corrected.at.push(pending.at);

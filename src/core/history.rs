@@ -277,24 +277,33 @@ pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Time
         closed_at: Some(MicroTime(at)),
     };
     let Some(live) = live else {
-        let phase = if ending == Ending::Accepted { ChangePhase::Applied } else { ChangePhase::NotApplied };
-        return closed(phase, "the service is gone", &BTreeSet::new(), "");
+        let (phase, message) = match ending {
+            Ending::Accepted => (ChangePhase::Applied, "the service is gone"),
+            Ending::Refused => (ChangePhase::NotApplied, "the service is gone"),
+            Ending::Unknown => (ChangePhase::Unknown, "the service was gone before anybody saw whether it was made"),
+        };
+        return closed(phase, message, &BTreeSet::new(), "");
     };
     let (real, etag) = (live.grants(), live.etag.0.as_str());
-    // Nobody has ever written this policy: the service was made again.
-    let is_untouched = etag == UNTOUCHED && real.is_empty();
+    // Nobody has ever written this policy: the service was made again, and what was written is gone with the one before.
+    let is_another = etag == UNTOUCHED && pending.etag_before != UNTOUCHED;
     let done = pending.added.iter().filter(|g| real.contains(g)).count()
         + pending.removed.iter().filter(|g| !real.contains(g)).count();
     let all = pending.added.len() + pending.removed.len();
     match ending {
         Ending::Refused => closed(ChangePhase::NotApplied, "", &real, etag),
-        Ending::Unknown if etag == pending.etag_before || done == 0 || is_untouched => closed(ChangePhase::NotApplied, "", &real, etag),
-        Ending::Accepted | Ending::Unknown if done == all => closed(ChangePhase::Applied, "", &real, etag),
+        Ending::Unknown if etag == pending.etag_before => closed(ChangePhase::NotApplied, "", &real, etag),
+        Ending::Accepted if done == all => closed(ChangePhase::Applied, "", &real, etag),
+        Ending::Unknown if done == all && !is_another => closed(ChangePhase::Applied, "", &real, etag),
         Ending::Accepted => {
             let message = format!("{done} of {all} changes are still real: somebody else wrote at the same time");
             closed(ChangePhase::Applied, &message, &real, etag)
         }
-        Ending::Unknown => closed(ChangePhase::Partial, &format!("{done} of {all} changes are real"), &real, etag),
+        // Made and partly undone, or never made and partly done by somebody else.
+        Ending::Unknown => {
+            let message = format!("somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real");
+            closed(ChangePhase::Unknown, &message, &real, etag)
+        }
     }
 }
 
@@ -437,10 +446,11 @@ mod tests {
         let p = write(&["user:new@a.co", "user:other@a.co"], &["user:old@a.co"]);
         let phase = |etag, members: &[&str]| settle(&p, Ending::Unknown, Some(&live(etag, members)), at(NOW)).phase;
         assert_eq!(phase("B", &["user:new@a.co", "user:other@a.co"]), ChangePhase::Applied);
-        assert_eq!(phase("B", &["user:new@a.co", "user:old@a.co"]), ChangePhase::Partial);
-        assert_eq!(phase("B", &["user:old@a.co"]), ChangePhase::NotApplied);
+        assert_eq!(phase("B", &["user:new@a.co", "user:old@a.co"]), ChangePhase::Unknown);
+        assert_eq!(phase("B", &["user:old@a.co"]), ChangePhase::Unknown);
+        assert_eq!(phase(UNTOUCHED, &[]), ChangePhase::Unknown);
         assert_eq!(phase("A", &["user:old@a.co"]), ChangePhase::NotApplied);
-        assert_eq!(settle(&p, Ending::Unknown, None, at(NOW)).phase, ChangePhase::NotApplied);
+        assert_eq!(settle(&p, Ending::Unknown, None, at(NOW)).phase, ChangePhase::Unknown);
     }
 
     #[test]
@@ -463,7 +473,7 @@ mod tests {
         assert_eq!(settled("A", &[], "2026-11-23T12:05:00Z"), (1, None));
         assert_eq!(settled("A", &[], "2026-11-23T12:16:00Z"), (0, Some(ChangePhase::NotApplied)));
         assert_eq!(settled("B", &["user:new@a.co"], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::Applied)));
-        assert_eq!(settled("B", &[], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::NotApplied)));
+        assert_eq!(settled("B", &[], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::Unknown)));
     }
 
     #[test]
@@ -475,13 +485,13 @@ mod tests {
             let s = settle_all(&[a.clone(), b.clone()], &endings, Some(&live("B", members)), at(NOW));
             s.closed.iter().map(|(_, o)| o.phase).collect::<Vec<_>>()
         };
-        use ChangePhase::{Applied, NotApplied};
+        use ChangePhase::{Applied, NotApplied, Unknown};
         assert_eq!(phases(&[("web-2", Ending::Accepted)], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
         assert_eq!(phases(&[("web-2", Ending::Refused)], &["user:a@a.co"]), [Applied, NotApplied]);
         assert_eq!(phases(&[], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
         assert_eq!(phases(&[], &["user:a@a.co"]), [Applied, NotApplied]);
         let gone = settle_all(&[a.clone(), b.clone()], &BTreeMap::new(), None, at(NOW));
-        assert!(gone.closed.iter().all(|(_, o)| o.phase == NotApplied));
+        assert!(gone.closed.iter().all(|(_, o)| o.phase == Unknown));
     }
 
     #[test]

@@ -102,6 +102,8 @@ pub struct Ledger {
     /// In the order in which they were begun. More than one: an earlier one had no answer and may still arrive.
     pub pending: Vec<Pending>,
     pub corrections: BTreeMap<Grant, Corrected>,
+    /// Fingerprint of the declarations under which the last correction was made: the service had been settled under them.
+    pub corrected_under: Option<u64>,
     /// A removal that waits, where no policy is left that could say so.
     pub held: Option<HeldRemoval>,
     /// Hashes of such removals that somebody agreed to: an annotation of the object.
@@ -122,6 +124,9 @@ impl Ledger {
             corrected.at.drain(..excess);
         }
         self.corrections.retain(|_, c| !c.at.is_empty());
+        if self.corrections.is_empty() {
+            self.corrected_under = None;
+        }
         while self.corrections.len() > MAX_CORRECTIONS {
             let oldest = self.corrections.iter().min_by_key(|(_, c)| c.at.last().copied()).map(|(g, _)| g.clone());
             let Some(oldest) = oldest else { break };
@@ -245,6 +250,7 @@ pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
         pending,
         held: ledger.held.clone(),
         corrections,
+        corrected_under: ledger.corrected_under.map(|hash| format!("{hash:016x}")),
     }
 }
 
@@ -309,7 +315,9 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
     let members = |list: &[LedgerMember]| -> Result<BTreeSet<Grant>, String> {
         list.iter().map(|m| grant(&m.role, &m.member, m.condition_index, None)).collect()
     };
-    let mut ledger = Ledger { held: spec.held.clone(), ..Ledger::default() };
+    // Another version hashes otherwise, and then nothing is known: no reason to take the ledger for unreadable.
+    let corrected_under = spec.corrected_under.as_deref().and_then(|hash| u64::from_str_radix(hash, 16).ok());
+    let mut ledger = Ledger { held: spec.held.clone(), corrected_under, ..Ledger::default() };
     for g in &spec.grants {
         let mut owners: BTreeSet<PolicyId> = g.owners.iter().map(owner).collect();
         for i in &g.owned_by {

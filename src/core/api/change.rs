@@ -238,10 +238,12 @@ pub enum ChangePhase {
     Pending,
     /// Reality is as planned.
     Applied,
-    /// Part of it is real: IAM refused some members, or somebody else wrote at the same time.
+    /// Part of it is real. Versions before 0.2 wrote this.
     Partial,
     /// Nothing of it is real.
     NotApplied,
+    /// The write had no answer, and before anybody could look the service was gone or its policy was changed by others.
+    Unknown,
 }
 
 impl ChangePhase {
@@ -252,6 +254,7 @@ impl ChangePhase {
             Self::Applied => "Applied",
             Self::Partial => "Partial",
             Self::NotApplied => "NotApplied",
+            Self::Unknown => "Unknown",
         }
     }
 }

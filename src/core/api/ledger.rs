@@ -56,6 +56,9 @@ pub struct InvokerLedgerSpec {
     /// Drift that was corrected within the last hour.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrections: Vec<LedgerCorrection>,
+    /// Hash of the declarations under which the last of `corrections` was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected_under: Option<String>,
 }
 
 /// A removal that waits for somebody to agree.

@@ -40,6 +40,7 @@ struct Kept {
 struct Rest {
     pending: Vec<Pending>,
     corrections: BTreeMap<Grant, Corrected>,
+    corrected_under: Option<u64>,
     held: Option<HeldRemoval>,
     approvals: BTreeSet<Arc<str>>,
 }
@@ -150,6 +151,7 @@ impl Ledgers {
         let rest = Rest {
             pending: ledger.pending.clone(),
             corrections: ledger.corrections.clone(),
+            corrected_under: ledger.corrected_under,
             held: ledger.held.clone(),
             approvals: ledger.approvals.clone(),
         };
@@ -182,8 +184,8 @@ impl Ledgers {
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
         let Some(kept) = self.by_service.get(service) else { return (Ledger::default(), None) };
         let lines = kept.lines.iter().map(|l| (l.grant.clone(), l.owners.iter().cloned().collect())).collect();
-        let Rest { pending, corrections, held, approvals } = kept.rest.as_deref().cloned().unwrap_or_default();
-        (Ledger { lines, pending, corrections, held, approvals }, kept.version.clone().filter(|_| !kept.deleted))
+        let Rest { pending, corrections, corrected_under, held, approvals } = kept.rest.as_deref().cloned().unwrap_or_default();
+        (Ledger { lines, pending, corrections, corrected_under, held, approvals }, kept.version.clone().filter(|_| !kept.deleted))
     }
 
     /// Why the ledger of a service cannot be read, if so.

@@ -33,6 +33,8 @@ fn delay(corrections: usize) -> SignedDuration {
 pub struct Memory {
     /// The declarations under which the service was last found settled, and what was open then for reasons of our own.
     settled: Option<(u64, BTreeSet<Grant>)>,
+    /// The declarations under which the last correction was made, by whichever process: it had found them settled.
+    corrected_under: Option<u64>,
     /// When each grant was corrected, within the last hour.
     corrections: BTreeMap<Grant, Vec<Timestamp>>,
     /// Drift that was known at the last look and not corrected.
@@ -47,7 +49,16 @@ impl Memory {
 
     /// Whether a difference was made by somebody else: it was not there when these same declarations were settled.
     pub fn is_drift(&self, fingerprint: u64, grant: &Grant) -> bool {
-        self.settled.as_ref().is_some_and(|(by, outstanding)| *by == fingerprint && !outstanding.contains(grant))
+        match &self.settled {
+            Some((by, outstanding)) => *by == fingerprint && !outstanding.contains(grant),
+            // The first look of a process: what was drift for the one before and comes again is drift again.
+            None => self.corrected_under == Some(fingerprint) && self.was_corrected(grant),
+        }
+    }
+
+    /// Takes down under which declarations the corrections were made.
+    pub fn corrected_under(&mut self, fingerprint: Option<u64>) {
+        self.corrected_under = fingerprint;
     }
 
     /// Takes down a correction.

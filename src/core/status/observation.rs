@@ -271,7 +271,7 @@ pub struct Applied {
 impl Applied {
     /// Whether anything of it was written.
     pub fn is_real(&self) -> bool {
-        !matches!(self.outcome.phase, ChangePhase::NotApplied | ChangePhase::Pending)
+        matches!(self.outcome.phase, ChangePhase::Applied | ChangePhase::Partial)
     }
 }
 

@@ -307,6 +307,7 @@ impl Judge {
         for grant in was.symmetric_difference(&is) {
             self.outside.insert((service.clone(), grant.clone()), at);
         }
+        self.records.others_changed(service, at, was.symmetric_difference(&is).cloned().collect());
         // What somebody else took away and gave again is theirs.
         let left: Vec<Grant> = was.difference(&is).cloned().collect();
         let made = self.made.entry(service.clone()).or_default();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{By, Write, declared::Service, iam};
@@ -14,6 +15,8 @@ pub struct Records {
     ledgers: BTreeMap<Service, Vec<Value>>,
     /// Services with a ledger.
     remembered: BTreeSet<Service>,
+    /// What others changed, and when.
+    others: Vec<(Service, Timestamp, BTreeSet<iam::Grant>)>,
 }
 
 fn service(spec: &Value) -> Service {
@@ -38,10 +41,35 @@ pub fn before(object: &Value) -> Option<(Service, Vec<iam::Grant>)> {
     Some((service(spec), grants(&spec["before"]).into_iter().collect()))
 }
 
+/// What was really added and taken away.
+fn change_of(w: &Write) -> (BTreeSet<iam::Grant>, BTreeSet<iam::Grant>) {
+    let (was, is) = (iam::grants(&w.before), iam::grants(&w.after));
+    (is.difference(&was).cloned().collect(), was.difference(&is).cloned().collect())
+}
+
+/// What a record says was added and taken away.
+fn told_by(record: &Value) -> (BTreeSet<iam::Grant>, BTreeSet<iam::Grant>) {
+    (grants(&record["spec"]["added"]), grants(&record["spec"]["removed"]))
+}
+
 /// What was written from one version of a policy, and what history says of that.
 type Told<'a> = (Vec<&'a Write>, Vec<&'a Value>);
 
 impl Records {
+    /// Somebody outside changed these grants.
+    pub fn others_changed(&mut self, service: &Service, at: Timestamp, changed: BTreeSet<iam::Grant>) {
+        self.others.push((service.clone(), at, changed));
+    }
+
+    /// Whether others touched a service since a record was opened; of `grants` one at least, where some are given.
+    fn others_since(&self, record: &Value, grants: Option<&BTreeSet<iam::Grant>>) -> bool {
+        let Some(begun) = record["spec"]["at"].as_str().and_then(|t| t.parse::<Timestamp>().ok()) else { return false };
+        let of = service(&record["spec"]);
+        self.others.iter().any(|(s, at, changed)| {
+            *s == of && *at >= begun && grants.is_none_or(|g| !g.is_disjoint(changed))
+        })
+    }
+
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
         let spec = &object["spec"];
         if plural == "invokerledgers" {
@@ -105,6 +133,23 @@ impl Records {
         }
         for ((s, etag), (writes, mut records)) in by_origin {
             records.sort_by_key(|o| o["spec"]["at"].as_str().map(str::to_owned));
+            // Where others wrote before the operator could look, nobody can tell, and the record says so, or what others did
+            // looks like it. Nothing else excuses a record without a write.
+            if records.len() > writes.len() {
+                let excused = |o: &&Value| {
+                    let touched: BTreeSet<_> =
+                        grants(&o["spec"]["added"]).union(&grants(&o["spec"]["removed"])).cloned().collect();
+                    let grants = (o["spec"]["outcome"]["phase"] != "Unknown").then_some(&touched);
+                    self.others_since(o, grants)
+                };
+                let mut excess = records.len() - writes.len();
+                records.retain(|o| {
+                    let matches = writes.iter().any(|w| change_of(w) == told_by(o));
+                    let goes = excess > 0 && !matches && excused(o);
+                    excess -= usize::from(goes);
+                    !goes
+                });
+            }
             if writes.len() != records.len() {
                 let names: Vec<&Value> = records.iter().map(|o| &o["metadata"]["name"]).collect();
                 found.push(format!(
@@ -116,17 +161,14 @@ impl Records {
                 continue;
             }
             for (w, o) in writes.iter().zip(records) {
-                let (was, is) = (iam::grants(&w.before), iam::grants(&w.after));
-                let (added, removed) = (grants(&o["spec"]["added"]), grants(&o["spec"]["removed"]));
-                let really: BTreeSet<_> = is.difference(&was).cloned().collect();
-                let gone: BTreeSet<_> = was.difference(&is).cloned().collect();
+                let ((added, removed), (really, gone)) = (told_by(o), change_of(w));
                 if (&added, &removed) != (&really, &gone) {
                     found.push(format!(
                         "the record {} of {} says +{added:?} -{removed:?}, and really it was +{really:?} -{gone:?}",
                         o["metadata"]["name"], s.2
                     ));
                 }
-                if grants(&o["spec"]["before"]) != was {
+                if grants(&o["spec"]["before"]) != iam::grants(&w.before) {
                     found.push(format!(
                         "the record {} of {} says that before there was {}",
                         o["metadata"]["name"], s.2, o["spec"]["before"]
