@@ -9,7 +9,7 @@ use super::Controller;
 use crate::{
     cloudrun::CloudRun,
     fault::{Fault, FaultClass},
-    iam::{Grant, RunService},
+    iam::{Grant, Policy, RunService},
     index::PlanInputs,
     intent::PolicyId,
     plan::{PolicyOnService, drift::WINDOW},
@@ -41,9 +41,6 @@ impl<C: CloudRun> Controller<C> {
         });
         leave_out(&mut inputs.claims, without);
         inputs.circuit_open = self.breaker.is_open();
-        if self.memories.must_recall(service) {
-            self.recall_settled(&inputs);
-        }
         inputs.drift = self.memories.drift(service);
         inputs.ledger.prune(self.now(), WINDOW);
         inputs.drift.corrected_under(inputs.ledger.corrected_under);
@@ -66,19 +63,27 @@ impl<C: CloudRun> Controller<C> {
 
     /// In the first look after a restart the statuses stand for the look before: what differs now and did not then was
     /// changed by somebody while nobody looked.
-    fn recall_settled(&self, inputs: &PlanInputs) {
-        let was_settled = self.index.with(|index| {
-            let told_settled = |claim: &PolicyOnService| {
+    pub(super) fn recall(&self, inputs: &mut PlanInputs, live: &Policy) {
+        if !self.memories.must_recall(&inputs.service) || inputs.claims.is_empty() {
+            return;
+        }
+        let told = self.index.with(|index| {
+            let mut all: BTreeSet<String> = BTreeSet::new();
+            for claim in inputs.claims.iter().filter(|c| !c.intent.deleting && !c.left) {
                 let record = index.policies().get(&claim.intent.id.key()).filter(|r| r.intent.id == claim.intent.id);
                 let status = record.map(|r| r.status().get()).unwrap_or_default();
-                status.observed_generation == Some(claim.intent.generation)
-                    && observation::entry_of(&status, &inputs.service)
-                        .is_some_and(|e| observation::was_settled(e, inputs.circuit_open))
-            };
-            !inputs.claims.is_empty() && inputs.claims.iter().all(told_settled)
+                let entry = observation::entry_of(&status, &inputs.service);
+                let entry = entry.filter(|_| status.observed_generation == Some(claim.intent.generation))?;
+                let named = observation::was_outstanding(entry, inputs.circuit_open)?;
+                all.extend(named.into_iter().map(str::to_owned));
+            }
+            Some(all)
         });
-        if was_settled {
-            self.memories.settle(&inputs.service, inputs.fingerprint(), BTreeSet::new());
-        }
+        let Some(told) = told else { return };
+        let declared = inputs.claims.iter().flat_map(|c| c.declared().iter().map(|d| d.grant.clone()));
+        let by = inputs.fingerprint();
+        let open = declared.chain(live.grants()).filter(|g| told.contains(&g.to_string()));
+        let outstanding = open.filter(|g| !inputs.drift.was_drift(by, g)).collect();
+        inputs.drift.settle(by, outstanding);
     }
 }

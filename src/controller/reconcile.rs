@@ -168,13 +168,9 @@ impl<C: CloudRun> Controller<C> {
     /// Takes down what the next look has to know.
     fn remember(&self, found: &Found) {
         let service = &found.inputs.service;
-        let others_doing = |h: &WithheldReason| matches!(h, WithheldReason::Contested(_) | WithheldReason::CircuitOpen);
-        let (waiting, open): (Vec<_>, Vec<_>) = found.rest.withheld.iter().partition(|w| others_doing(&w.why));
+        let waiting: Vec<_> = found.rest.withheld.iter().filter(|w| w.is_others_doing()).collect();
         let mut known: BTreeSet<Grant> = waiting.iter().map(|w| w.grant.clone()).collect();
         known.extend(found.rest.drift.iter().cloned());
-        // What is open because of others stays their doing.
-        let own = open.into_iter().map(|w| &w.grant).filter(|g| !found.rest.drift.contains(*g));
-        self.memories.settle(service, found.inputs.fingerprint(), own.cloned().collect());
         self.memories.waits(service, known);
         if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors)
             && !self.index.with(|i| i.wait_for_listing(service))
@@ -300,8 +296,11 @@ impl<'a, C: CloudRun> Round<'a, C> {
         };
         let mut inputs = inputs;
         take_back(&mut inputs, &undone);
+        self.controller.recall(&mut inputs, &live);
         let mut plan = self.plan(&mut inputs, &live);
         let memories = &self.controller.memories;
+        // What is as declared now and differs later was changed by somebody, also while this round is under way.
+        memories.settle(self.service, inputs.fingerprint(), plan.outstanding());
         let batch = memories.search(self.service, |s| s.next(&plan, &inputs.alone));
         if !self.put_finalizers(&inputs, &plan).await {
             return Step::Again(Some(live));

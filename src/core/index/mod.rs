@@ -165,8 +165,10 @@ impl Index {
 
     /// Whether something on a service is to be looked at that no policy means: it was left, or a write's end is unknown.
     pub fn is_left_behind(&self, service: &RunService) -> bool {
-        // What is nobody's stays while somebody lists it who may not write.
-        let lists = |r: &policies::Record, g: &Grant| !r.intent.deleting && r.intent.declared.iter().any(|d| d.grant == *g);
+        // What is nobody's stays while somebody lists it who may not write. Where that ends by itself, somebody has to look.
+        let lists = |r: &policies::Record, g: &Grant| {
+            !r.intent.deleting && r.intent.declared.iter().any(|d| d.grant == *g && d.expires.is_none())
+        };
         let is_listed = |g: &Grant| self.policies.on(service).any(|r| lists(r, g));
         if self.ledgers.is_pending(service) || self.ledgers.abandoned(service).any(|g| !is_listed(g)) {
             return true;

@@ -77,9 +77,10 @@ impl PolicyOnService {
 /// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same words.
 pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    for claim in claims {
+    // A policy that leaves declares nothing, and that it is gone at last is no news.
+    for claim in claims.iter().filter(|c| !c.intent.deleting && !c.left) {
         let i = &claim.intent;
-        (&i.id.uid, i.generation, i.deleting, claim.enforces(), claim.left).hash(&mut hasher);
+        (&i.id.uid, i.generation, claim.enforces()).hash(&mut hasher);
         claim.rollback.as_ref().map(|r| &r.change).hash(&mut hasher);
         // The declaration can change without its generation: a ServiceAccount gets another annotation.
         for d in claim.declared() {

@@ -52,8 +52,13 @@ impl Memory {
         match &self.settled {
             Some((by, outstanding)) => *by == fingerprint && !outstanding.contains(grant),
             // The first look of a process: what was drift for the one before and comes again is drift again.
-            None => self.corrected_under == Some(fingerprint) && self.was_corrected(grant),
+            None => self.was_drift(fingerprint, grant),
         }
+    }
+
+    /// Whether it was corrected as drift under these declarations, by whichever process.
+    pub fn was_drift(&self, fingerprint: u64, grant: &Grant) -> bool {
+        self.corrected_under == Some(fingerprint) && self.was_corrected(grant)
     }
 
     /// Takes down under which declarations the corrections were made.

@@ -137,6 +137,13 @@ pub struct Withheld {
     pub why: WithheldReason,
 }
 
+impl Withheld {
+    /// Whether it undoes what somebody else did, and waits only for that to end.
+    pub fn is_others_doing(&self) -> bool {
+        matches!(self.why, WithheldReason::Contested(_) | WithheldReason::CircuitOpen)
+    }
+}
+
 /// The reason for a [`Withheld`] change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WithheldReason {
@@ -330,6 +337,13 @@ impl Plan {
     /// Whether anything that somebody else did is undone.
     pub fn corrects_drift(&self) -> bool {
         self.corrections().next().is_some()
+    }
+
+    /// What differs from what is declared for reasons of our own. What differs because of others stays their doing.
+    pub fn outstanding(&self) -> BTreeSet<Grant> {
+        let withheld = self.withheld.iter().filter(|w| !w.is_others_doing()).map(|w| &w.grant);
+        let all = self.grants.keys().chain(self.revokes.keys()).chain(withheld);
+        all.filter(|g| !self.drift.contains(*g)).cloned().collect()
     }
 
     /// Nothing to write.

@@ -225,13 +225,17 @@ impl<'a> Before<'a> {
     }
 }
 
-/// Whether a status says that a service was settled, but for what others did and nobody has undone yet: a fight, or an open
-/// circuit breaker.
-pub fn was_settled(entry: &ServiceStatus, circuit_open: bool) -> bool {
+/// What a status says was not as declared, for reasons of our own: what others did and nobody has undone yet, in a fight or
+/// under an open circuit breaker, is not among it. `None`: it does not say, or not all of it.
+pub fn was_outstanding(entry: &ServiceStatus, circuit_open: bool) -> Option<BTreeSet<&str>> {
     match entry.state {
-        ServiceState::InSync => true,
-        ServiceState::Drifted | ServiceState::Held => entry.contested || circuit_open,
-        ServiceState::Failed | ServiceState::NotFound => false,
+        ServiceState::Drifted | ServiceState::Held if entry.contested || circuit_open => Some(BTreeSet::new()),
+        ServiceState::InSync | ServiceState::Drifted | ServiceState::Held => {
+            let named = entry.missing.iter().chain(&entry.unexpected).map(String::as_str).collect();
+            let is_whole = [&entry.missing, &entry.unexpected].iter().all(|list| list.len() <= MAX_STATUS_MEMBERS);
+            is_whole.then_some(named)
+        }
+        ServiceState::Failed | ServiceState::NotFound => None,
     }
 }
 

@@ -112,6 +112,10 @@ pub struct Judge {
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
     outside: BTreeMap<(Service, Grant), Timestamp>,
+    /// What the operator last read of a service: which replica, when and what.
+    read: BTreeMap<Service, (usize, Timestamp, BTreeSet<Grant>)>,
+    /// When a replica last wrote a status.
+    wrote_status: BTreeMap<usize, Timestamp>,
     /// When a declaration was last changed.
     declared_at: Timestamp,
     corrections: Vec<Timestamp>,
@@ -135,6 +139,8 @@ impl Judge {
             held_alone: BTreeSet::new(),
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
+            read: BTreeMap::new(),
+            wrote_status: BTreeMap::new(),
             declared_at: Timestamp::MIN,
             corrections: Vec::new(),
             violations: Vec::new(),
@@ -147,6 +153,9 @@ impl Judge {
 
     /// A replica begins, and knows nothing.
     pub fn begins(&mut self, replica: usize, identity: &str) {
+        // What it saw and told nobody is lost.
+        let told = self.wrote_status.get(&replica).copied().unwrap_or(Timestamp::MIN);
+        self.read.retain(|_, (by, at, _)| *by != replica || *at < told);
         self.told.insert(replica, Told::default());
         self.identities.insert(replica, identity.to_owned());
     }
@@ -226,7 +235,8 @@ impl Judge {
         if !same {
             self.declared_at = at;
         }
-        if let By::Replica(_) = by {
+        if let By::Replica(replica) = by {
+            self.wrote_status.insert(replica, at);
             self.note_approvals(key, object);
         }
         self.statuses.insert(key.clone(), object["status"].clone());
@@ -300,12 +310,23 @@ impl Judge {
         }
     }
 
+    /// The operator got an answer to what a service allows.
+    pub fn read(&mut self, replica: usize, at: Timestamp, service: &Service, policy: &Value) {
+        self.read.insert(service.clone(), (replica, at, iam::grants(policy)));
+    }
+
     /// Somebody outside changed what a service allows, or the service itself; `None`: it is gone.
     pub fn outside(&mut self, at: Timestamp, service: &Service, before: Option<&Real>, after: Option<&Real>) {
         let grants = |r: Option<&Real>| r.map(|r| iam::grants(&r.policy)).unwrap_or_default();
         let (was, is) = (grants(before), grants(after));
         for grant in was.symmetric_difference(&is) {
-            self.outside.insert((service.clone(), grant.clone()), at);
+            // What the operator has not seen as declared yet, it cannot know to be somebody else's doing.
+            let seen = self.read.get(service).is_some_and(|(_, when, grants)| {
+                *when >= self.declared_at && grants.contains(grant) == was.contains(grant)
+            });
+            if seen {
+                self.outside.insert((service.clone(), grant.clone()), at);
+            }
         }
         self.records.others_changed(service, at, was.symmetric_difference(&is).cloned().collect());
         // What somebody else took away and gave again is theirs.

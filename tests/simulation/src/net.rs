@@ -21,7 +21,7 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use judge::{Asked, By, Delivery, Judge, Kind, Real, declared::Service};
 use sandbox::{Apis, Call, Handler};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, sleep_until},
@@ -358,6 +358,9 @@ impl Cable {
         if side == Side::Kube && parts.status.is_success() {
             self.deliver_list(&line, &body);
         }
+        if side == Side::Kube {
+            self.deliver_one(&line, parts.status, &body);
+        }
         Ok(Carried::Whole(Answer { status: parts.status.as_u16(), headers: parts.headers, body }))
     }
 
@@ -376,6 +379,18 @@ impl Cable {
         }
         let known = shared.judge.known(self.replica, now);
         Issued { at: now, known, asked }
+    }
+
+    /// Tells the judge what a request for one object delivered: the object, or that it is gone.
+    fn deliver_one(&self, line: &str, status: axum::http::StatusCode, body: &Bytes) {
+        let Some((kind, namespace, name)) = named_by(line).filter(|_| line.starts_with("GET ")) else { return };
+        let (object, gone) = match serde_json::from_slice::<Value>(body) {
+            // Metadata alone says nothing of what is declared.
+            Ok(object) if status.is_success() && object["kind"] != "PartialObjectMetadata" => (object, false),
+            _ if status == axum::http::StatusCode::NOT_FOUND => (json!({"metadata": {"namespace": namespace, "name": name}}), true),
+            _ => return,
+        };
+        self.net.lock().judge.tell(self.replica, self.net.now(), Delivery::Object { kind, object, gone });
     }
 
     /// Tells the judge what a list delivered.
@@ -532,7 +547,20 @@ fn made_up(status: u16, body: &str, headers: &[(String, String)]) -> Answer {
     Answer { status, headers: map, body: Bytes::from(body.to_owned()) }
 }
 
-/// Which of the judge's kinds a path is about.
+/// The one object of the judge's kinds that a path names.
+fn named_by(line: &str) -> Option<(Kind, &str, &str)> {
+    let path = line.split(' ').nth(1)?.split('?').next()?;
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    match parts.as_slice() {
+        ["apis", "run-invoker.dev", _, "namespaces", namespace, "invokerpolicies", name] => {
+            Some((Kind::Policy, namespace, name))
+        }
+        ["api", "v1", "namespaces", namespace, "serviceaccounts", name] => Some((Kind::Account, namespace, name)),
+        _ => None,
+    }
+}
+
+/// Which of the judge's kinds a list is of.
 fn kind_of(line: &str) -> Option<Kind> {
     let path = line.split(' ').nth(1)?.split('?').next()?;
     match path {
