@@ -179,7 +179,11 @@ impl Metrics {
                 "Time of a call to Cloud Run.",
                 ["method"]
             ),
-            limiter_wait_seconds: histogram!("limiter_wait_seconds", "Time that services waited for their turn and their quota.", ["priority"]),
+            limiter_wait_seconds: histogram!(
+                "limiter_wait_seconds",
+                "Time that services waited for their turn and their quota.",
+                ["priority"]
+            ),
             queue_depth: metric!(IntGaugeVec, "queue_depth", "Services that wait, by lane.", ["priority"]),
             status_writes_total: metric!(
                 IntCounterVec,

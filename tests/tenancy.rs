@@ -26,8 +26,8 @@ use proptest::{
 use run_invoker::{
     api::{InvokerGuardrail, InvokerPolicy},
     cloudrun::Listing,
-    index::{Index, PlanInputs},
     iam::{Policy, RunService, ServiceInfo},
+    index::{Index, PlanInputs},
     intent::{Guardrail, Limits},
     plan::{self, Settings},
 };
@@ -211,11 +211,7 @@ fn index(world: &World, guardrails_first: bool) -> Index {
                 invoker_iam_disabled: false,
             })
             .collect();
-        index.apply_listing(
-            &(*project).into(),
-            1,
-            Ok(Listing { services, unreachable: BTreeSet::new() }),
-        );
+        index.apply_listing(&(*project).into(), 1, Ok(Listing { services, unreachable: BTreeSet::new() }));
     }
     index
 }

@@ -98,11 +98,8 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     let service = find_service(command, &entry, url.as_deref(), &google).await?;
     let at = entry.at.unwrap_or(context.now);
 
-    let (front, policy, project) = tokio::join!(
-        google.front(&service),
-        google.read_policy(&service),
-        google.project_policy(&service.project)
-    );
+    let (front, policy, project) =
+        tokio::join!(google.front(&service), google.read_policy(&service), google.project_policy(&service.project));
     let mut facts = Facts {
         at,
         principal,

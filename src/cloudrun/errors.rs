@@ -294,26 +294,122 @@ mod tests {
         use FaultClass as C;
         let none = || json!([]);
         for (http, status, message, details, class) in [
-            (409, "ABORTED", "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.", none(), C::Conflict),
-            (403, "PERMISSION_DENIED", "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).", none(), C::PermissionDenied),
-            (403, "PERMISSION_DENIED", "Cloud Run Admin API has not been used in project acme-prod before or it is disabled. Enable it by visiting https://x", info("SERVICE_DISABLED", json!({"consumer": "projects/acme-prod"})), C::ApiDisabled),
-            (403, "PERMISSION_DENIED", "Cloud Run Admin API has not been used in project 99 before or it is disabled.", info("SERVICE_DISABLED", json!({"consumer": "projects/99"})), C::ConsumerUnavailable),
-            (403, "PERMISSION_DENIED", "Permission denied on resource project acme-prod.", info("CONSUMER_INVALID", json!({"consumer": "projects/acme-prod"})), C::ProjectNotFound),
-            (403, "PERMISSION_DENIED", "Permission denied on resource project quota.", info("CONSUMER_INVALID", json!({"consumer": "projects/quota"})), C::ConsumerUnavailable),
-            (403, "PERMISSION_DENIED", "Consumer 'project_number:1' has been suspended.", info("CONSUMER_SUSPENDED", json!({"consumer": "projects/1"})), C::ConsumerUnavailable),
-            (403, "PERMISSION_DENIED", "This API method requires billing to be enabled.", info("BILLING_DISABLED", json!({"consumer": "projects/1"})), C::ConsumerUnavailable),
-            (403, "PERMISSION_DENIED", "Caller does not have required permission to use project q.", info("USER_PROJECT_DENIED", json!({"consumer": "projects/q"})), C::ConsumerUnavailable),
-            (403, "PERMISSION_DENIED", "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc", info("SECURITY_POLICY_VIOLATED", json!({})), C::PerimeterDenied),
-            (400, "FAILED_PRECONDITION", "Operation denied by custom org policy: [\"customConstraints/custom.x\": \"no\"].", info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.x"})), C::OrganizationPolicy),
-            (404, "NOT_FOUND", "Resource 'web' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.", none(), C::ServiceNotFound),
-            (404, "NOT_FOUND", "service \"projects/acme-prod/locations/europe-west1/services/web\" not found", none(), C::ServiceNotFound),
-            (404, "NOT_FOUND", "Resource 'other' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.", none(), C::ForeignAnswer),
+            (
+                409,
+                "ABORTED",
+                "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
+                none(),
+                C::Conflict,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).",
+                none(),
+                C::PermissionDenied,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Cloud Run Admin API has not been used in project acme-prod before or it is disabled. Enable it by visiting https://x",
+                info("SERVICE_DISABLED", json!({"consumer": "projects/acme-prod"})),
+                C::ApiDisabled,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Cloud Run Admin API has not been used in project 99 before or it is disabled.",
+                info("SERVICE_DISABLED", json!({"consumer": "projects/99"})),
+                C::ConsumerUnavailable,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Permission denied on resource project acme-prod.",
+                info("CONSUMER_INVALID", json!({"consumer": "projects/acme-prod"})),
+                C::ProjectNotFound,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Permission denied on resource project quota.",
+                info("CONSUMER_INVALID", json!({"consumer": "projects/quota"})),
+                C::ConsumerUnavailable,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Consumer 'project_number:1' has been suspended.",
+                info("CONSUMER_SUSPENDED", json!({"consumer": "projects/1"})),
+                C::ConsumerUnavailable,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "This API method requires billing to be enabled.",
+                info("BILLING_DISABLED", json!({"consumer": "projects/1"})),
+                C::ConsumerUnavailable,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Caller does not have required permission to use project q.",
+                info("USER_PROJECT_DENIED", json!({"consumer": "projects/q"})),
+                C::ConsumerUnavailable,
+            ),
+            (
+                403,
+                "PERMISSION_DENIED",
+                "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: abc",
+                info("SECURITY_POLICY_VIOLATED", json!({})),
+                C::PerimeterDenied,
+            ),
+            (
+                400,
+                "FAILED_PRECONDITION",
+                "Operation denied by custom org policy: [\"customConstraints/custom.x\": \"no\"].",
+                info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.x"})),
+                C::OrganizationPolicy,
+            ),
+            (
+                404,
+                "NOT_FOUND",
+                "Resource 'web' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.",
+                none(),
+                C::ServiceNotFound,
+            ),
+            (
+                404,
+                "NOT_FOUND",
+                "service \"projects/acme-prod/locations/europe-west1/services/web\" not found",
+                none(),
+                C::ServiceNotFound,
+            ),
+            (
+                404,
+                "NOT_FOUND",
+                "Resource 'other' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.",
+                none(),
+                C::ForeignAnswer,
+            ),
             (404, "NOT_FOUND", "Requested entity was not found.", none(), C::ForeignAnswer),
             (404, "", "web not found", none(), C::ForeignAnswer),
             (404, "NOT_FOUND", "Project 'acme-prod' not found or deleted.", none(), C::ProjectNotFound),
-            (400, "INVALID_ARGUMENT", "Service account x@p.iam.gserviceaccount.com does not exist.", none(), C::InvalidMember),
+            (
+                400,
+                "INVALID_ARGUMENT",
+                "Service account x@p.iam.gserviceaccount.com does not exist.",
+                none(),
+                C::InvalidMember,
+            ),
             (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", none(), C::InvalidMember),
-            (400, "FAILED_PRECONDITION", "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.", none(), C::OrganizationPolicy),
+            (
+                400,
+                "FAILED_PRECONDITION",
+                "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.",
+                none(),
+                C::OrganizationPolicy,
+            ),
             (429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Write requests'", none(), C::QuotaExceeded),
             (503, "UNAVAILABLE", "The service is currently unavailable.", none(), C::Unavailable),
             (500, "INTERNAL", "Internal error encountered.", none(), C::Unavailable),
@@ -327,7 +423,14 @@ mod tests {
     #[test]
     fn nothing_that_is_not_googles_document_says_that_something_is_gone() {
         let html = "<!DOCTYPE html>\n<html lang=en>\n<title>Error 404 (Not Found)!!1</title>\n";
-        for (http, body) in [(404, html), (404, ""), (404, "not found"), (404, "{}"), (404, r#"{"message": "web not found"}"#), (403, html)] {
+        for (http, body) in [
+            (404, html),
+            (404, ""),
+            (404, "not found"),
+            (404, "{}"),
+            (404, r#"{"message": "web not found"}"#),
+            (403, html),
+        ] {
             let fault = fault(http, body);
             assert_eq!(fault.class, FaultClass::ForeignAnswer, "{body}");
             assert!(!fault.class.row().gone && fault.message.contains("not an answer of Cloud Run's"));
@@ -349,12 +452,16 @@ mod tests {
         let named = fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", metadata)));
         assert_eq!((named.class, named.quota_limit), (FaultClass::QuotaExceeded, Some(30)));
         let daily = json!({"quota_unit": "1/d/{project}", "quota_limit_value": "30"});
-        assert_eq!(fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", daily))).quota_limit, None);
+        assert_eq!(
+            fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", daily))).quota_limit,
+            None
+        );
     }
 
     #[test]
     fn constraints_and_perimeters_are_named() {
-        let details = info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.noGroups"}));
+        let details =
+            info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.noGroups"}));
         let fault = fault(400, &document(400, "FAILED_PRECONDITION", "Operation denied.", details));
         assert!(fault.message.contains("customConstraints/custom.noGroups"), "{}", fault.message);
     }

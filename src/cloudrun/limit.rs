@@ -297,10 +297,8 @@ impl Budgets {
     pub fn learnt(&self) -> Vec<(Place, Limits)> {
         let places = self.lock();
         let learnt = places.iter().filter(|(_, b)| b.reads.learnt.is_some() || b.writes.learnt.is_some());
-        let limits = |b: &Buckets| Limits {
-            reads_per_minute: b.reads.per_minute,
-            writes_per_minute: b.writes.per_minute,
-        };
+        let limits =
+            |b: &Buckets| Limits { reads_per_minute: b.reads.per_minute, writes_per_minute: b.writes.per_minute };
         learnt.map(|(p, b)| (p.clone(), limits(b))).collect()
     }
 }

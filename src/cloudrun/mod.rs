@@ -8,11 +8,11 @@ pub mod list_v1;
 
 use std::{future::Future, time::Duration};
 
+pub use crate::index::{Listing, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
 };
-pub use crate::index::{Listing, Scope};
 
 /// The calls that the operator makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,11 +44,8 @@ pub trait CloudRun: Send + Sync + 'static {
 
     /// Replaces the allow policy, if it still has the etag that `policy` carries; [`crate::fault::FaultClass::Conflict`]
     /// if not. After a timeout or a reset the write may have happened: read to know.
-    fn write_policy(
-        &self,
-        service: &RunService,
-        policy: &Policy,
-    ) -> impl Future<Output = Result<Policy, Fault>> + Send;
+    fn write_policy(&self, service: &RunService, policy: &Policy)
+    -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Lists one page of services; the second part names the next page, empty at the end.
     fn list_page(

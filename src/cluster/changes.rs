@@ -129,7 +129,8 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn open_changes(&self) -> Result<Vec<InvokerChange>, Fault> {
         let api: Api<DeserializeGuard<InvokerChange>> = Api::all(self.client.clone());
-        let params = ListParams::default().limit(PAGE).labels(&format!("{OUTCOME_LABEL}={}", ChangePhase::Pending.as_str()));
+        let params =
+            ListParams::default().limit(PAGE).labels(&format!("{OUTCOME_LABEL}={}", ChangePhase::Pending.as_str()));
         let page = self.within(api.list(&params)).await.map_err(fault)?;
         Ok(page.items.into_iter().filter_map(|guard| guard.0.ok()).collect())
     }

@@ -34,7 +34,14 @@ pub enum StoredLedger {
 }
 
 impl Cluster {
-    fn ledgers<K: Clone + std::fmt::Debug + serde::de::DeserializeOwned + kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>>(&self) -> Api<K> {
+    fn ledgers<
+        K: Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned
+            + kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
+    >(
+        &self,
+    ) -> Api<K> {
         Api::all(self.client.clone())
     }
 
@@ -78,7 +85,9 @@ impl Cluster {
                 Ok(LedgerWrite::Written(Version::new(&version)))
             }
             // Somebody deleted what was to be replaced, or made what was to be made.
-            Err(kube::Error::Api(s)) if s.code == 409 || (s.code == 404 && known.is_some()) => Ok(LedgerWrite::Conflict),
+            Err(kube::Error::Api(s)) if s.code == 409 || (s.code == 404 && known.is_some()) => {
+                Ok(LedgerWrite::Conflict)
+            }
             Err(e) => Err(fault(e)),
         }
     }

@@ -12,8 +12,6 @@ use std::{
 };
 
 pub use changes::place_of;
-pub use ledgers::{LedgerWrite, StoredLedger};
-pub use marks::CircuitMark;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -23,6 +21,8 @@ use kube::{
     Api, Client, Resource as _,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
+pub use ledgers::{LedgerWrite, StoredLedger};
+pub use marks::CircuitMark;
 use serde_json::json;
 
 use crate::{

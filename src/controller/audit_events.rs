@@ -177,8 +177,14 @@ impl State {
 
     /// Projects in which a change was seen and not told of, since the last time that this was asked.
     fn overdue(&mut self, now: Instant) -> Vec<Arc<str>> {
-        let overdue: Vec<Arc<str>> =
-            self.awaited.iter().filter(|(_, at)| **at <= now).map(|(p, _)| p.clone()).collect::<BTreeSet<_>>().into_iter().collect();
+        let overdue: Vec<Arc<str>> = self
+            .awaited
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(p, _)| p.clone())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         for project in &overdue {
             self.awaited.remove(project);
         }
@@ -232,7 +238,8 @@ impl<C: CloudRun> Controller<C> {
             }
             None => index.named(&entry.project, &entry.service),
         });
-        let about = !targets.is_empty() || self.index.with(|i| i.policies().of_project(&entry.project).next().is_some());
+        let about =
+            !targets.is_empty() || self.index.with(|i| i.policies().of_project(&entry.project).next().is_some());
         let lists = entry.kind == Kind::ServiceChanged;
         if !about || (targets.is_empty() && !lists) {
             return Heard::Foreign;
@@ -392,7 +399,9 @@ impl<C: CloudRun> Controller<C> {
     pub(super) fn interval(&self, project: &str, declared: Duration) -> Duration {
         let now = Instant::now();
         match self.options.events {
-            Some(options) if self.audit_events.state.with(|s| s.relied_on(project, now)) => declared.max(options.interval),
+            Some(options) if self.audit_events.state.with(|s| s.relied_on(project, now)) => {
+                declared.max(options.interval)
+            }
             _ => declared,
         }
     }

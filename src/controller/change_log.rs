@@ -123,9 +123,8 @@ impl<C: CloudRun> Controller<C> {
             return Ok(settlement);
         }
         let log = &self.change_log.state;
-        let (endings, recorded) = log.with(|s| {
-            s.open.get(service).map(|e| (e.endings.clone(), e.recorded.clone())).unwrap_or_default()
-        });
+        let (endings, recorded) =
+            log.with(|s| s.open.get(service).map(|e| (e.endings.clone(), e.recorded.clone())).unwrap_or_default());
         let settled = history::settle_all(&ledger.pending, &endings, live, self.now());
         settlement.open = settled.open;
         for (pending, outcome) in settled.closed {

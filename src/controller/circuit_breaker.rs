@@ -1,11 +1,7 @@
 //! The circuit breaker at work: asked before drift is corrected, marked in the store while open, closed when it is calm or
 //! by hand.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
@@ -162,7 +158,8 @@ impl<C: CloudRun> Controller<C> {
             self.breaker.drift_found(now);
         }
         // A Lease keeps microseconds.
-        let unrest = state.with(|s| s.breaker.unrest()).and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
+        let unrest =
+            state.with(|s| s.breaker.unrest()).and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
         if unrest.is_some_and(|u| mark.unrest.is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)) {
             let mark = CircuitMark { unrest, ..mark };
             self.cluster.tell_unrest(&mark).await?;

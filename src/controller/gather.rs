@@ -36,9 +36,9 @@ impl<C: CloudRun> Controller<C> {
     /// # Errors
     /// [`FaultClass::UnreadableLedger`], beside what could be read: nothing may be written on the ground of what is not known.
     pub(super) fn gather(&self, service: &RunService, without: &Without) -> (PlanInputs, Result<(), Fault>) {
-        let (mut inputs, unreadable) = self.index.with(|index| {
-            (PlanInputs::of(service, index), index.ledgers().unreadable(service).map(str::to_owned))
-        });
+        let (mut inputs, unreadable) = self
+            .index
+            .with(|index| (PlanInputs::of(service, index), index.ledgers().unreadable(service).map(str::to_owned)));
         leave_out(&mut inputs.claims, without);
         inputs.circuit_open = self.breaker.is_open();
         inputs.drift = self.memories.drift(service);

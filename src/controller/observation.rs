@@ -51,8 +51,9 @@ impl<C: CloudRun> Controller<C> {
     pub(super) fn not_observed(&self, inputs: &PlanInputs, fault: &Fault, report: &Report) {
         let service = &inputs.service;
         for claim in &inputs.claims {
-            let news =
-                self.news(service, claim, |before| Some(observation::failed(service, claim, fault, &report.applied, before)));
+            let news = self.news(service, claim, |before| {
+                Some(observation::failed(service, claim, fault, &report.applied, before))
+            });
             if let Some(news) = news {
                 self.take_down(service, claim, news);
             }

@@ -55,10 +55,7 @@ mod order {
 
     pub fn take(rank: Rank) -> Held {
         HELD.with_borrow_mut(|held| {
-            debug_assert!(
-                held.last().is_none_or(|last| *last < rank),
-                "{rank:?} is taken while {held:?} are held"
-            );
+            debug_assert!(held.last().is_none_or(|last| *last < rank), "{rank:?} is taken while {held:?} are held");
             held.push(rank);
         });
         Held

@@ -13,9 +13,7 @@ use tokio::time::Instant;
 
 use super::gather::Without;
 use super::{
-    Controller, Priority,
-
-    next_slot,
+    Controller, Priority, next_slot,
     queue::{End, Job},
     spread,
 };
@@ -417,12 +415,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
 
     /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else whether it was written.
     /// (Kubernetes)
-    async fn keep_ledger(
-        &mut self,
-        inputs: &PlanInputs,
-        plan: &Plan,
-        open: Vec<Pending>,
-    ) -> Option<Result<(), Fault>> {
+    async fn keep_ledger(&mut self, inputs: &PlanInputs, plan: &Plan, open: Vec<Pending>) -> Option<Result<(), Fault>> {
         let mut next = inputs.ledger.clone();
         next.lines = plan.lines.clone();
         // What is still to be granted is entered when it is.

@@ -94,12 +94,7 @@ impl ServiceMemories {
 
     /// Members that are not to be tried now, and those that are tried alone. `declared` says of a grant whether anybody
     /// still lists it.
-    pub fn rejections(
-        &self,
-        service: &RunService,
-        asked_by: u64,
-        declared: impl Fn(&Grant) -> bool,
-    ) -> Rejections {
+    pub fn rejections(&self, service: &RunService, asked_by: u64, declared: impl Fn(&Grant) -> bool) -> Rejections {
         let now = Instant::now();
         self.entry(service, |e| {
             e.rejected.retain(|grant, _| declared(grant));

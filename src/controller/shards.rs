@@ -98,7 +98,8 @@ impl<C: CloudRun> Controller<C> {
     async fn recover(&self) -> Result<(), Fault> {
         let circuit = self.cluster.circuit_mark().await?;
         let now = self.now();
-        let corrections: Vec<_> = self.index.with(|i| i.ledgers().corrections().map(|(s, at)| (s.clone(), at)).collect());
+        let corrections: Vec<_> =
+            self.index.with(|i| i.ledgers().corrections().map(|(s, at)| (s.clone(), at)).collect());
         for (service, at) in corrections {
             self.breaker.remember(&service, [at], now);
         }

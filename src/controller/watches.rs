@@ -87,8 +87,7 @@ impl<C: CloudRun> Controller<C> {
         let (is_settled, effect) = self.index.with(|index| {
             // What its deletion had to revoke is revoked and read back already.
             let record = index.policies().get(&id.key()).filter(|r| r.intent.id == *id);
-            let is_settled =
-                record.is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
+            let is_settled = record.is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
             (is_settled, index.remove_policy(id))
         });
         self.statuses.forget(&id.key());

@@ -141,13 +141,9 @@ impl FaultClass {
                 false,
                 "repair the InvokerLedger, or delete it to forget what was granted on this service",
             ),
-            C::LeaseLost => (
-                Reason::Unavailable,
-                Retry::Backoff,
-                "lease_lost",
-                false,
-                "whoever holds the Lease goes on",
-            ),
+            C::LeaseLost => {
+                (Reason::Unavailable, Retry::Backoff, "lease_lost", false, "whoever holds the Lease goes on")
+            }
             C::QuotaExceeded => (
                 Reason::QuotaExceeded,
                 Retry::Backoff,

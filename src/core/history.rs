@@ -301,7 +301,8 @@ pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Time
         }
         // Made and partly undone, or never made and partly done by somebody else.
         Ending::Unknown => {
-            let message = format!("somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real");
+            let message =
+                format!("somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real");
             closed(ChangePhase::Unknown, &message, &real, etag)
         }
     }
@@ -339,14 +340,17 @@ pub fn settle_all(
     }
     let mut settled = Settled::default();
     for p in pending {
-        let waits = live.is_some_and(|l| unseen(&p) && l.etag.0 == p.etag_before) && at.duration_since(p.at) < MAY_ARRIVE;
+        let waits =
+            live.is_some_and(|l| unseen(&p) && l.etag.0 == p.etag_before) && at.duration_since(p.at) < MAY_ARRIVE;
         if waits {
             settled.open.push(p.clone());
             continue;
         }
         let known = match ending(p) {
             Ending::Unknown if taken.contains(p.etag_before.as_str()) => Ending::Refused,
-            Ending::Unknown if live.is_some() && likely.get(p.etag_before.as_str()).is_none_or(|l| l.name != p.name) => {
+            Ending::Unknown
+                if live.is_some() && likely.get(p.etag_before.as_str()).is_none_or(|l| l.name != p.name) =>
+            {
                 Ending::Refused
             }
             known => known,

@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use crate::{
     api::{
-        APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant,
-        LedgerMember, LedgerOwner, PendingChange,
+        APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger, InvokerLedgerSpec,
+        LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
     },
     iam::{Condition, Grant, Principal, Role, RunService},
     intent::PolicyId,

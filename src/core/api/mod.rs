@@ -21,7 +21,8 @@ pub use change::{
 };
 pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
 pub use ledger::{
-    HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
+    HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner,
+    PendingChange,
 };
 pub use policy::{
     ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,

@@ -11,9 +11,7 @@ use super::Index;
 use crate::{
     iam::{Grant, Policy, RunService, ServiceInfo},
     ledger::{Ledger, Version},
-    plan::{
-        Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim, drift::Memory,
-    },
+    plan::{Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim, drift::Memory},
 };
 
 /// What is known of a service without asking anybody: what is declared, what the ledger has, what is remembered.
@@ -51,7 +49,7 @@ impl PlanInputs {
             ledger,
             version,
             owners: index.owners(service),
-            approvals: index.approvals(service),
+            approvals: index.ledgers().approvals(service).cloned().collect(),
             info: index.info(service).cloned(),
             unanswered: index.unanswered(service),
             left_behind: index.is_left_behind(service),

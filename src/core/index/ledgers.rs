@@ -184,8 +184,12 @@ impl Ledgers {
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
         let Some(kept) = self.by_service.get(service) else { return (Ledger::default(), None) };
         let lines = kept.lines.iter().map(|l| (l.grant.clone(), l.owners.iter().cloned().collect())).collect();
-        let Rest { pending, corrections, corrected_under, held, approvals } = kept.rest.as_deref().cloned().unwrap_or_default();
-        (Ledger { lines, pending, corrections, corrected_under, held, approvals }, kept.version.clone().filter(|_| !kept.deleted))
+        let Rest { pending, corrections, corrected_under, held, approvals } =
+            kept.rest.as_deref().cloned().unwrap_or_default();
+        (
+            Ledger { lines, pending, corrections, corrected_under, held, approvals },
+            kept.version.clone().filter(|_| !kept.deleted),
+        )
     }
 
     /// Why the ledger of a service cannot be read, if so.

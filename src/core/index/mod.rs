@@ -119,14 +119,6 @@ impl Index {
         meaning.chain(left.map(|r| self.word(r, service, true))).collect()
     }
 
-    /// Hashes of plans on a service that somebody agreed to: on a policy that means it, or that something there belongs to.
-    pub fn approvals(&self, service: &RunService) -> BTreeSet<Arc<str>> {
-        let owning = self.ledgers.owners(service).into_iter().filter_map(|o| self.policies.by_uid(&o.uid));
-        let records = self.policies.on(service).chain(owning);
-        let of_policies = records.filter(|r| r.intent.enforces()).flat_map(|r| r.intent.approvals.iter());
-        of_policies.chain(self.ledgers.approvals(service)).cloned().collect()
-    }
-
     /// What the operator answers for on a service, and how those whom it belongs to stand to it now.
     pub fn owners(&self, service: &RunService) -> BTreeMap<Grant, Owners> {
         let (ledger, _) = self.ledgers.get(service);
@@ -317,10 +309,7 @@ impl Index {
     /// The shortest interval at which somebody asks for a project; `None`: nobody does.
     pub fn project_interval(&self, project: &str) -> Option<Duration> {
         let records = self.policies.of_project(project);
-        records
-            .filter(|r| !r.intent.suspended && r.may_list(project))
-            .map(|r| r.intent.interval)
-            .min()
+        records.filter(|r| !r.intent.suspended && r.may_list(project)).map(|r| r.intent.interval).min()
     }
 
     /// The shortest interval of any policy of a project.

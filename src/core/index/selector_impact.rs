@@ -79,9 +79,10 @@ impl Index {
             return UnansweredSelectors { accounts, ..UnansweredSelectors::default() };
         }
         let records = self.policies.of_project(&service.project);
-        let records = records.filter(|r| !r.intent.deleting && self.may_select(r, service));
+        let records: Vec<&Record> = records.filter(|r| !r.intent.deleting && self.may_select(r, service)).collect();
         UnansweredSelectors {
-            grants: records.flat_map(|r| r.intent.declared.iter().map(|d| d.grant.clone())).collect(),
+            standing: records.iter().any(|r| r.intent.enforces() && !r.intent.allows_nobody()),
+            grants: records.iter().flat_map(|r| r.intent.declared.iter().map(|d| d.grant.clone())).collect(),
             failed: project.is_some_and(|p| p.fault().is_some()),
             accounts,
         }
@@ -90,7 +91,10 @@ impl Index {
     /// A removal on a service waits until the project is listed; then the service is looked at again. False: it is known by
     /// now.
     pub fn wait_for_listing(&mut self, service: &RunService) -> bool {
-        let waits = !self.unanswered(service).grants.is_empty();
+        let waits = {
+            let unanswered = self.unanswered(service);
+            unanswered.standing || !unanswered.grants.is_empty()
+        };
         if waits {
             self.waiting.insert(service.clone());
         }

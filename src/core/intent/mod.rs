@@ -178,6 +178,11 @@ impl Intent {
         self.on_delete == OnDelete::Retain
     }
 
+    /// Whether it says that nobody at all may invoke its services.
+    pub fn allows_nobody(&self) -> bool {
+        self.allow_empty && self.declared.is_empty()
+    }
+
     /// Whether a selector is among the targets, so that the project must be listed.
     pub fn has_selector(&self) -> bool {
         self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))

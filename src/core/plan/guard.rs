@@ -62,14 +62,20 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .unwrap_or(input.settings.limits.max_removals);
     // What waits for a listing counts, or one removal that is too large would go through as two that are not.
     let waiting = plan.withheld.iter().filter(|w| w.why == WithheldReason::UnansweredSelectors).count();
-    if waiting > 0 && !input.unanswered.failed && counted.len() + waiting > limit {
+    let left = Left::of(plan, input);
+    let may_be_too_many = waiting > 0 && counted.len() + waiting > limit;
+    let may_be_the_last = left.is_nobody() && input.unanswered.standing;
+    if !input.unanswered.failed && (may_be_too_many || may_be_the_last) {
         for grant in counted {
             plan.revokes.remove(&grant);
             plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::UnansweredSelectors });
         }
         return;
     }
-    let last = takes_the_last(plan, &counted, input);
+    let last = left.is_nobody() && stands(input);
+    if !left.stays && stands(input) {
+        plan.replacements.clone_from(&left.comes);
+    }
     if counted.len() <= limit && !last {
         return;
     }
@@ -81,28 +87,53 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     let head = ["removals", name.as_str(), input.live.etag.0.as_str()];
     let hash = digest(head.into_iter().chain(lines.iter().map(String::as_str)));
     let approval = Approval { hash, removals: counted.len(), limit, last };
-    if input.approvals.contains(&approval.hash) {
-        plan.approved = Some(approval);
-        return;
-    }
-    for grant in counted {
+    let agreed = agreed(&approval.hash, &counted, input);
+    for grant in counted.difference(&agreed).cloned() {
         plan.revokes.remove(&grant);
         plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::Approval(approval.clone()) });
     }
+    if !agreed.is_empty() {
+        plan.approved = Some(approval);
+    }
 }
 
-/// Whether nobody could invoke the service any more although a policy stands on it that did not say `allowEmpty`. A
-/// policy that is deleted, or that names the service no more, said so by that; one that cannot be carried out now did not.
-fn takes_the_last(plan: &Plan, counted: &BTreeSet<Grant>, input: &Input<'_>) -> bool {
-    let standing: Vec<&Intent> =
-        input.claims.iter().filter(|c| c.intent.enforces() && !c.intent.deleting && !c.left).map(|c| &*c.intent).collect();
-    if standing.is_empty() || standing.iter().any(|i| i.allow_empty && i.declared.is_empty()) {
-        return false;
+/// What somebody agreed to who was shown it: a policy is shown what it would take away, the ledger all of it. Nobody agrees
+/// for another tenant to what only that one sees.
+fn agreed(hash: &Arc<str>, counted: &BTreeSet<Grant>, input: &Input<'_>) -> BTreeSet<Grant> {
+    if input.approvals.contains(hash) {
+        return counted.clone();
     }
-    let alive = |g: &Grant| g.condition.as_ref().and_then(|c| c.expiry()).is_none_or(|e| e > input.now);
-    let stays = input.live.grants().into_iter().any(|g| alive(&g) && !plan.revokes.contains_key(&g));
-    let comes = plan.grants.keys().any(|g| alive(g) && !input.doubtful.contains(g));
-    !counted.is_empty() && !stays && !comes
+    let agreeing = input.claims.iter().filter(|c| c.intent.enforces() && c.intent.approvals.contains(hash));
+    let shown = agreeing.flat_map(|c| super::view(c, input).unexpected);
+    shown.filter(|g| counted.contains(g)).collect()
+}
+
+/// Who may invoke the service once a plan is carried out.
+struct Left {
+    /// Somebody who may already stays.
+    stays: bool,
+    /// Who is granted, as far as IAM is sure to take it.
+    comes: BTreeSet<Grant>,
+}
+
+impl Left {
+    fn of(plan: &Plan, input: &Input<'_>) -> Self {
+        let alive = |g: &Grant| g.condition.as_ref().and_then(|c| c.expiry()).is_none_or(|e| e > input.now);
+        let comes = plan.grants.keys().filter(|g| alive(g) && !input.doubtful.contains(*g)).cloned().collect();
+        let stays = input.live.grants().into_iter().any(|g| alive(&g) && !plan.revokes.contains_key(&g));
+        Self { stays, comes }
+    }
+
+    fn is_nobody(&self) -> bool {
+        !self.stays && self.comes.is_empty()
+    }
+}
+
+/// Whether a policy stands on the service that did not say `allowEmpty`. A policy that is deleted, or that names the service
+/// no more, said so by that; one that cannot be carried out now did not.
+fn stands(input: &Input<'_>) -> bool {
+    let standing = || input.claims.iter().filter(|c| c.intent.enforces() && !c.intent.deleting && !c.left);
+    standing().next().is_some() && !standing().any(|c| c.intent.allows_nobody())
 }
 
 /// What a discovery that reaches services which this policy never changed comes to: `None` if it may go on.

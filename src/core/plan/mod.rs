@@ -76,6 +76,8 @@ pub struct RejectedMember {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnansweredSelectors {
     pub grants: BTreeSet<Grant>,
+    /// One of these policies is enforced and did not say `allowEmpty`: the last invoker would not go without asking.
+    pub standing: bool,
     /// Listing failed, so an answer may never come.
     pub failed: bool,
     /// A policy here names ServiceAccounts, and whom they stand for is not known: any service account may be one of them.
@@ -110,7 +112,7 @@ pub struct Input<'a> {
     pub rejected: &'a BTreeMap<Grant, RejectedMember>,
     /// Members that IAM may refuse, as far as is known: nothing may be taken away on the ground that they come.
     pub doubtful: &'a BTreeSet<Grant>,
-    /// Hashes of plans that somebody agreed to.
+    /// Hashes of plans that somebody agreed to on the ledger. Those on policies are in their claims.
     pub approvals: &'a BTreeSet<Arc<str>>,
     /// What earlier looks at this service left behind.
     pub memory: &'a Memory,
@@ -275,6 +277,8 @@ pub struct Plan {
     pub drift: BTreeSet<Grant>,
     /// Somebody agreed to this.
     pub approved: Option<Approval>,
+    /// Grants of which one at least has to be made with the removals, or nobody could invoke the service any more.
+    pub replacements: BTreeSet<Grant>,
 }
 
 impl Plan {
@@ -288,6 +292,7 @@ impl Plan {
             lines: Lines::new(),
             drift: BTreeSet::new(),
             approved: None,
+            replacements: BTreeSet::new(),
         }
     }
 
@@ -301,7 +306,11 @@ impl Plan {
 
     /// Whether it still wants all of a batch.
     pub fn wants(&self, batch: &Batch) -> bool {
-        batch.grants.iter().all(|g| self.grants.contains_key(g))
+        // Without them the same removals would leave nobody, and would not have been planned.
+        let is_left =
+            batch.revokes.is_empty() || self.replacements.is_empty() || !self.replacements.is_disjoint(&batch.grants);
+        is_left
+            && batch.grants.iter().all(|g| self.grants.contains_key(g))
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
     }
 
@@ -309,9 +318,7 @@ impl Plan {
     pub fn held_alone(&self) -> Option<HeldRemoval> {
         let is_nobodys = |w: &&Withheld| self.lines.get(&w.grant).is_some_and(BTreeSet::is_empty);
         self.withheld.iter().filter(is_nobodys).find_map(|w| match &w.why {
-            WithheldReason::Approval(a) => {
-                Some(HeldRemoval { approve: a.hash.to_string(), message: w.why.explain() })
-            }
+            WithheldReason::Approval(a) => Some(HeldRemoval { approve: a.hash.to_string(), message: w.why.explain() }),
             _ => None,
         })
     }
@@ -407,6 +414,10 @@ pub fn plan(input: &Input<'_>) -> Plan {
     withhold_beyond_cap(&mut plan, input.live);
     plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
     withhold_beyond_memory(&mut plan);
+    if !plan.replacements.is_empty() && plan.replacements.iter().all(|g| !plan.grants.contains_key(g)) {
+        plan.replacements.clear();
+        guard::hold_blast(&mut plan, input);
+    }
     plan
 }
 

@@ -129,8 +129,7 @@ mod tests {
     #[test]
     fn a_deletion_does_not_wait_for_somebody_who_lists_and_may_not_write() {
         let ledger = BTreeMap::from([(grant("g"), owners(&[("a", DELETED)]))]);
-        let desired =
-            Desired { listed: [(grant("g"), [id("audited")].into())].into(), ..Desired::default() };
+        let desired = Desired { listed: [(grant("g"), [id("audited")].into())].into(), ..Desired::default() };
         let next = next_lines(&ledger, &desired, &[grant("g")].into(), &BTreeMap::new());
         assert_eq!(next, BTreeMap::from([(grant("g"), BTreeSet::new())]), "nobody's: revoked when nobody lists it");
     }

@@ -168,7 +168,6 @@ impl Observation {
     pub fn answers(&self, intent: &Intent) -> bool {
         self.generation == intent.generation && self.requested_at == intent.requested_at
     }
-
 }
 
 /// What is known from before.
@@ -431,8 +430,7 @@ impl Reconciled<'_> {
         // What our own writes on behalf of others took away or gave is nobody's drift.
         let own =
             |g: &&Grant| !self.applied.iter().any(|a| a.pending.added.contains(*g) || a.pending.removed.contains(*g));
-        let known_of =
-            |k: &Findings| found.missing.are_among(&k.missing) && found.unexpected.are_among(&k.unexpected);
+        let known_of = |k: &Findings| found.missing.are_among(&k.missing) && found.unexpected.are_among(&k.unexpected);
         let fresh = !known.is_some_and(known_of);
         if !fresh || claim.stopped.is_some() {
             return Drift::default();

@@ -172,7 +172,9 @@ impl Policy {
 
 /// Whether this could be the e-mail of a Google service account; what could not stands for nobody.
 fn is_account(email: &str) -> bool {
-    email.split_once('@').is_some_and(|(name, domain)| !name.is_empty() && domain.contains('.') && !domain.contains('@'))
+    email
+        .split_once('@')
+        .is_some_and(|(name, domain)| !name.is_empty() && domain.contains('.') && !domain.contains('@'))
 }
 
 /// Text with `*` and `?`.

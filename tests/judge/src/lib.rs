@@ -105,8 +105,11 @@ pub struct Judge {
     made: BTreeMap<Service, BTreeSet<Grant>>,
     /// Uids of policies that let go of their grants on purpose.
     let_go: BTreeSet<String>,
-    /// Hash of a held plan to the service and those who would lose access.
-    published: BTreeMap<String, (Service, BTreeSet<String>)>,
+    /// Hash of a held plan, and the policy that was shown it (none: the ledger), to the service and those who would lose
+    /// access as far as that was shown.
+    published: BTreeMap<(String, Option<Place>), (Service, BTreeSet<String>)>,
+    /// Hashes that somebody agreed to on a ledger.
+    agreed_on_ledgers: BTreeSet<String>,
     /// Services on which a removal waits for approval although no policy is left, as the ledger says.
     held_alone: BTreeSet<Service>,
     /// When somebody outside last changed a grant, and what the operator undid since.
@@ -122,6 +125,9 @@ pub struct Judge {
     pub violations: Vec<Violation>,
 }
 
+/// Namespace and name.
+type Place = (String, String);
+
 impl Judge {
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -136,6 +142,7 @@ impl Judge {
             made: BTreeMap::new(),
             let_go: BTreeSet::new(),
             published: BTreeMap::new(),
+            agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
@@ -252,15 +259,17 @@ impl Judge {
                 let members = s["unexpected"].as_array().into_iter().flatten().filter_map(Value::as_str);
                 let members: BTreeSet<String> =
                     members.map(|m| iam::member_key(m.split(' ').next().unwrap_or(m))).collect();
-                let entry = self.published.entry(hash.to_owned()).or_insert_with(|| (service, BTreeSet::new()));
+                let shown = (hash.to_owned(), Some(key.clone()));
+                let entry = self.published.entry(shown).or_insert_with(|| (service, BTreeSet::new()));
                 entry.1.extend(members);
             }
         }
-        let _ = key;
     }
 
     /// A ledger asks somebody to agree to a removal, or does so no more.
     fn note_held(&mut self, ledger: &Value, gone: bool) {
+        let agreed = ledger["metadata"]["annotations"]["run-invoker.dev/approve"].as_str().unwrap_or_default();
+        self.agreed_on_ledgers.extend(agreed.split([',', ' ']).filter(|h| !h.is_empty()).map(str::to_owned));
         let spec = &ledger["spec"];
         let text = |k: &str| spec[k].as_str().unwrap_or_default().to_owned();
         let service = (text("project"), text("region"), text("service"));
@@ -271,7 +280,7 @@ impl Judge {
         let grants = spec["grants"].as_array().into_iter().flatten();
         let nobodys = grants.filter(|g| g["ownedBy"].as_array().is_none_or(Vec::is_empty));
         let members = nobodys.filter_map(|g| g["member"].as_str()).map(iam::member_key).collect();
-        self.published.insert(hash.to_owned(), (service.clone(), members));
+        self.published.insert((hash.to_owned(), None), (service.clone(), members));
         self.held_alone.insert(service);
     }
 

@@ -129,7 +129,8 @@ impl Judge {
     /// Whether somebody wants a member on a service that IAM refuses.
     fn wants_refused(&self, at: Timestamp, service: &Service, end: &End) -> bool {
         let d = &self.store.declared;
-        let wanted = d.on(service).filter(|p| p.acts() && !p.deleting).flat_map(|p| d.lists(p, at, self.settings.public));
+        let wanted =
+            d.on(service).filter(|p| p.acts() && !p.deleting).flat_map(|p| d.lists(p, at, self.settings.public));
         wanted.into_iter().any(|g| end.refused.contains(&g.member))
     }
 
@@ -271,7 +272,8 @@ impl Judge {
         }
         let status = self.statuses.get(&(p.namespace.clone(), p.name.clone()));
         let mut entries = status.and_then(|s| s["services"].as_array()).into_iter().flatten();
-        let is_named = |e: &Value| d.on(&(p.project.clone(), text(&e["region"]), text(&e["name"]))).any(|o| o.uid == p.uid);
+        let is_named =
+            |e: &Value| d.on(&(p.project.clone(), text(&e["region"]), text(&e["name"]))).any(|o| o.uid == p.uid);
         if entries.any(|e| e["state"] == "Held" && !is_named(e)) {
             return Some("something is held where it was before".into());
         }

@@ -65,9 +65,9 @@ impl Records {
     fn others_since(&self, record: &Value, grants: Option<&BTreeSet<iam::Grant>>) -> bool {
         let Some(begun) = record["spec"]["at"].as_str().and_then(|t| t.parse::<Timestamp>().ok()) else { return false };
         let of = service(&record["spec"]);
-        self.others.iter().any(|(s, at, changed)| {
-            *s == of && *at >= begun && grants.is_none_or(|g| !g.is_disjoint(changed))
-        })
+        self.others
+            .iter()
+            .any(|(s, at, changed)| *s == of && *at >= begun && grants.is_none_or(|g| !g.is_disjoint(changed)))
     }
 
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {

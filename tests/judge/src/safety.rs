@@ -169,7 +169,8 @@ impl Judge {
         let acting: Vec<&&Policy> = policies.iter().filter(|p| p.acts()).collect();
         // Also those that mean the service no more and answer for what is taken away there.
         let answers = |p: &&Policy| {
-            let listed = |g: &Grant| self.listed.get(&(w.service.clone(), g.clone())).is_some_and(|l| l.contains(&p.uid));
+            let listed =
+                |g: &Grant| self.listed.get(&(w.service.clone(), g.clone())).is_some_and(|l| l.contains(&p.uid));
             p.acts() && change.removed.iter().any(listed)
         };
         let answering: Vec<&Policy> = d.readable().filter(answers).collect();
@@ -185,14 +186,21 @@ impl Judge {
         if counted.len() <= limit && !emptied {
             return None;
         }
-        let agreed = d.readable().flat_map(|p| &p.approvals).any(|hash| {
-            self.published
-                .get(hash)
-                .is_some_and(|(s, members)| *s == w.service && counted.iter().all(|g| members.contains(&g.member)))
+        // Whoever agrees does so for what was shown there, and for nothing else.
+        let shown = |key: &(String, Option<(String, String)>)| {
+            self.published.get(key).filter(|(s, _)| *s == w.service).map(|(_, members)| members)
+        };
+        let by_policies = d.readable().flat_map(|p| {
+            let place = (p.namespace.clone(), p.name.clone());
+            p.approvals.iter().map(move |hash| (hash.clone(), Some(place.clone())))
         });
+        let by_ledgers = self.agreed_on_ledgers.iter().map(|hash| (hash.clone(), None));
+        let agreed: BTreeSet<&String> = by_policies.chain(by_ledgers).filter_map(|k| shown(&k)).flatten().collect();
+        let agreed = counted.iter().all(|g| agreed.contains(&g.member));
         let what =
             if emptied { "the last invoker".to_owned() } else { format!("{} of at most {limit}", counted.len()) };
-        (!agreed).then(|| format!("takes {what} away without approval"))
+        let who: Vec<String> = counted.iter().map(ToString::to_string).collect();
+        (!agreed).then(|| format!("takes {what} away without approval: {}", who.join(", ")))
     }
 
     /// No write after the Lease could have been somebody else's.

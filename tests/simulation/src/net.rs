@@ -67,6 +67,8 @@ pub struct Net {
     /// People and weather rest.
     pub calm: AtomicBool,
     keep_journal: bool,
+    /// Requests to the store and policies go into the journal whole: SIMULATE_BODIES=1.
+    bodies: bool,
 }
 
 impl Net {
@@ -100,6 +102,7 @@ impl Net {
             crashes,
             calm: AtomicBool::new(false),
             keep_journal,
+            bodies: std::env::var_os("SIMULATE_BODIES").is_some(),
         })
     }
 
@@ -121,6 +124,11 @@ impl Net {
         if self.keep_journal {
             shared.journal.push(text);
         }
+    }
+
+    /// A body as the journal shows it.
+    fn shown(&self, body: &Bytes) -> String {
+        if self.bodies { format!(" {}", String::from_utf8_lossy(body)) } else { String::new() }
     }
 
     pub fn count(&self, what: &'static str) {
@@ -296,7 +304,7 @@ impl Cable {
         self.crash_at(n, Moment::Before).await;
         let line = format!("{} {}", call.method, call.target);
         let harm = self.harm(side, n, &line);
-        self.net.note(&format!("r{} {n:>5} > {line}", self.replica));
+        self.net.note(&format!("r{} {n:>5} > {line}{}", self.replica, self.net.shown(&call.body)));
         let issued = self.issue(side, &call);
         let (mut there, mut back) = (self.latency(side, n, "there"), self.latency(side, n, "back"));
         let (mut carried_out, mut answered) = (true, true);
@@ -355,6 +363,9 @@ impl Cable {
             return Ok(Carried::Watch(self.clone().watch(kind_of(&line), n, line, stalls, body)));
         }
         let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        if line.contains("IamPolicy") && self.net.bodies {
+            self.net.note(&format!("r{} {n:>5} <{}", self.replica, self.net.shown(&body)));
+        }
         if side == Side::Kube && parts.status.is_success() {
             self.deliver_list(&line, &body);
         }
@@ -387,7 +398,9 @@ impl Cable {
         let (object, gone) = match serde_json::from_slice::<Value>(body) {
             // Metadata alone says nothing of what is declared.
             Ok(object) if status.is_success() && object["kind"] != "PartialObjectMetadata" => (object, false),
-            _ if status == axum::http::StatusCode::NOT_FOUND => (json!({"metadata": {"namespace": namespace, "name": name}}), true),
+            _ if status == axum::http::StatusCode::NOT_FOUND => {
+                (json!({"metadata": {"namespace": namespace, "name": name}}), true)
+            }
             _ => return,
         };
         self.net.lock().judge.tell(self.replica, self.net.now(), Delivery::Object { kind, object, gone });

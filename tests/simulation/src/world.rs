@@ -390,7 +390,10 @@ impl World {
                 let group = if plural == "serviceaccounts" { "" } else { "run-invoker.dev" };
                 let mut object = object.clone();
                 // It is the object that was there, in a form that nobody reads.
-                let find = |o: &Value| o["metadata"]["name"] == object["metadata"]["name"] && o["metadata"]["namespace"] == object["metadata"]["namespace"];
+                let find = |o: &Value| {
+                    o["metadata"]["name"] == object["metadata"]["name"]
+                        && o["metadata"]["namespace"] == object["metadata"]["namespace"]
+                };
                 let there = self.net.apis.kube.objects(group, plural).into_iter().find(|o| find(o));
                 if let Some(finalizers) = there.map(|o| o["metadata"]["finalizers"].clone()).filter(|f| !f.is_null()) {
                     object["metadata"]["finalizers"] = finalizers;
