@@ -151,8 +151,8 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
             (WithheldReason::Suspended, _) => {
                 line(Action::Leave, &withheld.grant, "the policy is suspended: not granted".into())
             }
-            (_, Change::Grant) => line(Action::WithheldReason, &withheld.grant, format!("not granted: {why}")),
-            (_, Change::Revoke) => line(Action::WithheldReason, &withheld.grant, format!("not revoked: {why}")),
+            (_, Change::Grant) => line(Action::Hold, &withheld.grant, format!("not granted: {why}")),
+            (_, Change::Revoke) => line(Action::Hold, &withheld.grant, format!("not revoked: {why}")),
             (_, Change::Leave) => line(Action::Leave, &withheld.grant, why),
         };
         lines.insert(shown);

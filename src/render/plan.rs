@@ -62,7 +62,7 @@ pub enum Action {
     Grant,
     Revoke,
     /// Due, and not done.
-    WithheldReason,
+    Hold,
     /// An audited policy would grant it if it were enforced.
     WouldGrant,
     /// An audited policy would revoke it if it were enforced.
@@ -109,7 +109,7 @@ impl PlanDocument {
             services: services.len(),
             grants: lines(&[Action::Grant]),
             revokes: lines(&[Action::Revoke]),
-            held: lines(&[Action::WithheldReason]),
+            held: lines(&[Action::Hold]),
             audited: lines(&[Action::WouldGrant, Action::WouldRevoke]),
             exposed: services.iter().filter(|s| s.exposed.is_some()).count(),
             failed: services.iter().filter(|s| s.error.is_some()).count(),
@@ -229,7 +229,7 @@ impl Line {
         match self.action {
             Action::Grant => ('+', Tone::Good),
             Action::Revoke => ('-', Tone::Bad),
-            Action::WithheldReason => ('!', Tone::Warn),
+            Action::Hold => ('!', Tone::Warn),
             Action::WouldGrant | Action::WouldRevoke => ('?', Tone::Warn),
             Action::Leave => ('=', Tone::Dim),
         }
@@ -239,7 +239,7 @@ impl Line {
         match self.action {
             Action::Grant => "grant",
             Action::Revoke => "revoke",
-            Action::WithheldReason => "held",
+            Action::Hold => "held",
             Action::WouldGrant => "would grant",
             Action::WouldRevoke => "would revoke",
             Action::Leave => "left",
