@@ -569,9 +569,9 @@ impl World {
         }
         if let Some(n) = expect.ledger_entries {
             let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
-            let have = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
-            if have != n {
-                return Err(format!("{have} ledger entries, not {n}"));
+            let have = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+            if have.len() != n {
+                return Err(format!("{} ledger entries, not {n}: {have:#?}", have.len()));
             }
         }
         Ok(())

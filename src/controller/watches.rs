@@ -84,16 +84,19 @@ impl<C: CloudRun> Controller<C> {
     }
 
     fn policy_deleted(&self, id: &PolicyId) {
-        let (is_settled, effect) = self.index.with(|index| {
-            // What its deletion had to revoke is revoked and read back already.
+        let effect = self.index.with(|index| {
             let record = index.policies().get(&id.key()).filter(|r| r.intent.id == *id);
             let is_settled = record.is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
-            (is_settled, index.remove_policy(id))
+            let mut effect = index.remove_policy(id);
+            if is_settled {
+                // What its deletion had to revoke is revoked and read back already. A ledger that only remembers
+                // corrections by now is to go, and that takes no look.
+                effect.services.retain(|s| !index.policies().means(s) && index.ledgers().is_bare(s));
+            }
+            effect
         });
         self.statuses.forget(&id.key());
-        if !is_settled {
-            self.set_in_motion(&effect, Priority::Declared, FOLD);
-        }
+        self.set_in_motion(&effect, Priority::Declared, FOLD);
     }
 
     /// Marks objects that cannot be read, so that their authors learn of it.
