@@ -13,11 +13,11 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use run_invoker::{
-    api::{self, InvokerChange, InvokerGuardrail, InvokerPolicy, ROLLBACK},
+    api::{self, ChangePhase, InvokerChange, InvokerGuardrail, InvokerPolicy, OUTCOME_LABEL, ROLLBACK},
     config::Args,
     controller::audit_events::EventOptions,
 };
-use sandbox::{Api as Side, Entry, Sandbox};
+use sandbox::{Api as Side, Entry, Fault, Rule, Sandbox};
 use serde_json::{Value, json};
 
 /// What the chart renders with these arguments.
@@ -250,6 +250,26 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
         let error = as_operator.request::<Value>(request).await.expect_err("the sandbox lets everything through");
         assert!(error.to_string().contains("system:serviceaccount:platform:run-invoker"), "{error}");
     }
+    let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    let changes: Api<InvokerChange> = Api::namespaced(client.clone(), "default");
+    let policy = |name: &str| {
+        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
+                "invokers": [{"member": "user:a@acme.com"}, {"kubernetesServiceAccount": {"name": "web"}}]}})
+    };
+    // What a version before 0.2 left behind: a policy, and a record that it did not get to close.
+    policies.create(&PostParams::default(), &serde_json::from_value(policy("web")).unwrap()).await.unwrap();
+    let open = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerChange",
+        "metadata": {"name": "left-open", "namespace": "default", "labels": {OUTCOME_LABEL: "Pending"}},
+        "spec": {"project": "acme-prod", "region": "europe-west1", "service": "web", "reason": "SpecChanged", "at": "2026-11-20T12:00:00.000000Z",
+            "policies": [], "added": [], "addedCount": 0, "removed": [], "removedCount": 0, "before": [], "etagBefore": "BwX",
+            "outcome": {"phase": "Pending"}}});
+    changes.create(&PostParams::default(), &serde_json::from_value(open).unwrap()).await.unwrap();
+    // Once a ledger is another than the operator knows, so that it reads it.
+    let conflict = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409, "message": "the object has been modified"});
+    sandbox.faults.add(
+        Rule::kube("PUT", "/invokerledgers/", Fault::Error { status: 409, body: conflict, headers: vec![] }).times(1),
+    );
     let before = sandbox.journal.last();
     let operator = Operator::start(as_operator, sandbox.run_url(), &setup).await;
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
@@ -263,16 +283,12 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
         &kube::api::ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
     );
     accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
-    let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
-    let policy = |name: &str| {
-        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
-            "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
-                "invokers": [{"member": "user:a@acme.com"}, {"kubernetesServiceAccount": {"name": "web"}}]}})
-    };
+    policies.create(&PostParams::default(), &serde_json::from_value(policy("api")).unwrap()).await.unwrap();
     for name in ["web", "api"] {
-        policies.create(&PostParams::default(), &serde_json::from_value(policy(name)).unwrap()).await.unwrap();
         expect(&client, name, "Ready", "InSync").await;
     }
+    let closed = changes.get("left-open").await.unwrap().spec.outcome.phase;
+    assert!(closed != ChangePhase::Pending, "what an older version left open stays open");
     // Drift twice in the same words, so that an event is counted; then a third time, which opens the breaker.
     for turn in 0..3 {
         sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@acme.com");
@@ -297,7 +313,6 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     setup.offset.fetch_add(600, std::sync::atomic::Ordering::Relaxed);
     expect(&client, "web", "Ready", "InSync").await;
     // Back behind the last change, and away.
-    let changes: Api<InvokerChange> = Api::namespaced(client.clone(), "default");
     let of_api = changes.list(&Default::default()).await.unwrap().items.into_iter().find(|c| c.spec.service == "api");
     let back = json!({"metadata": {"annotations": {ROLLBACK: of_api.unwrap().name_any()}}});
     policies.patch("api", &PatchParams::default(), &Patch::Merge(back)).await.unwrap();
