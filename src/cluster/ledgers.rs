@@ -99,10 +99,10 @@ impl Cluster {
     pub async fn read_ledger(&self, service: &RunService) -> Result<StoredLedger, Fault> {
         let api: Api<DeserializeGuard<InvokerLedger>> = self.ledgers();
         let found = self.within(api.get_opt(&name(service))).await.map_err(fault)?;
-        Ok(match found.map(|guard| guard.0) {
+        Ok(match found {
             None => StoredLedger::Absent,
-            Some(Ok(object)) => StoredLedger::Present(Box::new(object)),
-            Some(Err(invalid)) => StoredLedger::Unreadable {
+            Some(DeserializeGuard(Ok(object))) => StoredLedger::Present(Box::new(object)),
+            Some(DeserializeGuard(Err(invalid))) => StoredLedger::Unreadable {
                 why: invalid.error.to_string(),
                 version: Version::new(invalid.metadata.resource_version.as_deref().unwrap_or_default()),
             },
