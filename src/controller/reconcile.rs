@@ -439,7 +439,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let ledger = &inputs.ledger;
         let is_bare = ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
         if is_bare && inputs.claims.is_empty() {
-            self.store(inputs, &Ledger::default()).await?;
+            // Somebody changed it meanwhile, and nobody else comes back to it.
+            if !self.store(inputs, &Ledger::default()).await? {
+                return Err(Fault::new(FaultClass::Conflict, "the ledger was changed at the same time"));
+            }
         }
         Ok(())
     }
