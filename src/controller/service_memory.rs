@@ -2,7 +2,7 @@
 //! members IAM refused, and which of several it may be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
@@ -33,8 +33,6 @@ struct Rejected {
 #[derive(Debug, Default)]
 struct Entry {
     drift: Memory,
-    /// The statuses were asked what they know of the time before this process.
-    recalled: bool,
     rejected: BTreeMap<Grant, Rejected>,
     search: Search,
     observed_at: Option<Instant>,
@@ -52,23 +50,31 @@ pub(super) struct Rejections {
 /// The memories of all services that somebody is about.
 #[derive(Debug)]
 pub(super) struct ServiceMemories {
-    entries: Owned<HashMap<RunService, Entry>>,
+    state: Owned<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<RunService, Entry>,
+    /// Where the statuses were asked what they know of the time before this process. It outlives what is remembered: what
+    /// they say later may be older than what this process did.
+    recalled: HashSet<RunService>,
 }
 
 impl Default for ServiceMemories {
     fn default() -> Self {
-        Self { entries: Owned::new(Rank::ServiceMemory, HashMap::new()) }
+        Self { state: Owned::new(Rank::ServiceMemory, State::default()) }
     }
 }
 
 impl ServiceMemories {
     fn entry<R>(&self, service: &RunService, f: impl FnOnce(&mut Entry) -> R) -> R {
-        self.entries.with(|entries| f(entries.entry(service.clone()).or_default()))
+        self.state.with(|s| f(s.entries.entry(service.clone()).or_default()))
     }
 
     /// Whether this process has not asked the statuses yet what they know of a service.
     pub fn must_recall(&self, service: &RunService) -> bool {
-        self.entry(service, |e| !std::mem::replace(&mut e.recalled, true))
+        self.state.with(|s| s.recalled.insert(service.clone()))
     }
 
     /// What of drift is remembered.
@@ -144,11 +150,14 @@ impl ServiceMemories {
     }
 
     pub fn forget(&self, service: &RunService) {
-        self.entries.with(|entries| entries.remove(service));
+        self.state.with(|s| s.entries.remove(service));
     }
 
     pub fn let_go(&self, among: impl Fn(&RunService) -> bool) {
-        self.entries.with(|entries| entries.retain(|s, _| !among(s)));
+        self.state.with(|state| {
+            state.entries.retain(|s, _| !among(s));
+            state.recalled.retain(|s| !among(s));
+        });
     }
 }
 
