@@ -60,6 +60,19 @@ fn fault(error: kube::Error) -> Fault {
     Fault::new(class, message)
 }
 
+/// How writing a finalizer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinalizerWrite {
+    /// It is as it should be.
+    Done,
+    /// The policy is gone, or another one is under its name.
+    Gone,
+    /// The policy is being deleted, and the API server takes no new finalizer then.
+    Deleting,
+    /// The policy is of another generation than the one that was decided on.
+    Changed,
+}
+
 /// How writing a status ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusWrite {
@@ -128,26 +141,47 @@ impl Cluster {
         }
     }
 
-    /// Adds or removes the finalizer, leaving those of others. Every attempt is made on a fresh reading and under its
-    /// resourceVersion, so that nothing another writer put there is lost. Returns whether the policy is there at all.
+    /// Adds the finalizer, leaving those of others.
     ///
     /// # Errors
     /// [`FaultClass::Conflict`] if the object keeps changing, or what the API server says.
-    pub async fn set_finalizer(&self, id: &PolicyId, present: bool) -> Result<bool, Fault> {
+    pub async fn put_finalizer(&self, id: &PolicyId) -> Result<FinalizerWrite, Fault> {
+        self.write_finalizer(id, true, None).await
+    }
+
+    /// Takes the finalizer away from a policy of this `generation`, leaving those of others.
+    ///
+    /// # Errors
+    /// [`FaultClass::Conflict`] if the object keeps changing, or what the API server says.
+    pub async fn take_finalizer(&self, id: &PolicyId, generation: i64) -> Result<FinalizerWrite, Fault> {
+        self.write_finalizer(id, false, Some(generation)).await
+    }
+
+    /// Every attempt is made on a fresh reading and under its resourceVersion, so that nothing another writer put there is
+    /// lost.
+    async fn write_finalizer(
+        &self,
+        id: &PolicyId,
+        present: bool,
+        generation: Option<i64>,
+    ) -> Result<FinalizerWrite, Fault> {
         let api = self.policies(id);
         for _ in 0..5 {
             let meta = match self.within(api.get_metadata_opt(&id.name)).await.map_err(fault)? {
                 Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
                 // Gone, or another object under the name: nothing of ours is there to change.
-                _ => return Ok(false),
+                _ => return Ok(FinalizerWrite::Gone),
             };
             let mut list = meta.finalizers.unwrap_or_default();
             if list.iter().any(|f| f == FINALIZER) == present {
-                return Ok(true);
+                return Ok(FinalizerWrite::Done);
             }
             if present && meta.deletion_timestamp.is_some() {
                 // The API server takes no new ones then.
-                return Ok(false);
+                return Ok(FinalizerWrite::Deleting);
+            }
+            if generation.is_some() && meta.generation != generation {
+                return Ok(FinalizerWrite::Changed);
             }
             list.retain(|f| f != FINALIZER);
             if present {
@@ -157,8 +191,8 @@ impl Cluster {
                 json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             match self.within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch))).await {
-                Ok(_) => return Ok(true),
-                Err(e) if is_gone(&e) => return Ok(false),
+                Ok(_) => return Ok(FinalizerWrite::Done),
+                Err(e) if is_gone(&e) => return Ok(FinalizerWrite::Gone),
                 Err(kube::Error::Api(s)) if s.code == 409 => {}
                 Err(e) => return Err(fault(e)),
             }

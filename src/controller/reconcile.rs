@@ -18,12 +18,12 @@ use super::{
     spread,
 };
 use crate::{
-    api::{ChangedBy, OnDelete},
+    api::ChangedBy,
     cloudrun::{
         CloudRun, fence,
         limit::{Needs, Place, Tokens},
     },
-    cluster::{LedgerWrite, StoredLedger},
+    cluster::{FinalizerWrite, LedgerWrite, StoredLedger},
     fault::{Fault, FaultClass, Retry},
     history::{self, Ending, whole_microseconds},
     iam::{Grant, Policy, RunService},
@@ -387,19 +387,23 @@ impl<'a, C: CloudRun> Round<'a, C> {
             index.with(|i| i.policies().get(&id.key()).is_some_and(|r| r.intent.id == *id && !r.has_finalizer()))
         };
         let intents = inputs.claims.iter().filter(|c| c.enforces() && !c.left).map(|c| &c.intent);
-        let revoking = intents.filter(|i| !i.deleting && i.on_delete == OnDelete::Revoke && owning.contains(&i.id));
-        let missing: Vec<PolicyId> = revoking.filter(|i| without(&i.id)).map(|i| i.id.clone()).collect();
+        let staying = intents.filter(|i| !i.deleting && owning.contains(&i.id));
+        let missing: Vec<PolicyId> = staying.filter(|i| without(&i.id)).map(|i| i.id.clone()).collect();
         if missing.is_empty() {
             return true;
         }
-        let put = |id: PolicyId| async move { (controller.cluster.set_finalizer(&id, true).await, id) };
+        let put = |id: PolicyId| async move { (controller.cluster.put_finalizer(&id).await, id) };
         let results: Vec<_> = stream::iter(missing).map(put).buffered(FINALIZERS).collect().await;
         let mut all = true;
         for (result, id) in results {
             match result {
-                Ok(true) => index.with(|i| i.set_finalizer(&id, true)),
-                Ok(false) => {
+                Ok(FinalizerWrite::Done) => index.with(|i| i.set_finalizer(&id, true)),
+                Ok(write) => {
                     all = false;
+                    if write == FinalizerWrite::Gone {
+                        // The watch says so later; nothing is asked on its behalf from now on.
+                        controller.policy_deleted(&id);
+                    }
                     self.without.insert(id, None);
                 }
                 Err(fault) => {
@@ -481,6 +485,11 @@ impl<'a, C: CloudRun> Round<'a, C> {
             }
         }
         controller.change_log.stored(self.service, &next.pending);
+        // Whom nothing belongs to any more here is told, or let go, wherever it means to be now.
+        let owners = |ledger: &Ledger| ledger.lines.values().flatten().cloned().collect::<BTreeSet<PolicyId>>();
+        for left in owners(&inputs.ledger).difference(&owners(next)) {
+            controller.statuses.add(&left.key(), Duration::from_millis(100));
+        }
         Ok(true)
     }
 

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{InvokerPolicyStatus, ServiceState},
     cloudrun::CloudRun,
-    cluster::StatusWrite,
+    cluster::{FinalizerWrite, StatusWrite},
     fault::Fault,
     index::{
         Index, PolicyKey,
@@ -257,11 +257,10 @@ impl<C: CloudRun> Controller<C> {
             }
         }
         self.come_back(key, &next, settles);
-        if bind && self.cluster.set_finalizer(&intent.id, true).await? {
+        if bind && self.cluster.put_finalizer(&intent.id).await? == FinalizerWrite::Done {
             self.index.with(|i| i.set_finalizer(&intent.id, true));
         }
-        if release {
-            self.cluster.set_finalizer(&intent.id, false).await?;
+        if release && self.cluster.take_finalizer(&intent.id, intent.generation).await? != FinalizerWrite::Changed {
             self.index.with(|i| i.set_finalizer(&intent.id, false));
             if intent.deleting {
                 return Ok(());

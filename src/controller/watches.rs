@@ -83,7 +83,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    fn policy_deleted(&self, id: &PolicyId) {
+    pub(super) fn policy_deleted(&self, id: &PolicyId) {
         let effect = self.index.with(|index| {
             let record = index.policies().get(&id.key()).filter(|r| r.intent.id == *id);
             let is_settled = record.is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));

@@ -140,7 +140,8 @@ impl Index {
         if intent.deleting {
             // Frozen, nobody may take anything away either.
             return match record.terms().frozen() {
-                _ if intent.retains() => OwnerState::LetGo,
+                // Until it is gone the spec can still be changed.
+                _ if intent.retains() => OwnerState::Resting,
                 Some(_) => OwnerState::Resting,
                 None => OwnerState::Leaving(RevokeCause::PolicyDeleted),
             };

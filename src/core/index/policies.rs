@@ -681,7 +681,8 @@ impl Index {
     /// Whether the finalizer has to be on a policy: its deletion revokes something, or will.
     pub fn needs_finalizer(&self, record: &Record) -> bool {
         let intent = &record.intent;
-        !intent.deleting && (intent.revokes_on_delete() || (!intent.retains() && self.owns_any(record)))
+        // Also one that would let go: whether it still does is seen when it is deleted, and not before.
+        !intent.deleting && (intent.revokes_on_delete() || self.owns_any(record))
     }
 
     /// Whether any grant belongs to a policy.
@@ -692,11 +693,11 @@ impl Index {
     /// Whether nothing is left for which the finalizer should hold a policy.
     pub fn may_release(&self, record: &Record) -> bool {
         let intent = &record.intent;
-        if intent.retains() {
-            return true;
-        }
         if !intent.deleting {
             return !self.needs_finalizer(record);
+        }
+        if intent.retains() {
+            return true;
         }
         if record.unreadable.is_some() || self.owns_any(record) {
             return false;

@@ -65,11 +65,10 @@ impl Circumstances<'_> {
         let ended = grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|e| e <= self.now);
         let cause = if leaving {
             Some(RevokeCause::PolicyDeleted)
-        } else if let Some(refusal) = desired.refused.get(grant) {
-            if owned.is_none() {
-                return Verdict::Refused(refusal.clone());
-            }
+        } else if let (Some(_), Some(_)) = (owned, desired.refused.get(grant)) {
             Some(RevokeCause::Refused)
+        } else if let Some((refusal, _)) = desired.refused.get(grant).filter(|_| !complete) {
+            return Verdict::Refused(refusal.clone());
         } else if desired.expired.contains(grant) || (ended && owned.is_some()) {
             Some(RevokeCause::Expired)
         } else if owned.is_some() {

@@ -17,15 +17,24 @@ pub struct Desired {
     /// Grants that any policy lists, audited and suspended ones included: nobody may remove these.
     pub listed: BTreeMap<Grant, BTreeSet<PolicyId>>,
     /// Roles for which an enforcing policy says that the list is complete.
-    pub authoritative: BTreeSet<Role>,
+    pub authoritative: BTreeMap<Role, BTreeSet<PolicyId>>,
     /// Grants that leave with a deleted policy, unless somebody else lists them.
     pub leaving: BTreeSet<Grant>,
     /// Grants whose declared end has passed, listed by an enforcing policy.
     pub expired: BTreeSet<Grant>,
     /// Grants that are declared, that a guardrail refuses, and that nobody lists who may.
-    pub refused: BTreeMap<Grant, Refusal>,
+    pub refused: BTreeMap<Grant, (Refusal, BTreeSet<PolicyId>)>,
     /// Conditions that policies use, by role. A binding under any other condition is foreign.
     pub conditions: BTreeSet<(Role, Condition)>,
+}
+
+impl Desired {
+    /// Whether a policy for which the list of the grant's role is complete leaves it out. What a guardrail refuses one policy
+    /// protects nothing from another: only who declares it oneself is not complete without it.
+    pub fn leaves_out<'a>(&self, grant: &Grant, mut complete: impl Iterator<Item = &'a PolicyId>) -> bool {
+        let declared_by = self.refused.get(grant).map(|(_, by)| by);
+        complete.any(|id| declared_by.is_none_or(|by| !by.contains(id)))
+    }
 }
 
 /// Folds the claims of `input`. Their order does not matter.
@@ -56,7 +65,8 @@ pub fn merge(input: &Input<'_>) -> Desired {
                 continue;
             }
             if let Some(refusal) = claim.refuse(input.service, declared, input.now) {
-                desired.refused.entry(declared.grant.clone()).or_insert(refusal);
+                let entry = desired.refused.entry(declared.grant.clone());
+                entry.or_insert_with(|| (refusal, BTreeSet::new())).1.insert(intent.id.clone());
                 continue;
             }
             desired.listed.entry(declared.grant.clone()).or_default().insert(intent.id.clone());
@@ -65,7 +75,7 @@ pub fn merge(input: &Input<'_>) -> Desired {
             }
         }
         if claim.enforces() && intent.membership == Membership::Authoritative {
-            desired.authoritative.insert(intent.role);
+            desired.authoritative.entry(intent.role).or_default().insert(intent.id.clone());
         }
     }
     desired.refused.retain(|g, _| !desired.listed.contains_key(g));

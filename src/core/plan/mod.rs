@@ -384,7 +384,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
             },
         }
     }
-    for (grant, refusal) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
+    for (grant, (refusal, _)) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
         hold(Change::Grant, grant, WithheldReason::Guardrail(refusal.clone()));
     }
     let circumstances = diff::Circumstances {
@@ -394,7 +394,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
         now: input.now,
     };
     for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
-        let complete = desired.authoritative.contains(&grant.role);
+        let complete = desired.leaves_out(grant, desired.authoritative.get(&grant.role).into_iter().flatten());
         match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
             Verdict::Foreign => {}
             Verdict::Refused(refusal) => hold(Change::Leave, grant, WithheldReason::Guardrail(refusal)),
@@ -534,10 +534,10 @@ fn view_of(claim: &PolicyOnService, input: &Input<'_>, live: &BTreeSet<Grant>, d
         now: input.now,
     };
     // An audited or suspended policy is shown what it would do if it were enforced.
-    let complete = intent.membership == Membership::Authoritative;
+    let complete = (intent.membership == Membership::Authoritative).then_some(&intent.id);
     let mut view = View { missing: diff::missing(claim.grants_at(input.now), live), ..View::default() };
     for grant in unlisted.filter(|g| g.role == intent.role) {
-        match circumstances.judge(grant, complete, false) {
+        match circumstances.judge(grant, desired.leaves_out(grant, complete.into_iter()), false) {
             Verdict::Foreign | Verdict::Refused(_) => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());

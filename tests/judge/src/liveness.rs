@@ -97,7 +97,10 @@ impl Judge {
         // Members that IAM refuses are tried again, ever more rarely, and each try is written down.
         let retries: Vec<String> = end.services.keys().filter(|s| self.wants_refused(at, s, end)).map(ledger).collect();
         let made = |w: &str| w.starts_with("POST ") && w.contains("/invokerledgers?");
-        let is_retry = |w: &&String| !retries.is_empty() && (made(w) || retries.iter().any(|r| w.contains(r)));
+        // What a try finds out is told, too.
+        let told = |w: &str| w.starts_with("PATCH ") && w.contains("/status?");
+        let is_retry =
+            |w: &&String| !retries.is_empty() && (made(w) || told(w) || retries.iter().any(|r| w.contains(r)));
         let tries = quiet.kube_writes.iter().filter(is_retry).count();
         if tries > 40 * retries.len() {
             accuse(format!("{tries} writes for the sake of members that IAM refuses"));
@@ -129,8 +132,10 @@ impl Judge {
     /// Whether somebody wants a member on a service that IAM refuses.
     fn wants_refused(&self, at: Timestamp, service: &Service, end: &End) -> bool {
         let d = &self.store.declared;
-        let wanted =
-            d.on(service).filter(|p| p.acts() && !p.deleting).flat_map(|p| d.lists(p, at, self.settings.public));
+        let wanted = d.on(service).filter(|p| p.acts() && !p.deleting).flat_map(|p| {
+            let back = d.goes_back_to(p, service, at, self.settings.public);
+            back.unwrap_or_else(|| d.lists(p, at, self.settings.public))
+        });
         wanted.into_iter().any(|g| end.refused.contains(&g.member))
     }
 

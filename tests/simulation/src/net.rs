@@ -300,12 +300,14 @@ impl Cable {
     /// Carries a request there and its answer back.
     pub async fn carry(self: &Arc<Self>, side: Side, call: Call) -> Result<Carried, Broken> {
         self.awake().await;
+        // When the operator let it out of its hands: a process that is stopped from here on cannot take it back.
+        let handed = self.net.now();
         let n = self.calls.fetch_add(1, Ordering::Relaxed);
         self.crash_at(n, Moment::Before).await;
         let line = format!("{} {}", call.method, call.target);
         let harm = self.harm(side, n, &line);
         self.net.note(&format!("r{} {n:>5} > {line}{}", self.replica, self.net.shown(&call.body)));
-        let issued = self.issue(side, &call);
+        let issued = self.issue(side, &call, handed);
         let (mut there, mut back) = (self.latency(side, n, "there"), self.latency(side, n, "back"));
         let (mut carried_out, mut answered) = (true, true);
         match &harm {
@@ -376,7 +378,7 @@ impl Cable {
     }
 
     /// What the judge is to know of a request when it is sent.
-    fn issue(&self, side: Side, call: &Call) -> Issued {
+    fn issue(&self, side: Side, call: &Call, handed: Timestamp) -> Issued {
         let now = self.net.now();
         let asked = (side == Side::Run).then(|| asked(&call.path)).flatten();
         let mut shared = self.net.lock();
@@ -389,7 +391,7 @@ impl Cable {
             }
         }
         let known = shared.judge.known(self.replica, now);
-        Issued { at: now, known, asked }
+        Issued { at: handed, known, asked }
     }
 
     /// Tells the judge what a request for one object delivered: the object, or that it is gone.
