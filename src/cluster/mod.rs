@@ -79,6 +79,8 @@ pub enum StatusWrite {
     Written,
     /// The object would be larger than the store takes.
     TooLarge,
+    /// The policy is gone.
+    Gone,
 }
 
 /// The API server and etcd say it in different ways.
@@ -136,8 +138,9 @@ impl Cluster {
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         match self.within(api.patch_status(&id.name, &params, &Patch::Merge(patch))).await {
             Err(kube::Error::Api(s)) if is_too_large(&s) => Ok(StatusWrite::TooLarge),
-            Err(e) if !is_gone(&e) => Err(fault(e)),
-            _ => Ok(StatusWrite::Written),
+            Err(e) if is_gone(&e) => Ok(StatusWrite::Gone),
+            Err(e) => Err(fault(e)),
+            Ok(_) => Ok(StatusWrite::Written),
         }
     }
 

@@ -313,11 +313,15 @@ impl<C: CloudRun> Controller<C> {
         let label = match &written {
             Ok(StatusWrite::Written) => "ok",
             Ok(StatusWrite::TooLarge) => "too_large",
+            Ok(StatusWrite::Gone) => "gone",
             Err(fault) => fault.class.row().label,
         };
         self.metrics.status_writes_total.with_label_values(&[label]).inc();
-        if written? == StatusWrite::Written {
-            self.index.with(|i| i.set_status(&intent.id, SerializedStatus::of(&status)));
+        match written? {
+            StatusWrite::Written => self.index.with(|i| i.set_status(&intent.id, SerializedStatus::of(&status))),
+            // The watch says so later; nothing is asked on its behalf from now on.
+            StatusWrite::Gone => self.policy_deleted(&intent.id),
+            StatusWrite::TooLarge => {}
         }
         Ok(())
     }

@@ -682,7 +682,7 @@ impl Index {
     pub fn needs_finalizer(&self, record: &Record) -> bool {
         let intent = &record.intent;
         // Also one that would let go: whether it still does is seen when it is deleted, and not before.
-        !intent.deleting && (intent.revokes_on_delete() || self.owns_any(record))
+        !intent.deleting && (intent.enforces() || self.owns_any(record))
     }
 
     /// Whether any grant belongs to a policy.

@@ -168,11 +168,6 @@ impl Intent {
         self.mode == Mode::Enforce && !self.suspended
     }
 
-    /// Whether deleting the object takes grants away first, so that it needs the finalizer.
-    pub fn revokes_on_delete(&self) -> bool {
-        self.enforces() && self.on_delete == OnDelete::Revoke
-    }
-
     /// Whether what belongs to it is let go when it is deleted.
     pub fn retains(&self) -> bool {
         self.on_delete == OnDelete::Retain

@@ -9,6 +9,8 @@
 //! | [`world`] | a story played, and the verdict |
 //! | [`net`], [`cloud`], [`replica`] | what lies between the operator and the world; Google's SDK over it; one replica |
 //! | [`shrink`] | the shortest story that still breaks a promise |
+//! | [`corpus`] | stories that once broke a promise |
+//! | [`wrong`] | wrongs planted to see whether the judge sees them |
 //! | [`dice`] | randomness by name |
 #![allow(clippy::print_stdout, clippy::panic)]
 
@@ -21,3 +23,4 @@ pub mod replica;
 pub mod shrink;
 pub mod story;
 pub mod world;
+pub mod wrong;

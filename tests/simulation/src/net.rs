@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     body::Body,
-    http::{Method, Response, Uri},
+    http::{HeaderMap, Method, Response, StatusCode, Uri},
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::BoxStream};
@@ -30,6 +30,8 @@ use tokio::{
 use crate::{
     dice::Dice,
     story::{Crash, Harm, Moment, Side, Storm},
+    world::Run,
+    wrong::Wrong,
 };
 
 /// A client that waits longer than this for Google gave up.
@@ -67,19 +69,13 @@ pub struct Net {
     /// People and weather rest.
     pub calm: AtomicBool,
     keep_journal: bool,
+    wrong: Option<Wrong>,
     /// Requests to the store and policies go into the journal whole: SIMULATE_BODIES=1.
     bodies: bool,
 }
 
 impl Net {
-    pub fn new(
-        apis: Apis,
-        judge: Judge,
-        seed: u64,
-        storms: Vec<Storm>,
-        crashes: Vec<Crash>,
-        keep_journal: bool,
-    ) -> Arc<Self> {
+    pub fn new(apis: Apis, judge: Judge, seed: u64, storms: Vec<Storm>, crashes: Vec<Crash>, run: Run) -> Arc<Self> {
         let shared = Shared {
             judge,
             writes: Vec::new(),
@@ -101,7 +97,8 @@ impl Net {
             storms,
             crashes,
             calm: AtomicBool::new(false),
-            keep_journal,
+            keep_journal: run.journal,
+            wrong: run.wrong,
             bodies: std::env::var_os("SIMULATE_BODIES").is_some(),
         })
     }
@@ -298,12 +295,22 @@ impl Cable {
     }
 
     /// Carries a request there and its answer back.
-    pub async fn carry(self: &Arc<Self>, side: Side, call: Call) -> Result<Carried, Broken> {
+    pub async fn carry(self: &Arc<Self>, side: Side, mut call: Call) -> Result<Carried, Broken> {
         self.awake().await;
         // When the operator let it out of its hands: a process that is stopped from here on cannot take it back.
         let handed = self.net.now();
         let n = self.calls.fetch_add(1, Ordering::Relaxed);
         self.crash_at(n, Moment::Before).await;
+        if let Some(wrong) = self.net.wrong {
+            let before = match asked(&call.path) {
+                Some(Asked::Service(s)) => self.net.real(&s).map(|r| r.policy),
+                _ => None,
+            };
+            if let Some(heard) = wrong.distort(&mut call, n, before.as_ref()) {
+                let (headers, body) = (HeaderMap::new(), Bytes::from(heard.to_string()));
+                return Ok(Carried::Whole(Answer { status: 200, headers, body }));
+            }
+        }
         let line = format!("{} {}", call.method, call.target);
         let harm = self.harm(side, n, &line);
         self.net.note(&format!("r{} {n:>5} > {line}{}", self.replica, self.net.shown(&call.body)));
@@ -395,14 +402,12 @@ impl Cable {
     }
 
     /// Tells the judge what a request for one object delivered: the object, or that it is gone.
-    fn deliver_one(&self, line: &str, status: axum::http::StatusCode, body: &Bytes) {
+    fn deliver_one(&self, line: &str, status: StatusCode, body: &Bytes) {
         let Some((kind, namespace, name)) = named_by(line).filter(|_| line.starts_with("GET ")) else { return };
         let (object, gone) = match serde_json::from_slice::<Value>(body) {
             // Metadata alone says nothing of what is declared.
             Ok(object) if status.is_success() && object["kind"] != "PartialObjectMetadata" => (object, false),
-            _ if status == axum::http::StatusCode::NOT_FOUND => {
-                (json!({"metadata": {"namespace": namespace, "name": name}}), true)
-            }
+            _ if status == StatusCode::NOT_FOUND => (json!({"metadata": {"namespace": namespace, "name": name}}), true),
             _ => return,
         };
         self.net.lock().judge.tell(self.replica, self.net.now(), Delivery::Object { kind, object, gone });

@@ -19,6 +19,7 @@ use crate::{
     net::{Cable, Net},
     replica::{HOME, LEASE, Replica},
     story::{Action, Agreement, Moment, Setup, Story, What, parts},
+    wrong::Wrong,
 };
 
 /// Everything begins at this moment.
@@ -48,6 +49,8 @@ pub struct Report {
 pub struct Run {
     /// The journal is kept, not only its hash.
     pub journal: bool,
+    /// The operator is made to do this wrong.
+    pub wrong: Option<Wrong>,
 }
 
 /// The kinds of the operator, compiled once for all worlds.
@@ -114,8 +117,7 @@ impl World {
             protected: "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into(),
             lease: LEASE.into(),
         };
-        let net =
-            Net::new(apis, Judge::new(settings), story.seed, story.weather.clone(), story.crashes.clone(), run.journal);
+        let net = Net::new(apis, Judge::new(settings), story.seed, story.weather.clone(), story.crashes.clone(), run);
         for ns in [HOME, "team-a", "team-b"] {
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ns}});
             net.person(Method::POST, "/api/v1/namespaces", "application/json", &object).await;

@@ -83,7 +83,7 @@ fn show(story: &Story, args: &Args) -> i32 {
     let first = play(story, Run::default());
     let broken = first.violations.first().filter(|_| !args.whole);
     let story = broken.map_or_else(|| story.clone(), |v| shrink::shrink(story, v.rule, 400));
-    let report = play(&story, Run { journal: true });
+    let report = play(&story, Run { journal: true, ..Run::default() });
     for line in &report.journal {
         println!("{line}");
     }
