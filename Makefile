@@ -12,7 +12,7 @@ MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
 CYCLONEDX_VERSION := 0.5.7
 
-.PHONY: help demo test worlds simulate unit bench lint fmt crds docs book chart alerts picture browser fuzz image sbom e2e verify tools clean
+.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture browser fuzz image sbom e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: tools ## Everything: units, properties, goldens, scenarios, faults, real c
 
 worlds: ## The fixed part of the simulation: first worlds, stories that once broke a promise, planted wrongs (within three minutes)
 	$(CARGO) test --profile simulate -p simulation --test worlds -- --nocapture --test-threads 2
+
+sweeps: ## A crash after each request, each answer lost, each change heard late, over every scenario: STEP=10 takes every tenth
+	$(CARGO) run --quiet --profile simulate -p simulation -- --sweeps $(or $(STEP),1)
 
 simulate: ## The whole operator in simulated worlds, judged: SEEDS=2000, or SEED=7 for the story and the journal of one
 	$(CARGO) run --quiet --profile simulate -p simulation -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000))

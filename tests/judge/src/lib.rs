@@ -117,8 +117,8 @@ pub struct Judge {
     outside: BTreeMap<(Service, Grant), Timestamp>,
     /// What the operator last read of a service: which replica, when and what.
     read: BTreeMap<Service, (usize, Timestamp, BTreeSet<Grant>)>,
-    /// When a replica last wrote a status.
-    wrote_status: BTreeMap<usize, Timestamp>,
+    /// When a status last told of a service.
+    told_of: BTreeMap<Service, Timestamp>,
     /// When a declaration was last changed.
     declared_at: Timestamp,
     corrections: Vec<Timestamp>,
@@ -147,7 +147,7 @@ impl Judge {
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
             read: BTreeMap::new(),
-            wrote_status: BTreeMap::new(),
+            told_of: BTreeMap::new(),
             declared_at: Timestamp::MIN,
             corrections: Vec::new(),
             violations: Vec::new(),
@@ -161,8 +161,9 @@ impl Judge {
     /// A replica begins, and knows nothing.
     pub fn begins(&mut self, replica: usize, identity: &str) {
         // What it saw and told nobody is lost.
-        let told = self.wrote_status.get(&replica).copied().unwrap_or(Timestamp::MIN);
-        self.read.retain(|_, (by, at, _)| *by != replica || *at < told);
+        let told_of = &self.told_of;
+        let was_told = |s: &Service, at: Timestamp| told_of.get(s).is_some_and(|told| at < *told);
+        self.read.retain(|s, (by, at, _)| *by != replica || was_told(s, *at));
         self.told.insert(replica, Told::default());
         self.identities.insert(replica, identity.to_owned());
     }
@@ -242,8 +243,12 @@ impl Judge {
         if !same {
             self.declared_at = at;
         }
-        if let By::Replica(replica) = by {
-            self.wrote_status.insert(replica, at);
+        if let By::Replica(_) = by {
+            for s in object["status"]["services"].as_array().into_iter().flatten() {
+                let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+                let service = (text(&object["spec"]["project"]), text(&s["region"]), text(&s["name"]));
+                self.told_of.insert(service, at);
+            }
             self.note_approvals(key, object);
         }
         self.statuses.insert(key.clone(), object["status"].clone());

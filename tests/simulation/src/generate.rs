@@ -533,7 +533,7 @@ fn weather(dice: &Dice, length_ms: u64) -> Vec<Storm> {
             Side::Kube => kube_harm(&mut d),
             Side::Run => run_harm(&mut d),
         };
-        storms.push(Storm { from_ms, to_ms, side, only: only.into(), replica: None, percent, harm });
+        storms.push(Storm { from_ms, to_ms, side, only: only.into(), replica: None, nth: None, percent, harm });
     }
     storms
 }

@@ -275,6 +275,7 @@ impl Cable {
             let hit = s.side == side
                 && (s.from_ms..s.to_ms).contains(&at)
                 && s.replica.is_none_or(|r| r == self.replica)
+                && s.nth.is_none_or(|nth| nth == n)
                 && line.contains(&s.only)
                 && self.net.dice.roll(&format!("storm {i} of replica {}", self.replica), n) * 100.0
                     < f64::from(s.percent);

@@ -168,6 +168,9 @@ pub struct Storm {
     /// Only requests whose method and path contain this; all if empty.
     pub only: String,
     pub replica: Option<usize>,
+    /// Only this request of a replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nth: Option<u64>,
     /// How many of the requests are hurt, in percent.
     pub percent: u8,
     pub harm: Harm,

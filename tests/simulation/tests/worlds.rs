@@ -11,7 +11,7 @@ use simulation::{
 };
 
 /// Seeds in which a planted wrong has to be found.
-const SEEDS_FOR_A_WRONG: u64 = 60;
+const SEEDS_FOR_A_WRONG: u64 = 400;
 
 #[test]
 fn the_first_worlds_keep_every_promise() {

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -16,6 +16,7 @@ use simulation::{
     corpus::{self, Case},
     generate, shrink,
     story::Story,
+    sweep::{self, Sweep},
     world::{Report, Run, play},
 };
 
@@ -34,6 +35,9 @@ struct Args {
     /// One story from a file of the corpus.
     #[arg(long)]
     story: Option<PathBuf>,
+    /// The three sweeps over every scenario, at every so many requests.
+    #[arg(long)]
+    sweeps: Option<usize>,
     /// Goes on after a failure, to see how many there are.
     #[arg(long)]
     keep_going: bool,
@@ -76,7 +80,42 @@ fn main() {
     if let Some(story) = one {
         std::process::exit(show(&story, &args));
     }
+    if let Some(step) = args.sweeps {
+        std::process::exit(sweeps(step.max(1), args.threads));
+    }
     std::process::exit(many(&args));
+}
+
+fn sweeps(step: usize, threads: usize) -> i32 {
+    let mut failed = 0;
+    for (name, story) in sweep::scenarios() {
+        let base = play(&story, Run { journal: true, ..Run::default() });
+        if let Some(v) = base.violations.first() {
+            println!("{name}: as it is: {v}");
+            failed += 1;
+            continue;
+        }
+        let requests = base.journal.iter().filter(|l| l.contains("  r0 ") && l.contains(" > ")).count() as u64;
+        let all = Sweep::all(&story, requests.min(400), step);
+        let (next, broken) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(sweep) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let report = play(&sweep.over(&story), Run::default());
+                        if let Some(v) = report.violations.first() {
+                            broken.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{sweep:?}: {v}"));
+                        }
+                    }
+                });
+            }
+        });
+        let broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);
+        println!("{name}: {} worlds over {requests} requests, {} failed", all.len(), broken.len());
+        broken.iter().take(3).for_each(|b| println!("  {b}"));
+        failed += broken.len();
+    }
+    i32::from(failed > 0)
 }
 
 fn show(story: &Story, args: &Args) -> i32 {
