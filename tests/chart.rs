@@ -13,7 +13,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
 use run_invoker::{
-    api::{self, ChangePhase, InvokerChange, InvokerGuardrail, InvokerPolicy, OUTCOME_LABEL, ROLLBACK},
+    api::{self, ChangePhase, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, OUTCOME_LABEL, ROLLBACK},
     config::Args,
     controller::audit_events::EventOptions,
 };
@@ -320,6 +320,13 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     policies.delete("web", &DeleteParams::default()).await.unwrap();
     eventually(Duration::from_secs(10), "gone", || async {
         let left = policies.get_opt("web").await.map_err(|e| e.to_string())?;
+        if left.is_none() { Ok(()) } else { Err("still there".into()) }
+    })
+    .await;
+    // Its ledger remembers nothing but corrections now, and goes after it.
+    let ledgers: Api<InvokerLedger> = Api::all(client.clone());
+    eventually(Duration::from_secs(10), "its ledger is gone", || async {
+        let left = ledgers.get_opt("acme-prod.europe-west1.web").await.map_err(|e| e.to_string())?;
         if left.is_none() { Ok(()) } else { Err("still there".into()) }
     })
     .await;
