@@ -212,7 +212,7 @@ pub struct ChangeGrant {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeOutcome {
-    /// Pending until the IAM policy was read back.
+    /// How far it came. Pending is what versions before 0.2 wrote before they asked IAM.
     pub phase: ChangePhase,
     /// More in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -51,7 +51,10 @@ impl Grant {
     }
 
     pub fn is_public(&self) -> bool {
+        // All identities of a pool are whoever its providers let in; all service accounts of an organization, whoever makes one.
         matches!(self.member.as_str(), "allUsers" | "allAuthenticatedUsers")
+            || (self.member.starts_with("principalset:") || self.member.starts_with("principalSet:"))
+                && (self.member.ends_with("/*") || self.member.contains("/type/"))
     }
 }
 

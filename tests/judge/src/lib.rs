@@ -114,7 +114,7 @@ pub struct Judge {
     held_alone: BTreeSet<Service>,
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
-    outside: BTreeMap<(Service, Grant), Timestamp>,
+    outside: BTreeMap<(Service, Grant), Outside>,
     /// What the operator last read of a service: which replica, when and what.
     read: BTreeMap<Service, (usize, Timestamp, BTreeSet<Grant>)>,
     /// When a status last told of a service.
@@ -123,6 +123,14 @@ pub struct Judge {
     declared_at: Timestamp,
     corrections: Vec<Timestamp>,
     pub violations: Vec<Violation>,
+}
+
+/// A change of somebody outside to what the operator had seen as declared.
+#[derive(Clone, Copy, Debug)]
+struct Outside {
+    at: Timestamp,
+    seen_by: usize,
+    seen_at: Timestamp,
 }
 
 /// Namespace and name.
@@ -164,6 +172,7 @@ impl Judge {
         let told_of = &self.told_of;
         let was_told = |s: &Service, at: Timestamp| told_of.get(s).is_some_and(|told| at < *told);
         self.read.retain(|s, (by, at, _)| *by != replica || was_told(s, *at));
+        self.outside.retain(|(s, _), o| o.seen_by != replica || was_told(s, o.seen_at));
         self.told.insert(replica, Told::default());
         self.identities.insert(replica, identity.to_owned());
     }
@@ -335,11 +344,13 @@ impl Judge {
         let (was, is) = (grants(before), grants(after));
         for grant in was.symmetric_difference(&is) {
             // What the operator has not seen as declared yet, it cannot know to be somebody else's doing.
-            let seen = self.read.get(service).is_some_and(|(_, when, grants)| {
-                *when >= self.declared_at && grants.contains(grant) == was.contains(grant)
-            });
-            if seen {
-                self.outside.insert((service.clone(), grant.clone()), at);
+            let seen = self
+                .read
+                .get(service)
+                .filter(|(_, when, grants)| *when >= self.declared_at && grants.contains(grant) == was.contains(grant));
+            if let Some((seen_by, seen_at, _)) = seen {
+                let outside = Outside { at, seen_by: *seen_by, seen_at: *seen_at };
+                self.outside.insert((service.clone(), grant.clone()), outside);
             }
         }
         self.records.others_changed(service, at, was.symmetric_difference(&is).cloned().collect());

@@ -222,7 +222,7 @@ impl Judge {
         for g in change.added.iter().chain(&change.removed) {
             let key = (w.service.clone(), g.clone());
             let Some(changed) = self.outside.remove(&key) else { continue };
-            if self.declared_at >= changed {
+            if self.declared_at >= changed.at {
                 // Somebody declared something since: it may be that.
                 self.fights.remove(&key);
                 continue;

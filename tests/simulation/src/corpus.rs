@@ -34,9 +34,13 @@ pub fn load(path: &Path) -> Case {
 
 /// Keeps one.
 pub fn save(name: &str, case: &Case) {
-    let path = folder().join(format!("{name}.json"));
+    write(&folder().join(format!("{name}.json")), case);
+}
+
+/// Writes one to a file.
+pub fn write(path: &Path, case: &Case) {
     let text = serde_json::to_string_pretty(case).unwrap_or_default() + "\n";
-    std::fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
 /// All of them, by name.

@@ -38,6 +38,9 @@ struct Args {
     /// The three sweeps over every scenario, at every so many requests.
     #[arg(long)]
     sweeps: Option<usize>,
+    /// Only scenarios whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
     /// Goes on after a failure, to see how many there are.
     #[arg(long)]
     keep_going: bool,
@@ -81,14 +84,14 @@ fn main() {
         std::process::exit(show(&story, &args));
     }
     if let Some(step) = args.sweeps {
-        std::process::exit(sweeps(step.max(1), args.threads));
+        std::process::exit(sweeps(step.max(1), &args));
     }
     std::process::exit(many(&args));
 }
 
-fn sweeps(step: usize, threads: usize) -> i32 {
+fn sweeps(step: usize, args: &Args) -> i32 {
     let mut failed = 0;
-    for (name, story) in sweep::scenarios() {
+    for (name, story) in sweep::scenarios().into_iter().filter(|(n, _)| n.contains(&args.only)) {
         let base = play(&story, Run { journal: true, ..Run::default() });
         if let Some(v) = base.violations.first() {
             println!("{name}: as it is: {v}");
@@ -99,11 +102,18 @@ fn sweeps(step: usize, threads: usize) -> i32 {
         let all = Sweep::all(&story, requests.min(400), step);
         let (next, broken) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
-            for _ in 0..threads {
+            for _ in 0..args.threads {
                 scope.spawn(|| {
                     while let Some(sweep) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let report = play(&sweep.over(&story), Run::default());
                         if let Some(v) = report.violations.first() {
+                            let case = Case {
+                                seed: None,
+                                rule: v.rule.to_owned(),
+                                found: format!("{sweep:?} over {name}: {v}"),
+                                story: sweep.over(&story),
+                            };
+                            corpus::write(&PathBuf::from(format!("target/{name}-{sweep:?}.json")), &case);
                             broken.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{sweep:?}: {v}"));
                         }
                     }
