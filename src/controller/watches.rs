@@ -224,6 +224,9 @@ impl<C: CloudRun> Controller<C> {
 
     fn ledger_applied(&self, ledger: &InvokerLedger) {
         let service = service_of(&ledger.spec);
+        // The event of our own write can be here before its answer; and whoever writes sees that somebody else did. Asked
+        // before the ledger is taken in: a round that ends in between has made it known.
+        let is_running = self.queue.is_running(&service);
         let (is_news, corrections) = self.index.with(|i| {
             let is_news = i.apply_ledger(ledger);
             (is_news, if is_news { i.ledgers().corrections_of(&service) } else { BTreeSet::new() })
@@ -232,8 +235,7 @@ impl<C: CloudRun> Controller<C> {
             return;
         }
         if self.works_on(&service.project) {
-            // The event of our own write can be here before its answer; and whoever writes sees that somebody else did.
-            if !self.queue.is_running(&service) {
+            if !is_running {
                 tracing::debug!(%service, "a ledger was changed by somebody else");
                 self.queue.add(&service, Priority::Drift);
             }

@@ -1,1 +1,113 @@
+//! The index as a whole: whose a grant is, what is left behind, and what comes late.
 
+use std::{collections::BTreeSet, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::Index;
+use crate::{
+    api::InvokerPolicy,
+    iam::{Grant, Principal, Role, RunService},
+    intent::{Limits, PolicyId},
+    ledger::{Ledger, Version},
+    plan::OwnerState,
+};
+
+fn service() -> RunService {
+    RunService::new("acme-prod", "europe-west1", "web")
+}
+
+fn grant() -> Grant {
+    Grant::new(Principal::from_live("user:a@acme.com"), Role::Invoker)
+}
+
+fn policy(name: &str, generation: i64, spec: &Value) -> InvokerPolicy {
+    let mut object = json!({
+        "apiVersion": "run-invoker.dev/v1alpha1",
+        "kind": "InvokerPolicy",
+        "metadata": {"namespace": "team-a", "name": name, "uid": name, "generation": generation},
+        "spec": {
+            "project": "acme-prod",
+            "mode": "Enforce",
+            "services": [{"name": "web", "region": "europe-west1"}],
+            "invokers": [{"member": "user:a@acme.com"}],
+        },
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        object["spec"][key] = value.clone();
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+fn id(name: &str) -> PolicyId {
+    PolicyId { namespace: "team-a".into(), name: name.into(), uid: name.into() }
+}
+
+fn owned_by(names: &[&str]) -> Ledger {
+    let owners: BTreeSet<PolicyId> = names.iter().map(|n| id(n)).collect();
+    Ledger { lines: [(grant(), owners)].into(), ..Ledger::default() }
+}
+
+fn index(ledger: &Ledger) -> Index {
+    let mut index = Index::new(Limits::default());
+    index.set_ledger(&service(), ledger, Version::new("10"));
+    index
+}
+
+fn state(index: &Index, name: &str) -> Option<OwnerState> {
+    index.owners(&service()).get(&grant())?.get(&id(name)).copied()
+}
+
+#[test]
+fn a_policy_that_means_the_service_acts_and_one_that_rests_keeps_what_it_has() {
+    let mut index = index(&owned_by(&["p"]));
+    index.apply_policy(&policy("p", 1, &json!({})), Duration::ZERO);
+    assert_eq!(state(&index, "p"), Some(OwnerState::Acting));
+    index.apply_policy(&policy("p", 2, &json!({"suspend": true})), Duration::ZERO);
+    assert_eq!(state(&index, "p"), Some(OwnerState::Resting));
+    index.apply_policy(&policy("p", 3, &json!({"mode": "Audit"})), Duration::ZERO);
+    assert_eq!(state(&index, "p"), Some(OwnerState::Resting));
+}
+
+#[test]
+fn a_service_that_a_policy_names_no_more_is_left_behind_until_nothing_belongs_to_it() {
+    let mut index = index(&owned_by(&["p"]));
+    index.apply_policy(&policy("p", 1, &json!({})), Duration::ZERO);
+    let elsewhere = json!({"services": [{"name": "api", "region": "europe-west1"}]});
+    let (_, effect) = index.apply_policy(&policy("p", 2, &elsewhere), Duration::ZERO);
+    assert!(effect.services.contains(&service()), "{effect:?}");
+    assert!(matches!(state(&index, "p"), Some(OwnerState::Leaving(_))));
+    assert_eq!(index.left_behind(), [service()]);
+    index.erase_ledger(&service(), Version::new("10"));
+    assert!(index.left_behind().is_empty());
+}
+
+#[test]
+fn a_policy_that_retains_rests_while_it_goes_and_lets_go_once_it_is_gone() {
+    let mut index = index(&owned_by(&["p"]));
+    let mut going = policy("p", 1, &json!({"onDelete": "Retain"}));
+    going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-11-24T12:00:00Z")).unwrap();
+    index.apply_policy(&going, Duration::ZERO);
+    assert_eq!(state(&index, "p"), Some(OwnerState::Resting));
+    let effect = index.remove_policy(&id("p"));
+    assert!(effect.services.contains(&service()));
+    assert_eq!(state(&index, "p"), Some(OwnerState::LetGo));
+}
+
+#[test]
+fn what_is_nobodys_is_looked_at_unless_somebody_lists_it_for_good() {
+    let mut index = index(&owned_by(&[]));
+    assert!(index.is_left_behind(&service()));
+    index.apply_policy(&policy("p", 1, &json!({"suspend": true})), Duration::ZERO);
+    assert!(!index.is_left_behind(&service()));
+}
+
+#[test]
+fn an_older_state_of_a_ledger_does_not_come_back() {
+    let mut index = index(&owned_by(&["p"]));
+    let mut late = crate::ledger::to_object(&service(), &owned_by(&["older"]), Some(&Version::new("9")));
+    assert!(!index.apply_ledger(&late));
+    late.metadata.resource_version = Some("11".into());
+    assert!(index.apply_ledger(&late));
+    assert!(!index.remove_ledger(&service(), &Version::new("10")), "gone in a state that is older than the one known");
+}
