@@ -34,6 +34,8 @@ use crate::{
     status::{Applied, Drift},
 };
 
+/// How soon a service is looked at again while the end of a write is unknown.
+const UNANSWERED: Duration = Duration::from_secs(60);
 /// Writes to IAM in one round; what is left is another round.
 const MAX_WRITES: u32 = 4;
 /// Times that somebody else may be faster before a service goes back into the line.
@@ -187,6 +189,9 @@ impl<C: CloudRun> Controller<C> {
         let asks = |c: &&PolicyOnService| !c.intent.suspended || c.intent.deleting;
         let asking = inputs.claims.iter().filter(asks).map(|c| c.intent.interval);
         let interval = asking.min().or(inputs.left_behind.then_some(DEFAULT_INTERVAL));
+        // A write without an answer is settled soon, also where nobody asks for anything any more.
+        let is_pending = self.index.with(|i| i.ledgers().is_pending(service));
+        let interval = if is_pending { interval.map(|i| i.min(UNANSWERED)) } else { interval };
         if let Some(interval) = interval {
             let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));

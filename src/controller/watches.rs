@@ -91,7 +91,8 @@ impl<C: CloudRun> Controller<C> {
             if is_settled {
                 // What its deletion had to revoke is revoked and read back already. A ledger that only remembers
                 // corrections by now is to go, and that takes no look.
-                effect.services.retain(|s| !index.policies().means(s) && index.ledgers().is_bare(s));
+                let is_open = |s: &RunService| index.ledgers().is_bare(s) || index.ledgers().is_pending(s);
+                effect.services.retain(|s| !index.policies().means(s) && is_open(s));
             }
             effect
         });
