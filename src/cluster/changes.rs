@@ -8,7 +8,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Cluster, exists, fault, is_gone};
+use super::{Cluster, exists, fault, if_there, is_gone};
 use crate::{
     api::{ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, POLICY_LABEL_PREFIX},
     fault::Fault,
@@ -88,7 +88,7 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn change(&self, namespace: &str, name: &str) -> Result<Option<Result<InvokerChange, String>>, Fault> {
         let api: Api<DeserializeGuard<InvokerChange>> = Api::namespaced(self.client.clone(), namespace);
-        let found = self.within(api.get_opt(name)).await.map_err(fault)?;
+        let found = if_there(self.within(api.get(name)).await)?;
         Ok(found.map(|guard| guard.0.map_err(|invalid| invalid.error.to_string())))
     }
 

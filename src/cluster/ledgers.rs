@@ -6,7 +6,7 @@ use kube::{
     core::DeserializeGuard,
 };
 
-use super::{Cluster, fault};
+use super::{Cluster, fault, if_there, is_gone};
 use crate::{
     api::{FIELD_MANAGER, InvokerLedger},
     fault::Fault,
@@ -68,7 +68,7 @@ impl Cluster {
             let params = DeleteParams::default().preconditions(preconditions);
             return match self.within(api.delete(&name, &params)).await {
                 Ok(_) => Ok(LedgerWrite::Deleted),
-                Err(kube::Error::Api(s)) if s.code == 404 => Ok(LedgerWrite::Deleted),
+                Err(e) if is_gone(&e) => Ok(LedgerWrite::Deleted),
                 Err(kube::Error::Api(s)) if s.code == 409 => Ok(LedgerWrite::Conflict),
                 Err(e) => Err(fault(e)),
             };
@@ -85,9 +85,8 @@ impl Cluster {
                 Ok(LedgerWrite::Written(Version::new(&version)))
             }
             // Somebody deleted what was to be replaced, or made what was to be made.
-            Err(kube::Error::Api(s)) if s.code == 409 || (s.code == 404 && known.is_some()) => {
-                Ok(LedgerWrite::Conflict)
-            }
+            Err(e) if known.is_some() && is_gone(&e) => Ok(LedgerWrite::Conflict),
+            Err(kube::Error::Api(s)) if s.code == 409 => Ok(LedgerWrite::Conflict),
             Err(e) => Err(fault(e)),
         }
     }
@@ -98,7 +97,7 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn read_ledger(&self, service: &RunService) -> Result<StoredLedger, Fault> {
         let api: Api<DeserializeGuard<InvokerLedger>> = self.ledgers();
-        let found = self.within(api.get_opt(&name(service))).await.map_err(fault)?;
+        let found = if_there(self.within(api.get(&name(service))).await)?;
         Ok(match found {
             None => StoredLedger::Absent,
             Some(DeserializeGuard(Ok(object))) => StoredLedger::Present(Box::new(object)),

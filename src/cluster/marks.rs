@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Cluster, exists, fault, is_gone};
+use super::{Cluster, exists, fault, if_there, is_gone};
 use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON},
     fault::Fault,
@@ -39,7 +39,7 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn circuit_mark(&self) -> Result<Option<CircuitMark>, Fault> {
-        let lease = self.within(self.leases().get_opt(&self.circuit)).await.map_err(fault)?;
+        let lease = if_there(self.within(self.leases().get(&self.circuit)).await)?;
         Ok(lease.map(|l| {
             let spec = l.spec.unwrap_or_default();
             let since = spec.acquire_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0);

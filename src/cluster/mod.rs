@@ -94,8 +94,19 @@ fn exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason == "AlreadyExists")
 }
 
+/// Whether the API server says that an object is not there. 404 alone does not say so, and kube takes it for that (its
+/// `get_opt` too): a proxy's page is about something else.
 fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(s) if s.code == 404)
+    matches!(error, kube::Error::Api(s) if s.code == 404 && s.reason == "NotFound")
+}
+
+/// What was asked for, if it is there.
+fn if_there<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, Fault> {
+    match answer {
+        Ok(object) => Ok(Some(object)),
+        Err(e) if is_gone(&e) => Ok(None),
+        Err(e) => Err(fault(e)),
+    }
 }
 
 impl Cluster {
@@ -170,7 +181,7 @@ impl Cluster {
     ) -> Result<FinalizerWrite, Fault> {
         let api = self.policies(id);
         for _ in 0..5 {
-            let meta = match self.within(api.get_metadata_opt(&id.name)).await.map_err(fault)? {
+            let meta = match if_there(self.within(api.get_metadata(&id.name)).await)? {
                 Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
                 // Gone, or another object under the name: nothing of ours is there to change.
                 _ => return Ok(FinalizerWrite::Gone),
@@ -262,5 +273,23 @@ impl Cluster {
         let count = self.within(api.get(&name)).await.map_err(fault)?.series.map_or(1, |s| s.count);
         let series = json!({"series": {"count": count + 1, "lastObservedTime": MicroTime(now)}});
         self.within(api.patch(&name, &PatchParams::default(), &Patch::Merge(series))).await.map(|_| ()).map_err(fault)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn only_the_api_servers_own_words_say_that_something_is_or_is_not_there() {
+        let error = |code, reason: &str| kube::Error::Api(Status::failure("", reason).with_code(code).boxed());
+        assert!(is_gone(&error(404, "NotFound")));
+        assert!(!is_gone(&error(404, "Failed to parse error data")), "a page that is no document of the API server");
+        assert!(!is_gone(&error(404, "")));
+        assert!(exists(&error(409, "AlreadyExists")) && !exists(&error(409, "Conflict")));
+        assert!(matches!(if_there::<()>(Err(error(404, "NotFound"))), Ok(None)));
+        assert!(if_there::<()>(Err(error(404, "Failed to parse error data"))).is_err());
     }
 }

@@ -197,8 +197,9 @@ impl<C: CloudRun> Controller<C> {
                 Change::Deleted(ledger) => {
                     let service = service_of(&ledger.spec);
                     let version = ledger.metadata.resource_version.as_deref().unwrap_or_default();
+                    let is_running = self.queue.is_running(&service);
                     let is_news = self.index.with(|i| i.remove_ledger(&service, &Version::new(version)));
-                    if is_news && !self.queue.is_running(&service) {
+                    if is_news && !is_running {
                         self.ask([&service], Priority::Drift);
                     }
                 }

@@ -23,7 +23,7 @@ pub struct PlanInputs {
     /// The ledger's version in the store; none: there is no object.
     pub version: Option<Version>,
     pub owners: BTreeMap<Grant, Owners>,
-    /// Hashes of plans that somebody agreed to.
+    /// Hashes of plans that somebody agreed to on the ledger.
     pub approvals: BTreeSet<Arc<str>>,
     pub info: Option<ServiceInfo>,
     pub unanswered: UnansweredSelectors,

@@ -140,10 +140,9 @@ impl Index {
         if intent.deleting {
             // Frozen, nobody may take anything away either.
             return match record.terms().frozen() {
-                // Until it is gone the spec can still be changed.
-                _ if intent.retains() => OwnerState::Resting,
-                Some(_) => OwnerState::Resting,
-                None => OwnerState::Leaving(RevokeCause::PolicyDeleted),
+                None if !intent.retains() => OwnerState::Leaving(RevokeCause::PolicyDeleted),
+                // Until one that retains is gone its spec can still be changed.
+                _ => OwnerState::Resting,
             };
         }
         if !intent.enforces() || self.stopped(record).is_some() || self.may_select(record, service) {

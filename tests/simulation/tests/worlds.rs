@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use simulation::{
     corpus, generate,
+    story::{Harm, Side, Storm},
     world::{Run, play},
     wrong::Wrong,
 };
@@ -42,6 +43,32 @@ fn stories_that_broke_a_promise_break_none_any_more() {
         let report = play(&case.story, Run::default());
         let broken = report.violations.first();
         assert!(broken.is_none(), "{name} ({}): {broken:?}\n{}", case.found, case.story);
+    }
+}
+
+/// Whatever stands before the API server can say 404, and means nothing by it.
+#[test]
+fn a_proxys_page_is_no_proof_that_an_object_is_gone() {
+    for seed in 1..=24 {
+        let mut story = generate::story(seed);
+        let page = Harm::Refused { status: 404, body: "<html>no such host</html>".into(), headers: vec![] };
+        for only in ["/invokerpolicies/", "/invokerledgers/", "/leases/"] {
+            let (from_ms, to_ms) = (1_000, 60_000);
+            let (side, only) = (Side::Kube, only.to_owned());
+            story.weather.push(Storm {
+                from_ms,
+                to_ms,
+                side,
+                only,
+                replica: None,
+                nth: None,
+                percent: 40,
+                harm: page.clone(),
+            });
+        }
+        let report = play(&story, Run::default());
+        let broken = report.violations.first();
+        assert!(broken.is_none(), "seed {seed}: {broken:?}");
     }
 }
 
