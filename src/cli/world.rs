@@ -276,8 +276,12 @@ impl ClusterSnapshot {
         for (project, result) in listings {
             self.index.apply_listing(&project, 1, result);
         }
-        let services: Vec<RunService> =
-            self.index.services().into_iter().filter(|s| PlanInputs::of(s, &self.index).wants_a_look()).collect();
+        let services: Vec<RunService> = self
+            .index
+            .services()
+            .into_iter()
+            .filter(|s| PlanInputs::of(s, &self.index).wants_a_look(self.now))
+            .collect();
         let bar = progress("reading IAM", services.len());
         self.live = futures::stream::iter(services)
             .map(|service| async move {

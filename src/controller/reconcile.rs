@@ -36,6 +36,8 @@ use crate::{
 
 /// How soon a service is looked at again while the end of a write is unknown.
 const UNANSWERED: Duration = Duration::from_secs(60);
+/// Nothing is planned for later than this; what comes later is planned anew.
+const FAR: Duration = Duration::from_secs(86_400);
 /// Writes to IAM in one round; what is left is another round.
 const MAX_WRITES: u32 = 4;
 /// Times that somebody else may be faster before a service goes back into the line.
@@ -132,6 +134,7 @@ impl<C: CloudRun> Controller<C> {
         match &result {
             Ok(None) => {
                 self.queue.forget(&service);
+                self.come_back_to_what_ends(&service);
             }
             Ok(Some(found)) if found.waits => {}
             Ok(Some(found)) => {
@@ -181,6 +184,13 @@ impl<C: CloudRun> Controller<C> {
         self.breaker.wait(service, waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen));
     }
 
+    /// Nobody asks for a look now. Where what is nobody's ends by itself, somebody has to take it away then.
+    fn come_back_to_what_ends(&self, service: &RunService) {
+        let Some(from) = self.index.with(|i| i.left_behind_from(service)) else { return };
+        let wait = Duration::try_from(from.duration_since(self.now())).unwrap_or_default();
+        self.queue.add_at(service, Priority::Declared, Instant::now() + wait.min(FAR) + Duration::from_millis(100));
+    }
+
     /// Sets when a service is looked at next: its slot, the end of a grant, another try of a refused member, or the next
     /// turn in a fight.
     fn schedule(&self, inputs: &PlanInputs, rest: &Plan) {
@@ -188,7 +198,7 @@ impl<C: CloudRun> Controller<C> {
         let (now, instant) = (self.now(), Instant::now());
         let asks = |c: &&PolicyOnService| !c.intent.suspended || c.intent.deleting;
         let asking = inputs.claims.iter().filter(asks).map(|c| c.intent.interval);
-        let interval = asking.min().or(inputs.left_behind.then_some(DEFAULT_INTERVAL));
+        let interval = asking.min().or(inputs.is_left_behind(now).then_some(DEFAULT_INTERVAL));
         // A write without an answer is settled soon, also where nobody asks for anything any more.
         let is_pending = self.index.with(|i| i.ledgers().is_pending(service));
         let interval = if is_pending { interval.map(|i| i.min(UNANSWERED)) } else { interval };
@@ -196,6 +206,8 @@ impl<C: CloudRun> Controller<C> {
             let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
             self.queue.add_at(service, Priority::Periodic, instant + wait);
+        } else {
+            self.come_back_to_what_ends(service);
         }
         let expiry = inputs.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
         let fight = rest.withheld.iter().filter_map(|w| match &w.why {
@@ -206,7 +218,7 @@ impl<C: CloudRun> Controller<C> {
         for (at, priority) in times.chain(fight.map(|at| (at, Priority::Drift))) {
             // Far ends come up again with a later look anyway.
             if let Ok(wait) = Duration::try_from(at.duration_since(now))
-                && wait < Duration::from_secs(86_400)
+                && wait < FAR
             {
                 self.queue.add_at(service, priority, instant + wait + Duration::from_millis(100));
             }
@@ -251,7 +263,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let mut known: Option<Policy> = None;
         loop {
             let (inputs, readable) = self.controller.gather(self.service, &self.without);
-            if !inputs.wants_a_look() && !self.controller.change_log.has_legacy(self.service) {
+            if !inputs.wants_a_look(self.controller.now()) && !self.controller.change_log.has_legacy(self.service) {
                 return match self.forget_fights(&inputs).await {
                     Ok(()) => Ok(None),
                     Err(fault) => Err(Box::new((inputs, fault))),

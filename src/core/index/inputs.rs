@@ -27,8 +27,8 @@ pub struct PlanInputs {
     pub approvals: BTreeSet<Arc<str>>,
     pub info: Option<ServiceInfo>,
     pub unanswered: UnansweredSelectors,
-    /// There is something to look at that no policy means: it was left behind, or a write's end is unknown.
-    pub left_behind: bool,
+    /// From when on there is something to look at that no policy asks for: [`Index::left_behind_from`].
+    pub left_behind_from: Option<Timestamp>,
     /// Members that IAM refused lately, not to be tried now.
     pub rejected: BTreeMap<Grant, RejectedMember>,
     /// Members that IAM refused, to be tried again, each by itself.
@@ -52,7 +52,7 @@ impl PlanInputs {
             approvals: index.ledgers().approvals(service).cloned().collect(),
             info: index.info(service).cloned(),
             unanswered: index.unanswered(service),
-            left_behind: index.is_left_behind(service),
+            left_behind_from: index.left_behind_from(service),
             rejected: BTreeMap::new(),
             alone: BTreeMap::new(),
             doubtful: BTreeSet::new(),
@@ -63,9 +63,14 @@ impl PlanInputs {
 
     /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
     /// does one whose guardrails cannot be read.
-    pub fn wants_a_look(&self) -> bool {
+    pub fn wants_a_look(&self, now: Timestamp) -> bool {
         let asks = |c: &PolicyOnService| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
-        self.left_behind || self.claims.iter().any(asks)
+        self.is_left_behind(now) || self.claims.iter().any(asks)
+    }
+
+    /// Whether there is something to look at that no policy asks for.
+    pub fn is_left_behind(&self, now: Timestamp) -> bool {
+        self.left_behind_from.is_some_and(|from| from <= now)
     }
 
     /// Stands for exactly these declarations.

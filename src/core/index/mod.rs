@@ -155,24 +155,26 @@ impl Index {
         OwnerState::Leaving(if refused { RevokeCause::Refused } else { RevokeCause::NoLongerDeclared })
     }
 
-    /// Whether something on a service is to be looked at that no policy means: it was left, or a write's end is unknown.
-    pub fn is_left_behind(&self, service: &RunService) -> bool {
-        // What is nobody's stays while somebody lists it who may not write. Where that ends by itself, somebody has to look.
-        let lists = |r: &policies::Record, g: &Grant| {
-            !r.intent.deleting && r.intent.declared.iter().any(|d| d.grant == *g && d.expires.is_none())
-        };
-        let is_listed = |g: &Grant| self.policies.on(service).any(|r| lists(r, g));
-        if self.ledgers.is_pending(service) || self.ledgers.abandoned(service).any(|g| !is_listed(g)) {
-            return true;
+    /// From when on something on a service is to be looked at that no policy asks for: it was left, or a write's end is
+    /// unknown. In the future: what is nobody's stays while somebody lists it who may not write, and that ends by itself.
+    pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
+        let owners = || self.ledgers.owners(service).into_iter();
+        if self.ledgers.is_pending(service) || owners().any(|id| self.owner_state(id, service) != OwnerState::Resting) {
+            return Some(Timestamp::MIN);
         }
-        let owners = self.ledgers.owners(service);
-        owners.into_iter().any(|id| self.owner_state(id, service) != OwnerState::Resting)
+        // The last end of a listed grant; `None`: it is listed for good.
+        let end = |grant: &Grant| {
+            let listing = self.policies.on(service).filter(|r| !r.intent.deleting);
+            let listed = listing.flat_map(|r| r.intent.declared.iter()).filter(|d| d.grant == *grant);
+            listed.map(|d| d.expires).try_fold(Timestamp::MIN, |last, end| end.map(|e| last.max(e)))
+        };
+        self.ledgers.abandoned(service).filter_map(end).min()
     }
 
     /// Services with a ledger that no policy means and that are to be looked at, or whose ledger is there for nothing.
     pub fn left_behind(&self) -> Vec<RunService> {
         let unmeant = self.ledgers.services().filter(|s| !self.policies.means(s));
-        unmeant.filter(|s| self.is_left_behind(s) || self.ledgers.is_bare(s)).cloned().collect()
+        unmeant.filter(|s| self.left_behind_from(s).is_some() || self.ledgers.is_bare(s)).cloned().collect()
     }
 
     // What comes in from the store.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Index;
@@ -97,9 +98,21 @@ fn a_policy_that_retains_rests_while_it_goes_and_lets_go_once_it_is_gone() {
 #[test]
 fn what_is_nobodys_is_looked_at_unless_somebody_lists_it_for_good() {
     let mut index = index(&owned_by(&[]));
-    assert!(index.is_left_behind(&service()));
+    assert_eq!(index.left_behind_from(&service()), Some(Timestamp::MIN));
     index.apply_policy(&policy("p", 1, &json!({"suspend": true})), Duration::ZERO);
-    assert!(!index.is_left_behind(&service()));
+    assert_eq!(index.left_behind_from(&service()), None);
+}
+
+#[test]
+fn what_is_nobodys_and_listed_for_a_time_is_looked_at_when_that_ends() {
+    let end = "2026-11-24T12:01:00Z";
+    let listing =
+        policy("p", 1, &json!({"suspend": true, "invokers": [{"member": "user:a@acme.com", "expires": end}]}));
+    let grant = crate::intent::Intent::from_policy(&listing).declared.first().unwrap().grant.clone();
+    let mut index = index(&Ledger { lines: [(grant, BTreeSet::new())].into(), ..Ledger::default() });
+    assert_eq!(index.left_behind_from(&service()), Some(Timestamp::MIN), "nobody lists it");
+    index.apply_policy(&listing, Duration::ZERO);
+    assert_eq!(index.left_behind_from(&service()), Some(end.parse().unwrap()));
 }
 
 #[test]
