@@ -31,8 +31,8 @@ worlds: ## The fixed part of the simulation: first worlds, stories that once bro
 sweeps: ## A crash after each request, each answer lost, each change heard late, over every scenario: STEP=10 takes every tenth
 	$(CARGO) run --quiet --profile simulate -p simulation -- --sweeps $(or $(STEP),1)
 
-simulate: ## The whole operator in simulated worlds, judged: SEEDS=2000, or SEED=7 for the story and the journal of one
-	$(CARGO) run --quiet --profile simulate -p simulation -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000))
+simulate: ## The whole operator in simulated worlds, judged: SEEDS=2000, or SEED=7 or STORY=FILE for the story and the journal of one
+	$(CARGO) run --quiet --profile simulate -p simulation -- $(if $(STORY),--story "$(STORY)",$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),2000)))
 
 unit: ## Only what needs no tool and takes seconds
 	$(CARGO) test -p run-invoker-core
