@@ -81,7 +81,10 @@ impl Circumstances<'_> {
         match cause {
             None => Verdict::Foreign,
             // A protected member that a policy named is that policy's to take back; one that nobody named is not.
-            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => Verdict::Protected,
+            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => match desired.refused.get(grant) {
+                Some((refusal, _)) => Verdict::Refused(refusal.clone()),
+                None => Verdict::Protected,
+            },
             Some(cause) => Verdict::Revoke(cause),
         }
     }
