@@ -65,8 +65,10 @@ fn fault(error: kube::Error) -> Fault {
 pub enum FinalizerWrite {
     /// It is as it should be.
     Done,
-    /// The policy is gone, or another one is under its name.
+    /// The policy is gone.
     Gone,
+    /// The policy is gone, and another one is under its name.
+    Replaced,
     /// The policy is being deleted, and the API server takes no new finalizer then.
     Deleting,
     /// The policy is of another generation than the one that was decided on.
@@ -183,8 +185,8 @@ impl Cluster {
         for _ in 0..5 {
             let meta = match if_there(self.within(api.get_metadata(&id.name)).await)? {
                 Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
-                // Gone, or another object under the name: nothing of ours is there to change.
-                _ => return Ok(FinalizerWrite::Gone),
+                Some(_) => return Ok(FinalizerWrite::Replaced),
+                None => return Ok(FinalizerWrite::Gone),
             };
             let mut list = meta.finalizers.unwrap_or_default();
             if list.iter().any(|f| f == FINALIZER) == present {

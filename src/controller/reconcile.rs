@@ -317,8 +317,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         // What is as declared now and differs later was changed by somebody, also while this round is under way.
         memories.settle(self.service, inputs.fingerprint(), plan.outstanding());
         let batch = memories.search(self.service, |s| s.next(&plan, &inputs.alone));
-        if !self.put_finalizers(&inputs, &plan).await {
-            return Step::Again(Some(live));
+        match self.put_finalizers(&inputs, &plan).await {
+            Ok(true) => {}
+            Ok(false) => return Step::Again(Some(live)),
+            Err(fault) => return failed(inputs, fault),
         }
         let may_write = !batch.is_empty() && self.may_write();
         if !may_write {
@@ -397,7 +399,11 @@ impl<'a, C: CloudRun> Round<'a, C> {
 
     /// Puts the finalizer on every policy that something is about to belong to, so that none of it outlives its policy
     /// unseen. False: some policy is gone, or cannot be protected so, and nothing is done for it in this round. (Kubernetes)
-    async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> bool {
+    ///
+    /// # Errors
+    /// [`FaultClass::Conflict`]: a policy was made anew, and the watch has not told what it lists. Until then nobody can say
+    /// who is to go.
+    async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> Result<bool, Fault> {
         let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
         let (controller, index) = (self.controller, &self.controller.index);
         let without = |id: &PolicyId| {
@@ -407,7 +413,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let staying = intents.filter(|i| !i.deleting && owning.contains(&i.id));
         let missing: Vec<PolicyId> = staying.filter(|i| without(&i.id)).map(|i| i.id.clone()).collect();
         if missing.is_empty() {
-            return true;
+            return Ok(true);
         }
         let put = |id: PolicyId| async move { (controller.cluster.put_finalizer(&id).await, id) };
         let results: Vec<_> = stream::iter(missing).map(put).buffered(FINALIZERS).collect().await;
@@ -415,6 +421,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         for (result, id) in results {
             match result {
                 Ok(FinalizerWrite::Done) => index.with(|i| i.set_finalizer(&id, true)),
+                Ok(FinalizerWrite::Replaced) => {
+                    let why = format!("InvokerPolicy {}/{} was made anew", id.namespace, id.name);
+                    return Err(Fault::new(FaultClass::Conflict, why));
+                }
                 Ok(write) => {
                     all = false;
                     if write == FinalizerWrite::Gone {
@@ -431,7 +441,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
                 }
             }
         }
-        all
+        Ok(all)
     }
 
     /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else whether it was written.
