@@ -37,7 +37,11 @@ impl Operator {
     }
 
     fn start_with(sandbox: &Sandbox, config: &std::path::Path, more: &[&str]) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let child = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
             .args([
                 "--cloud-run-endpoint",
@@ -48,7 +52,12 @@ impl Operator {
                 "--log",
                 "warn",
             ])
-            .args(["--reads-per-minute", "1000000", "--writes-per-minute", "1000000"])
+            .args([
+                "--reads-per-minute",
+                "1000000",
+                "--writes-per-minute",
+                "1000000",
+            ])
             .args(["--lease-duration", "3s", "--lease-renew", "1s"])
             .args(more)
             .env("KUBECONFIG", config)
@@ -61,19 +70,34 @@ impl Operator {
     fn rss_mib(&self) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+            / 1024.0
     }
 
     fn peak_rss_mib(&self) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = text.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+            / 1024.0
     }
 
     /// Seconds of CPU so far.
     fn cpu(&self) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+        let fields: Vec<&str> = text
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
     }
 }
@@ -81,7 +105,11 @@ impl Operator {
 fn place(i: usize) -> (String, &'static str, String) {
     // A hundred services in each project, over four regions.
     let region = ["europe-west1", "us-central1", "asia-northeast1", "us-east1"][i % 4];
-    (format!("acme-prod-{:03}", i / 100), region, format!("svc-{i}"))
+    (
+        format!("acme-prod-{:03}", i / 100),
+        region,
+        format!("svc-{i}"),
+    )
 }
 
 fn policy(i: usize, extra: Option<usize>) -> Value {
@@ -104,7 +132,10 @@ struct Bench {
 
 impl Bench {
     async fn put(&self, path: &str, body: &Value) {
-        let url = format!("{}{path}?fieldManager=bench&force=true", self.sandbox.kube_url());
+        let url = format!(
+            "{}{path}?fieldManager=bench&force=true",
+            self.sandbox.kube_url()
+        );
         let answer = self
             .http
             .patch(url)
@@ -113,7 +144,11 @@ impl Bench {
             .send()
             .await
             .unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        assert!(
+            answer.status().is_success(),
+            "{}",
+            answer.text().await.unwrap()
+        );
     }
 
     fn ready(&self) -> usize {
@@ -122,8 +157,14 @@ impl Bench {
             .objects("run-invoker.dev", "invokerpolicies")
             .iter()
             .filter(|p| {
-                let ready = p["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
-                ready.is_some_and(|c| c["status"] == "True" && c["observedGeneration"] == p["metadata"]["generation"])
+                let ready = p["status"]["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .find(|c| c["type"] == "Ready");
+                ready.is_some_and(|c| {
+                    c["status"] == "True" && c["observedGeneration"] == p["metadata"]["generation"]
+                })
             })
             .count()
     }
@@ -133,8 +174,18 @@ impl Bench {
             if self.ready() == self.size {
                 return since.elapsed().as_secs_f64();
             }
-            assert!(since.elapsed() < Duration::from_secs(600), "only {} of {} in 10 minutes", self.ready(), self.size);
-            tokio::time::sleep(Duration::from_millis(if self.size > 1000 { 250 } else { 20 })).await;
+            assert!(
+                since.elapsed() < Duration::from_secs(600),
+                "only {} of {} in 10 minutes",
+                self.ready(),
+                self.size
+            );
+            tokio::time::sleep(Duration::from_millis(if self.size > 1000 {
+                250
+            } else {
+                20
+            }))
+            .await;
         }
     }
 
@@ -148,20 +199,30 @@ impl Bench {
             &policy(i, Some(n)),
         )
         .await;
-        let (get, set) = (format!("/{name}:getIamPolicy"), format!("/{name}:setIamPolicy"));
+        let (get, set) = (
+            format!("/{name}:getIamPolicy"),
+            format!("/{name}:setIamPolicy"),
+        );
         loop {
-            let calls = self
-                .sandbox
-                .journal
-                .since(mark, |e| e.api == Api::Run && (e.path().ends_with(&get) || e.path().ends_with(&set)));
-            let written = calls.iter().position(|e| e.path().ends_with(&set) && e.status == 200);
+            let calls = self.sandbox.journal.since(mark, |e| {
+                e.api == Api::Run && (e.path().ends_with(&get) || e.path().ends_with(&set))
+            });
+            let written = calls
+                .iter()
+                .position(|e| e.path().ends_with(&set) && e.status == 200);
             if let Some(w) = written {
                 // The answer to the read-back is entered when it leaves, latency included.
-                if calls[w + 1..].iter().any(|e| e.path().ends_with(&get) && e.status == 200) {
+                if calls[w + 1..]
+                    .iter()
+                    .any(|e| e.path().ends_with(&get) && e.status == 200)
+                {
                     return (sent.elapsed().as_secs_f64() * 1000.0, calls.len());
                 }
             }
-            assert!(sent.elapsed() < Duration::from_secs(60), "the edit of {name} is not written");
+            assert!(
+                sent.elapsed() < Duration::from_secs(60),
+                "the edit of {name} is not written"
+            );
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -174,10 +235,23 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
 /// A sandbox with `size` services, a policy on each, and Cloud Run `LATENCY_MS` away.
 async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    let bench = Bench { sandbox, http: reqwest::Client::new(), size };
-    for file in ["invokerpolicies.yaml", "invokerguardrails.yaml", "invokerchanges.yaml", "invokerledgers.yaml"] {
-        let text =
-            std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds").join(file)).unwrap();
+    let bench = Bench {
+        sandbox,
+        http: reqwest::Client::new(),
+        size,
+    };
+    for file in [
+        "invokerpolicies.yaml",
+        "invokerguardrails.yaml",
+        "invokerchanges.yaml",
+        "invokerledgers.yaml",
+    ] {
+        let text = std::fs::read_to_string(
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("crds")
+                .join(file),
+        )
+        .unwrap();
         let crd: Value = serde_saphyr::from_str(&text).unwrap();
         bench
             .put(
@@ -193,11 +267,23 @@ async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
         let (p, r, n) = place(i);
         bench.sandbox.run.deploy(&p, r, &n, &[]);
         bench
-            .put(&format!("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/p-{i}"), &policy(i, None))
+            .put(
+                &format!("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/p-{i}"),
+                &policy(i, None),
+            )
             .await;
     }
-    bench.sandbox.faults.add(Rule::run("", "", Fault::Latency { milliseconds: LATENCY_MS }));
-    let config = std::env::temp_dir().join(format!("run-invoker-bench-{}-{size}.kubeconfig", std::process::id()));
+    bench.sandbox.faults.add(Rule::run(
+        "",
+        "",
+        Fault::Latency {
+            milliseconds: LATENCY_MS,
+        },
+    ));
+    let config = std::env::temp_dir().join(format!(
+        "run-invoker-bench-{}-{size}.kubeconfig",
+        std::process::id()
+    ));
     std::fs::write(&config, bench.sandbox.kubeconfig()).unwrap();
     (bench, config)
 }
@@ -205,7 +291,10 @@ async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
 /// Milliseconds from the moment at which a drift is published to the answer to the write that undoes it, one at a time and
 /// a hundred at once; and the calls for each.
 async fn events(size: usize) -> Value {
-    let pubsub = Pubsub::start().await.unwrap().expect("the Pub/Sub emulator of the gcloud SDK is not installed");
+    let pubsub = Pubsub::start()
+        .await
+        .unwrap()
+        .expect("the Pub/Sub emulator of the gcloud SDK is not installed");
     let (bench, config) = fleet(size).await;
     let endpoint = pubsub.endpoint();
     let more = [
@@ -222,12 +311,16 @@ async fn events(size: usize) -> Value {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let drift = |i: usize| {
         let (p, r, n) = place(i);
-        bench.sandbox.run.add_member(&p, r, &n, "roles/run.invoker", "user:x@evil.org");
+        bench
+            .sandbox
+            .run
+            .add_member(&p, r, &n, "roles/run.invoker", "user:x@evil.org");
         format!("/{n}:setIamPolicy")
     };
     let written = |mark: u64, path: &str| {
-        let found =
-            bench.sandbox.journal.since(mark, |e| e.api == Api::Run && e.path().ends_with(path) && e.status == 200);
+        let found = bench.sandbox.journal.since(mark, |e| {
+            e.api == Api::Run && e.path().ends_with(path) && e.status == 200
+        });
         !found.is_empty()
     };
     let begin = bench.sandbox.journal.last();
@@ -237,23 +330,39 @@ async fn events(size: usize) -> Value {
         let made = Instant::now();
         let path = drift((n * 7919) % size);
         while !written(mark, &path) {
-            assert!(made.elapsed() < Duration::from_secs(30), "drift {n} is not undone");
+            assert!(
+                made.elapsed() < Duration::from_secs(30),
+                "drift {n} is not undone"
+            );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         alone.push(made.elapsed().as_secs_f64() * 1000.0);
     }
     // The read-backs and the events about our own writes are over.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let calls = bench.sandbox.journal.since(begin, |e| e.api == Api::Run && e.path().ends_with("IamPolicy")).len();
+    let calls = bench
+        .sandbox
+        .journal
+        .since(begin, |e| {
+            e.api == Api::Run && e.path().ends_with("IamPolicy")
+        })
+        .len();
     let mut together = Vec::new();
     let mark = bench.sandbox.journal.last();
     let made = Instant::now();
     let mut open: Vec<String> = (0..100).map(|n| drift((n * 7919 + 13) % size)).collect();
     while !open.is_empty() {
-        assert!(made.elapsed() < Duration::from_secs(60), "{} are not undone", open.len());
+        assert!(
+            made.elapsed() < Duration::from_secs(60),
+            "{} are not undone",
+            open.len()
+        );
         let before = open.len();
         open.retain(|path| !written(mark, path));
-        together.extend(std::iter::repeat_n(made.elapsed().as_secs_f64() * 1000.0, before - open.len()));
+        together.extend(std::iter::repeat_n(
+            made.elapsed().as_secs_f64() * 1000.0,
+            before - open.len(),
+        ));
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let rss = operator.rss_mib();
@@ -299,11 +408,23 @@ async fn run(size: usize) -> Value {
     let seconds = began.elapsed().as_secs_f64();
     let cpu_millicores = (operator.cpu() - cpu) / seconds * 1000.0;
     let entries = bench.sandbox.journal.since(mark, |_| true);
-    let reads: Vec<u64> =
-        entries.iter().filter(|e| e.path().ends_with(":getIamPolicy")).map(|e| e.elapsed_ms / 1000).collect();
-    let lists = entries.iter().filter(|e| e.api == Api::Run && e.path().ends_with("/services")).count();
-    let writes = entries.iter().filter(|e| e.path().ends_with(":setIamPolicy")).count();
-    let status = entries.iter().filter(|e| e.api == Api::Kube && e.path().ends_with("/status")).count();
+    let reads: Vec<u64> = entries
+        .iter()
+        .filter(|e| e.path().ends_with(":getIamPolicy"))
+        .map(|e| e.elapsed_ms / 1000)
+        .collect();
+    let lists = entries
+        .iter()
+        .filter(|e| e.api == Api::Run && e.path().ends_with("/services"))
+        .count();
+    let writes = entries
+        .iter()
+        .filter(|e| e.path().ends_with(":setIamPolicy"))
+        .count();
+    let status = entries
+        .iter()
+        .filter(|e| e.api == Api::Kube && e.path().ends_with("/status"))
+        .count();
     let mut by_second = std::collections::BTreeMap::<u64, usize>::new();
     for second in &reads {
         *by_second.entry(*second).or_default() += 1;
@@ -316,11 +437,22 @@ async fn run(size: usize) -> Value {
     drop(operator);
     let operator = Operator::start(&bench.sandbox, &config);
     let mark = bench.sandbox.journal.last();
-    while bench.sandbox.journal.since(mark, |e| e.path().ends_with(":getIamPolicy")).is_empty() {
+    while bench
+        .sandbox
+        .journal
+        .since(mark, |e| e.path().ends_with(":getIamPolicy"))
+        .is_empty()
+    {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let mut busy = Vec::new();
-    let total = || bench.sandbox.journal.since(mark, |e| e.path().ends_with(":getIamPolicy")).len();
+    let total = || {
+        bench
+            .sandbox
+            .journal
+            .since(mark, |e| e.path().ends_with(":getIamPolicy"))
+            .len()
+    };
     for n in 0..EDITS {
         let (ms, _) = bench.edit((n * 7919 + 13) % size, 1000 + n).await;
         busy.push(ms);
@@ -354,7 +486,10 @@ async fn run(size: usize) -> Value {
 async fn startup() -> Vec<f64> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    let config = std::env::temp_dir().join(format!("run-invoker-bench-{}.kubeconfig", std::process::id()));
+    let config = std::env::temp_dir().join(format!(
+        "run-invoker-bench-{}.kubeconfig",
+        std::process::id()
+    ));
     std::fs::write(&config, sandbox.kubeconfig()).unwrap();
     let mut times = Vec::new();
     for _ in 0..21 {
@@ -362,8 +497,12 @@ async fn startup() -> Vec<f64> {
         let operator = Operator::start(&sandbox, &config);
         let mut answer = [0; 12];
         loop {
-            if let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", operator.port)).await
-                && stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").await.is_ok()
+            if let Ok(mut stream) =
+                tokio::net::TcpStream::connect(("127.0.0.1", operator.port)).await
+                && stream
+                    .write_all(b"GET /healthz HTTP/1.0\r\n\r\n")
+                    .await
+                    .is_ok()
                 && stream.read_exact(&mut answer).await.is_ok()
             {
                 break;
@@ -371,7 +510,11 @@ async fn startup() -> Vec<f64> {
             tokio::time::sleep(Duration::from_micros(500)).await;
         }
         times.push(started.elapsed().as_secs_f64() * 1000.0);
-        assert!(answer.ends_with(b" 200"), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            answer.ends_with(b" 200"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
     }
     std::fs::remove_file(&config).ok();
     times.sort_by(f64::total_cmp);
@@ -394,13 +537,20 @@ fn machine() -> Value {
 }
 
 fn main() {
-    let named: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with("--"))
+        .collect();
     let mut sizes: Vec<usize> = named.iter().filter_map(|a| a.parse().ok()).collect();
     if named.is_empty() {
         sizes = vec![100, 1000, 10_000];
     }
-    let with_events = named.iter().any(|n| n == "events") || (named.is_empty() && Pubsub::program().is_some());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let with_events =
+        named.iter().any(|n| n == "events") || (named.is_empty() && Pubsub::program().is_some());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let startup = runtime.block_on(startup());
     println!(
         "start to an answer of /healthz, {} times: p50 {:.1} ms, slowest {:.1} ms (goal 100 ms)",
@@ -410,8 +560,13 @@ fn main() {
     );
     let told = with_events.then(|| runtime.block_on(events(1000)));
     if let Some(e) = &told {
-        let pair =
-            |v: &Value| format!("p50 {:.0} ms, p99 {:.0} ms", v["p50"].as_f64().unwrap(), v["p99"].as_f64().unwrap());
+        let pair = |v: &Value| {
+            format!(
+                "p50 {:.0} ms, p99 {:.0} ms",
+                v["p50"].as_f64().unwrap(),
+                v["p99"].as_f64().unwrap()
+            )
+        };
         println!(
             "drift that the audit log tells of, published to undone, 1,000 services: {} (goal p99 2000 ms)",
             pair(&e["oneAtATimeMs"])
@@ -443,24 +598,56 @@ fn main() {
         }
         println!("   {goal}");
     };
-    row("policies", "goal (stretch column of reference/field.md)", &|r| r["policies"].to_string());
-    row("cold start to all in steady state, s", "20 at 1,000", &|r| {
-        format!("{:.1}", r["coldStartSeconds"].as_f64().unwrap())
+    row(
+        "policies",
+        "goal (stretch column of reference/field.md)",
+        &|r| r["policies"].to_string(),
+    );
+    row(
+        "cold start to all in steady state, s",
+        "20 at 1,000",
+        &|r| format!("{:.1}", r["coldStartSeconds"].as_f64().unwrap()),
+    );
+    let pair = |v: &Value| {
+        format!(
+            "{:.0} / {:.0}",
+            v["p50"].as_f64().unwrap(),
+            v["p99"].as_f64().unwrap()
+        )
+    };
+    row("edit to verified write, idle, p50 / p99 ms", "300", &|r| {
+        pair(&r["editIdleMs"])
     });
-    let pair = |v: &Value| format!("{:.0} / {:.0}", v["p50"].as_f64().unwrap(), v["p99"].as_f64().unwrap());
-    row("edit to verified write, idle, p50 / p99 ms", "300", &|r| pair(&r["editIdleMs"]));
-    row("the same in a full resync, p50 / p99 ms", "1000", &|r| pair(&r["editInResyncMs"]));
-    row("calls per change", "3 (read, write, read-back)", &|r| format!("{:.2}", r["callsPerChange"].as_f64().unwrap()));
+    row("the same in a full resync, p50 / p99 ms", "1000", &|r| {
+        pair(&r["editInResyncMs"])
+    });
+    row("calls per change", "3 (read, write, read-back)", &|r| {
+        format!("{:.2}", r["callsPerChange"].as_f64().unwrap())
+    });
     row("reads per service and interval", "1", &|r| {
         format!("{:.3}", r["readsPerServiceAndInterval"].as_f64().unwrap())
     });
-    row("list calls per interval", "1 per project and scope", &|r| r["listCallsPerInterval"].to_string());
-    row("reads per second, peak to mean", "1.5", &|r| format!("{:.2}", r["peakToMeanReads"].as_f64().unwrap()));
-    row("IAM writes when nothing changes", "0", &|r| r["iamWritesInSteadyInterval"].to_string());
-    row("status writes when nothing changes", "0", &|r| r["statusWritesInSteadyInterval"].to_string());
-    row("RSS steady, MiB", "15 / 24 / 64", &|r| format!("{:.1}", r["rssMib"]["steady"].as_f64().unwrap()));
-    row("RSS peak of the cold start, MiB", "", &|r| format!("{:.1}", r["rssMib"]["peak"].as_f64().unwrap()));
-    row("CPU steady, millicores", "20 at 1,000", &|r| format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap()));
+    row("list calls per interval", "1 per project and scope", &|r| {
+        r["listCallsPerInterval"].to_string()
+    });
+    row("reads per second, peak to mean", "1.5", &|r| {
+        format!("{:.2}", r["peakToMeanReads"].as_f64().unwrap())
+    });
+    row("IAM writes when nothing changes", "0", &|r| {
+        r["iamWritesInSteadyInterval"].to_string()
+    });
+    row("status writes when nothing changes", "0", &|r| {
+        r["statusWritesInSteadyInterval"].to_string()
+    });
+    row("RSS steady, MiB", "15 / 24 / 64", &|r| {
+        format!("{:.1}", r["rssMib"]["steady"].as_f64().unwrap())
+    });
+    row("RSS peak of the cold start, MiB", "", &|r| {
+        format!("{:.1}", r["rssMib"]["peak"].as_f64().unwrap())
+    });
+    row("CPU steady, millicores", "20 at 1,000", &|r| {
+        format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap())
+    });
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
     std::fs::write(
         &path,

@@ -41,19 +41,28 @@ const INVOKER: &str = "roles/run.invoker";
 struct Operator(Child);
 impl Drop for Operator {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let _ = Command::new("kill")
+            .args(["-TERM", &self.0.id().to_string()])
+            .status();
         let _ = self.0.wait();
     }
 }
 
 impl Stage {
     fn paint(&self, code: &str, text: &str) -> String {
-        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
     fn chapter(&self, title: &str) {
         println!(
             "\n{} {}",
-            self.paint("1;36", &format!("[{:4.1}s]", self.started.elapsed().as_secs_f64())),
+            self.paint(
+                "1;36",
+                &format!("[{:4.1}s]", self.started.elapsed().as_secs_f64())
+            ),
             self.paint("1", title)
         );
     }
@@ -74,26 +83,45 @@ impl Stage {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         for part in text.split("\n---") {
             let object: Value = serde_saphyr::from_str(part)?;
-            let (kind, meta) = (object["kind"].as_str().unwrap_or_default(), &object["metadata"]);
+            let (kind, meta) = (
+                object["kind"].as_str().unwrap_or_default(),
+                &object["metadata"],
+            );
             let name = meta["name"].as_str().unwrap_or_default();
             let path = match kind {
                 "Namespace" => format!("/api/v1/namespaces/{name}"),
-                "CustomResourceDefinition" => format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"),
-                "InvokerGuardrail" => format!("/apis/run-invoker.dev/v1alpha1/invokerguardrails/{name}"),
-                "InvokerPolicy" => policy_path(meta["namespace"].as_str().unwrap_or_default(), name),
+                "CustomResourceDefinition" => {
+                    format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+                }
+                "InvokerGuardrail" => {
+                    format!("/apis/run-invoker.dev/v1alpha1/invokerguardrails/{name}")
+                }
+                "InvokerPolicy" => {
+                    policy_path(meta["namespace"].as_str().unwrap_or_default(), name)
+                }
                 other => bail!("{}: no idea how to apply a {other}", file.display()),
             };
             let path = format!("{path}?fieldManager=demo&force=true&fieldValidation=Strict");
-            self.patch(&path, "application/apply-patch+yaml", part.to_owned()).await?;
+            self.patch(&path, "application/apply-patch+yaml", part.to_owned())
+                .await?;
         }
         Ok(())
     }
 
     async fn patch(&self, path: &str, content_type: &str, body: String) -> anyhow::Result<()> {
         let url = format!("{}{path}", self.sandbox.kube_url());
-        let answer = self.http.patch(url).header("content-type", content_type).body(body).send().await?;
+        let answer = self
+            .http
+            .patch(url)
+            .header("content-type", content_type)
+            .body(body)
+            .send()
+            .await?;
         if !answer.status().is_success() {
-            bail!("{path} was refused: {}", answer.json::<Value>().await?["message"]);
+            bail!(
+                "{path} was refused: {}",
+                answer.json::<Value>().await?["message"]
+            );
         }
         Ok(())
     }
@@ -101,25 +129,53 @@ impl Stage {
     /// Everything of a kind in a namespace.
     async fn list(&self, path: &str) -> anyhow::Result<Vec<Value>> {
         let url = format!("{}{path}", self.sandbox.kube_url());
-        let list: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+        let list: Value = self
+            .http
+            .get(url)
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
     async fn policy(&self, key: &str) -> anyhow::Result<Option<Value>> {
         let (ns, name) = key.split_once('/').unwrap_or_default();
-        let answer = self.http.get(format!("{}{}", self.sandbox.kube_url(), policy_path(ns, name))).send().await?;
-        Ok(if answer.status() == 404 { None } else { Some(answer.json().await?) })
+        let answer = self
+            .http
+            .get(format!(
+                "{}{}",
+                self.sandbox.kube_url(),
+                policy_path(ns, name)
+            ))
+            .send()
+            .await?;
+        Ok(if answer.status() == 404 {
+            None
+        } else {
+            Some(answer.json().await?)
+        })
     }
 
     async fn merge(&self, key: &str, patch: Value) -> anyhow::Result<()> {
         let (ns, name) = key.split_once('/').unwrap_or_default();
-        self.patch(&policy_path(ns, name), "application/merge-patch+json", patch.to_string()).await
+        self.patch(
+            &policy_path(ns, name),
+            "application/merge-patch+json",
+            patch.to_string(),
+        )
+        .await
     }
 
     /// Asks for a look now, as `kubectl annotate` does.
     async fn nudge(&self, key: &str) -> anyhow::Result<()> {
         let value = self.sandbox.journal.last().to_string();
-        self.merge(key, json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": value}}})).await
+        self.merge(
+            key,
+            json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": value}}}),
+        )
+        .await
     }
 
     /// Waits for a condition; prints its message.
@@ -144,7 +200,10 @@ impl Stage {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{key} did not become {type_}={status} ({reason}); it says {}", found["status"]);
+                bail!(
+                    "{key} did not become {type_}={status} ({reason}); it says {}",
+                    found["status"]
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -179,20 +238,31 @@ impl Stage {
     }
 
     fn calls(&self) -> (usize, usize) {
-        let ours = self.sandbox.journal.since(self.mark, |e| e.api == Api::Run && !e.user_agent.contains("gcloud"));
+        let ours = self.sandbox.journal.since(self.mark, |e| {
+            e.api == Api::Run && !e.user_agent.contains("gcloud")
+        });
         let count = |suffix: &str| ours.iter().filter(|e| e.path().ends_with(suffix)).count();
         (count(":getIamPolicy"), count(":setIamPolicy"))
     }
 
     /// What `gcloud run services add-iam-policy-binding` sends: one read and one write by v1, with the etag.
     async fn gcloud_add(&self, region: &str, name: &str, member: &str) -> anyhow::Result<()> {
-        self.command(&format!("gcloud run services add-iam-policy-binding {name} \\"));
-        self.say(&format!("    --region {region} --role {INVOKER} --member {member}"));
-        let base = format!("{}/v1/projects/{PROJECT}/locations/{region}/services/{name}", self.sandbox.run_url());
+        self.command(&format!(
+            "gcloud run services add-iam-policy-binding {name} \\"
+        ));
+        self.say(&format!(
+            "    --region {region} --role {INVOKER} --member {member}"
+        ));
+        let base = format!(
+            "{}/v1/projects/{PROJECT}/locations/{region}/services/{name}",
+            self.sandbox.run_url()
+        );
         let agent = "google-cloud-sdk gcloud/demo";
         let mut policy: Value = self
             .http
-            .get(format!("{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3"))
+            .get(format!(
+                "{base}:getIamPolicy?alt=json&options.requestedPolicyVersion=3"
+            ))
             .header("user-agent", agent)
             .header("authorization", "Bearer as:mallory@acme.com")
             .send()
@@ -200,8 +270,14 @@ impl Stage {
             .json()
             .await?;
         let bindings = policy["bindings"].as_array_mut().context("no bindings")?;
-        match bindings.iter_mut().find(|b| b["role"] == INVOKER && b["condition"].is_null()) {
-            Some(b) => b["members"].as_array_mut().context("no members")?.push(json!(member)),
+        match bindings
+            .iter_mut()
+            .find(|b| b["role"] == INVOKER && b["condition"].is_null())
+        {
+            Some(b) => b["members"]
+                .as_array_mut()
+                .context("no members")?
+                .push(json!(member)),
             None => bindings.push(json!({"role": INVOKER, "members": [member]})),
         }
         policy["version"] = json!(3);
@@ -227,7 +303,9 @@ fn policy_path(ns: &str, name: &str) -> String {
 fn wrap(text: &str, width: usize) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        let full = lines.last().is_some_and(|l| !l.is_empty() && l.chars().count() + word.chars().count() >= width);
+        let full = lines
+            .last()
+            .is_some_and(|l| !l.is_empty() && l.chars().count() + word.chars().count() >= width);
         if full {
             lines.push(String::new());
         }
@@ -249,48 +327,112 @@ async fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder)?;
     let options = if args.keep {
         let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        Options { kube: at(8001), run: at(8002), control: at(8003) }
+        Options {
+            kube: at(8001),
+            run: at(8002),
+            control: at(8003),
+        }
     } else {
         Options::default()
     };
-    let sandbox =
-        Sandbox::start(options).await.context("starting the sandbox (is another demo running with --keep?)")?;
+    let sandbox = Sandbox::start(options)
+        .await
+        .context("starting the sandbox (is another demo running with --keep?)")?;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let mut stage = Stage { sandbox, http: reqwest::Client::new(), colour, started: Instant::now(), folder, mark: 0 };
+    let mut stage = Stage {
+        sandbox,
+        http: reqwest::Client::new(),
+        colour,
+        started: Instant::now(),
+        folder,
+        mark: 0,
+    };
 
-    println!("{}", stage.paint("1", "run-invoker: a policy becomes Cloud Run IAM, and stays so"));
+    println!(
+        "{}",
+        stage.paint(
+            "1",
+            "run-invoker: a policy becomes Cloud Run IAM, and stays so"
+        )
+    );
     println!("A sandbox stands in for the cluster and for Google; the operator is the real one.");
 
     stage.chapter("A project with services, some access granted by hand long ago");
-    stage.sandbox.run.deploy(PROJECT, EU, "checkout", &[("team", "shop")]);
-    stage.sandbox.run.deploy(PROJECT, EU, "reports", &[("team", "shop")]);
-    stage.sandbox.run.deploy(PROJECT, EU, "invoices", &[("team", "payments")]);
-    stage.sandbox.run.deploy(PROJECT, US, "ledger", &[("team", "payments")]);
-    stage.sandbox.run.add_member(PROJECT, EU, "checkout", INVOKER, "user:left-in-2023@acme.com");
+    stage
+        .sandbox
+        .run
+        .deploy(PROJECT, EU, "checkout", &[("team", "shop")]);
+    stage
+        .sandbox
+        .run
+        .deploy(PROJECT, EU, "reports", &[("team", "shop")]);
+    stage
+        .sandbox
+        .run
+        .deploy(PROJECT, EU, "invoices", &[("team", "payments")]);
+    stage
+        .sandbox
+        .run
+        .deploy(PROJECT, US, "ledger", &[("team", "payments")]);
+    stage.sandbox.run.add_member(
+        PROJECT,
+        EU,
+        "checkout",
+        INVOKER,
+        "user:left-in-2023@acme.com",
+    );
     stage.sandbox.run.deploy(PROJECT, EU, "archive", &[]);
     for n in 1..=4 {
-        stage.sandbox.run.add_member(PROJECT, EU, "archive", INVOKER, &format!("user:auditor{n}@acme.com"));
+        stage.sandbox.run.add_member(
+            PROJECT,
+            EU,
+            "archive",
+            INVOKER,
+            &format!("user:auditor{n}@acme.com"),
+        );
     }
-    stage.sandbox.run.change_world(|w| w.unknown = ["typo@acme-prod.iam.gserviceaccount.com".to_owned()].into());
+    stage
+        .sandbox
+        .run
+        .change_world(|w| w.unknown = ["typo@acme-prod.iam.gserviceaccount.com".to_owned()].into());
     for (p, r, n) in stage.sandbox.run.services() {
         stage.say(&format!("{p}  {r:<13} {n}"));
     }
 
     let config = stage.folder.join("kubeconfig");
     std::fs::write(&config, stage.sandbox.kubeconfig())?;
-    for file in ["invokerpolicies.yaml", "invokerguardrails.yaml", "invokerchanges.yaml", "invokerledgers.yaml"] {
+    for file in [
+        "invokerpolicies.yaml",
+        "invokerguardrails.yaml",
+        "invokerchanges.yaml",
+        "invokerledgers.yaml",
+    ] {
         stage.apply(&root.join("crds").join(file)).await?;
     }
-    stage.apply(&root.join("samples/00-namespaces.yaml")).await?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let listen = if args.keep { "127.0.0.1:8080".to_owned() } else { format!("127.0.0.1:{port}") };
-    let pubsub = Pubsub::start().await.context("starting the Pub/Sub emulator")?;
+    stage
+        .apply(&root.join("samples/00-namespaces.yaml"))
+        .await?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let listen = if args.keep {
+        "127.0.0.1:8080".to_owned()
+    } else {
+        format!("127.0.0.1:{port}")
+    };
+    let pubsub = Pubsub::start()
+        .await
+        .context("starting the Pub/Sub emulator")?;
     match &pubsub {
         Some(_) => stage.say("Audit events come over Google's own Pub/Sub emulator, which gcloud brought."),
         None => stage.say("The Pub/Sub emulator of gcloud is not installed: drift is found by regular looks alone."),
     }
     if let Some(pubsub) = &pubsub {
-        stage.sandbox.run.audit.publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
+        stage
+            .sandbox
+            .run
+            .audit
+            .publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
     }
     let mut operator = start_operator(&stage, &config, &listen, pubsub.as_ref())?;
 
@@ -298,7 +440,9 @@ async fn main() -> anyhow::Result<()> {
     stage.command("kubectl apply -f samples/10-audit.yaml");
     stage.mark();
     stage.apply(&root.join("samples/10-audit.yaml")).await?;
-    stage.wait("shop/checkout", "Drifted", "True", "Drifted").await?;
+    stage
+        .wait("shop/checkout", "Drifted", "True", "Drifted")
+        .await?;
     let (_, writes) = stage.calls();
     anyhow::ensure!(writes == 0, "audit wrote to IAM");
     stage.good("nothing was written to IAM");
@@ -307,26 +451,55 @@ async fn main() -> anyhow::Result<()> {
     stage.command("kubectl -n shop patch ivp checkout --type merge \\");
     stage.say("    -p '{\"spec\":{\"mode\":\"Enforce\"}}'");
     stage.mark();
-    stage.merge("shop/checkout", json!({"spec": {"mode": "Enforce"}})).await?;
-    stage.wait("shop/checkout", "Ready", "True", "InSync").await?;
-    let declared = ["group:shop-oncall@acme.com", "serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"];
+    stage
+        .merge("shop/checkout", json!({"spec": {"mode": "Enforce"}}))
+        .await?;
+    stage
+        .wait("shop/checkout", "Ready", "True", "InSync")
+        .await?;
+    let declared = [
+        "group:shop-oncall@acme.com",
+        "serviceAccount:frontend@acme-prod.iam.gserviceaccount.com",
+    ];
     stage.iam(EU, "checkout", &declared).await?;
     let (reads, writes) = stage.calls();
     anyhow::ensure!(writes == 1, "{writes} writes for one change");
-    stage.good(&format!("{reads} reads (one to plan, one to verify) and {writes} write"));
+    stage.good(&format!(
+        "{reads} reads (one to plan, one to verify) and {writes} write"
+    ));
 
     stage.chapter("3. A selector: every service of a team, wherever it runs");
     stage.command("kubectl apply -f samples/20-selector.yaml");
     stage.apply(&root.join("samples/20-selector.yaml")).await?;
-    stage.wait("payments/payments", "Ready", "True", "InSync").await?;
-    stage.iam(EU, "invoices", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
-    stage.iam(US, "ledger", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
+    stage
+        .wait("payments/payments", "Ready", "True", "InSync")
+        .await?;
+    stage
+        .iam(
+            EU,
+            "invoices",
+            &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"],
+        )
+        .await?;
+    stage
+        .iam(
+            US,
+            "ledger",
+            &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"],
+        )
+        .await?;
 
     stage.chapter("4. Access that ends by itself");
     stage.command("kubectl apply -f samples/30-expiring.yaml");
     stage.apply(&root.join("samples/30-expiring.yaml")).await?;
-    stage.wait("payments/incident", "Ready", "True", "InSync").await?;
-    let policy = stage.sandbox.run.policy(PROJECT, US, "ledger").unwrap_or_default();
+    stage
+        .wait("payments/incident", "Ready", "True", "InSync")
+        .await?;
+    let policy = stage
+        .sandbox
+        .run
+        .policy(PROJECT, US, "ledger")
+        .unwrap_or_default();
     let expiring = policy["bindings"]
         .as_array()
         .into_iter()
@@ -337,14 +510,22 @@ async fn main() -> anyhow::Result<()> {
     stage.say(&format!(
         "  {}\n  if {}",
         expiring["members"][0].as_str().unwrap_or_default(),
-        expiring["condition"]["expression"].as_str().unwrap_or_default()
+        expiring["condition"]["expression"]
+            .as_str()
+            .unwrap_or_default()
     ));
 
     stage.chapter("5. A member that does not exist holds nobody up");
     stage.command("kubectl apply -f samples/40-bad-member.yaml");
-    stage.apply(&root.join("samples/40-bad-member.yaml")).await?;
-    stage.wait("shop/reports", "Stalled", "True", "InvalidMember").await?;
-    stage.iam(EU, "reports", &["group:analysts@acme.com"]).await?;
+    stage
+        .apply(&root.join("samples/40-bad-member.yaml"))
+        .await?;
+    stage
+        .wait("shop/reports", "Stalled", "True", "InvalidMember")
+        .await?;
+    stage
+        .iam(EU, "reports", &["group:analysts@acme.com"])
+        .await?;
 
     stage.chapter("6. Drift: somebody makes the checkout public from a laptop");
     stage.mark();
@@ -363,24 +544,37 @@ async fn main() -> anyhow::Result<()> {
     ));
     let deadline = Instant::now() + Duration::from_secs(10);
     let shown = loop {
-        let events = stage.list("/apis/events.k8s.io/v1/namespaces/shop/events").await?;
+        let events = stage
+            .list("/apis/events.k8s.io/v1/namespaces/shop/events")
+            .await?;
         let mut shown: Vec<(String, String)> = Vec::new();
         for e in &events {
-            let (reason, note) = (e["reason"].as_str().unwrap_or_default(), e["note"].as_str().unwrap_or_default());
+            let (reason, note) = (
+                e["reason"].as_str().unwrap_or_default(),
+                e["note"].as_str().unwrap_or_default(),
+            );
             if (reason.starts_with("Drift") || reason == "Revoked")
                 && (note.contains("allUsers") || reason == "DriftCorrected")
             {
                 shown.push((reason.into(), note.into()));
             }
         }
-        if ["DriftDetected", "DriftCorrected"].iter().all(|r| shown.iter().any(|e| e.0 == *r)) {
+        if ["DriftDetected", "DriftCorrected"]
+            .iter()
+            .all(|r| shown.iter().any(|e| e.0 == *r))
+        {
             break shown;
         }
-        anyhow::ensure!(Instant::now() < deadline, "no event tells of the correction: {events:?}");
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "no event tells of the correction: {events:?}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
     if pubsub.is_some() {
-        let named = shown.iter().any(|(_, note)| note.contains("by mallory@acme.com with gcloud"));
+        let named = shown
+            .iter()
+            .any(|(_, note)| note.contains("by mallory@acme.com with gcloud"));
         anyhow::ensure!(named, "nobody says who made the drift: {shown:?}");
     }
     for (reason, note) in shown {
@@ -391,36 +585,71 @@ async fn main() -> anyhow::Result<()> {
     stage.command("kubectl apply -f samples/50-guardrail.yaml -f samples/51-partner.yaml");
     stage.apply(&root.join("samples/50-guardrail.yaml")).await?;
     stage.apply(&root.join("samples/51-partner.yaml")).await?;
-    stage.wait("shop/partner", "Stalled", "True", "GuardrailViolated").await?;
-    stage.iam(EU, "reports", &["group:analysts@acme.com", "group:controlling@acme.com"]).await?;
+    stage
+        .wait("shop/partner", "Stalled", "True", "GuardrailViolated")
+        .await?;
+    stage
+        .iam(
+            EU,
+            "reports",
+            &["group:analysts@acme.com", "group:controlling@acme.com"],
+        )
+        .await?;
 
     stage.chapter("8. A plan that takes too much away waits for a person");
     stage.command("kubectl apply -f samples/60-archive.yaml");
     stage.apply(&root.join("samples/60-archive.yaml")).await?;
-    stage.wait("shop/archive", "Stalled", "True", "ApprovalRequired").await?;
+    stage
+        .wait("shop/archive", "Stalled", "True", "ApprovalRequired")
+        .await?;
     let found = stage.policy("shop/archive").await?.unwrap_or_default();
-    let hash = found["status"]["services"][0]["approve"].as_str().context("no hash")?.to_owned();
-    stage.command(&format!("kubectl -n shop annotate ivp archive run-invoker.dev/approve={hash}"));
-    stage.merge("shop/archive", json!({"metadata": {"annotations": {"run-invoker.dev/approve": hash}}})).await?;
-    stage.iam(EU, "archive", &["group:analysts@acme.com"]).await?;
+    let hash = found["status"]["services"][0]["approve"]
+        .as_str()
+        .context("no hash")?
+        .to_owned();
+    stage.command(&format!(
+        "kubectl -n shop annotate ivp archive run-invoker.dev/approve={hash}"
+    ));
+    stage
+        .merge(
+            "shop/archive",
+            json!({"metadata": {"annotations": {"run-invoker.dev/approve": hash}}}),
+        )
+        .await?;
+    stage
+        .iam(EU, "archive", &["group:analysts@acme.com"])
+        .await?;
 
     stage.chapter("9. A fight: something keeps adding the same member");
     for turn in 1..=4 {
-        stage.gcloud_add(EU, "archive", "user:cron-job@acme.com").await?;
+        stage
+            .gcloud_add(EU, "archive", "user:cron-job@acme.com")
+            .await?;
         stage.nudge("shop/archive").await?;
         if turn <= 3 {
-            stage.iam(EU, "archive", &["group:analysts@acme.com"]).await?;
+            stage
+                .iam(EU, "archive", &["group:analysts@acme.com"])
+                .await?;
         }
     }
-    stage.wait("shop/archive", "Contested", "True", "Drifted").await?;
-    stage.wait("shop/archive", "Ready", "False", "Drifted").await?;
+    stage
+        .wait("shop/archive", "Contested", "True", "Drifted")
+        .await?;
+    stage
+        .wait("shop/archive", "Ready", "False", "Drifted")
+        .await?;
 
     stage.chapter("10. Everything that was written is on record, and is the way back");
     stage.command("kubectl -n shop get invokerchanges");
-    let mut changes = stage.list("/apis/run-invoker.dev/v1alpha1/namespaces/shop/invokerchanges").await?;
+    let mut changes = stage
+        .list("/apis/run-invoker.dev/v1alpha1/namespaces/shop/invokerchanges")
+        .await?;
     changes.sort_by_key(|c| c["spec"]["at"].as_str().unwrap_or_default().to_owned());
     for c in &changes {
-        let (s, name) = (&c["spec"], c["metadata"]["name"].as_str().unwrap_or_default());
+        let (s, name) = (
+            &c["spec"],
+            c["metadata"]["name"].as_str().unwrap_or_default(),
+        );
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
         stage.say(&format!(
             "{name:<38} {:<12} {:<8} +{} -{}",
@@ -430,43 +659,82 @@ async fn main() -> anyhow::Result<()> {
             s["removedCount"]
         ));
     }
-    let approved = changes.iter().filter(|c| c["spec"]["reason"] == "Approved").count();
+    let approved = changes
+        .iter()
+        .filter(|c| c["spec"]["reason"] == "Approved")
+        .count();
     anyhow::ensure!(approved == 1, "{approved} approved changes on record");
 
     stage.chapter("11. Deleting a policy takes away what it listed, and nothing else");
     stage.command("kubectl -n payments delete ivp incident");
-    let url = format!("{}{}", stage.sandbox.kube_url(), policy_path("payments", "incident"));
+    let url = format!(
+        "{}{}",
+        stage.sandbox.kube_url(),
+        policy_path("payments", "incident")
+    );
     stage.http.delete(url).send().await?.error_for_status()?;
     let deadline = Instant::now() + Duration::from_secs(20);
     while stage.policy("payments/incident").await?.is_some() {
         anyhow::ensure!(Instant::now() < deadline, "the policy does not go");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let left = stage.sandbox.run.policy(PROJECT, US, "ledger").unwrap_or_default();
-    anyhow::ensure!(!left.to_string().contains("ada@acme.com"), "the grant is still there: {left}");
+    let left = stage
+        .sandbox
+        .run
+        .policy(PROJECT, US, "ledger")
+        .unwrap_or_default();
+    anyhow::ensure!(
+        !left.to_string().contains("ada@acme.com"),
+        "the grant is still there: {left}"
+    );
     stage.good("Ada's grant is gone");
-    stage.iam(US, "ledger", &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"]).await?;
+    stage
+        .iam(
+            US,
+            "ledger",
+            &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"],
+        )
+        .await?;
 
     stage.chapter("What an alert would look at");
     stage.command(&format!("curl http://{listen}/metrics"));
-    let metrics = stage.http.get(format!("http://{listen}/metrics")).send().await?.text().await?;
+    let metrics = stage
+        .http
+        .get(format!("http://{listen}/metrics"))
+        .send()
+        .await?
+        .text()
+        .await?;
     let mut told = 0;
     for line in metrics.lines().filter(|l| {
-        ["run_invoker_policy_ready", "run_invoker_corrections_total", "run_invoker_drift_detected_total"]
-            .iter()
-            .any(|p| l.starts_with(p))
+        [
+            "run_invoker_policy_ready",
+            "run_invoker_corrections_total",
+            "run_invoker_drift_detected_total",
+        ]
+        .iter()
+        .any(|p| l.starts_with(p))
     }) {
         stage.say(line);
         told += 1;
     }
     anyhow::ensure!(told > 4, "the metrics are not there");
     if let Some(code) = operator.0.try_wait()? {
-        bail!("the operator ended by itself: {code}; see {}", stage.folder.join("operator.log").display());
+        bail!(
+            "the operator ended by itself: {code}; see {}",
+            stage.folder.join("operator.log").display()
+        );
     }
 
     println!(
         "\n{}",
-        stage.paint("1;32", &format!("The whole story happened, in {:.1} s.", stage.started.elapsed().as_secs_f64()))
+        stage.paint(
+            "1;32",
+            &format!(
+                "The whole story happened, in {:.1} s.",
+                stage.started.elapsed().as_secs_f64()
+            )
+        )
     );
     if args.keep {
         keep(&stage, &config, &listen).await?;
@@ -476,7 +744,12 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_operator(stage: &Stage, config: &Path, listen: &str, pubsub: Option<&Pubsub>) -> anyhow::Result<Operator> {
+fn start_operator(
+    stage: &Stage,
+    config: &Path,
+    listen: &str,
+    pubsub: Option<&Pubsub>,
+) -> anyhow::Result<Operator> {
     let binary = std::env::current_exe()?
         .parent()
         .and_then(Path::parent)
@@ -484,7 +757,13 @@ fn start_operator(stage: &Stage, config: &Path, listen: &str, pubsub: Option<&Pu
         .context("no target folder")?;
     let log = std::fs::File::create(stage.folder.join("operator.log"))?;
     let child = Command::new(&binary)
-        .args(["--cloud-run-endpoint", &stage.sandbox.run_url(), "--anonymous", "--listen", listen])
+        .args([
+            "--cloud-run-endpoint",
+            &stage.sandbox.run_url(),
+            "--anonymous",
+            "--listen",
+            listen,
+        ])
         .args(pubsub.iter().flat_map(|p| {
             [
                 "--event-subscription".to_owned(),
@@ -509,15 +788,30 @@ async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> 
     println!("  export KUBECONFIG={}", config.display());
     println!("  kubectl get ivp -A");
     println!("\n  # gcloud");
-    println!("  export CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN={}/", stage.sandbox.run_url());
-    println!("  export CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={}", token.display());
+    println!(
+        "  export CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN={}/",
+        stage.sandbox.run_url()
+    );
+    println!(
+        "  export CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={}",
+        token.display()
+    );
     println!("  export CLOUDSDK_CORE_PROJECT={PROJECT} CLOUDSDK_CORE_CHECK_GCE_METADATA=false");
-    println!("  export CLOUDSDK_CONFIG={}", stage.folder.join("gcloud").display());
+    println!(
+        "  export CLOUDSDK_CONFIG={}",
+        stage.folder.join("gcloud").display()
+    );
     println!("  gcloud run services list");
     println!("\n  # browser");
-    println!("  {}/         services and who may invoke them, live", stage.sandbox.control_url());
+    println!(
+        "  {}/         services and who may invoke them, live",
+        stage.sandbox.control_url()
+    );
     println!("  http://{listen}/metrics   the operator's metrics");
-    println!("\nThe operator's log: {}", stage.folder.join("operator.log").display());
+    println!(
+        "\nThe operator's log: {}",
+        stage.folder.join("operator.log").display()
+    );
     println!("Ctrl-C ends it.");
     tokio::signal::ctrl_c().await?;
     Ok(())

@@ -101,7 +101,12 @@ pub struct PlanArgs {
 impl PlanArgs {
     pub fn settings(&self) -> plan::Settings {
         plan::Settings {
-            protected: self.protected_members.iter().filter(|m| !m.is_empty()).cloned().collect(),
+            protected: self
+                .protected_members
+                .iter()
+                .filter(|m| !m.is_empty())
+                .cloned()
+                .collect(),
             limits: Limits {
                 public: self.public == Public::Allow,
                 max_removals: self.max_removals as usize,
@@ -199,7 +204,12 @@ pub struct Args {
     pub log: String,
 
     /// Form of the log.
-    #[arg(long, env = "RUN_INVOKER_LOG_FORMAT", value_enum, default_value = "json")]
+    #[arg(
+        long,
+        env = "RUN_INVOKER_LOG_FORMAT",
+        value_enum,
+        default_value = "json"
+    )]
     pub log_format: LogFormat,
 
     /// Send spans to this OpenTelemetry collector (OTLP over HTTP), for example http://collector:4318.
@@ -230,11 +240,17 @@ impl Args {
     }
 
     pub fn breaker(&self) -> BreakerLimits {
-        BreakerLimits { corrections: self.breaker_corrections as usize, window: signed(self.breaker_window) }
+        BreakerLimits {
+            corrections: self.breaker_corrections as usize,
+            window: signed(self.breaker_window),
+        }
     }
 
     pub fn retention(&self) -> Retention {
-        Retention { number: self.keep_changes as usize, age: signed(self.keep_changes_for) }
+        Retention {
+            number: self.keep_changes as usize,
+            age: signed(self.keep_changes_for),
+        }
     }
 }
 
@@ -245,21 +261,33 @@ fn signed(duration: Duration) -> jiff::SignedDuration {
 fn identity() -> String {
     let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     let host = host.trim();
-    format!("{}-{}", if host.is_empty() { "run-invoker" } else { host }, std::process::id())
+    format!(
+        "{}-{}",
+        if host.is_empty() { "run-invoker" } else { host },
+        std::process::id()
+    )
 }
 
 /// `projects/PROJECT/subscriptions/NAME`.
 fn subscription(text: &str) -> Result<String, String> {
     match text.split('/').collect::<Vec<_>>().as_slice() {
-        ["projects", project, "subscriptions", name] if !project.is_empty() && !name.is_empty() => Ok(text.to_owned()),
-        _ => Err(format!("{text:?} is not projects/PROJECT/subscriptions/NAME")),
+        ["projects", project, "subscriptions", name] if !project.is_empty() && !name.is_empty() => {
+            Ok(text.to_owned())
+        }
+        _ => Err(format!(
+            "{text:?} is not projects/PROJECT/subscriptions/NAME"
+        )),
     }
 }
 
 /// `250ms`, `10s`, `5m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..split].parse().map_err(|_| format!("{text:?} is not a duration such as 10s or 5m"))?;
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..split]
+        .parse()
+        .map_err(|_| format!("{text:?} is not a duration such as 10s or 5m"))?;
     match &text[split..] {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),

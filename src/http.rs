@@ -28,13 +28,22 @@ pub fn router(endpoints: Endpoints) -> Router {
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     };
     Router::new()
-        .route("/healthz", get(move |State(e): State<Endpoints>| async move { answer(&e.healthy) }))
-        .route("/readyz", get(move |State(e): State<Endpoints>| async move { answer(&e.ready) }))
+        .route(
+            "/healthz",
+            get(move |State(e): State<Endpoints>| async move { answer(&e.healthy) }),
+        )
+        .route(
+            "/readyz",
+            get(move |State(e): State<Endpoints>| async move { answer(&e.ready) }),
+        )
         .route(
             "/metrics",
             get(|State(e): State<Endpoints>| async move {
                 let policies = (e.refresh)();
-                ([("content-type", "text/plain; version=0.0.4")], e.metrics.render(&policies))
+                (
+                    [("content-type", "text/plain; version=0.0.4")],
+                    e.metrics.render(&policies),
+                )
             }),
         )
         .with_state(endpoints)

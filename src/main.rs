@@ -25,12 +25,18 @@ fn main() -> anyhow::Result<()> {
     // Outside of the runtime: spans are exported from a thread of their own, with a blocking client.
     let _guard = telemetry::init(&args.log, args.log_format, args.otlp_endpoint.as_deref())?;
     // Two threads carry ten thousand services; more would only be memory.
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(run(args))
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(run(args))
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let metrics = Metrics::new(!args.no_policy_metrics)?;
-    let config = kube::Config::infer().await.context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
+    let config = kube::Config::infer()
+        .await
+        .context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
     let client = kube::Client::try_from(config).context("reaching Kubernetes")?;
 
     let google = google::Google::connect(google::Options {
@@ -58,8 +64,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
             settings: args.plan.settings(),
             propagation: args.propagation_window,
             breaker: args.breaker(),
-            events: (!args.event_subscriptions.is_empty())
-                .then_some(EventOptions { interval: args.event_interval, patience: args.event_patience }),
+            events: (!args.event_subscriptions.is_empty()).then_some(EventOptions {
+                interval: args.event_interval,
+                patience: args.event_patience,
+            }),
             retention: args.retention(),
             workers: args.cloud.concurrency as usize,
             now: Arc::new(jiff::Timestamp::now),
@@ -71,12 +79,19 @@ async fn run(args: Args) -> anyhow::Result<()> {
         shards.clone(),
     );
 
-    let listener =
-        tokio::net::TcpListener::bind(args.listen).await.with_context(|| format!("listening on {}", args.listen))?;
+    let listener = tokio::net::TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("listening on {}", args.listen))?;
     let (health, ready, gauges) = (controller.clone(), controller.clone(), controller.clone());
     let endpoints = Endpoints {
         healthy: Arc::new(move || health.health()),
-        ready: Arc::new(move || if ready.is_synced() { Ok(()) } else { Err("the caches are not complete yet".into()) }),
+        ready: Arc::new(move || {
+            if ready.is_synced() {
+                Ok(())
+            } else {
+                Err("the caches are not complete yet".into())
+            }
+        }),
         metrics,
         refresh: Arc::new(move || gauges.refresh_gauges()),
     };

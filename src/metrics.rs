@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::{
@@ -52,7 +53,9 @@ pub struct Metrics {
 
 const READY: &str = "1 if the policy's Ready condition is True, else 0.";
 const DRIFT_GRANTS: &str = "Grants that differ from the declaration.";
-const SECONDS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+const SECONDS: &[f64] = &[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
+];
 
 impl Metrics {
     /// Registers everything. `per_policy` switches the series that grow with the number of policies.
@@ -62,7 +65,12 @@ impl Metrics {
     pub fn new(per_policy: bool) -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
         let mut descriptions = vec![
-            Description { name: "policy_ready", kind: "gauge", help: READY, labels: vec!["namespace", "policy"] },
+            Description {
+                name: "policy_ready",
+                kind: "gauge",
+                help: READY,
+                labels: vec!["namespace", "policy"],
+            },
             Description {
                 name: "policy_drift_grants",
                 kind: "gauge",
@@ -73,13 +81,21 @@ impl Metrics {
         macro_rules! describe {
             ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
                 let type_ = stringify!($kind);
-                let kind = ["Counter", "Histogram", "Gauge"].into_iter().find(|k| type_.contains(k)).unwrap_or(type_);
+                let kind = ["Counter", "Histogram", "Gauge"]
+                    .into_iter()
+                    .find(|k| type_.contains(k))
+                    .unwrap_or(type_);
                 let kind = match kind {
                     "Counter" => "counter",
                     "Histogram" => "histogram, seconds",
                     _ => "gauge",
                 };
-                descriptions.push(Description { name: $name, kind, help: $help, labels: $labels });
+                descriptions.push(Description {
+                    name: $name,
+                    kind,
+                    help: $help,
+                    labels: $labels,
+                });
             }};
         }
         macro_rules! register {
@@ -102,14 +118,24 @@ impl Metrics {
         macro_rules! histogram {
             ($name:literal, $help:literal) => {{
                 describe!(Histogram, $name, $help, vec![]);
-                register!(Histogram::with_opts(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec())))
+                register!(Histogram::with_opts(
+                    HistogramOpts::new($name, $help).buckets(SECONDS.to_vec())
+                ))
             }};
             ($name:literal, $help:literal, $labels:expr) => {{
                 describe!(Histogram, $name, $help, $labels.to_vec());
-                register!(HistogramVec::new(HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()), &$labels))
+                register!(HistogramVec::new(
+                    HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()),
+                    &$labels
+                ))
             }};
         }
-        let build = metric!(IntGaugeVec, "build_info", "Always 1; the labels say what runs.", ["version"]);
+        let build = metric!(
+            IntGaugeVec,
+            "build_info",
+            "Always 1; the labels say what runs.",
+            ["version"]
+        );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             services: metric!(
@@ -118,13 +144,21 @@ impl Metrics {
                 "Services under policies, by state; one that two policies name counts for each.",
                 ["state"]
             ),
-            exposed_services: metric!(IntGauge, "exposed_services", "Services that anyone can call."),
+            exposed_services: metric!(
+                IntGauge,
+                "exposed_services",
+                "Services that anyone can call."
+            ),
             contested_services: metric!(
                 IntGauge,
                 "contested_services",
                 "Services on which somebody else keeps changing the same grants."
             ),
-            held_plans: metric!(IntGauge, "held_plans", "Services with a plan that waits for approval."),
+            held_plans: metric!(
+                IntGauge,
+                "held_plans",
+                "Services with a plan that waits for approval."
+            ),
             circuit_open: metric!(
                 IntGauge,
                 "circuit_open",
@@ -166,8 +200,16 @@ impl Metrics {
                 "convergence_seconds",
                 "From seeing a declared change to reading it back from IAM."
             ),
-            reconcile_total: metric!(IntCounterVec, "reconcile_total", "Rounds on a service, by result.", ["result"]),
-            reconcile_duration_seconds: histogram!("reconcile_duration_seconds", "Time of a round on a service."),
+            reconcile_total: metric!(
+                IntCounterVec,
+                "reconcile_total",
+                "Rounds on a service, by result.",
+                ["result"]
+            ),
+            reconcile_duration_seconds: histogram!(
+                "reconcile_duration_seconds",
+                "Time of a round on a service."
+            ),
             cloud_requests_total: metric!(
                 IntCounterVec,
                 "cloud_requests_total",
@@ -184,7 +226,12 @@ impl Metrics {
                 "Time that services waited for their turn and their quota.",
                 ["priority"]
             ),
-            queue_depth: metric!(IntGaugeVec, "queue_depth", "Services that wait, by lane.", ["priority"]),
+            queue_depth: metric!(
+                IntGaugeVec,
+                "queue_depth",
+                "Services that wait, by lane.",
+                ["priority"]
+            ),
             status_writes_total: metric!(
                 IntCounterVec,
                 "status_writes_total",
@@ -203,7 +250,12 @@ impl Metrics {
                 "The shortest interval at which a service of the shard is read.",
                 ["shard"]
             ),
-            shard_owned: metric!(IntGaugeVec, "shard_owned", "1 if this replica leads the shard.", ["shard"]),
+            shard_owned: metric!(
+                IntGaugeVec,
+                "shard_owned",
+                "1 if this replica leads the shard.",
+                ["shard"]
+            ),
             registry,
             descriptions,
             per_policy,
@@ -228,18 +280,27 @@ impl Metrics {
 
     /// A round on a service of a shard is over, or work on the shard begins.
     pub fn audited(&self, shard: usize, now: jiff::Timestamp) {
-        self.last_audit_timestamp_seconds.with_label_values(&[shard.to_string()]).set(now.as_second());
+        self.last_audit_timestamp_seconds
+            .with_label_values(&[shard.to_string()])
+            .set(now.as_second());
     }
 
     /// Whether a shard is worked on here; `interval` is the shortest at which a service of it is read; `None`: there is nothing to do in it.
     pub fn shard(&self, shard: usize, owned: bool, interval: Option<Duration>) {
         let label = shard.to_string();
-        self.shard_owned.with_label_values(&[&label]).set(i64::from(owned));
+        self.shard_owned
+            .with_label_values(&[&label])
+            .set(i64::from(owned));
         match interval.filter(|_| owned) {
-            Some(interval) => self.interval_seconds.with_label_values(&[&label]).set(interval.as_secs() as i64),
+            Some(interval) => self
+                .interval_seconds
+                .with_label_values(&[&label])
+                .set(interval.as_secs() as i64),
             None => {
                 // Whoever works on it tells; and where there is nothing to do, silence means nothing.
-                let _ = self.last_audit_timestamp_seconds.remove_label_values(&[&label]);
+                let _ = self
+                    .last_audit_timestamp_seconds
+                    .remove_label_values(&[&label]);
                 let _ = self.interval_seconds.remove_label_values(&[&label]);
             }
         }
@@ -252,7 +313,9 @@ impl Metrics {
 
     /// A service of a priority was taken up, or a listing went on, after waiting for its turn and its quota.
     pub fn waited(&self, priority: &'static str, took: Duration) {
-        self.limiter_wait_seconds.with_label_values(&[priority]).observe(took.as_secs_f64());
+        self.limiter_wait_seconds
+            .with_label_values(&[priority])
+            .observe(took.as_secs_f64());
     }
 
     /// Counts changes that were carried out.
@@ -266,7 +329,9 @@ impl Metrics {
             ChangeReason::Expired => "expired",
             ChangeReason::SpecChanged => "spec_changed",
         };
-        self.corrections_total.with_label_values(&[action, trigger]).inc_by(n);
+        self.corrections_total
+            .with_label_values(&[action, trigger])
+            .inc_by(n);
     }
 
     /// Sets the number of services in each state.
@@ -306,12 +371,19 @@ pub struct PolicySeries(String);
 impl PolicySeries {
     /// From namespace, name, ready, missing and unexpected of each policy. Names are DNS labels, so nothing in them needs
     /// escaping.
-    pub fn of<'a>(policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone) -> Self {
+    pub fn of<'a>(
+        policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone,
+    ) -> Self {
         use std::fmt::Write as _;
-        let mut text = format!("# HELP run_invoker_policy_ready {READY}\n# TYPE run_invoker_policy_ready gauge\n");
+        let mut text = format!(
+            "# HELP run_invoker_policy_ready {READY}\n# TYPE run_invoker_policy_ready gauge\n"
+        );
         for (namespace, policy, ready, _, _) in policies.clone() {
             let ready = i32::from(ready);
-            let _ = writeln!(text, "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{policy}\"}} {ready}");
+            let _ = writeln!(
+                text,
+                "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{policy}\"}} {ready}"
+            );
         }
         let _ = writeln!(
             text,
@@ -331,7 +403,11 @@ impl PolicySeries {
 
 impl Observer for Metrics {
     fn called(&self, method: Method, code: &'static str, took: Duration) {
-        self.cloud_requests_total.with_label_values(&[method.label(), code]).inc();
-        self.cloud_request_duration_seconds.with_label_values(&[method.label()]).observe(took.as_secs_f64());
+        self.cloud_requests_total
+            .with_label_values(&[method.label(), code])
+            .inc();
+        self.cloud_request_duration_seconds
+            .with_label_values(&[method.label()])
+            .observe(took.as_secs_f64());
     }
 }

@@ -53,13 +53,31 @@ impl Source {
     /// # Errors
     /// When the endpoint is no URL, or the client cannot be made.
     pub async fn new(endpoint: &str, credentials: Credentials) -> anyhow::Result<Self> {
-        let uri: http::Uri = endpoint.parse().with_context(|| format!("--event-endpoint {endpoint:?} is no URL"))?;
-        let host = uri.host().with_context(|| format!("--event-endpoint {endpoint:?} has no host"))?;
-        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("http") { 80 } else { 443 });
-        let builder = Subscriber::builder().with_endpoint(endpoint).with_grpc_subchannel_count(1);
+        let uri: http::Uri = endpoint
+            .parse()
+            .with_context(|| format!("--event-endpoint {endpoint:?} is no URL"))?;
+        let host = uri
+            .host()
+            .with_context(|| format!("--event-endpoint {endpoint:?} has no host"))?;
+        let port = uri
+            .port_u16()
+            .unwrap_or(if uri.scheme_str() == Some("http") {
+                80
+            } else {
+                443
+            });
+        let builder = Subscriber::builder()
+            .with_endpoint(endpoint)
+            .with_grpc_subchannel_count(1);
         let builder = builder.with_credentials(credentials);
-        let subscriber = builder.build().await.context("preparing the client for Pub/Sub")?;
-        Ok(Self { subscriber, address: format!("{host}:{port}") })
+        let subscriber = builder
+            .build()
+            .await
+            .context("preparing the client for Pub/Sub")?;
+        Ok(Self {
+            subscriber,
+            address: format!("{host}:{port}"),
+        })
     }
 
     /// Reads a subscription, `projects/P/subscriptions/S`, for ever.

@@ -27,12 +27,18 @@ impl Drop for Guard {
 /// # Errors
 /// When the filter cannot be read, the exporter cannot be built, or tracing was set up before.
 pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(filter)
-        .with_context(|| format!("--log {filter:?} is not a filter such as info or run_invoker=debug"))?;
+    let filter = EnvFilter::try_new(filter).with_context(|| {
+        format!("--log {filter:?} is not a filter such as info or run_invoker=debug")
+    })?;
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = match format {
         LogFormat::Text => logs.with_target(false).boxed(),
-        LogFormat::Json => logs.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
+        LogFormat::Json => logs
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
     };
     let registry = tracing_subscriber::registry().with(logs.with_filter(filter));
     #[cfg(feature = "otlp")]
@@ -49,7 +55,10 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
     }
     #[cfg(not(feature = "otlp"))]
     {
-        anyhow::ensure!(otlp.is_none(), "--otlp-endpoint needs a binary built with the feature otlp");
+        anyhow::ensure!(
+            otlp.is_none(),
+            "--otlp-endpoint needs a binary built with the feature otlp"
+        );
         registry.try_init()?;
         Ok(Guard {})
     }
@@ -59,9 +68,14 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
 fn exporter(endpoint: &str) -> anyhow::Result<opentelemetry_sdk::trace::SdkTracerProvider> {
     use opentelemetry_otlp::{SpanExporter, WithExportConfig};
     let url = format!("{}/v1/traces", endpoint.trim_end_matches('/'));
-    let exporter =
-        SpanExporter::builder().with_http().with_endpoint(url).build().context("building the OTLP exporter")?;
-    let resource = opentelemetry_sdk::Resource::builder().with_service_name("run-invoker").build();
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(url)
+        .build()
+        .context("building the OTLP exporter")?;
+    let resource = opentelemetry_sdk::Resource::builder()
+        .with_service_name("run-invoker")
+        .build();
     Ok(opentelemetry_sdk::trace::SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(resource)

@@ -21,13 +21,22 @@ use serde_json::{Value, json};
 fn rules() -> Vec<Value> {
     let text = fs::read_to_string(repository("charts/run-invoker/files/alerts.yaml")).unwrap();
     let value: Value = serde_saphyr::from_str(&text).unwrap();
-    value["groups"].as_array().unwrap().iter().flat_map(|g| g["rules"].as_array().unwrap().clone()).collect()
+    value["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|g| g["rules"].as_array().unwrap().clone())
+        .collect()
 }
 
 #[test]
 fn every_alert_fires_and_stays_silent_as_it_should() {
     let folder = repository("charts/run-invoker/tests");
-    let (fine, text) = tool("promtool", &["check", "rules", "../files/alerts.yaml"], &folder);
+    let (fine, text) = tool(
+        "promtool",
+        &["check", "rules", "../files/alerts.yaml"],
+        &folder,
+    );
     assert!(fine, "{text}");
     let (fine, text) = tool("promtool", &["test", "rules", "alerts_test.yaml"], &folder);
     assert!(fine, "{text}");
@@ -35,7 +44,10 @@ fn every_alert_fires_and_stays_silent_as_it_should() {
     for rule in rules() {
         let name = rule["alert"].as_str().unwrap();
         for kind in ["fires", "stays silent"] {
-            assert!(tests.contains(&format!("- name: {name} {kind}\n")), "no test that {name} {kind}");
+            assert!(
+                tests.contains(&format!("- name: {name} {kind}\n")),
+                "no test that {name} {kind}"
+            );
         }
     }
 }
@@ -44,13 +56,31 @@ fn every_alert_fires_and_stays_silent_as_it_should() {
 fn every_alert_says_what_it_is_and_has_a_runbook() {
     for rule in rules() {
         let name = rule["alert"].as_str().unwrap();
-        assert!(["critical", "warning", "info"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{name}");
+        assert!(
+            ["critical", "warning", "info"].contains(&rule["labels"]["severity"].as_str().unwrap()),
+            "{name}"
+        );
         for text in ["summary", "description"] {
-            assert!(rule["annotations"][text].as_str().is_some_and(|t| t.len() > 15), "{name} has no {text}");
+            assert!(
+                rule["annotations"][text]
+                    .as_str()
+                    .is_some_and(|t| t.len() > 15),
+                "{name} has no {text}"
+            );
         }
-        assert_eq!(rule["annotations"]["runbook_url"], format!("RUNBOOKS/{name}.md"));
-        let book = fs::read_to_string(repository("docs/runbooks").join(format!("{name}.md"))).unwrap();
-        for part in ["What it means", "Who is hit", "How to look", "How to fix", "How to undo"] {
+        assert_eq!(
+            rule["annotations"]["runbook_url"],
+            format!("RUNBOOKS/{name}.md")
+        );
+        let book =
+            fs::read_to_string(repository("docs/runbooks").join(format!("{name}.md"))).unwrap();
+        for part in [
+            "What it means",
+            "Who is hit",
+            "How to look",
+            "How to fix",
+            "How to undo",
+        ] {
             assert!(book.contains(&format!("**{part}.**")), "{name}: no {part}");
         }
     }
@@ -63,14 +93,24 @@ async fn every_series_that_the_alerts_look_at_is_exported() {
     common::install(&client).await;
     sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
-    let soon =
-        (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(3)).strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let soon = (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(3))
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string();
     let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
         "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "mode": "Enforce",
             "invokers": [{"member": "user:a@acme.com"}, {"member": "user:t@acme.com", "expires": soon}]}});
     let api: Api<InvokerPolicy> = Api::namespaced(client, "default");
-    api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
-    let render = || operator.metrics.render(&operator.controller.refresh_gauges());
+    api.create(
+        &PostParams::default(),
+        &serde_json::from_value(policy).unwrap(),
+    )
+    .await
+    .unwrap();
+    let render = || {
+        operator
+            .metrics
+            .render(&operator.controller.refresh_gauges())
+    };
     eventually(Duration::from_secs(10), "the policy is ready", || async {
         if render().contains("run_invoker_policy_ready{namespace=\"default\",policy=\"web\"} 1") {
             Ok(())
@@ -83,12 +123,19 @@ async fn every_series_that_the_alerts_look_at_is_exported() {
     assert!(text.contains("\nrun_invoker_expiring_grants 1\n"));
     let name = regex::Regex::new("run_invoker_[a-z_]+").unwrap();
     let rules = rules();
-    let wanted: BTreeSet<&str> =
-        rules.iter().flat_map(|r| name.find_iter(r["expr"].as_str().unwrap()).map(|m| m.as_str())).collect();
+    let wanted: BTreeSet<&str> = rules
+        .iter()
+        .flat_map(|r| {
+            name.find_iter(r["expr"].as_str().unwrap())
+                .map(|m| m.as_str())
+        })
+        .collect();
     assert!(wanted.len() >= 12, "{wanted:?}");
     for series in wanted {
         assert!(
-            text.lines().any(|l| l.strip_prefix(series).is_some_and(|r| r.starts_with(['{', ' ']))),
+            text.lines().any(|l| l
+                .strip_prefix(series)
+                .is_some_and(|r| r.starts_with(['{', ' ']))),
             "{series} is not exported"
         );
     }
@@ -111,15 +158,19 @@ fn start(program: &std::path::Path, args: &[String], env: &[(&str, &str)]) -> Ru
         .envs(env.iter().copied())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    Running(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display())))
+    Running(
+        command
+            .spawn()
+            .unwrap_or_else(|e| panic!("{}: {e}", program.display())),
+    )
 }
 
 /// Real Prometheus and Alertmanager around the real operator: drift is made, the alert arrives at a receiver, the drift is
 /// put right, and the receiver hears that too. The only thing changed in the rules is how long a state must last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_alert_about_drift_arrives_and_is_taken_back() {
-    let tools =
-        ["prometheus", "alertmanager"].map(|t| which(t).unwrap_or_else(|| panic!("{t} is not there; run: make tools")));
+    let tools = ["prometheus", "alertmanager"]
+        .map(|t| which(t).unwrap_or_else(|| panic!("{t} is not there; run: make tools")));
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
     common::install(&client).await;
@@ -132,9 +183,20 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
         let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
             "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "interval": "10s", "mode": mode,
                 "invokers": [{"member": "user:a@acme.com"}]}});
-        api.create(&PostParams::default(), &serde_json::from_value(policy).unwrap()).await.unwrap();
+        api.create(
+            &PostParams::default(),
+            &serde_json::from_value(policy).unwrap(),
+        )
+        .await
+        .unwrap();
     }
-    sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:a@acme.com");
+    sandbox.run.add_member(
+        "acme-prod",
+        "europe-west1",
+        "web",
+        "roles/run.invoker",
+        "user:a@acme.com",
+    );
 
     let heard: Arc<Mutex<Vec<Value>>> = Arc::default();
     let sink = heard.clone();
@@ -143,7 +205,9 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     let app = axum::Router::new().route(
         "/",
         axum::routing::post(move |body: axum::Json<Value>| {
-            sink.lock().unwrap().extend(body["alerts"].as_array().cloned().unwrap_or_default());
+            sink.lock()
+                .unwrap()
+                .extend(body["alerts"].as_array().cloned().unwrap_or_default());
             async {}
         }),
     );
@@ -158,8 +222,13 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     };
     let (metrics, prometheus, alertmanager) = (free_port(), free_port(), free_port());
     let rules = fs::read_to_string(repository("charts/run-invoker/files/alerts.yaml")).unwrap();
-    let rules =
-        file("alerts.yaml", regex::Regex::new("for: [0-9]+m").unwrap().replace_all(&rules, "for: 1s").into_owned());
+    let rules = file(
+        "alerts.yaml",
+        regex::Regex::new("for: [0-9]+m")
+            .unwrap()
+            .replace_all(&rules, "for: 1s")
+            .into_owned(),
+    );
     let scrape = file(
         "prometheus.yaml",
         format!(
@@ -199,11 +268,17 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     );
     let told = |alert: &str, status: &str| {
         let heard = heard.lock().unwrap();
-        heard.iter().any(|a| a["labels"]["alertname"] == alert && a["status"] == status)
+        heard
+            .iter()
+            .any(|a| a["labels"]["alertname"] == alert && a["status"] == status)
     };
     let hears = async |alert: &'static str, status: &'static str, within: u64| {
         eventually(Duration::from_secs(within), alert, || async {
-            if told(alert, status) { Ok(()) } else { Err(format!("{status}: only {:?}", heard.lock().unwrap())) }
+            if told(alert, status) {
+                Ok(())
+            } else {
+                Err(format!("{status}: only {:?}", heard.lock().unwrap()))
+            }
         })
         .await;
     };
@@ -232,25 +307,51 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
     ];
     let by_hand = async |verb: &'static str| match which("gcloud") {
         Some(program) => {
-            let args: Vec<&str> = member.iter().map(|a| if *a == "VERB" { verb } else { a }).collect();
+            let args: Vec<&str> = member
+                .iter()
+                .map(|a| if *a == "VERB" { verb } else { a })
+                .collect();
             common::gcloud(program, &sandbox).ok(&args).await;
         }
         None if verb.starts_with("add") => {
-            sandbox.run.add_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@evil.org");
+            sandbox.run.add_member(
+                "acme-prod",
+                "europe-west1",
+                "web",
+                "roles/run.invoker",
+                "user:x@evil.org",
+            );
         }
         None => {
-            sandbox.run.remove_member("acme-prod", "europe-west1", "web", "roles/run.invoker", "user:x@evil.org");
+            sandbox.run.remove_member(
+                "acme-prod",
+                "europe-west1",
+                "web",
+                "roles/run.invoker",
+                "user:x@evil.org",
+            );
         }
     };
     by_hand("add-iam-policy-binding").await;
     hears("RunInvokerDrift", "firing", 40).await;
     {
         let heard = heard.lock().unwrap();
-        let alert = heard.iter().find(|a| a["labels"]["alertname"] == "RunInvokerDrift").unwrap();
+        let alert = heard
+            .iter()
+            .find(|a| a["labels"]["alertname"] == "RunInvokerDrift")
+            .unwrap();
         assert_eq!(alert["labels"]["policy"], "web");
         assert_eq!(alert["labels"]["kind"], "unexpected");
-        assert!(alert["annotations"]["summary"].as_str().unwrap().contains("default/web differs"));
-        assert!(!alert.to_string().contains("evil.org"), "a member in an alert");
+        assert!(
+            alert["annotations"]["summary"]
+                .as_str()
+                .unwrap()
+                .contains("default/web differs")
+        );
+        assert!(
+            !alert.to_string().contains("evil.org"),
+            "a member in an alert"
+        );
     }
     // By now there is something to see in every panel.
     every_panel_shows_something(prometheus).await;
@@ -263,17 +364,28 @@ const DASHBOARDS: [&str; 2] = ["fleet", "policy"];
 
 fn dashboard(name: &str) -> Value {
     let path = repository("charts/run-invoker/files/dashboards").join(format!("{name}.json"));
-    serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    serde_json::from_str(&fs::read_to_string(&path).unwrap())
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Title, query and legend of every panel's queries.
 fn queries(dashboard: &Value) -> Vec<(String, String, String)> {
     let panels = dashboard["panels"].as_array().unwrap().iter();
     panels
-        .flat_map(|p| p["targets"].as_array().into_iter().flatten().map(move |t| (p, t)))
+        .flat_map(|p| {
+            p["targets"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(move |t| (p, t))
+        })
         .map(|(p, t)| {
             let text = |v: &Value| v.as_str().unwrap().to_owned();
-            (text(&p["title"]), text(&t["expr"]), text(&t["legendFormat"]))
+            (
+                text(&p["title"]),
+                text(&t["expr"]),
+                text(&t["legendFormat"]),
+            )
         })
         .collect()
 }
@@ -288,10 +400,15 @@ fn the_dashboards_are_whole() {
         let mut taken = BTreeSet::new();
         for panel in board["panels"].as_array().unwrap() {
             let title = panel["title"].as_str().unwrap();
-            assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: id twice");
+            assert!(
+                ids.insert(panel["id"].as_u64().unwrap()),
+                "{title}: id twice"
+            );
             let at = |k: &str| panel["gridPos"][k].as_u64().unwrap();
             assert!(at("x") + at("w") <= 24, "{title} is too wide");
-            for cell in (at("x")..at("x") + at("w")).flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y))) {
+            for cell in (at("x")..at("x") + at("w"))
+                .flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y)))
+            {
                 assert!(taken.insert(cell), "{title} lies on another panel");
             }
             if panel["type"] != "row" && panel["type"] != "text" {
@@ -301,8 +418,16 @@ fn the_dashboards_are_whole() {
         }
     }
     // A dashboard that links to the other one names it as it is.
-    assert!(dashboard("fleet").to_string().contains("/d/run-invoker-policy?"));
-    assert!(dashboard("policy").to_string().contains("/d/run-invoker-fleet?"));
+    assert!(
+        dashboard("fleet")
+            .to_string()
+            .contains("/d/run-invoker-policy?")
+    );
+    assert!(
+        dashboard("policy")
+            .to_string()
+            .contains("/d/run-invoker-fleet?")
+    );
 }
 
 /// Asks the live Prometheus what Grafana would ask it, and keeps the answers in `target/dashboards` for `make picture`.
@@ -312,7 +437,14 @@ async fn every_panel_shows_something(prometheus: u16) {
     let http = reqwest::Client::new();
     let ask = async |path: &str, params: &[(&str, &str)]| -> Value {
         let url = format!("http://127.0.0.1:{prometheus}/api/v1/{path}");
-        http.get(url).query(params).send().await.unwrap().json().await.unwrap()
+        http.get(url)
+            .query(params)
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap()
     };
     for name in DASHBOARDS {
         let board = dashboard(name);
@@ -326,27 +458,59 @@ async fn every_panel_shows_something(prometheus: u16) {
             ];
             let query = variables.iter().fold(query, |q, (k, v)| q.replace(k, v));
             // A counter that was born a moment ago has no rate yet.
-            eventually(Duration::from_secs(40), &format!("{name}: {title}: {query}"), || async {
-                let answer = ask("query", &[("query", &query)]).await;
-                let found = answer["data"]["result"].as_array().is_some_and(|r| !r.is_empty());
-                if answer["status"] == "success" && found { Ok(()) } else { Err(answer.to_string()) }
-            })
+            eventually(
+                Duration::from_secs(40),
+                &format!("{name}: {title}: {query}"),
+                || async {
+                    let answer = ask("query", &[("query", &query)]).await;
+                    let found = answer["data"]["result"]
+                        .as_array()
+                        .is_some_and(|r| !r.is_empty());
+                    if answer["status"] == "success" && found {
+                        Ok(())
+                    } else {
+                        Err(answer.to_string())
+                    }
+                },
+            )
             .await;
             let now = jiff::Timestamp::now().as_second();
-            let span = [("start", (now - 60).to_string()), ("end", now.to_string()), ("step", "1".to_owned())];
+            let span = [
+                ("start", (now - 60).to_string()),
+                ("end", now.to_string()),
+                ("step", "1".to_owned()),
+            ];
             let mut params = vec![("query", query.as_str())];
             params.extend(span.iter().map(|(k, v)| (*k, v.as_str())));
             let range = ask("query_range", &params).await;
             answers.push(json!({"title": title, "legend": legend, "query": query, "result": range["data"]["result"]}));
         }
         assert!(answers.len() >= 6);
-        for variable in board["templating"]["list"].as_array().unwrap().iter().filter(|v| v["type"] == "query") {
-            let query = variable["query"]["query"].as_str().unwrap().replace("$namespace", "default");
-            let inner = query.strip_prefix("label_values(").and_then(|q| q.strip_suffix(')')).unwrap();
+        for variable in board["templating"]["list"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|v| v["type"] == "query")
+        {
+            let query = variable["query"]["query"]
+                .as_str()
+                .unwrap()
+                .replace("$namespace", "default");
+            let inner = query
+                .strip_prefix("label_values(")
+                .and_then(|q| q.strip_suffix(')'))
+                .unwrap();
             let (selector, label) = inner.rsplit_once(", ").unwrap();
             let answer = ask(&format!("label/{label}/values"), &[("match[]", selector)]).await;
-            assert!(answer["data"].as_array().is_some_and(|d| !d.is_empty()), "{query}: {answer}");
+            assert!(
+                answer["data"].as_array().is_some_and(|d| !d.is_empty()),
+                "{query}: {answer}"
+            );
         }
-        fs::write(out.join(format!("{name}.json")), json!({"board": board, "answers": answers}).to_string()).unwrap();
+        fs::write(
+            out.join(format!("{name}.json")),
+            json!({"board": board, "answers": answers}).to_string(),
+        )
+        .unwrap();
     }
 }

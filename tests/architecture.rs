@@ -16,17 +16,31 @@ const MAP: &[(&str, &[&str])] = &[
     ("plan", &["api", "iam", "intent"]),
     ("ledger", &["api", "iam", "intent", "plan"]),
     ("history", &["api", "iam", "intent", "ledger", "plan"]),
-    ("status", &["api", "fault", "iam", "intent", "ledger", "plan"]),
-    ("index", &["api", "fault", "history", "iam", "intent", "ledger", "plan", "status"]),
+    (
+        "status",
+        &["api", "fault", "iam", "intent", "ledger", "plan"],
+    ),
+    (
+        "index",
+        &[
+            "api", "fault", "history", "iam", "intent", "ledger", "plan", "status",
+        ],
+    ),
     ("audit", &["api", "iam"]),
     ("diagnose", &["iam"]),
     ("cloudrun", &["fault", "iam", "index"]),
-    ("cluster", &["api", "fault", "iam", "intent", "ledger", "status"]),
+    (
+        "cluster",
+        &["api", "fault", "iam", "intent", "ledger", "status"],
+    ),
     ("subscription", &[]),
     ("leader", &[]),
     ("metrics", &["api", "cloudrun"]),
     ("http", &["metrics"]),
-    ("config", &["cloudrun", "history", "intent", "plan", "subscription"]),
+    (
+        "config",
+        &["cloudrun", "history", "intent", "plan", "subscription"],
+    ),
     ("telemetry", &["config"]),
     ("render", &[]),
     (
@@ -52,8 +66,8 @@ const MAP: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "api", "cloudrun", "cluster", "config", "diagnose", "fault", "history", "iam", "index", "intent", "plan",
-            "render", "status",
+            "api", "cloudrun", "cluster", "config", "diagnose", "fault", "history", "iam", "index",
+            "intent", "plan", "render", "status",
         ],
     ),
 ];
@@ -75,7 +89,11 @@ fn sources(module: &str) -> Vec<(String, String)> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.is_dir() {
+                folders.push(path)
+            } else {
+                files.push(path)
+            }
         }
     }
     assert!(!files.is_empty(), "{module} has no source");
@@ -85,8 +103,16 @@ fn sources(module: &str) -> Vec<(String, String)> {
         .map(|p| {
             let text = fs::read_to_string(&p).unwrap();
             // Tests may do as they like.
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned();
-            let code = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            let code = text
+                .split("#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap()
+                .to_owned();
+            let code = code
+                .lines()
+                .filter(|l| !l.trim_start().starts_with("//"))
+                .collect::<Vec<_>>()
+                .join("\n");
             (p.display().to_string(), code)
         })
         .collect()
@@ -121,7 +147,11 @@ fn used(code: &str) -> BTreeSet<String> {
                 found.insert(word);
             }
         } else {
-            found.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+            found.insert(
+                rest.chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect(),
+            );
         }
     }
     found
@@ -132,8 +162,14 @@ fn every_module_uses_only_what_the_map_allows() {
     let names: BTreeMap<&str, &[&str]> = MAP.iter().map(|(n, u)| (*n, *u)).collect();
     for (module, allowed) in MAP {
         for (file, code) in sources(module) {
-            for name in used(&code).iter().filter(|n| names.contains_key(n.as_str()) && n.as_str() != *module) {
-                assert!(allowed.contains(&name.as_str()), "{file}: {module} may not use {name}");
+            for name in used(&code)
+                .iter()
+                .filter(|n| names.contains_key(n.as_str()) && n.as_str() != *module)
+            {
+                assert!(
+                    allowed.contains(&name.as_str()),
+                    "{file}: {module} may not use {name}"
+                );
             }
         }
     }
@@ -143,29 +179,72 @@ fn every_module_uses_only_what_the_map_allows() {
 fn the_map_names_every_module() {
     let read = |f: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(f)).unwrap();
     let libs = read("src/lib.rs") + &read("src/core/lib.rs");
-    let declared: BTreeSet<&str> = libs.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let declared: BTreeSet<&str> = libs
+        .lines()
+        .filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .collect();
     assert_eq!(declared, MAP.iter().map(|(n, _)| *n).collect());
 }
 
 /// What the pure crate may depend on. What is not in its manifest cannot be used: that is its purity.
-const PURE: &[&str] =
-    &["base64", "jiff", "k8s-openapi", "kube", "schemars", "serde", "serde_json", "sha2", "thiserror", "wildmatch"];
+const PURE: &[&str] = &[
+    "base64",
+    "jiff",
+    "k8s-openapi",
+    "kube",
+    "schemars",
+    "serde",
+    "serde_json",
+    "sha2",
+    "thiserror",
+    "wildmatch",
+];
 
 #[test]
 fn the_pure_crate_depends_on_nothing_that_calls_waits_logs_or_counts() {
-    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core/Cargo.toml")).unwrap();
-    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
-    let lines = section.lines().filter(|l| !l.starts_with('#') && !l.is_empty());
-    let names: Vec<&str> = lines.map(|l| l.split(['.', ' ', '=']).next().unwrap()).collect();
+    let manifest =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core/Cargo.toml"))
+            .unwrap();
+    let section = manifest
+        .split("\n[dependencies]\n")
+        .nth(1)
+        .unwrap()
+        .split("\n[")
+        .next()
+        .unwrap();
+    let lines = section
+        .lines()
+        .filter(|l| !l.starts_with('#') && !l.is_empty());
+    let names: Vec<&str> = lines
+        .map(|l| l.split(['.', ' ', '=']).next().unwrap())
+        .collect();
     assert_eq!(names.iter().collect::<BTreeSet<_>>(), PURE.iter().collect());
-    assert!(section.contains("kube = { version = \"5\", default-features = false, features = [\"derive\"] }"));
+    assert!(
+        section.contains(
+            "kube = { version = \"5\", default-features = false, features = [\"derive\"] }"
+        )
+    );
 }
 
 #[test]
 fn the_sandbox_shares_no_code_with_the_operator() {
-    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox/Cargo.toml")).unwrap();
-    assert!(!manifest.contains("run-invoker ="), "the sandbox depends on the operator");
+    let manifest =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sandbox/Cargo.toml"))
+            .unwrap();
+    assert!(
+        !manifest.contains("run-invoker ="),
+        "the sandbox depends on the operator"
+    );
     let own = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
-    let dependencies = own.split("[dependencies]").nth(1).unwrap().split("[dev-dependencies]").next().unwrap();
-    assert!(!dependencies.contains("sandbox"), "the operator depends on the sandbox");
+    let dependencies = own
+        .split("[dependencies]")
+        .nth(1)
+        .unwrap()
+        .split("[dev-dependencies]")
+        .next()
+        .unwrap();
+    assert!(
+        !dependencies.contains("sandbox"),
+        "the operator depends on the sandbox"
+    );
 }

@@ -79,9 +79,21 @@ async fn put(client: &Client, object: &Value) {
     };
     let name = object["metadata"]["name"].as_str().unwrap().to_owned();
     let status = object.as_object_mut().unwrap().remove("status");
-    api.patch(&name, &PatchParams::apply("tests").force(), &Patch::Apply(&object)).await.unwrap();
+    api.patch(
+        &name,
+        &PatchParams::apply("tests").force(),
+        &Patch::Apply(&object),
+    )
+    .await
+    .unwrap();
     if let Some(status) = status {
-        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await.unwrap();
+        api.patch_status(
+            &name,
+            &PatchParams::default(),
+            &Patch::Merge(json!({"status": status})),
+        )
+        .await
+        .unwrap();
     }
 }
 
@@ -99,11 +111,17 @@ struct Ran {
 
 impl Plugin {
     fn new(sandbox: &Sandbox) -> Self {
-        let folder =
-            std::env::temp_dir().join(format!("run-invoker-cli-{}-{}", std::process::id(), common::free_port()));
+        let folder = std::env::temp_dir().join(format!(
+            "run-invoker-cli-{}-{}",
+            std::process::id(),
+            common::free_port()
+        ));
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
-        Self { folder, endpoint: sandbox.run_url() }
+        Self {
+            folder,
+            endpoint: sandbox.run_url(),
+        }
     }
 
     async fn run(&self, args: &[&str]) -> Ran {
@@ -120,7 +138,11 @@ impl Plugin {
             .await
             .unwrap();
         let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-        Ran { stdout: text(&output.stdout), stderr: text(&output.stderr), code: output.status.code().unwrap() }
+        Ran {
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+            code: output.status.code().unwrap(),
+        }
     }
 }
 
@@ -146,8 +168,10 @@ fn words(line: &str) -> Vec<String> {
 
 async fn transcript(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("case.yaml")).unwrap();
-    let value: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let case: Case = serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let value: Value =
+        serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let case: Case =
+        serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     // Etags have the time of the change in them, and the hash of an approval has the etag in it.
     sandbox.run.clock.freeze(NOW.parse().unwrap());
@@ -160,15 +184,28 @@ async fn transcript(folder: &Path) -> String {
     }
     if !case.world.is_null() {
         let url = format!("{}/world", sandbox.control_url());
-        let answer = reqwest::Client::new().post(url).json(&case.world).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        let answer = reqwest::Client::new()
+            .post(url)
+            .json(&case.world)
+            .send()
+            .await
+            .unwrap();
+        assert!(
+            answer.status().is_success(),
+            "{}",
+            answer.text().await.unwrap()
+        );
     }
     for object in &case.objects {
         put(&client, object).await;
     }
     let plugin = Plugin::new(&sandbox);
     if let Some((namespace, name)) = case.user.as_ref().and_then(|u| u.split_once('/')) {
-        fs::write(plugin.folder.join("kubeconfig"), sandbox.kubeconfig_of(namespace, name)).unwrap();
+        fs::write(
+            plugin.folder.join("kubeconfig"),
+            sandbox.kubeconfig_of(namespace, name),
+        )
+        .unwrap();
     }
     for (name, content) in &case.files {
         let path = plugin.folder.join(name);
@@ -178,7 +215,9 @@ async fn transcript(folder: &Path) -> String {
     let mut out = format!("{}\n", case.description);
     for line in &case.script {
         let args = words(line);
-        let ran = plugin.run(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let ran = plugin
+            .run(&args.iter().map(String::as_str).collect::<Vec<_>>())
+            .await;
         out.push_str(&format!("\n$ kubectl invoker {line}\n{}", ran.stdout));
         for line in ran.stderr.lines() {
             out.push_str(&format!("[stderr] {line}\n"));
@@ -187,7 +226,11 @@ async fn transcript(folder: &Path) -> String {
         if line.contains("--help") {
             continue;
         }
-        for line in ran.stdout.lines().filter(|_| !line.contains("-o ") && !line.contains("export")) {
+        for line in ran
+            .stdout
+            .lines()
+            .filter(|_| !line.contains("-o ") && !line.contains("export"))
+        {
             // A member or a command is one word, and is not broken.
             let long_word = line.split_whitespace().any(|w| w.chars().count() > 50);
             assert!(
@@ -197,20 +240,27 @@ async fn transcript(folder: &Path) -> String {
         }
     }
     // Ports and the like differ from run to run.
-    out.replace(&plugin.folder.display().to_string(), "FOLDER").replace(&plugin.endpoint, "CLOUD_RUN")
+    out.replace(&plugin.folder.display().to_string(), "FOLDER")
+        .replace(&plugin.endpoint, "CLOUD_RUN")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn transcripts_are_golden() {
     let only = std::env::var("CASE").ok();
-    let mut folders: Vec<PathBuf> =
-        fs::read_dir(repository("tests/cli")).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut folders: Vec<PathBuf> = fs::read_dir(repository("tests/cli"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
     folders.sort();
     assert!(folders.len() >= 10);
     for folder in folders {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         if only.as_ref().is_none_or(|o| *o == name) {
-            insta::assert_snapshot!(format!("cli_{}", name.replace('-', "_")), transcript(&folder).await);
+            insta::assert_snapshot!(
+                format!("cli_{}", name.replace('-', "_")),
+                transcript(&folder).await
+            );
         }
     }
 }
@@ -219,7 +269,10 @@ async fn transcripts_are_golden() {
 struct Dice(u64);
 impl Dice {
     fn roll(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % below
     }
 }
@@ -244,15 +297,25 @@ fn random_bindings(dice: &mut Dice) -> Value {
         json!({"title": "run-invoker-expires", "expression": "request.time < timestamp(\"2020-01-01T00:00:00Z\")"}),
         json!({"title": "run-invoker-expires", "expression": "request.time < timestamp(\"2099-01-01T01:00:00+01:00\")", "description": "by hand"}),
     ];
-    let roles = ["roles/run.invoker", "roles/run.invoker", "roles/run.servicesInvoker", "roles/run.developer"];
+    let roles = [
+        "roles/run.invoker",
+        "roles/run.invoker",
+        "roles/run.servicesInvoker",
+        "roles/run.developer",
+    ];
     let mut bindings = Vec::new();
     let mut used = BTreeSet::new();
     for _ in 0..dice.roll(5) {
-        let (role, condition) = (roles[dice.roll(roles.len())], &conditions[dice.roll(conditions.len())]);
+        let (role, condition) = (
+            roles[dice.roll(roles.len())],
+            &conditions[dice.roll(conditions.len())],
+        );
         if !used.insert((role, condition.to_string())) {
             continue;
         }
-        let mut list: BTreeSet<&str> = (0..=dice.roll(3)).map(|_| members[dice.roll(members.len())]).collect();
+        let mut list: BTreeSet<&str> = (0..=dice.roll(3))
+            .map(|_| members[dice.roll(members.len())])
+            .collect();
         if !condition.is_null() {
             list.remove("allUsers");
         }
@@ -270,18 +333,30 @@ fn random_bindings(dice: &mut Dice) -> Value {
 
 async fn looked_at(client: &Client) {
     let api: Api<InvokerPolicy> = Api::all(client.clone());
-    eventually(Duration::from_secs(30), "every policy was looked at", || async {
-        for policy in api.list(&ListParams::default()).await.map_err(|e| e.to_string())? {
-            let status = policy.status.clone().unwrap_or_default();
-            let wanted = policy.metadata.annotations.as_ref().and_then(|a| a.get(REQUESTED_AT));
-            if status.observed_generation != policy.metadata.generation
-                || status.last_handled_requested_at.as_ref() != wanted
+    eventually(
+        Duration::from_secs(30),
+        "every policy was looked at",
+        || async {
+            for policy in api
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?
             {
-                return Err(format!("{:?}", policy.metadata.name));
+                let status = policy.status.clone().unwrap_or_default();
+                let wanted = policy
+                    .metadata
+                    .annotations
+                    .as_ref()
+                    .and_then(|a| a.get(REQUESTED_AT));
+                if status.observed_generation != policy.metadata.generation
+                    || status.last_handled_requested_at.as_ref() != wanted
+                {
+                    return Err(format!("{:?}", policy.metadata.name));
+                }
             }
-        }
-        Ok(())
-    })
+            Ok(())
+        },
+    )
     .await;
 }
 
@@ -295,8 +370,15 @@ async fn what_export_writes_is_no_drift() {
         common::install(&client).await;
         for n in 0..8 {
             let region = ["europe-west1", "us-central1"][dice.roll(2)];
-            sandbox.run.deploy("acme-prod", region, &format!("s{n}"), &[]);
-            sandbox.run.set_bindings("acme-prod", region, &format!("s{n}"), &random_bindings(&mut dice));
+            sandbox
+                .run
+                .deploy("acme-prod", region, &format!("s{n}"), &[]);
+            sandbox.run.set_bindings(
+                "acme-prod",
+                region,
+                &format!("s{n}"),
+                &random_bindings(&mut dice),
+            );
         }
         let plugin = Plugin::new(&sandbox);
         let mut args = vec!["export", "--project", "acme-prod", "-n", "default"];
@@ -306,7 +388,10 @@ async fn what_export_writes_is_no_drift() {
         let first = plugin.run(&args).await;
         assert_eq!(first.code, 0, "{}", first.stderr);
         let second = plugin.run(&args).await;
-        assert_eq!(first.stdout, second.stdout, "seed {seed}: not deterministic");
+        assert_eq!(
+            first.stdout, second.stdout,
+            "seed {seed}: not deterministic"
+        );
         let mut setup = Setup::default();
         setup.settings.limits.public = true;
         let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
@@ -335,12 +420,23 @@ async fn what_export_writes_is_no_drift() {
         for policy in api.list(&ListParams::default()).await.unwrap() {
             let own: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
             let enforce = json!({"spec": {"mode": "Enforce"}});
-            own.patch(&policy.metadata.name.unwrap(), &PatchParams::default(), &Patch::Merge(enforce)).await.unwrap();
+            own.patch(
+                &policy.metadata.name.unwrap(),
+                &PatchParams::default(),
+                &Patch::Merge(enforce),
+            )
+            .await
+            .unwrap();
         }
         looked_at(&client).await;
         no_drift("enforced").await;
-        let writes = sandbox.journal.since(0, |e| e.path().ends_with(":setIamPolicy"));
-        assert!(writes.is_empty(), "seed {seed}: applying the export wrote to IAM");
+        let writes = sandbox
+            .journal
+            .since(0, |e| e.path().ends_with(":setIamPolicy"));
+        assert!(
+            writes.is_empty(),
+            "seed {seed}: applying the export wrote to IAM"
+        );
         operator.stop().await;
     }
 }
@@ -399,28 +495,50 @@ async fn the_plan_is_what_the_operator_then_does() {
         let client = common::client(&sandbox.kubeconfig()).await;
         common::install(&client).await;
         for n in 0..6 {
-            let labels: &[(&str, &str)] = if dice.roll(2) == 0 { &[("team", "shop")] } else { &[] };
-            sandbox.run.deploy("acme-prod", "europe-west1", &format!("s{n}"), labels);
+            let labels: &[(&str, &str)] = if dice.roll(2) == 0 {
+                &[("team", "shop")]
+            } else {
+                &[]
+            };
+            sandbox
+                .run
+                .deploy("acme-prod", "europe-west1", &format!("s{n}"), labels);
             // A leftover of a deleted identity can make IAM refuse a write, which no plan can know.
             let mut bindings = random_bindings(&mut dice);
             for b in bindings.as_array_mut().unwrap() {
                 let members = b["members"].as_array_mut().unwrap();
                 members.retain(|m| !m.as_str().unwrap().starts_with("deleted:"));
             }
-            bindings.as_array_mut().unwrap().retain(|b| b["members"].as_array().is_some_and(|m| !m.is_empty()));
-            sandbox.run.set_bindings("acme-prod", "europe-west1", &format!("s{n}"), &bindings);
+            bindings
+                .as_array_mut()
+                .unwrap()
+                .retain(|b| b["members"].as_array().is_some_and(|m| !m.is_empty()));
+            sandbox
+                .run
+                .set_bindings("acme-prod", "europe-west1", &format!("s{n}"), &bindings);
         }
         if dice.roll(2) == 0 {
             put(&client, &json!({"kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {"services": ["s0", "s1", "s2", "s3"], "maxRemovals": 2}})).await;
         }
         let plugin = Plugin::new(&sandbox);
         let policies = random_policies(&mut dice);
-        let text: Vec<String> = policies.iter().map(|p| serde_saphyr::to_string(p).unwrap()).collect();
+        let text: Vec<String> = policies
+            .iter()
+            .map(|p| serde_saphyr::to_string(p).unwrap())
+            .collect();
         fs::write(plugin.folder.join("policies.yaml"), text.join("---\n")).unwrap();
-        let ran = plugin.run(&["plan", "-f", "policies.yaml", "-o", "json"]).await;
-        let plan: Value =
-            serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("seed {seed}: {e}: {}", ran.stderr));
-        assert!(sandbox.journal.since(0, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy")).is_empty());
+        let ran = plugin
+            .run(&["plan", "-f", "policies.yaml", "-o", "json"])
+            .await;
+        let plan: Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|e| panic!("seed {seed}: {e}: {}", ran.stderr));
+        assert!(
+            sandbox
+                .journal
+                .since(0, |e| e.api == Side::Run
+                    && e.path().ends_with(":setIamPolicy"))
+                .is_empty()
+        );
         let mut planned = Changes::new();
         for s in plan["services"].as_array().unwrap() {
             for c in s["changes"].as_array().into_iter().flatten() {
@@ -441,7 +559,12 @@ async fn the_plan_is_what_the_operator_then_does() {
                 .map(|n| {
                     (
                         format!("s{n}"),
-                        grants_of(&sandbox.run.policy("acme-prod", "europe-west1", &format!("s{n}")).unwrap()),
+                        grants_of(
+                            &sandbox
+                                .run
+                                .policy("acme-prod", "europe-west1", &format!("s{n}"))
+                                .unwrap(),
+                        ),
                     )
                 })
                 .collect::<BTreeMap<_, _>>()
@@ -457,15 +580,27 @@ async fn the_plan_is_what_the_operator_then_does() {
         let mut done = Changes::new();
         for (service, then) in &after {
             let was = &before[service];
-            let lines = then.difference(was).map(|g| ("+", g)).chain(was.difference(then).map(|g| ("-", g)));
+            let lines = then
+                .difference(was)
+                .map(|g| ("+", g))
+                .chain(was.difference(then).map(|g| ("-", g)));
             for (sign, grant) in lines {
                 let mut parts = grant.splitn(3, ' ');
-                let (role, member, condition) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
-                done.insert((service.clone(), format!("{sign} {role} {member} {}", condition.is_empty())));
+                let (role, member, condition) = (
+                    parts.next().unwrap(),
+                    parts.next().unwrap(),
+                    parts.next().unwrap(),
+                );
+                done.insert((
+                    service.clone(),
+                    format!("{sign} {role} {member} {}", condition.is_empty()),
+                ));
             }
         }
-        let (only_planned, only_done): (Vec<_>, Vec<_>) =
-            (planned.difference(&done).collect(), done.difference(&planned).collect());
+        let (only_planned, only_done): (Vec<_>, Vec<_>) = (
+            planned.difference(&done).collect(),
+            done.difference(&planned).collect(),
+        );
         assert!(
             only_planned.is_empty() && only_done.is_empty(),
             "seed {seed}: planned and not done: {only_planned:#?}; done and not planned: {only_done:#?}\n{}",
@@ -475,10 +610,17 @@ async fn the_plan_is_what_the_operator_then_does() {
         // And then there is nothing left to plan but what is held or audited.
         let again = plugin.run(&["plan", "-o", "json"]).await;
         let rest: Value = serde_json::from_str(&again.stdout).unwrap();
-        assert_eq!((&rest["summary"]["grants"], &rest["summary"]["revokes"]), (&json!(0), &json!(0)), "seed {seed}");
+        assert_eq!(
+            (&rest["summary"]["grants"], &rest["summary"]["revokes"]),
+            (&json!(0), &json!(0)),
+            "seed {seed}"
+        );
         operator.stop().await;
     }
-    assert!(changed > 60, "only {changed} changes: the states are too tame");
+    assert!(
+        changed > 60,
+        "only {changed} changes: the states are too tame"
+    );
 }
 
 /// A thousand services: within the budget of calls, and small.
@@ -488,7 +630,10 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
     let plugin = Plugin::new(&sandbox);
     let mut text = String::new();
     for n in 0..1000 {
-        let (project, region) = (format!("acme-{}", n / 250), ["europe-west1", "us-central1"][n % 2]);
+        let (project, region) = (
+            format!("acme-{}", n / 250),
+            ["europe-west1", "us-central1"][n % 2],
+        );
         sandbox.run.deploy(&project, region, &format!("s{n}"), &[]);
         text.push_str(&format!(
             "---\napiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: s{n}}}\nspec: {{project: {project}, mode: Enforce, services: [{{name: s{n}, region: {region}}}], invokers: [{{member: \"user:a@acme.com\"}}]}}\n"
@@ -507,7 +652,9 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
     let mut stdout = child.stdout.take().unwrap();
     let reader = tokio::spawn(async move {
         let mut text = String::new();
-        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text).await.unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text)
+            .await
+            .unwrap();
         text
     });
     let mut peak = 0;
@@ -521,10 +668,23 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
     }
     let plan: Value = serde_json::from_str(&reader.await.unwrap()).unwrap();
     assert_eq!(plan["summary"]["grants"], 1000);
-    let reads = sandbox.journal.since(0, |e| e.path().ends_with(":getIamPolicy")).len();
-    let lists = sandbox.journal.since(0, |e| e.path().ends_with("/services")).len();
-    assert_eq!((reads, lists), (1000, 4), "one read for each service, and one list for each project");
-    println!("a plan over 1,000 services: peak {} MiB (debug build)", peak / 1024);
+    let reads = sandbox
+        .journal
+        .since(0, |e| e.path().ends_with(":getIamPolicy"))
+        .len();
+    let lists = sandbox
+        .journal
+        .since(0, |e| e.path().ends_with("/services"))
+        .len();
+    assert_eq!(
+        (reads, lists),
+        (1000, 4),
+        "one read for each service, and one list for each project"
+    );
+    println!(
+        "a plan over 1,000 services: peak {} MiB (debug build)",
+        peak / 1024
+    );
     assert!(peak < 100 * 1024, "{peak} KiB");
 }
 
@@ -537,22 +697,48 @@ async fn the_page_is_written() {
     let mut dice = Dice(7);
     for n in 0..14 {
         let region = ["europe-west1", "us-central1"][n % 2];
-        sandbox.run.deploy("acme-prod", region, &format!("svc-{n}"), &[]);
-        sandbox.run.set_bindings("acme-prod", region, &format!("svc-{n}"), &random_bindings(&mut dice));
+        sandbox
+            .run
+            .deploy("acme-prod", region, &format!("svc-{n}"), &[]);
+        sandbox.run.set_bindings(
+            "acme-prod",
+            region,
+            &format!("svc-{n}"),
+            &random_bindings(&mut dice),
+        );
     }
-    sandbox.run.deploy("acme-prod", "europe-west1", "archive", &[]);
-    sandbox.run.add_member("acme-prod", "europe-west1", "archive", "roles/run.invoker", "allUsers");
+    sandbox
+        .run
+        .deploy("acme-prod", "europe-west1", "archive", &[]);
+    sandbox.run.add_member(
+        "acme-prod",
+        "europe-west1",
+        "archive",
+        "roles/run.invoker",
+        "allUsers",
+    );
     let policy = json!({"kind": "InvokerPolicy", "metadata": {"name": "p", "namespace": "default"}, "spec": {"project": "acme-prod",
         "services": [{"selector": {"matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]}}], "invokers": [{"member": "user:a@acme.com"}]}});
     put(&client, &policy).await;
     let plugin = Plugin::new(&sandbox);
-    let ran = plugin.run(&["access", "--project", "acme-prod", "-o", "html"]).await;
+    let ran = plugin
+        .run(&["access", "--project", "acme-prod", "-o", "html"])
+        .await;
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    for part in ["<title>Who can invoke what</title>", "allUsers", "prefers-color-scheme: dark", "aria-sort"] {
+    for part in [
+        "<title>Who can invoke what</title>",
+        "allUsers",
+        "prefers-color-scheme: dark",
+        "aria-sort",
+    ] {
         assert!(ran.stdout.contains(part), "{part}");
     }
     // Whole in itself.
-    assert!(!ran.stdout.contains("http://") && !ran.stdout.contains("https://") && !ran.stdout.contains("src="));
+    assert!(
+        !ran.stdout.contains("http://")
+            && !ran.stdout.contains("https://")
+            && !ran.stdout.contains("src=")
+    );
     let folder = repository("target/access");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("access.html"), ran.stdout).unwrap();
@@ -561,7 +747,10 @@ async fn the_page_is_written() {
 /// What the API server refuses at apply, `plan -f` refuses as well, with the same words.
 #[test]
 fn files_are_refused_in_the_words_of_the_api_server() {
-    let text = fs::read_to_string(repository("tests/scenarios/refuses-bad-input/scenario.yaml")).unwrap();
+    let text = fs::read_to_string(repository(
+        "tests/scenarios/refuses-bad-input/scenario.yaml",
+    ))
+    .unwrap();
     let scenario: Value = serde_saphyr::from_str(&text).unwrap();
     let mut seen = 0;
     for step in scenario["steps"].as_array().unwrap() {
@@ -570,7 +759,10 @@ fn files_are_refused_in_the_words_of_the_api_server() {
             continue;
         }
         let mut object = refuse["object"].clone();
-        let kind = object["kind"].as_str().unwrap_or("InvokerPolicy").to_owned();
+        let kind = object["kind"]
+            .as_str()
+            .unwrap_or("InvokerPolicy")
+            .to_owned();
         if !kind.starts_with("Invoker") {
             continue;
         }
@@ -584,7 +776,10 @@ fn files_are_refused_in_the_words_of_the_api_server() {
                 continue;
             }
             seen += 1;
-            assert!(found.contains(words), "{object}\nwanted {words:?}\nfound {found:?}");
+            assert!(
+                found.contains(words),
+                "{object}\nwanted {words:?}\nfound {found:?}"
+            );
         }
     }
     assert!(seen >= 15, "only {seen}");

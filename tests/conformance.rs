@@ -25,13 +25,27 @@ struct Request {
     body: Value,
 }
 
-fn request(what: &'static str, method: &'static str, path: &str, content: &'static str, body: Value) -> Request {
-    Request { what, method, path: path.to_owned(), content, body }
+fn request(
+    what: &'static str,
+    method: &'static str,
+    path: &str,
+    content: &'static str,
+    body: Value,
+) -> Request {
+    Request {
+        what,
+        method,
+        path: path.to_owned(),
+        content,
+        body,
+    }
 }
 
 fn policy(name: &str, spec: Value) -> Value {
     let mut full = json!({"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "invokers": [{"member": "user:a@acme.com"}]});
-    full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    full.as_object_mut()
+        .unwrap()
+        .extend(spec.as_object().unwrap().clone());
     json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"}, "spec": full})
 }
 
@@ -42,8 +56,20 @@ fn story() -> Vec<Request> {
     let ready = json!({"type": "Ready", "status": "True", "reason": "InSync", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1});
     vec![
         request("get what is not there", "GET", &one, JSON, Value::Null),
-        request("create with defaults", "POST", &by(BASE, "maker"), JSON, policy("one", json!({}))),
-        request("create it again", "POST", &by(BASE, "maker"), JSON, policy("one", json!({}))),
+        request(
+            "create with defaults",
+            "POST",
+            &by(BASE, "maker"),
+            JSON,
+            policy("one", json!({})),
+        ),
+        request(
+            "create it again",
+            "POST",
+            &by(BASE, "maker"),
+            JSON,
+            policy("one", json!({})),
+        ),
         request("read it", "GET", &one, JSON, Value::Null),
         request(
             "unknown field, strict",
@@ -59,34 +85,85 @@ fn story() -> Vec<Request> {
             JSON,
             policy("two", json!({"nope": 1})),
         ),
-        request("dry run", "POST", &format!("{BASE}?fieldManager=maker&dryRun=All"), JSON, policy("three", json!({}))),
-        request("which made nothing", "GET", &format!("{BASE}/three"), JSON, Value::Null),
-        request("wrong enum", "POST", BASE, JSON, policy("bad", json!({"mode": "Loud"}))),
-        request("wrong type", "POST", BASE, JSON, policy("bad", json!({"suspend": "yes"}))),
-        request("too short", "POST", BASE, JSON, policy("bad", json!({"project": "abc"}))),
+        request(
+            "dry run",
+            "POST",
+            &format!("{BASE}?fieldManager=maker&dryRun=All"),
+            JSON,
+            policy("three", json!({})),
+        ),
+        request(
+            "which made nothing",
+            "GET",
+            &format!("{BASE}/three"),
+            JSON,
+            Value::Null,
+        ),
+        request(
+            "wrong enum",
+            "POST",
+            BASE,
+            JSON,
+            policy("bad", json!({"mode": "Loud"})),
+        ),
+        request(
+            "wrong type",
+            "POST",
+            BASE,
+            JSON,
+            policy("bad", json!({"suspend": "yes"})),
+        ),
+        request(
+            "too short",
+            "POST",
+            BASE,
+            JSON,
+            policy("bad", json!({"project": "abc"})),
+        ),
         request(
             "required missing",
             "POST",
             BASE,
             JSON,
-            policy("bad", json!({"invokers": [{"expires": "2099-01-01T00:00:00Z"}]})),
+            policy(
+                "bad",
+                json!({"invokers": [{"expires": "2099-01-01T00:00:00Z"}]}),
+            ),
         ),
-        request("a rule is broken", "POST", BASE, JSON, policy("bad", json!({"project": "UPPER-case"}))),
+        request(
+            "a rule is broken",
+            "POST",
+            BASE,
+            JSON,
+            policy("bad", json!({"project": "UPPER-case"})),
+        ),
         request(
             "rules deep inside are broken",
             "POST",
             BASE,
             JSON,
-            policy("bad", json!({"services": [{"name": "web"}], "invokers": [{"member": "AllUsers"}]})),
+            policy(
+                "bad",
+                json!({"services": [{"name": "web"}], "invokers": [{"member": "AllUsers"}]}),
+            ),
         ),
         request(
             "a rule about the whole list",
             "POST",
             BASE,
             JSON,
-            policy("bad", json!({"invokers": [{"member": "user:a@b.co"}, {"member": "user:a@b.co"}]})),
+            policy(
+                "bad",
+                json!({"invokers": [{"member": "user:a@b.co"}, {"member": "user:a@b.co"}]}),
+            ),
         ),
-        request("an empty list", "POST", BASE, JSON, policy("bad", json!({"invokers": []}))),
+        request(
+            "an empty list",
+            "POST",
+            BASE,
+            JSON,
+            policy("bad", json!({"invokers": []})),
+        ),
         request(
             "no name",
             "POST",
@@ -94,8 +171,20 @@ fn story() -> Vec<Request> {
             JSON,
             json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {}, "spec": {}}),
         ),
-        request("bad name", "POST", BASE, JSON, policy("Bad_Name", json!({}))),
-        request("merge patch", "PATCH", &by(&one, "merger"), MERGE, json!({"spec": {"mode": "Enforce"}})),
+        request(
+            "bad name",
+            "POST",
+            BASE,
+            JSON,
+            policy("Bad_Name", json!({})),
+        ),
+        request(
+            "merge patch",
+            "PATCH",
+            &by(&one, "merger"),
+            MERGE,
+            json!({"spec": {"mode": "Enforce"}}),
+        ),
         request(
             "merge patch that changes nothing",
             "PATCH",
@@ -124,7 +213,13 @@ fn story() -> Vec<Request> {
             "application/strategic-merge-patch+json",
             json!({"spec": {"mode": "Audit"}}),
         ),
-        request("immutable field", "PATCH", &by(&one, "merger"), MERGE, json!({"spec": {"project": "other-prod"}})),
+        request(
+            "immutable field",
+            "PATCH",
+            &by(&one, "merger"),
+            MERGE,
+            json!({"spec": {"project": "other-prod"}}),
+        ),
         request(
             "stale resourceVersion",
             "PATCH",
@@ -167,7 +262,13 @@ fn story() -> Vec<Request> {
             APPLY,
             policy("applied", json!({"interval": "1m"})),
         ),
-        request("apply without a manager", "PATCH", &format!("{BASE}/applied"), APPLY, policy("applied", json!({}))),
+        request(
+            "apply without a manager",
+            "PATCH",
+            &format!("{BASE}/applied"),
+            APPLY,
+            policy("applied", json!({})),
+        ),
         request(
             "apply again",
             "PATCH",
@@ -233,9 +334,21 @@ fn story() -> Vec<Request> {
             MERGE,
             json!({"spec": {"onDelete": "Retain"}}),
         ),
-        request("the finalizer goes", "PATCH", &by(&one, "operator"), MERGE, json!({"metadata": {"finalizers": null}})),
+        request(
+            "the finalizer goes",
+            "PATCH",
+            &by(&one, "operator"),
+            MERGE,
+            json!({"metadata": {"finalizers": null}}),
+        ),
         request("and with it the object", "GET", &one, JSON, Value::Null),
-        request("delete what is not there", "DELETE", &one, JSON, Value::Null),
+        request(
+            "delete what is not there",
+            "DELETE",
+            &one,
+            JSON,
+            Value::Null,
+        ),
         request(
             "wrong uid in a precondition",
             "DELETE",
@@ -243,7 +356,13 @@ fn story() -> Vec<Request> {
             JSON,
             json!({"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}}),
         ),
-        request("a list by field", "GET", &format!("{BASE}?fieldSelector=metadata.name%3Dtwo"), JSON, Value::Null),
+        request(
+            "a list by field",
+            "GET",
+            &format!("{BASE}?fieldSelector=metadata.name%3Dtwo"),
+            JSON,
+            Value::Null,
+        ),
         request(
             "a list by a field that is not indexed",
             "GET",
@@ -251,10 +370,34 @@ fn story() -> Vec<Request> {
             JSON,
             Value::Null,
         ),
-        request("a list by label", "GET", &format!("{BASE}?labelSelector=l%20in%20(1,2)"), JSON, Value::Null),
-        request("a list by absence", "GET", &format!("{BASE}?labelSelector=!l"), JSON, Value::Null),
-        request("a chunk", "GET", &format!("{BASE}?limit=1"), JSON, Value::Null),
-        request("another kind of patch", "PATCH", &format!("{BASE}/two"), "text/plain", json!({})),
+        request(
+            "a list by label",
+            "GET",
+            &format!("{BASE}?labelSelector=l%20in%20(1,2)"),
+            JSON,
+            Value::Null,
+        ),
+        request(
+            "a list by absence",
+            "GET",
+            &format!("{BASE}?labelSelector=!l"),
+            JSON,
+            Value::Null,
+        ),
+        request(
+            "a chunk",
+            "GET",
+            &format!("{BASE}?limit=1"),
+            JSON,
+            Value::Null,
+        ),
+        request(
+            "another kind of patch",
+            "PATCH",
+            &format!("{BASE}/two"),
+            "text/plain",
+            json!({}),
+        ),
         request(
             "a resource that is not served",
             "GET",
@@ -262,12 +405,22 @@ fn story() -> Vec<Request> {
             JSON,
             Value::Null,
         ),
-        request("a group that is not served", "GET", "/apis/nothing.dev/v1", JSON, Value::Null),
+        request(
+            "a group that is not served",
+            "GET",
+            "/apis/nothing.dev/v1",
+            JSON,
+            Value::Null,
+        ),
     ]
 }
 
 async fn ask(client: &Client, r: &Request) -> (u16, Value) {
-    let body = if r.body.is_null() { vec![] } else { r.body.to_string().into_bytes() };
+    let body = if r.body.is_null() {
+        vec![]
+    } else {
+        r.body.to_string().into_bytes()
+    };
     let request = http::Request::builder()
         .method(r.method)
         .uri(&r.path)
@@ -275,10 +428,20 @@ async fn ask(client: &Client, r: &Request) -> (u16, Value) {
         .header("accept", JSON)
         .body(body)
         .unwrap();
-    let answer = client.send(request.map(kube::client::Body::from)).await.unwrap();
+    let answer = client
+        .send(request.map(kube::client::Body::from))
+        .await
+        .unwrap();
     let status = answer.status().as_u16();
-    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
-    (status, serde_json::from_slice(&bytes).unwrap_or_else(|_| json!({"text": String::from_utf8_lossy(&bytes)})))
+    let bytes = http_body_util::BodyExt::collect(answer.into_body())
+        .await
+        .unwrap()
+        .to_bytes();
+    (
+        status,
+        serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| json!({"text": String::from_utf8_lossy(&bytes)})),
+    )
 }
 
 /// What must be equal: code, reason and fields of a refusal; the whole object but for times, ids and versions.
@@ -293,7 +456,11 @@ fn essence(status: u16, value: &Value) -> Value {
             .filter(|f| *f != "<nil>")
             .map(str::to_owned)
             .collect();
-        let reason = if status >= 500 || value["text"].is_string() { Value::Null } else { value["reason"].clone() };
+        let reason = if status >= 500 || value["text"].is_string() {
+            Value::Null
+        } else {
+            value["reason"].clone()
+        };
         return json!({"code": status, "reason": reason, "fields": fields});
     }
     let mut value = value.clone();
@@ -305,8 +472,15 @@ fn scrub(value: &mut Value) {
     if let Some(items) = value["items"].as_array_mut() {
         items.iter_mut().for_each(scrub);
     }
-    let Some(meta) = value["metadata"].as_object_mut() else { return };
-    for key in ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"] {
+    let Some(meta) = value["metadata"].as_object_mut() else {
+        return;
+    };
+    for key in [
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "deletionTimestamp",
+    ] {
         if let Some(v) = meta.get_mut(key) {
             *v = json!("set");
         }
@@ -355,5 +529,10 @@ async fn the_sandbox_answers_as_a_real_api_server_does() {
         }
     }
     println!("{} requests compared", story.len());
-    assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
 }

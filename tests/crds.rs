@@ -12,7 +12,11 @@ fn the_definitions_in_crds_are_current() {
         .args(["--check", concat!(env!("CARGO_MANIFEST_DIR"), "/crds")])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Fields that a person writes or reads, with their paths.
@@ -30,16 +34,24 @@ fn every_field_is_explained_and_every_list_of_the_spec_is_bounded() {
     for crd in api::definitions() {
         let crd = serde_json::to_value(crd).unwrap();
         let mut all = Vec::new();
-        fields(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "", &mut all);
+        fields(
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
+            "",
+            &mut all,
+        );
         assert!(all.len() > 5);
         for (path, schema) in &all {
             // Kubernetes' own label selector explains itself and brings its own bounds.
             if path.contains(".selector.") {
                 continue;
             }
-            assert!(schema["description"].as_str().is_some_and(|d| d.len() > 8), "{path} is not explained");
+            assert!(
+                schema["description"].as_str().is_some_and(|d| d.len() > 8),
+                "{path} is not explained"
+            );
             // The ledger is written by the operator only, and has no rules.
-            let is_bounded = crd["spec"]["names"]["kind"] != "InvokerLedger" && path.starts_with(".spec");
+            let is_bounded =
+                crd["spec"]["names"]["kind"] != "InvokerLedger" && path.starts_with(".spec");
             if is_bounded && schema["type"] == "array" {
                 assert!(schema["maxItems"].is_u64(), "{path} has no bound");
             }
@@ -57,7 +69,10 @@ fn every_rule_has_a_message_that_says_what_to_do() {
         if let Some(list) = v["x-kubernetes-validations"].as_array() {
             for rule in list {
                 *seen += 1;
-                assert!(rule["message"].as_str().is_some_and(|m| m.len() > 20), "{rule} has no message");
+                assert!(
+                    rule["message"].as_str().is_some_and(|m| m.len() > 20),
+                    "{rule} has no message"
+                );
             }
         }
         match v {
@@ -67,6 +82,8 @@ fn every_rule_has_a_message_that_says_what_to_do() {
         }
     }
     let mut seen = 0;
-    api::definitions().iter().for_each(|crd| walk(&serde_json::to_value(crd).unwrap(), &mut seen));
+    api::definitions()
+        .iter()
+        .for_each(|crd| walk(&serde_json::to_value(crd).unwrap(), &mut seen));
     assert!(seen >= 30, "only {seen} rules");
 }

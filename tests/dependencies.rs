@@ -14,23 +14,45 @@ fn metadata() -> Value {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Packages that the operator is built from on Linux: no tests, no build scripts' own tools.
 fn normal_dependencies() -> BTreeSet<(String, String)> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "-p", "run-invoker", "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .args([
+            "tree",
+            "--locked",
+            "-p",
+            "run-invoker",
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|l| {
             let mut words = l.split_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.trim_start_matches('v').to_owned()))
+            Some((
+                words.next()?.to_owned(),
+                words.next()?.trim_start_matches('v').to_owned(),
+            ))
         })
         .collect()
 }
@@ -42,13 +64,22 @@ fn every_licence_is_one_that_deny_toml_allows() {
     let allowed: BTreeSet<&str> = list.split('"').skip(1).step_by(2).collect();
     assert!(allowed.len() > 3);
     let wanted = normal_dependencies();
-    assert!(wanted.len() > 100, "only {} packages were found", wanted.len());
+    assert!(
+        wanted.len() > 100,
+        "only {} packages were found",
+        wanted.len()
+    );
     for package in metadata()["packages"].as_array().unwrap() {
-        let (name, version) = (package["name"].as_str().unwrap(), package["version"].as_str().unwrap());
+        let (name, version) = (
+            package["name"].as_str().unwrap(),
+            package["version"].as_str().unwrap(),
+        );
         if !wanted.contains(&(name.to_owned(), version.to_owned())) {
             continue;
         }
-        let licence = package["license"].as_str().unwrap_or_else(|| panic!("{name} {version} names no licence"));
+        let licence = package["license"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{name} {version} names no licence"));
         // "A OR B" needs one, "A AND B" all; `/` is an old way to write OR.
         let fine = licence.replace('/', " OR ").split(" OR ").any(|choice| {
             choice
@@ -67,7 +98,10 @@ fn there_is_one_tls_provider_and_no_new_duplicate() {
         versions.entry(name).or_default().insert(version);
     }
     for banned in ["ring", "openssl", "native-tls"] {
-        assert!(!versions.contains_key(banned), "{banned} came into the tree");
+        assert!(
+            !versions.contains_key(banned),
+            "{banned} came into the tree"
+        );
     }
     // Each of these is two versions apart inside kube's or Google's own trees; a new one wants a reason here.
     let known = [
@@ -86,6 +120,9 @@ fn there_is_one_tls_provider_and_no_new_duplicate() {
         "thiserror-impl",
         "tower-http",
     ];
-    let new: Vec<_> = versions.iter().filter(|(n, v)| v.len() > 1 && !known.contains(&n.as_str())).collect();
+    let new: Vec<_> = versions
+        .iter()
+        .filter(|(n, v)| v.len() > 1 && !known.contains(&n.as_str()))
+        .collect();
     assert!(new.is_empty(), "packages in two versions: {new:?}");
 }

@@ -49,7 +49,9 @@ fn fine() -> Facts {
 }
 
 fn front(change: impl Fn(&mut ServiceSettings)) -> Known<ServiceSettings> {
-    let Known::Is(mut front) = fine().front else { unreachable!() };
+    let Known::Is(mut front) = fine().front else {
+        unreachable!()
+    };
     change(&mut front);
     Known::Is(front)
 }
@@ -61,7 +63,10 @@ fn heard(text: &str) -> Symptom {
 }
 
 fn token(claims: Value, signature: &str) -> Option<Token> {
-    Some(Token::read(&format!("e30.{}.{signature}", URL_SAFE_NO_PAD.encode(claims.to_string()))))
+    Some(Token::read(&format!(
+        "e30.{}.{signature}",
+        URL_SAFE_NO_PAD.encode(claims.to_string())
+    )))
 }
 
 fn claims(change: impl Fn(&mut Value)) -> Value {
@@ -80,7 +85,11 @@ fn conditional(expression: &str) -> Known<Policy> {
 /// What is given, and what it comes to.
 fn cases() -> Vec<(&'static str, Facts, Cause)> {
     let nobody = || Known::Is(Policy::default());
-    let status = |code, logged| Symptom { status: Some(code), logged, ..Symptom::default() };
+    let status = |code, logged| Symptom {
+        status: Some(code),
+        logged,
+        ..Symptom::default()
+    };
     vec![
         ("nothing in the way", fine(), Cause::AccessExpected),
         ("not deployed", Facts { front: Known::Absent("no such service".into()), ..fine() }, Cause::ServiceNotFound),
@@ -285,9 +294,19 @@ fn every_row_of_the_matrix_is_named() {
     for (what, facts, cause) in cases() {
         let found = diagnose(&facts);
         assert_eq!(found.cause, cause, "{what}: {found:#?}");
-        assert!(!found.verdict.is_empty() && !found.fix.words.is_empty(), "{what}");
-        let failed = found.steps.iter().filter(|s| s.outcome == Outcome::Fail).count();
-        if matches!(cause, Cause::AccessExpected | Cause::CannotTell | Cause::Propagating | Cause::IamCheckOff) {
+        assert!(
+            !found.verdict.is_empty() && !found.fix.words.is_empty(),
+            "{what}"
+        );
+        let failed = found
+            .steps
+            .iter()
+            .filter(|s| s.outcome == Outcome::Fail)
+            .count();
+        if matches!(
+            cause,
+            Cause::AccessExpected | Cause::CannotTell | Cause::Propagating | Cause::IamCheckOff
+        ) {
             assert_eq!(failed, 0, "{what}: {:#?}", found.steps);
         }
     }
@@ -304,7 +323,10 @@ fn public_access_is_never_advised_and_no_token_is_shown() {
             facts.token = token(claims(|_| {}), secret);
         }
         let found = diagnose(&facts);
-        let fix = format!("{} {} {}", found.fix.words, found.fix.policy, found.fix.gcloud);
+        let fix = format!(
+            "{} {} {}",
+            found.fix.words, found.fix.policy, found.fix.gcloud
+        );
         assert!(
             !fix.contains("allUsers")
                 && !fix.contains("allAuthenticatedUsers")
@@ -312,14 +334,23 @@ fn public_access_is_never_advised_and_no_token_is_shown() {
             "{what}: {fix}"
         );
         let all = serde_json::to_string(&found).unwrap();
-        assert!(!all.contains(secret) && !all.contains("ya29."), "{what}: the token is shown");
+        assert!(
+            !all.contains(secret) && !all.contains("ya29."),
+            "{what}: the token is shown"
+        );
     }
 }
 
 #[test]
 fn the_fix_goes_where_the_service_is_declared() {
-    let missing =
-        |declared: Vec<Declared>| diagnose(&Facts { policy: Known::Is(Policy::default()), declared, ..fine() }).fix;
+    let missing = |declared: Vec<Declared>| {
+        diagnose(&Facts {
+            policy: Known::Is(Policy::default()),
+            declared,
+            ..fine()
+        })
+        .fix
+    };
     let by = |lists, enforced, reason: Option<&str>| Declared {
         policy: "shop/web".into(),
         lists,
@@ -327,11 +358,30 @@ fn the_fix_goes_where_the_service_is_declared() {
         reason: reason.map(str::to_owned),
     };
     let fresh = missing(vec![]);
-    assert!(fresh.policy.contains(CALLER) && fresh.policy.contains("membership: Additive"), "{fresh:?}");
-    assert!(fresh.gcloud.contains("add-iam-policy-binding web --project acme-prod --region europe-west1"));
-    assert!(missing(vec![by(false, true, None)]).words.contains("spec.invokers of InvokerPolicy shop/web"));
-    assert!(missing(vec![by(true, false, None)]).words.contains("set mode: Enforce"));
-    assert!(missing(vec![by(true, true, Some("GuardrailViolated: no"))]).words.contains("GuardrailViolated"));
+    assert!(
+        fresh.policy.contains(CALLER) && fresh.policy.contains("membership: Additive"),
+        "{fresh:?}"
+    );
+    assert!(
+        fresh
+            .gcloud
+            .contains("add-iam-policy-binding web --project acme-prod --region europe-west1")
+    );
+    assert!(
+        missing(vec![by(false, true, None)])
+            .words
+            .contains("spec.invokers of InvokerPolicy shop/web")
+    );
+    assert!(
+        missing(vec![by(true, false, None)])
+            .words
+            .contains("set mode: Enforce")
+    );
+    assert!(
+        missing(vec![by(true, true, Some("GuardrailViolated: no"))])
+            .words
+            .contains("GuardrailViolated")
+    );
 }
 
 #[test]
@@ -340,8 +390,16 @@ fn a_log_entry_says_which_service_and_when() {
         "severity": "WARNING", "timestamp": "2026-11-24T12:00:00Z", "httpRequest": {"status": 403, "requestUrl": "https://web-abcdefghij-ew.a.run.app/orders"},
         "textPayload": "The request was not authenticated. Either allow unauthenticated invocations or set the proper Authorization header."}]);
     let (symptom, found) = Symptom::of_entry(&entry);
-    assert!(symptom.no_token && symptom.logged && !symptom.logged_by_application && symptom.status == Some(403));
-    assert_eq!(found.service, Some(RunService::new("acme-prod", "europe-west1", "web")));
+    assert!(
+        symptom.no_token
+            && symptom.logged
+            && !symptom.logged_by_application
+            && symptom.status == Some(403)
+    );
+    assert_eq!(
+        found.service,
+        Some(RunService::new("acme-prod", "europe-west1", "web"))
+    );
     assert_eq!(found.at, Some(at()));
     let (other, empty) = Symptom::of_entry(&json!({"textPayload": 7}));
     assert_eq!((other, empty.service), (Symptom::default(), None));

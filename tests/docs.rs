@@ -21,12 +21,18 @@ fn every_reason_is_explained_with_what_to_do() {
         .lines()
         .filter_map(|l| {
             let cells: Vec<&str> = l.strip_prefix("| `")?.split('|').map(str::trim).collect();
-            Some((cells[0].trim_end_matches('`').to_owned(), cells.iter().skip(1).filter(|c| c.len() > 5).count()))
+            Some((
+                cells[0].trim_end_matches('`').to_owned(),
+                cells.iter().skip(1).filter(|c| c.len() > 5).count(),
+            ))
         })
         .collect();
     let names: Vec<&str> = rows.iter().map(|r| r.0.as_str()).collect();
     let wanted: Vec<&str> = Reason::ALL.iter().map(|r| r.as_str()).collect();
-    assert_eq!(names, wanted, "docs/reasons.md and src/core/api/reason.rs differ");
+    assert_eq!(
+        names, wanted,
+        "docs/reasons.md and src/core/api/reason.rs differ"
+    );
     for (name, cells) in rows {
         assert_eq!(cells, 2, "{name}: what it means, and what to do");
     }
@@ -69,11 +75,17 @@ fn every_link_between_the_pages_leads_somewhere() {
                 continue;
             }
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let target = if file.is_empty() {
+                page.clone()
+            } else {
+                page.parent().unwrap().join(file)
+            };
             assert!(target.exists(), "{}: {link}", page.display());
             if !heading.is_empty() {
                 let there = fs::read_to_string(&target).unwrap();
-                let found = there.lines().any(|l| l.starts_with('#') && anchor(l) == heading);
+                let found = there
+                    .lines()
+                    .any(|l| l.starts_with('#') && anchor(l) == heading);
                 assert!(found, "{}: {link}: no such heading", page.display());
             }
             links += 1;
@@ -85,8 +97,10 @@ fn every_link_between_the_pages_leads_somewhere() {
 #[test]
 fn the_book_has_every_page_once() {
     let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
-    let listed: Vec<&str> =
-        summary.match_indices("](").map(|(at, _)| summary[at + 2..].split(')').next().unwrap()).collect();
+    let listed: Vec<&str> = summary
+        .match_indices("](")
+        .map(|(at, _)| summary[at + 2..].split(')').next().unwrap())
+        .collect();
     let once: BTreeSet<String> = listed.iter().map(|l| (*l).to_owned()).collect();
     assert_eq!(once.len(), listed.len(), "a page is listed twice");
     let docs = root().join("docs");
@@ -100,13 +114,21 @@ fn the_book_has_every_page_once() {
 
 #[test]
 fn the_page_about_alerts_has_each_with_its_severity() {
-    let rules: serde_json::Value =
-        serde_saphyr::from_str(&fs::read_to_string(root().join("charts/run-invoker/files/alerts.yaml")).unwrap())
-            .unwrap();
-    let rules = rules["groups"].as_array().unwrap().iter().flat_map(|g| g["rules"].as_array().unwrap());
+    let rules: serde_json::Value = serde_saphyr::from_str(
+        &fs::read_to_string(root().join("charts/run-invoker/files/alerts.yaml")).unwrap(),
+    )
+    .unwrap();
+    let rules = rules["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|g| g["rules"].as_array().unwrap());
     let wanted: BTreeSet<String> = rules
         .map(|r| {
-            let (name, severity) = (r["alert"].as_str().unwrap(), r["labels"]["severity"].as_str().unwrap());
+            let (name, severity) = (
+                r["alert"].as_str().unwrap(),
+                r["labels"]["severity"].as_str().unwrap(),
+            );
             format!("| [{name}](runbooks/{name}.md) | {severity} |")
         })
         .collect();
@@ -130,25 +152,42 @@ fn what_the_pages_say_of_flags_and_values_is_there() {
         .flat_map(|c| c.get_arguments())
         .filter_map(|a| a.get_long().map(str::to_owned))
         .collect();
-    let schema: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(root().join("charts/run-invoker/values.schema.json")).unwrap())
-            .unwrap();
+    let schema: serde_json::Value = serde_json::from_str(
+        &fs::read_to_string(root().join("charts/run-invoker/values.schema.json")).unwrap(),
+    )
+    .unwrap();
     let flag = regex::Regex::new("`--([a-z][a-z-]+)[ =`]").unwrap();
-    let value =
-        regex::Regex::new(r"`((?:settings|metrics|serviceAccount|defaultGuardrail|image|crds|rbac)\.[a-zA-Z.]+)[=`]")
-            .unwrap();
+    let value = regex::Regex::new(
+        r"`((?:settings|metrics|serviceAccount|defaultGuardrail|image|crds|rbac)\.[a-zA-Z.]+)[=`]",
+    )
+    .unwrap();
     let mut seen = 0;
     for page in pages() {
         let text = fs::read_to_string(&page).unwrap();
-        if page.ends_with("image.md") || page.ends_with("troubleshooting-403.md") || page.ends_with("decisions.md") {
+        if page.ends_with("image.md")
+            || page.ends_with("troubleshooting-403.md")
+            || page.ends_with("decisions.md")
+        {
             continue;
         }
         for found in flag.captures_iter(&text) {
             // gcloud's and helm's own.
-            if ["set", "organization", "allow-unauthenticated", "reuse-values"].contains(&&found[1]) {
+            if [
+                "set",
+                "organization",
+                "allow-unauthenticated",
+                "reuse-values",
+            ]
+            .contains(&&found[1])
+            {
                 continue;
             }
-            assert!(flags.contains(&found[1]), "{}: no flag --{}", page.display(), &found[1]);
+            assert!(
+                flags.contains(&found[1]),
+                "{}: no flag --{}",
+                page.display(),
+                &found[1]
+            );
             seen += 1;
         }
         for found in value.captures_iter(&text) {
@@ -172,22 +211,35 @@ fn the_threat_model_names_only_tests_that_are_there() {
         .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     let mut named = 0;
-    for line in text.lines().filter(|l| l.starts_with("| ") && l.contains("scenario")) {
+    for line in text
+        .lines()
+        .filter(|l| l.starts_with("| ") && l.contains("scenario"))
+    {
         let shown = line.split('|').nth(4).unwrap();
         for part in shown.split(';').filter(|p| p.contains("scenario")) {
-            let list = part.split("scenario").nth(1).unwrap().trim_start_matches('s');
+            let list = part
+                .split("scenario")
+                .nth(1)
+                .unwrap()
+                .trim_start_matches('s');
             for name in list
                 .split(',')
                 .map(|n| n.split('(').next().unwrap().trim())
                 .filter(|n| !n.is_empty() && !n.ends_with(')'))
             {
-                assert!(scenarios.contains(name), "threats.md names the scenario {name:?}");
+                assert!(
+                    scenarios.contains(name),
+                    "threats.md names the scenario {name:?}"
+                );
                 named += 1;
             }
         }
     }
     assert!(named >= 15, "only {named} scenarios are named");
-    for (at, _) in text.match_indices("`src/").chain(text.match_indices("`tests/")) {
+    for (at, _) in text
+        .match_indices("`src/")
+        .chain(text.match_indices("`tests/"))
+    {
         let path = text[at + 1..].split('`').next().unwrap();
         assert!(root().join(path).exists(), "threats.md names {path}");
     }

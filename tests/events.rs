@@ -28,7 +28,13 @@ const ROLE: &str = "roles/run.invoker";
 
 /// With audit events; the safety net is far away, so that what is seen is seen because of them.
 fn with_events(patience: Duration) -> Setup {
-    Setup { events: Some(EventOptions { interval: Duration::from_secs(3600), patience }), ..Setup::default() }
+    Setup {
+        events: Some(EventOptions {
+            interval: Duration::from_secs(3600),
+            patience,
+        }),
+        ..Setup::default()
+    }
 }
 
 fn policy(name: &str, mode: &str, interval: &str, service: Value) -> Value {
@@ -60,7 +66,11 @@ impl World {
         }
         let operators = common::operators_client(&sandbox.kubeconfig()).await;
         let operator = Operator::start(operators, sandbox.run_url(), setup).await;
-        let this = Self { sandbox, client, operator };
+        let this = Self {
+            sandbox,
+            client,
+            operator,
+        };
         this.settled(services.len()).await;
         this
     }
@@ -72,13 +82,22 @@ impl World {
     async fn settled(&self, policies: usize) {
         let api: Api<InvokerPolicy> = Api::all(self.client.clone());
         eventually(Duration::from_secs(60), "every policy is ready", || async {
-            let list = api.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let list = api
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?;
             let ready = |p: &&InvokerPolicy| {
                 let conditions = p.status.iter().flat_map(|s| &s.conditions);
-                conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+                conditions
+                    .into_iter()
+                    .any(|c| c.type_ == "Ready" && c.status == "True")
             };
             let count = list.iter().filter(ready).count();
-            if count == policies { Ok(()) } else { Err(format!("{count} of {policies}")) }
+            if count == policies {
+                Ok(())
+            } else {
+                Err(format!("{count} of {policies}"))
+            }
         })
         .await;
     }
@@ -87,11 +106,17 @@ impl World {
     async fn listen(&self, pubsub: &Pubsub) -> tokio::task::JoinHandle<()> {
         let anonymous = google_cloud_auth::credentials::anonymous::Builder::new().build();
         let source = Source::new(&pubsub.endpoint(), anonymous).await.unwrap();
-        tokio::spawn(source.read(Pubsub::SUBSCRIPTION.to_owned(), self.operator.controller.clone()))
+        tokio::spawn(source.read(
+            Pubsub::SUBSCRIPTION.to_owned(),
+            self.operator.controller.clone(),
+        ))
     }
 
     fn publish(&self, pubsub: &Pubsub) {
-        self.sandbox.run.audit.publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
+        self.sandbox
+            .run
+            .audit
+            .publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
     }
 
     fn mark(&self) -> u64 {
@@ -100,19 +125,27 @@ impl World {
 
     /// Calls to Cloud Run since then, as reads, writes and listings.
     fn calls(&self, since: u64) -> (usize, usize, usize) {
-        let entries = self.sandbox.journal.since(since, |e| e.api == sandbox::Api::Run);
+        let entries = self
+            .sandbox
+            .journal
+            .since(since, |e| e.api == sandbox::Api::Run);
         let of = |what: &str| entries.iter().filter(|e| e.path().ends_with(what)).count();
         (of(":getIamPolicy"), of(":setIamPolicy"), of("/services"))
     }
 
     async fn members(&self, expected: &[&str]) {
-        self.members_of("web", expected, Duration::from_secs(20)).await;
+        self.members_of("web", expected, Duration::from_secs(20))
+            .await;
     }
 
     async fn members_of(&self, name: &str, expected: &[&str], within: Duration) {
         eventually(within, &format!("{name} has {expected:?}"), || async {
             let members = self.sandbox.run.members(P, R, name, ROLE);
-            if members == expected { Ok(()) } else { Err(format!("{members:?}")) }
+            if members == expected {
+                Ok(())
+            } else {
+                Err(format!("{members:?}"))
+            }
         })
         .await;
     }
@@ -123,7 +156,10 @@ impl World {
     }
 
     async fn policy(&self, name: &str) -> InvokerPolicy {
-        Api::namespaced(self.client.clone(), "default").get(name).await.unwrap()
+        Api::namespaced(self.client.clone(), "default")
+            .get(name)
+            .await
+            .unwrap()
     }
 
     /// Texts of the events about policies.
@@ -131,14 +167,23 @@ impl World {
         let api: Api<k8s_openapi::api::events::v1::Event> = Api::all(self.client.clone());
         let list = api.list(&ListParams::default()).await.unwrap();
         list.iter()
-            .map(|e| format!("{}: {}", e.reason.clone().unwrap_or_default(), e.note.clone().unwrap_or_default()))
+            .map(|e| {
+                format!(
+                    "{}: {}",
+                    e.reason.clone().unwrap_or_default(),
+                    e.note.clone().unwrap_or_default()
+                )
+            })
             .collect()
     }
 
     /// Tells the operator the entries of the log from number `from` on, without Pub/Sub.
     fn tell(&self, from: usize) -> Vec<Heard> {
         let entries = self.sandbox.run.audit.entries();
-        entries[from..].iter().map(|e| self.operator.controller.hear(e.to_string().as_bytes())).collect()
+        entries[from..]
+            .iter()
+            .map(|e| self.operator.controller.hear(e.to_string().as_bytes()))
+            .collect()
     }
 }
 
@@ -147,29 +192,53 @@ const A: &str = "user:a@acme.com";
 /// The way a change of a colleague goes, with everything real that can be had: gcloud makes it, the emulator carries it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn drift_by_gcloud_is_healed_in_seconds_and_has_a_name() {
-    let Some(pubsub) = common::pubsub().await else { return };
-    let Some(program) = which("gcloud") else { panic!("the emulator without gcloud") };
+    let Some(pubsub) = common::pubsub().await else {
+        return;
+    };
+    let Some(program) = which("gcloud") else {
+        panic!("the emulator without gcloud")
+    };
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
     world.publish(&pubsub);
     let _reader = world.listen(&pubsub).await;
-    let gcloud =
-        common::gcloud(program, &world.sandbox).acting_as("deploy@acme-prod.iam.gserviceaccount.com,mallory@acme.com");
+    let gcloud = common::gcloud(program, &world.sandbox)
+        .acting_as("deploy@acme-prod.iam.gserviceaccount.com,mallory@acme.com");
     let from = world.mark();
     let binding = ["--region", R, "--member", "user:x@evil.org", "--role", ROLE];
-    gcloud.ok(&[&["run", "services", "add-iam-policy-binding", "web"], &binding[..]].concat()).await;
+    gcloud
+        .ok(&[
+            &["run", "services", "add-iam-policy-binding", "web"],
+            &binding[..],
+        ]
+        .concat())
+        .await;
     world.members(&[A]).await;
     let text = "deploy@acme-prod.iam.gserviceaccount.com (impersonated by mallory@acme.com) with gcloud at ";
     eventually(Duration::from_secs(10), "the event names who", || async {
         let notes = world.notes().await;
-        let found =
-            |n: &String| n.starts_with("DriftDetected") && n.contains("unexpected user:x@evil.org") && n.contains(text);
-        if notes.iter().any(found) { Ok(()) } else { Err(format!("{notes:?}")) }
+        let found = |n: &String| {
+            n.starts_with("DriftDetected")
+                && n.contains("unexpected user:x@evil.org")
+                && n.contains(text)
+        };
+        if notes.iter().any(found) {
+            Ok(())
+        } else {
+            Err(format!("{notes:?}"))
+        }
     })
     .await;
     let change = world.changes().await.remove(0);
     let by = change.spec.drift_by.unwrap();
-    assert_eq!((by.principal.as_str(), by.tool.as_str()), ("deploy@acme-prod.iam.gserviceaccount.com", "gcloud"));
-    assert!(by.user_agent.contains("add-iam-policy-binding"), "{}", by.user_agent);
+    assert_eq!(
+        (by.principal.as_str(), by.tool.as_str()),
+        ("deploy@acme-prod.iam.gserviceaccount.com", "gcloud")
+    );
+    assert!(
+        by.user_agent.contains("add-iam-policy-binding"),
+        "{}",
+        by.user_agent
+    );
     assert_eq!(by.method, "google.cloud.run.v1.Services.SetIamPolicy");
     // Two calls are gcloud's own. Ours: one read, one write, one read-back; the event about our own write costs nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -183,22 +252,40 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
     for with_delta in [false, true] {
         world.sandbox.run.audit.set_delta(with_delta);
         let (from, told) = (world.mark(), world.sandbox.run.audit.entries().len());
-        world.sandbox.run.add_member(P, R, "web", ROLE, "user:x@evil.org");
+        world
+            .sandbox
+            .run
+            .add_member(P, R, "web", ROLE, "user:x@evil.org");
         assert_eq!(world.tell(told), [Heard::Hint]);
         world.members(&[A]).await;
         // Again, late, and with our own write behind it: all of that is known.
         eventually(Duration::from_secs(5), "read back", || async {
-            if world.calls(from).0 == 2 { Ok(()) } else { Err(format!("{:?}", world.calls(from))) }
+            if world.calls(from).0 == 2 {
+                Ok(())
+            } else {
+                Err(format!("{:?}", world.calls(from)))
+            }
         })
         .await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(world.tell(told), [Heard::Known, Heard::Known], "the rival's and our own");
+        assert_eq!(
+            world.tell(told),
+            [Heard::Known, Heard::Known],
+            "the rival's and our own"
+        );
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(world.calls(from), (2, 1, 0));
     }
     let clicker = "clicker@acme.com with Google Cloud console at ";
     for change in world.changes().await {
-        assert!(change.spec.drift_by.unwrap().to_string().starts_with(clicker));
+        assert!(
+            change
+                .spec
+                .drift_by
+                .unwrap()
+                .to_string()
+                .starts_with(clicker)
+        );
     }
     world.operator.stop().await;
 
@@ -209,10 +296,21 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
     world.tell(told);
     eventually(Duration::from_secs(10), "Drifted says who", || async {
         let status = world.policy("web").await.status.unwrap();
-        let drifted = status.conditions.iter().find(|c| c.type_ == "Drifted").unwrap();
+        let drifted = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Drifted")
+            .unwrap();
         let entry = &status.services[0];
-        let named = entry.drift_by.as_ref().is_some_and(|by| by.principal == "clicker@acme.com");
-        if named && drifted.message.contains(&format!("missing {A}, by {clicker}")) {
+        let named = entry
+            .drift_by
+            .as_ref()
+            .is_some_and(|by| by.principal == "clicker@acme.com");
+        if named
+            && drifted
+                .message
+                .contains(&format!("missing {A}, by {clicker}"))
+        {
             Ok(())
         } else {
             Err(format!("{drifted:?} {entry:?}"))
@@ -221,20 +319,40 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
     .await;
     // What somebody else does now is theirs, and the first one's stays the first one's.
     let told = world.sandbox.run.audit.entries().len();
-    world.sandbox.run.add_member(P, R, "web", "roles/run.developer", "user:dev@acme.com");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "web", "roles/run.developer", "user:dev@acme.com");
     world.tell(told);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(world.policy("web").await.status.unwrap().services[0].drift_by.is_some());
+    assert!(
+        world.policy("web").await.status.unwrap().services[0]
+            .drift_by
+            .is_some()
+    );
     // Found by a read, and nobody told: unknown, and said so.
-    world.sandbox.run.add_member(P, R, "web", ROLE, "user:y@evil.org");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "web", ROLE, "user:y@evil.org");
     look(&world, "1").await;
-    eventually(Duration::from_secs(10), "unknown is said as unknown", || async {
-        let notes = world.notes().await;
-        let found = |n: &String| n.contains("user:y@evil.org") && n.contains("by whom the audit log has not told");
-        // The first part of the drift has a name still; what is told is the last that is known.
-        let known = |n: &String| n.contains("user:y@evil.org") && n.contains(clicker);
-        if notes.iter().any(|n| found(n) || known(n)) { Ok(()) } else { Err(format!("{notes:?}")) }
-    })
+    eventually(
+        Duration::from_secs(10),
+        "unknown is said as unknown",
+        || async {
+            let notes = world.notes().await;
+            let found = |n: &String| {
+                n.contains("user:y@evil.org") && n.contains("by whom the audit log has not told")
+            };
+            // The first part of the drift has a name still; what is told is the last that is known.
+            let known = |n: &String| n.contains("user:y@evil.org") && n.contains(clicker);
+            if notes.iter().any(|n| found(n) || known(n)) {
+                Ok(())
+            } else {
+                Err(format!("{notes:?}"))
+            }
+        },
+    )
     .await;
 }
 
@@ -242,20 +360,35 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
 async fn look(world: &World, value: &str) {
     let api: Api<InvokerPolicy> = Api::namespaced(world.client.clone(), "default");
     let patch = json!({"metadata": {"annotations": {"run-invoker.dev/requested-at": value}}});
-    api.patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    api.patch("web", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn who_is_not_told_is_unknown() {
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
-    world.sandbox.run.add_member(P, R, "web", ROLE, "user:x@evil.org");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "web", ROLE, "user:x@evil.org");
     look(&world, "1").await;
     world.members(&[A]).await;
-    eventually(Duration::from_secs(10), "unknown is said as unknown", || async {
-        let notes = world.notes().await;
-        let found = |n: &String| n.contains("user:x@evil.org") && n.ends_with("by whom the audit log has not told");
-        if notes.iter().any(found) { Ok(()) } else { Err(format!("{notes:?}")) }
-    })
+    eventually(
+        Duration::from_secs(10),
+        "unknown is said as unknown",
+        || async {
+            let notes = world.notes().await;
+            let found = |n: &String| {
+                n.contains("user:x@evil.org") && n.ends_with("by whom the audit log has not told")
+            };
+            if notes.iter().any(found) {
+                Ok(())
+            } else {
+                Err(format!("{notes:?}"))
+            }
+        },
+    )
     .await;
     assert_eq!(world.changes().await[0].spec.drift_by, None);
 }
@@ -267,7 +400,10 @@ async fn a_fight_names_the_rival() {
     let mut world = World::one("Enforce", &setup).await;
     for round in 0..4 {
         let told = world.sandbox.run.audit.entries().len();
-        world.sandbox.run.add_member(P, R, "web", ROLE, "user:x@evil.org");
+        world
+            .sandbox
+            .run
+            .add_member(P, R, "web", ROLE, "user:x@evil.org");
         world.tell(told);
         if round < 3 {
             world.members(&[A]).await;
@@ -275,18 +411,22 @@ async fn a_fight_names_the_rival() {
         }
     }
     let rival = async |world: &World| {
-        eventually(Duration::from_secs(15), "Contested names the rival", || async {
-            let status = world.policy("web").await.status.unwrap();
-            let contested = status.conditions.iter().find(|c| c.type_ == "Contested");
-            let message = contested.map(|c| c.message.clone()).unwrap_or_default();
-            if message.contains("last made by clicker@acme.com with Google Cloud console")
-                && !message.contains("find out who")
-            {
-                Ok(())
-            } else {
-                Err(message)
-            }
-        })
+        eventually(
+            Duration::from_secs(15),
+            "Contested names the rival",
+            || async {
+                let status = world.policy("web").await.status.unwrap();
+                let contested = status.conditions.iter().find(|c| c.type_ == "Contested");
+                let message = contested.map(|c| c.message.clone()).unwrap_or_default();
+                if message.contains("last made by clicker@acme.com with Google Cloud console")
+                    && !message.contains("find out who")
+                {
+                    Ok(())
+                } else {
+                    Err(message)
+                }
+            },
+        )
         .await;
     };
     rival(&world).await;
@@ -300,8 +440,12 @@ async fn a_fight_names_the_rival() {
 /// Whatever is sent: no call for what nobody targets, few for what somebody does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn forged_messages_cause_no_calls_or_few() {
-    let world =
-        World::new(&["web".to_owned(), "api".to_owned()], "Enforce", &with_events(Duration::from_secs(300))).await;
+    let world = World::new(
+        &["web".to_owned(), "api".to_owned()],
+        "Enforce",
+        &with_events(Duration::from_secs(300)),
+    )
+    .await;
     let controller = &world.operator.controller;
     let entry = world
         .sandbox
@@ -309,7 +453,12 @@ async fn forged_messages_cause_no_calls_or_few() {
         .audit
         .entries()
         .iter()
-        .rfind(|e| e["protoPayload"]["methodName"].as_str().unwrap().ends_with("SetIamPolicy"))
+        .rfind(|e| {
+            e["protoPayload"]["methodName"]
+                .as_str()
+                .unwrap()
+                .ends_with("SetIamPolicy")
+        })
         .unwrap()
         .clone();
     let forge = |name: &str, etag: &str, method: &str| {
@@ -319,20 +468,37 @@ async fn forged_messages_cause_no_calls_or_few() {
         forged["protoPayload"]["methodName"] = json!(method);
         forged.to_string().into_bytes()
     };
-    let (set, delete) = ("google.cloud.run.v2.Services.SetIamPolicy", "google.cloud.run.v2.Services.DeleteService");
+    let (set, delete) = (
+        "google.cloud.run.v2.Services.SetIamPolicy",
+        "google.cloud.run.v2.Services.DeleteService",
+    );
     let from = world.mark();
     for name in [
         "projects/acme-prod/locations/europe-west1/services/nobody",
         "projects/other/locations/europe-west1/services/web",
         "namespaces/other/services/web",
     ] {
-        assert_eq!(controller.hear(&forge(name, "Zm9v", set)), Heard::Foreign, "{name}");
+        assert_eq!(
+            controller.hear(&forge(name, "Zm9v", set)),
+            Heard::Foreign,
+            "{name}"
+        );
     }
     assert_eq!(
-        controller.hear(&forge("projects/other/locations/europe-west1/services/web", "Zm9v", delete)),
+        controller.hear(&forge(
+            "projects/other/locations/europe-west1/services/web",
+            "Zm9v",
+            delete
+        )),
         Heard::Foreign
     );
-    for junk in [&b""[..], b"{}", b"null", b"\xff\xfe", br#"{"protoPayload": {"methodName": 5}}"#] {
+    for junk in [
+        &b""[..],
+        b"{}",
+        b"null",
+        b"\xff\xfe",
+        br#"{"protoPayload": {"methodName": 5}}"#,
+    ] {
         assert_eq!(controller.hear(junk), Heard::Malformed);
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -345,7 +511,10 @@ async fn forged_messages_cause_no_calls_or_few() {
         controller.hear(&forge(&web, &format!("e{i}"), set));
     }
     let told = world.sandbox.run.audit.entries().len();
-    world.sandbox.run.add_member(P, R, "api", ROLE, "user:x@evil.org");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "api", ROLE, "user:x@evil.org");
     world.tell(told);
     world.members_of("api", &[A], Duration::from_secs(20)).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -357,7 +526,11 @@ async fn forged_messages_cause_no_calls_or_few() {
     // Listings that are asked for again and again: three at once, then apart.
     let from = world.mark();
     for _ in 0..500 {
-        controller.hear(&forge(&web, "", "google.cloud.run.v1.Services.ReplaceService"));
+        controller.hear(&forge(
+            &web,
+            "",
+            "google.cloud.run.v1.Services.ReplaceService",
+        ));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(world.calls(from).2 <= 3, "{:?}", world.calls(from));
@@ -379,11 +552,17 @@ async fn changes_of_services_are_listed_at_once() {
         assert!(world.tell(told).contains(&Heard::Hint));
     };
     tell(&|s| s.run.deploy(P, R, "shop", &[("tier", "front")]));
-    world.members_of("shop", &[A], Duration::from_secs(20)).await;
+    world
+        .members_of("shop", &[A], Duration::from_secs(20))
+        .await;
     tell(&|s| s.run.set_invoker_iam_disabled(P, R, "web", true));
     eventually(Duration::from_secs(20), "web is exposed", || async {
         let status = world.policy("web").await.status.unwrap();
-        if status.services[0].exposed { Ok(()) } else { Err(format!("{status:?}")) }
+        if status.services[0].exposed {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     tell(&|s| {
@@ -399,20 +578,28 @@ async fn changes_of_services_are_listed_at_once() {
 /// Ten thousand messages, half of them rubbish or about others, with real ones in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_burst_of_ten_thousand_messages() {
-    let Some(pubsub) = common::pubsub().await else { return };
+    let Some(pubsub) = common::pubsub().await else {
+        return;
+    };
     let services: Vec<String> = (0..50).map(|i| format!("s{i}")).collect();
     let world = World::new(&services, "Enforce", &with_events(Duration::from_secs(300))).await;
     let from = world.mark();
     let told = world.sandbox.run.audit.entries().len();
     let drifted: BTreeSet<usize> = (0..50).step_by(5).collect();
     for i in &drifted {
-        world.sandbox.run.add_member(P, R, &services[*i], ROLE, "user:x@evil.org");
+        world
+            .sandbox
+            .run
+            .add_member(P, R, &services[*i], ROLE, "user:x@evil.org");
     }
-    let real: Vec<Vec<u8>> =
-        world.sandbox.run.audit.entries()[told..].iter().map(|e| e.to_string().into_bytes()).collect();
+    let real: Vec<Vec<u8>> = world.sandbox.run.audit.entries()[told..]
+        .iter()
+        .map(|e| e.to_string().into_bytes())
+        .collect();
     let foreign = |i: usize| {
         let mut entry: Value = serde_json::from_slice(&real[0]).unwrap();
-        entry["protoPayload"]["resourceName"] = json!(format!("projects/{P}/locations/{R}/services/other{i}"));
+        entry["protoPayload"]["resourceName"] =
+            json!(format!("projects/{P}/locations/{R}/services/other{i}"));
         entry.to_string().into_bytes()
     };
     let messages: Vec<Vec<u8>> = (0..10_000)
@@ -432,12 +619,22 @@ async fn a_burst_of_ten_thousand_messages() {
     let count = |label: &str| -> f64 {
         let text = metrics.render(&Default::default());
         let line = format!("run_invoker_events_total{{result=\"{label}\"}} ");
-        text.lines().find_map(|l| l.strip_prefix(&line)).map_or(0.0, |v| v.parse().unwrap())
+        text.lines()
+            .find_map(|l| l.strip_prefix(&line))
+            .map_or(0.0, |v| v.parse().unwrap())
     };
-    eventually(Duration::from_secs(60), "every message was taken in", || async {
-        let all: f64 = Heard::ALL.iter().map(|h| count(h.label())).sum();
-        if all >= 10_000.0 { Ok(()) } else { Err(all.to_string()) }
-    })
+    eventually(
+        Duration::from_secs(60),
+        "every message was taken in",
+        || async {
+            let all: f64 = Heard::ALL.iter().map(|h| count(h.label())).sum();
+            if all >= 10_000.0 {
+                Ok(())
+            } else {
+                Err(all.to_string())
+            }
+        },
+    )
     .await;
     assert!(count("malformed") >= 2500.0 && count("foreign") >= 2500.0);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -449,7 +646,9 @@ async fn a_burst_of_ten_thousand_messages() {
 /// The subscriber goes and comes, the emulator too; acknowledgements are lost with them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_subscriber_and_the_emulator_come_and_go() {
-    let Some(mut pubsub) = common::pubsub().await else { return };
+    let Some(mut pubsub) = common::pubsub().await else {
+        return;
+    };
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
     world.publish(&pubsub);
     let reader = world.listen(&pubsub).await;
@@ -461,21 +660,43 @@ async fn the_subscriber_and_the_emulator_come_and_go() {
     let _ = reader.await;
     drift("user:y@evil.org");
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(world.sandbox.run.members(P, R, "web", ROLE).len(), 2, "nobody looked");
+    assert_eq!(
+        world.sandbox.run.members(P, R, "web", ROLE).len(),
+        2,
+        "nobody looked"
+    );
     let _reader = world.listen(&pubsub).await;
     // It may be with the one that died until its lease runs out.
     world.members_of("web", &[A], Duration::from_secs(60)).await;
     // The emulator forgets everything when it goes.
     pubsub.down();
-    let condition = || world.operator.controller.events_condition().map(|(reason, _)| reason);
+    let condition = || {
+        world
+            .operator
+            .controller
+            .events_condition()
+            .map(|(reason, _)| reason)
+    };
     assert_eq!(condition(), None);
-    eventually(Duration::from_secs(60), "it is said that the subscription cannot be reached", || async {
-        if condition() == Some("SubscriptionUnreachable") { Ok(()) } else { Err(format!("{:?}", condition())) }
-    })
+    eventually(
+        Duration::from_secs(60),
+        "it is said that the subscription cannot be reached",
+        || async {
+            if condition() == Some("SubscriptionUnreachable") {
+                Ok(())
+            } else {
+                Err(format!("{:?}", condition()))
+            }
+        },
+    )
     .await;
     pubsub.up().await.unwrap();
     eventually(Duration::from_secs(60), "and that it can", || async {
-        if condition().is_none() { Ok(()) } else { Err(format!("{:?}", condition())) }
+        if condition().is_none() {
+            Ok(())
+        } else {
+            Err(format!("{:?}", condition()))
+        }
     })
     .await;
     let from = world.mark();
@@ -491,35 +712,67 @@ async fn silence_shrinks_the_intervals_and_an_event_stretches_them_again() {
     let api: Api<InvokerPolicy> = Api::namespaced(world.client.clone(), "default");
     let patch = json!({"spec": {"interval": "10s"}});
     let before = world.mark();
-    api.patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    api.patch("web", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
     // The new declaration is a reason to look.
-    eventually(Duration::from_secs(20), "looked because of the change", || async {
-        if world.calls(before).0 > 0 { Ok(()) } else { Err("not yet".into()) }
-    })
+    eventually(
+        Duration::from_secs(20),
+        "looked because of the change",
+        || async {
+            if world.calls(before).0 > 0 {
+                Ok(())
+            } else {
+                Err("not yet".into())
+            }
+        },
+    )
     .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let from = world.mark();
     tokio::time::sleep(Duration::from_secs(12)).await;
-    assert_eq!(world.calls(from).0, 0, "with events there is no look every ten seconds");
+    assert_eq!(
+        world.calls(from).0,
+        0,
+        "with events there is no look every ten seconds"
+    );
     // A drift that is found by a look, of which no event tells.
-    world.sandbox.run.add_member(P, R, "web", ROLE, "user:x@evil.org");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "web", ROLE, "user:x@evil.org");
     look(&world, "1").await;
     world.members(&[A]).await;
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(world.client.clone(), "default");
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+        Api::namespaced(world.client.clone(), "default");
     eventually(Duration::from_secs(10), "the condition", || async {
-        let lease = leases.get("run-invoker-events").await.map_err(|e| e.to_string())?;
+        let lease = leases
+            .get("run-invoker-events")
+            .await
+            .map_err(|e| e.to_string())?;
         let notes = lease.metadata.annotations.unwrap_or_default();
-        if notes["run-invoker.dev/reason"] == "EventsMissing" && notes["run-invoker.dev/message"].contains(P) {
+        if notes["run-invoker.dev/reason"] == "EventsMissing"
+            && notes["run-invoker.dev/message"].contains(P)
+        {
             Ok(())
         } else {
             Err(format!("{notes:?}"))
         }
     })
     .await;
-    let reliable = || world.operator.metrics.render(&Default::default()).contains("\nrun_invoker_events_reliable 1\n");
+    let reliable = || {
+        world
+            .operator
+            .metrics
+            .render(&Default::default())
+            .contains("\nrun_invoker_events_reliable 1\n")
+    };
     assert!(!reliable());
     // The next one is found by the interval of the policy.
-    world.sandbox.run.add_member(P, R, "web", ROLE, "user:y@evil.org");
+    world
+        .sandbox
+        .run
+        .add_member(P, R, "web", ROLE, "user:y@evil.org");
     world.members(&[A]).await;
     // And now events come in again.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -536,7 +789,9 @@ async fn silence_shrinks_the_intervals_and_an_event_stretches_them_again() {
 /// Two replicas share the shards and one subscription: what one of them gets for the other reaches the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn replicas_share_a_subscription() {
-    let Some(pubsub) = common::pubsub().await else { return };
+    let Some(pubsub) = common::pubsub().await else {
+        return;
+    };
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
     common::install(&client).await;
@@ -547,39 +802,82 @@ async fn replicas_share_a_subscription() {
         sandbox.run.add_member(project, R, "web", ROLE, A);
         let mut object = policy(project, "Enforce", "5m", named("web"));
         object["spec"]["project"] = json!(project);
-        api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        api.create(
+            &PostParams::default(),
+            &serde_json::from_value(object).unwrap(),
+        )
+        .await
+        .unwrap();
     }
     let mut replicas = Vec::new();
     for identity in ["a", "b"] {
-        let setup = Setup { shards: 2, identity: identity.into(), ..with_events(Duration::from_secs(300)) };
+        let setup = Setup {
+            shards: 2,
+            identity: identity.into(),
+            ..with_events(Duration::from_secs(300))
+        };
         let operators = common::operators_client(&sandbox.kubeconfig()).await;
         replicas.push(Operator::start(operators, sandbox.run_url(), &setup).await);
     }
     eventually(Duration::from_secs(40), "each has a shard", || async {
-        let held: Vec<usize> = replicas.iter().map(|r| r.shards.terms().iter().flatten().count()).collect();
-        if held == [1, 1] { Ok(()) } else { Err(format!("{held:?}")) }
+        let held: Vec<usize> = replicas
+            .iter()
+            .map(|r| r.shards.terms().iter().flatten().count())
+            .collect();
+        if held == [1, 1] {
+            Ok(())
+        } else {
+            Err(format!("{held:?}"))
+        }
     })
     .await;
-    let world = World { sandbox, client, operator: replicas.remove(0) };
+    let world = World {
+        sandbox,
+        client,
+        operator: replicas.remove(0),
+    };
     world.settled(projects.len()).await;
     world.publish(&pubsub);
     let anonymous = google_cloud_auth::credentials::anonymous::Builder::new().build();
     let source = Source::new(&pubsub.endpoint(), anonymous).await.unwrap();
-    let other = tokio::spawn(source.read(Pubsub::SUBSCRIPTION.to_owned(), replicas[0].controller.clone()));
+    let other = tokio::spawn(source.read(
+        Pubsub::SUBSCRIPTION.to_owned(),
+        replicas[0].controller.clone(),
+    ));
     let one = world.listen(&pubsub).await;
     let from = world.mark();
     for round in 0..2 {
         for project in &projects {
-            world.sandbox.run.add_member(project, R, "web", ROLE, &format!("user:x{round}@evil.org"));
+            world.sandbox.run.add_member(
+                project,
+                R,
+                "web",
+                ROLE,
+                &format!("user:x{round}@evil.org"),
+            );
         }
-        eventually(Duration::from_secs(60), "every project is healed", || async {
-            let left: Vec<_> =
-                projects.iter().filter(|p| world.sandbox.run.members(p, R, "web", ROLE) != [A]).collect();
-            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-        })
+        eventually(
+            Duration::from_secs(60),
+            "every project is healed",
+            || async {
+                let left: Vec<_> = projects
+                    .iter()
+                    .filter(|p| world.sandbox.run.members(p, R, "web", ROLE) != [A])
+                    .collect();
+                if left.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("{left:?}"))
+                }
+            },
+        )
         .await;
     }
-    assert_eq!(world.calls(from).1, 2 * projects.len(), "one write for each drift");
+    assert_eq!(
+        world.calls(from).1,
+        2 * projects.len(),
+        "one write for each drift"
+    );
     one.abort();
     other.abort();
 }

@@ -45,22 +45,32 @@ fn policies(client: &Client) -> Api<InvokerPolicy> {
 }
 
 async fn in_sync(client: &Client, generation: i64, within: u64) {
-    eventually(Duration::from_secs(within), "the policy is in sync", || async {
-        let p = policies(client).get("web").await.map_err(|e| e.to_string())?;
-        let status = p.status.unwrap_or_default();
-        let ready = status
-            .conditions
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True" && c.observed_generation >= generation);
-        if ready { Ok(()) } else { Err(format!("{:?}", status.conditions)) }
-    })
+    eventually(
+        Duration::from_secs(within),
+        "the policy is in sync",
+        || async {
+            let p = policies(client)
+                .get("web")
+                .await
+                .map_err(|e| e.to_string())?;
+            let status = p.status.unwrap_or_default();
+            let ready = status.conditions.iter().any(|c| {
+                c.type_ == "Ready" && c.status == "True" && c.observed_generation >= generation
+            });
+            if ready {
+                Ok(())
+            } else {
+                Err(format!("{:?}", status.conditions))
+            }
+        },
+    )
     .await;
 }
 
 fn writes(sandbox: &Sandbox, since: u64) -> Vec<sandbox::Entry> {
-    sandbox
-        .journal
-        .since(since, |e| e.api == Side::Run && e.path().ends_with(":setIamPolicy") && !e.user_agent.contains("rival"))
+    sandbox.journal.since(since, |e| {
+        e.api == Side::Run && e.path().ends_with(":setIamPolicy") && !e.user_agent.contains("rival")
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -70,7 +80,10 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
     let mut setup = Setup::default();
     setup.breaker.corrections = usize::MAX;
     let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:declared@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:declared@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
 
     let done = Arc::new(AtomicBool::new(false));
@@ -82,22 +95,36 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
             while !done.load(Ordering::Relaxed) {
                 n += 1;
                 let patch = json!({"metadata": {"annotations": {REQUESTED_AT: format!("{n}")}}});
-                policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.ok();
+                policies(&client)
+                    .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+                    .await
+                    .ok();
                 tokio::time::sleep(Duration::from_millis(3)).await;
             }
         })
     };
     // The rival does its read-modify-write as Google asks for: foreign members in a foreign role, and an invoker that
     // nobody declared.
-    let http = reqwest::Client::builder().user_agent("rival").build().unwrap();
-    let base = format!("{}/v1/projects/{}/locations/{}/services/{}", sandbox.run_url(), PLACE.0, PLACE.1, PLACE.2);
+    let http = reqwest::Client::builder()
+        .user_agent("rival")
+        .build()
+        .unwrap();
+    let base = format!(
+        "{}/v1/projects/{}/locations/{}/services/{}",
+        sandbox.run_url(),
+        PLACE.0,
+        PLACE.1,
+        PLACE.2
+    );
     let mut conflicts = 0;
     for round in 0..ROUNDS {
         // An hour between two rounds, or the operator would call it a fight and stop contending.
         setup.offset.fetch_add(3600, Ordering::Relaxed);
         loop {
             let mut policy: Value = http
-                .get(format!("{base}:getIamPolicy?options.requestedPolicyVersion=3"))
+                .get(format!(
+                    "{base}:getIamPolicy?options.requestedPolicyVersion=3"
+                ))
                 .send()
                 .await
                 .unwrap()
@@ -122,8 +149,12 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
             if round % 4 == 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            let answer =
-                http.post(format!("{base}:setIamPolicy")).json(&json!({"policy": policy})).send().await.unwrap();
+            let answer = http
+                .post(format!("{base}:setIamPolicy"))
+                .json(&json!({"policy": policy}))
+                .send()
+                .await
+                .unwrap();
             match answer.status().as_u16() {
                 200 => break,
                 409 => conflicts += 1,
@@ -134,15 +165,33 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
     done.store(true, Ordering::Relaxed);
     asking.await.unwrap();
 
-    eventually(Duration::from_secs(30), "converged against the rival", || async {
-        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
-        if members == ["user:declared@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
-    })
+    eventually(
+        Duration::from_secs(30),
+        "converged against the rival",
+        || async {
+            let members = sandbox
+                .run
+                .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+            if members == ["user:declared@acme.com"] {
+                Ok(())
+            } else {
+                Err(format!("{members:?}"))
+            }
+        },
+    )
     .await;
-    let viewers = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.viewer");
+    let viewers = sandbox
+        .run
+        .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.viewer");
     assert_eq!(viewers.len(), ROUNDS, "foreign changes were lost");
-    let refused = writes(&sandbox, 0).iter().filter(|e| e.status == 409).count();
-    let accepted = writes(&sandbox, 0).iter().filter(|e| e.status == 200).count();
+    let refused = writes(&sandbox, 0)
+        .iter()
+        .filter(|e| e.status == 409)
+        .count();
+    let accepted = writes(&sandbox, 0)
+        .iter()
+        .filter(|e| e.status == 200)
+        .count();
     println!(
         "{ROUNDS} rounds: the operator wrote {accepted} times and lost {refused} races, the rival lost {conflicts}"
     );
@@ -154,7 +203,10 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
 async fn a_service_at_the_edge_of_contention_converges_within_ten_seconds() {
     let (sandbox, client) = sandbox().await;
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:declared@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:declared@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     // Every write of the operator meets a change in between, eight times in a row: more than it tries at once.
     sandbox.faults.add(
@@ -167,17 +219,30 @@ async fn a_service_at_the_edge_of_contention_converges_within_ten_seconds() {
     );
     let before = sandbox.journal.last();
     let patch = json!({"spec": {"invokers": [{"member": "user:next@acme.com"}]}});
-    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    policies(&client)
+        .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
     in_sync(&client, 2, 10).await;
-    let reads = sandbox.journal.since(before, |e| e.path().ends_with(":getIamPolicy")).len();
+    let reads = sandbox
+        .journal
+        .since(before, |e| e.path().ends_with(":getIamPolicy"))
+        .len();
     assert_eq!(writes(&sandbox, before).len(), 9);
-    assert!(reads >= 9, "a write was repeated without reading again: {reads} reads");
+    assert!(
+        reads >= 9,
+        "a write was repeated without reading again: {reads} reads"
+    );
     operator.stop().await;
 }
 
 /// The real binary.
 fn spawn(kubeconfig: &std::path::Path, run_url: &str, identity: &str) -> Child {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     Command::new(env!("CARGO_BIN_EXE_run-invoker"))
         .args([
             "--cloud-run-endpoint",
@@ -188,7 +253,14 @@ fn spawn(kubeconfig: &std::path::Path, run_url: &str, identity: &str) -> Child {
             "--listen",
             &format!("127.0.0.1:{port}"),
         ])
-        .args(["--lease-duration", "3s", "--lease-renew", "750ms", "--log", "warn"])
+        .args([
+            "--lease-duration",
+            "3s",
+            "--lease-renew",
+            "750ms",
+            "--log",
+            "warn",
+        ])
         .env("KUBECONFIG", kubeconfig)
         .stdout(Stdio::null())
         .spawn()
@@ -196,7 +268,10 @@ fn spawn(kubeconfig: &std::path::Path, run_url: &str, identity: &str) -> Child {
 }
 
 fn kubeconfig(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
-    let path = std::env::temp_dir().join(format!("run-invoker-{name}-{}.kubeconfig", std::process::id()));
+    let path = std::env::temp_dir().join(format!(
+        "run-invoker-{name}-{}.kubeconfig",
+        std::process::id()
+    ));
     std::fs::write(&path, sandbox.kubeconfig()).unwrap();
     path
 }
@@ -205,21 +280,46 @@ fn kubeconfig(sandbox: &Sandbox, name: &str) -> std::path::PathBuf {
 async fn killed_between_write_and_status_it_comes_back_without_a_needless_write() {
     let (sandbox, client) = sandbox().await;
     let config = kubeconfig(&sandbox, "kill");
-    sandbox.faults.add(Rule::kube("PATCH", "/status", Fault::Hang));
+    sandbox
+        .faults
+        .add(Rule::kube("PATCH", "/status", Fault::Hang));
     let mut first = spawn(&config, &sandbox.run_url(), "first");
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
-    eventually(Duration::from_secs(20), "IAM is written and the status hangs", || async {
-        let hangs = !sandbox.journal.since(0, |e| e.path().ends_with("/status")).is_empty();
-        if writes(&sandbox, 0).len() == 1 && hangs { Ok(()) } else { Err("not yet".into()) }
-    })
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
+    eventually(
+        Duration::from_secs(20),
+        "IAM is written and the status hangs",
+        || async {
+            let hangs = !sandbox
+                .journal
+                .since(0, |e| e.path().ends_with("/status"))
+                .is_empty();
+            if writes(&sandbox, 0).len() == 1 && hangs {
+                Ok(())
+            } else {
+                Err("not yet".into())
+            }
+        },
+    )
     .await;
     first.kill().unwrap();
     first.wait().unwrap();
     sandbox.faults.clear();
     let mut second = spawn(&config, &sandbox.run_url(), "second");
     in_sync(&client, 1, 20).await;
-    assert_eq!(writes(&sandbox, 0).len(), 1, "a second write after the restart");
-    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:a@acme.com"]);
+    assert_eq!(
+        writes(&sandbox, 0).len(),
+        1,
+        "a second write after the restart"
+    );
+    assert_eq!(
+        sandbox
+            .run
+            .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"),
+        ["user:a@acme.com"]
+    );
     second.kill().unwrap();
     second.wait().unwrap();
 }
@@ -230,58 +330,136 @@ async fn on_sigterm_it_finishes_what_is_in_flight_and_gives_the_lease_up() {
     let config = kubeconfig(&sandbox, "term");
     sandbox.run.deploy(PLACE.0, PLACE.1, "later", &[]);
     let mut process = spawn(&config, &sandbox.run_url(), "only");
-    sandbox.faults.add(Rule::run("POST", ":setIamPolicy", Fault::Latency { milliseconds: 1500 }));
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    sandbox.faults.add(Rule::run(
+        "POST",
+        ":setIamPolicy",
+        Fault::Latency { milliseconds: 1500 },
+    ));
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(20), "a write is in flight", || async {
-        if writes(&sandbox, 0).is_empty() { Err("not yet".into()) } else { Ok(()) }
+        if writes(&sandbox, 0).is_empty() {
+            Err("not yet".into())
+        } else {
+            Ok(())
+        }
     })
     .await;
     let pid = process.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-TERM", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     // What comes in now is not begun.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut late = policy(&["user:b@acme.com"]);
     late.metadata.name = Some("later".into());
     late.spec.services[0].name = Some("later".into());
-    policies(&client).create(&PostParams::default(), &late).await.unwrap();
-    let code = tokio::task::spawn_blocking(move || process.wait().unwrap()).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &late)
+        .await
+        .unwrap();
+    let code = tokio::task::spawn_blocking(move || process.wait().unwrap())
+        .await
+        .unwrap();
     assert!(code.success(), "exit {code}");
-    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:a@acme.com"]);
+    assert_eq!(
+        sandbox
+            .run
+            .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"),
+        ["user:a@acme.com"]
+    );
     in_sync(&client, 1, 1).await;
     assert!(
-        sandbox.journal.since(0, |e| e.api == Side::Run && e.target.contains("services/later")).is_empty(),
+        sandbox
+            .journal
+            .since(0, |e| e.api == Side::Run
+                && e.target.contains("services/later"))
+            .is_empty(),
         "new work was begun"
     );
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(client.clone(), "default");
-    let holder = leases.get("run-invoker").await.unwrap().spec.unwrap().holder_identity;
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+        Api::namespaced(client.clone(), "default");
+    let holder = leases
+        .get("run-invoker")
+        .await
+        .unwrap()
+        .spec
+        .unwrap()
+        .holder_identity;
     assert_eq!(holder.as_deref(), Some(""), "the lease was not given up");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_replicas_one_works_and_the_other_takes_over() {
     let (sandbox, client) = sandbox().await;
-    let a =
-        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
-    let b =
-        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "b".into(), ..Setup::default() }).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    let a = Operator::start(
+        client.clone(),
+        sandbox.run_url(),
+        &Setup {
+            identity: "a".into(),
+            ..Setup::default()
+        },
+    )
+    .await;
+    let b = Operator::start(
+        client.clone(),
+        sandbox.run_url(),
+        &Setup {
+            identity: "b".into(),
+            ..Setup::default()
+        },
+    )
+    .await;
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     let calls = |since| sandbox.journal.since(since, |e| e.api == Side::Run).len();
-    assert_eq!(calls(0), 4, "read, write, read-back and one list, by one replica only");
+    assert_eq!(
+        calls(0),
+        4,
+        "read, write, read-back and one list, by one replica only"
+    );
     let (a_leads, b_leads) = (a.shards.holds_any(), b.shards.holds_any());
     assert!(a_leads != b_leads, "exactly one leads");
     let (leader, follower) = if a_leads { (a, b) } else { (b, a) };
 
     // The leader vanishes without a word.
     drop(leader);
-    sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:intruder@evil.com");
+    sandbox.run.add_member(
+        PLACE.0,
+        PLACE.1,
+        PLACE.2,
+        "roles/run.invoker",
+        "user:intruder@evil.com",
+    );
     let gone = std::time::Instant::now();
-    eventually(Duration::from_secs(10), "the other replica corrects the drift", || async {
-        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
-        if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
-    })
+    eventually(
+        Duration::from_secs(10),
+        "the other replica corrects the drift",
+        || async {
+            let members = sandbox
+                .run
+                .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+            if members == ["user:a@acme.com"] {
+                Ok(())
+            } else {
+                Err(format!("{members:?}"))
+            }
+        },
+    )
     .await;
-    println!("failover to the first correction in {:?} with a lease of 3 s", gone.elapsed());
+    println!(
+        "failover to the first correction in {:?} with a lease of 3 s",
+        gone.elapsed()
+    );
     assert!(follower.shards.holds_any());
     follower.stop().await;
 }
@@ -289,22 +467,41 @@ async fn of_two_replicas_one_works_and_the_other_takes_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_cut_off_from_the_api_server_stops_before_another_may_start() {
     let (sandbox, client) = sandbox().await;
-    let a =
-        Operator::start(client.clone(), sandbox.run_url(), &Setup { identity: "a".into(), ..Setup::default() }).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    let a = Operator::start(
+        client.clone(),
+        sandbox.run_url(),
+        &Setup {
+            identity: "a".into(),
+            ..Setup::default()
+        },
+    )
+    .await;
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     sandbox.faults.add(Rule::kube("", "leases", Fault::Drop));
     let cut = tokio::time::Instant::now();
     while a.shards.holds_any() {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert!(cut.elapsed() < Duration::from_secs(3), "still leading when another replica could have taken over");
+        assert!(
+            cut.elapsed() < Duration::from_secs(3),
+            "still leading when another replica could have taken over"
+        );
     }
     // Its watch still works, so it hears of the change; it must not act on it.
     let before = sandbox.journal.last();
     let patch = json!({"spec": {"invokers": [{"member": "user:b@acme.com"}]}});
-    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    policies(&client)
+        .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(writes(&sandbox, before).is_empty(), "a deposed leader wrote");
+    assert!(
+        writes(&sandbox, before).is_empty(),
+        "a deposed leader wrote"
+    );
     sandbox.faults.clear();
     in_sync(&client, 2, 20).await;
     a.stop().await;
@@ -333,33 +530,62 @@ async fn an_object_that_cannot_be_read_is_marked_and_stops_nobody_else() {
         .unwrap();
     let broken = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken"}, "spec": {"project": 7}});
     client
-        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &broken))
+        .request::<Value>(put(
+            "/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken",
+            &broken,
+        ))
         .await
         .unwrap();
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
     let fine = serde_json::to_value(policy(&["user:a@acme.com"])).unwrap();
     client
-        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web", &fine))
+        .request::<Value>(put(
+            "/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web",
+            &fine,
+        ))
         .await
         .unwrap();
-    eventually(Duration::from_secs(10), "the other policy is in force", || async {
-        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
-        if members == ["user:a@acme.com"] { Ok(()) } else { Err(format!("{members:?}")) }
-    })
+    eventually(
+        Duration::from_secs(10),
+        "the other policy is in force",
+        || async {
+            let members = sandbox
+                .run
+                .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+            if members == ["user:a@acme.com"] {
+                Ok(())
+            } else {
+                Err(format!("{members:?}"))
+            }
+        },
+    )
     .await;
     // Marked once it is seen by a leader; the next state of the object is such a moment.
     let touched = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken", "labels": {"a": "b"}}, "spec": {"project": 7}});
     client
-        .request::<Value>(put("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken", &touched))
+        .request::<Value>(put(
+            "/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken",
+            &touched,
+        ))
         .await
         .unwrap();
-    eventually(Duration::from_secs(10), "the broken one is marked", || async {
-        let request = http::Request::get("/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken")
+    eventually(
+        Duration::from_secs(10),
+        "the broken one is marked",
+        || async {
+            let request = http::Request::get(
+                "/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/broken",
+            )
             .body(vec![])
             .unwrap();
-        let object: Value = client.request(request).await.map_err(|e| e.to_string())?;
-        if object["status"]["conditions"][0]["reason"] == "InvalidSpec" { Ok(()) } else { Err(object.to_string()) }
-    })
+            let object: Value = client.request(request).await.map_err(|e| e.to_string())?;
+            if object["status"]["conditions"][0]["reason"] == "InvalidSpec" {
+                Ok(())
+            } else {
+                Err(object.to_string())
+            }
+        },
+    )
     .await;
     operator.stop().await;
 }
@@ -369,7 +595,11 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
     let (sandbox, client) = sandbox().await;
     let config = kubeconfig(&sandbox, "redact");
     let log = std::env::temp_dir().join(format!("run-invoker-redact-{}.log", std::process::id()));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let mut process = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
         .args([
             "--cloud-run-endpoint",
@@ -387,47 +617,110 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
         .stderr(std::fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
-    sandbox.run.change_world(|w| w.unknown = ["ghost@secret.example".to_owned()].into());
-    sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:intruder@secret.example");
+    sandbox
+        .run
+        .change_world(|w| w.unknown = ["ghost@secret.example".to_owned()].into());
+    sandbox.run.add_member(
+        PLACE.0,
+        PLACE.1,
+        PLACE.2,
+        "roles/run.invoker",
+        "user:intruder@secret.example",
+    );
     // One is refused by a guardrail, one by IAM; others lose access by a plan that is held, and one comes back for ever.
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"},
         "spec": {"members": ["*@secret.example"], "maxRemovals": 1}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());
-    rails.create(&PostParams::default(), &serde_json::from_value(rail).unwrap()).await.unwrap();
+    rails
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(rail).unwrap(),
+        )
+        .await
+        .unwrap();
     sandbox.run.deploy(PLACE.0, PLACE.1, "held", &[]);
     for n in 0..3 {
-        sandbox.run.add_member(PLACE.0, PLACE.1, "held", "roles/run.invoker", &format!("user:old{n}@secret.example"));
+        sandbox.run.add_member(
+            PLACE.0,
+            PLACE.1,
+            "held",
+            "roles/run.invoker",
+            &format!("user:old{n}@secret.example"),
+        );
     }
     let mut held = policy(&["user:ada@secret.example"]);
     held.metadata.name = Some("held".into());
     held.spec.services[0].name = Some("held".into());
-    policies(&client).create(&PostParams::default(), &held).await.unwrap();
-    let members = ["user:ada@secret.example", "user:ghost@secret.example", "user:x@evil.secret.example"];
-    policies(&client).create(&PostParams::default(), &policy(&members)).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &held)
+        .await
+        .unwrap();
+    let members = [
+        "user:ada@secret.example",
+        "user:ghost@secret.example",
+        "user:x@evil.secret.example",
+    ];
+    policies(&client)
+        .create(&PostParams::default(), &policy(&members))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(20), "written", || async {
-        let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
-        if members == ["user:ada@secret.example"] { Ok(()) } else { Err(format!("{members:?}")) }
+        let members = sandbox
+            .run
+            .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+        if members == ["user:ada@secret.example"] {
+            Ok(())
+        } else {
+            Err(format!("{members:?}"))
+        }
     })
     .await;
     eventually(Duration::from_secs(10), "told", || async {
-        let p = policies(&client).get("web").await.map_err(|e| e.to_string())?;
-        let told =
-            p.status.unwrap_or_default().conditions.iter().any(|c| c.type_ == "Stalled" && c.reason == "InvalidMember");
+        let p = policies(&client)
+            .get("web")
+            .await
+            .map_err(|e| e.to_string())?;
+        let told = p
+            .status
+            .unwrap_or_default()
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Stalled" && c.reason == "InvalidMember");
         if told { Ok(()) } else { Err("not yet".into()) }
     })
     .await;
     for turn in 0..4 {
-        sandbox.run.add_member(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker", "user:rival@secret.example");
+        sandbox.run.add_member(
+            PLACE.0,
+            PLACE.1,
+            PLACE.2,
+            "roles/run.invoker",
+            "user:rival@secret.example",
+        );
         let patch = json!({"metadata": {"annotations": {REQUESTED_AT: format!("{turn}")}}});
-        policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        policies(&client)
+            .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
         eventually(Duration::from_secs(10), "looked at", || async {
-            let status = policies(&client).get("web").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
+            let status = policies(&client)
+                .get("web")
+                .await
+                .map_err(|e| e.to_string())?
+                .status
+                .unwrap_or_default();
             let handled = status.last_handled_requested_at;
-            let members = sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
+            let members = sandbox
+                .run
+                .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker");
             // The fourth is held back by the fight.
             let corrected = turn == 3 || members == ["user:ada@secret.example"];
             let looked = handled.as_deref() == Some(&format!("{turn}"));
-            if looked && corrected { Ok(()) } else { Err(format!("{handled:?} {members:?}")) }
+            if looked && corrected {
+                Ok(())
+            } else {
+                Err(format!("{handled:?} {members:?}"))
+            }
         })
         .await;
     }
@@ -459,7 +752,10 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
         "convergence_seconds_count",
         "drift_detection_seconds_count",
     ] {
-        assert!(metrics.contains(&format!("\nrun_invoker_{name}")), "no {name}");
+        assert!(
+            metrics.contains(&format!("\nrun_invoker_{name}")),
+            "no {name}"
+        );
     }
     assert!(metrics.contains("process_resident_memory_bytes"));
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -467,18 +763,33 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
     process.wait().unwrap();
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("IAM policy changed"), "{text}");
-    assert!(!metrics.contains("secret.example"), "a member is in the metrics");
-    assert!(!text.contains("secret.example"), "a member is in the log: {text}");
+    assert!(
+        !metrics.contains("secret.example"),
+        "a member is in the metrics"
+    );
+    assert!(
+        !text.contains("secret.example"),
+        "a member is in the log: {text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stuck_queue_turns_liveness_red_and_heals() {
     let (sandbox, client) = sandbox().await;
-    let setup = Setup { stuck_after: Duration::from_millis(800), timeout: Duration::from_secs(4), ..Setup::default() };
+    let setup = Setup {
+        stuck_after: Duration::from_millis(800),
+        timeout: Duration::from_secs(4),
+        ..Setup::default()
+    };
     let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
-    sandbox.faults.add(Rule::run("GET", ":getIamPolicy", Fault::Hang).times(1));
+    sandbox
+        .faults
+        .add(Rule::run("GET", ":getIamPolicy", Fault::Hang).times(1));
     assert!(operator.controller.health().is_ok());
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     eventually(Duration::from_secs(4), "red", || async {
         match operator.controller.health() {
             Err(why) if why.contains("stuck") => Ok(()),
@@ -507,20 +818,35 @@ async fn spans_go_to_a_collector_when_asked_for() {
     );
     tokio::spawn(async move { axum::serve(listener, app).await });
     let mut process = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
-        .args(["--cloud-run-endpoint", &sandbox.run_url(), "--anonymous", "--identity", "x", "--listen", "127.0.0.1:0"])
+        .args([
+            "--cloud-run-endpoint",
+            &sandbox.run_url(),
+            "--anonymous",
+            "--identity",
+            "x",
+            "--listen",
+            "127.0.0.1:0",
+        ])
         .args(["--otlp-endpoint", &collector, "--log", "warn"])
         .env("KUBECONFIG", kubeconfig(&sandbox, "otlp"))
         .env("OTEL_BSP_SCHEDULE_DELAY", "200")
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     // Protobuf keeps strings as they are: a span per service, named and placed.
     eventually(Duration::from_secs(15), "spans arrive", || async {
         let text = String::from_utf8_lossy(&received.lock().unwrap()).into_owned();
         let whole = text.contains("run-invoker") && text.contains("acme-prod/europe-west1/web");
-        if whole { Ok(()) } else { Err(format!("{} bytes", text.len())) }
+        if whole {
+            Ok(())
+        } else {
+            Err(format!("{} bytes", text.len()))
+        }
     })
     .await;
     process.kill().unwrap();
@@ -538,7 +864,10 @@ async fn a_real_api_server_that_goes_away_loses_nothing() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     sandbox.run.deploy(PLACE.0, PLACE.1, PLACE.2, &[]);
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     let before = sandbox.journal.last();
     server.stop_server();
@@ -546,15 +875,31 @@ async fn a_real_api_server_that_goes_away_loses_nothing() {
     assert!(writes(&sandbox, before).is_empty());
     server.start_server().await;
     // It answers before it serves every kind.
-    eventually(Duration::from_secs(20), "policies are served again", || async {
-        policies(&client).get("web").await.map(|_| ()).map_err(|e| e.to_string())
-    })
+    eventually(
+        Duration::from_secs(20),
+        "policies are served again",
+        || async {
+            policies(&client)
+                .get("web")
+                .await
+                .map(|_| ())
+                .map_err(|e| e.to_string())
+        },
+    )
     .await;
     let patch = json!({"spec": {"invokers": [{"member": "user:b@acme.com"}]}});
-    policies(&client).patch("web", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    policies(&client)
+        .patch("web", &PatchParams::default(), &Patch::Merge(patch))
+        .await
+        .unwrap();
     in_sync(&client, 2, 60).await;
     assert_eq!(writes(&sandbox, before).len(), 1);
-    assert_eq!(sandbox.run.members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"), ["user:b@acme.com"]);
+    assert_eq!(
+        sandbox
+            .run
+            .members(PLACE.0, PLACE.1, PLACE.2, "roles/run.invoker"),
+        ["user:b@acme.com"]
+    );
     operator.stop().await;
 }
 
@@ -564,7 +909,10 @@ async fn records_that_are_too_old_are_taken_away_in_every_namespace() {
     let mut setup = Setup::default();
     setup.retention.age = jiff::SignedDuration::from_secs(2);
     let operator = Operator::start(client.clone(), sandbox.run_url(), &setup).await;
-    policies(&client).create(&PostParams::default(), &policy(&["user:a@acme.com"])).await.unwrap();
+    policies(&client)
+        .create(&PostParams::default(), &policy(&["user:a@acme.com"]))
+        .await
+        .unwrap();
     in_sync(&client, 1, 20).await;
     let changes: Api<InvokerChange> = Api::all(client.clone());
     let left = || async { changes.list(&Default::default()).await.unwrap().items.len() };

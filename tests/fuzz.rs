@@ -1,7 +1,12 @@
 //! A bounded run of the fuzz targets on stable Rust: the whole corpus, and mutations of it from a fixed seed, so that a
 //! failure comes again. `FUZZ_ROUNDS=1000000 cargo test --release --test fuzz` runs longer. With cargo-fuzz and nightly:
 //! `cd fuzz && cargo +nightly fuzz run member`.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::expect_used
+)]
 
 #[path = "../fuzz/harness.rs"]
 mod harness;
@@ -76,17 +81,28 @@ fn mutate(seed: &[u8], other: &[u8], dice: &mut Dice) -> Vec<u8> {
 
 #[test]
 fn no_input_breaks_a_parser_or_what_it_promises() {
-    let rounds: usize = std::env::var("FUZZ_ROUNDS").ok().map_or(20_000, |n| n.parse().unwrap());
+    let rounds: usize = std::env::var("FUZZ_ROUNDS")
+        .ok()
+        .map_or(20_000, |n| n.parse().unwrap());
     for (name, target) in harness::TARGETS {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-        let mut corpus: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/corpus")
+            .join(name);
+        let mut corpus: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|e| e.unwrap().path())
+            .collect();
         corpus.sort();
         let corpus: Vec<Vec<u8>> = corpus.iter().map(|p| fs::read(p).unwrap()).collect();
         assert!(corpus.len() >= 3, "{name} has hardly a corpus");
         corpus.iter().for_each(|c| target(c));
         let mut dice = Dice(0x9E37_79B9_7F4A_7C15);
         for round in 0..rounds {
-            let data = mutate(&corpus[dice.roll(corpus.len())], &corpus[dice.roll(corpus.len())], &mut dice);
+            let data = mutate(
+                &corpus[dice.roll(corpus.len())],
+                &corpus[dice.roll(corpus.len())],
+                &mut dice,
+            );
             let result = std::panic::catch_unwind(|| target(&data));
             if result.is_err() {
                 panic!(

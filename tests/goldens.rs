@@ -12,10 +12,16 @@ fn the_help_names_every_flag_with_its_environment_variable_and_default() {
         .output()
         .unwrap();
     assert!(output.status.success());
-    let mut lines: Vec<String> =
-        String::from_utf8(output.stdout).unwrap().lines().map(|l| l.trim_end().to_owned()).collect();
+    let mut lines: Vec<String> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|l| l.trim_end().to_owned())
+        .collect();
     // The replica's name is this machine's and process's.
-    let name = lines.iter().position(|l| l.contains("[env: POD_NAME=]")).unwrap();
+    let name = lines
+        .iter()
+        .position(|l| l.contains("[env: POD_NAME=]"))
+        .unwrap();
     assert!(lines[name + 1].contains("[default: "));
     lines[name + 1] = "          [default: HOST-PID]".into();
     let text = lines.join("\n");
@@ -25,16 +31,28 @@ fn the_help_names_every_flag_with_its_environment_variable_and_default() {
 #[test]
 fn what_cannot_be_meant_is_refused_with_the_name_of_the_flag() {
     let run = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_run-invoker")).args(args).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        let output = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+            .args(args)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     };
     let (code, text) = run(&["--lease-duration", "3s", "--lease-renew", "2s"]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("--lease-renew 2s must be at most a third of --lease-duration 3s"), "{text}");
+    assert!(
+        text.contains("--lease-renew 2s must be at most a third of --lease-duration 3s"),
+        "{text}"
+    );
     let (code, text) = run(&["--writes-per-minute", "0"]);
     assert_eq!(code, Some(2));
     assert!(text.contains("--writes-per-minute"), "{text}");
     let (code, text) = run(&["--cloud-timeout", "soon"]);
     assert_eq!(code, Some(2));
-    assert!(text.contains("is not a duration such as 10s or 5m"), "{text}");
+    assert!(
+        text.contains("is not a duration such as 10s or 5m"),
+        "{text}"
+    );
 }

@@ -21,7 +21,10 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
 };
 use run_invoker::{
-    api::{APPROVE, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REQUESTED_AT, ROLLBACK},
+    api::{
+        APPROVE, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REQUESTED_AT,
+        ROLLBACK,
+    },
     status::kstatus,
 };
 use sandbox::{Api as Side, Rule, Sandbox};
@@ -230,13 +233,25 @@ impl World {
         let limits = &mut setup.settings.limits;
         limits.public = scenario.settings.allow_public;
         limits.require_guardrail = scenario.settings.require_guardrail;
-        limits.max_removals = scenario.settings.max_removals.unwrap_or(limits.max_removals);
-        limits.max_new_services = scenario.settings.max_new_services.unwrap_or(limits.max_new_services);
-        setup.breaker.corrections = scenario.settings.breaker_corrections.unwrap_or(setup.breaker.corrections);
+        limits.max_removals = scenario
+            .settings
+            .max_removals
+            .unwrap_or(limits.max_removals);
+        limits.max_new_services = scenario
+            .settings
+            .max_new_services
+            .unwrap_or(limits.max_new_services);
+        setup.breaker.corrections = scenario
+            .settings
+            .breaker_corrections
+            .unwrap_or(setup.breaker.corrections);
         if let Some(s) = scenario.settings.breaker_seconds {
             setup.breaker.window = jiff::SignedDuration::from_secs(s);
         }
-        setup.retention.number = scenario.settings.keep_changes.unwrap_or(setup.retention.number);
+        setup.retention.number = scenario
+            .settings
+            .keep_changes
+            .unwrap_or(setup.retention.number);
         if let Some(s) = scenario.settings.propagation_seconds {
             setup.propagation = Duration::from_secs(s);
         }
@@ -245,13 +260,20 @@ impl World {
         }
         common::namespace(&client, "team-a").await;
         common::namespace(&client, "team-b").await;
-        let mut world = Self { sandbox, client, setup, operator: None, mark: 0 };
+        let mut world = Self {
+            sandbox,
+            client,
+            setup,
+            operator: None,
+            mark: 0,
+        };
         world.start_operator().await;
         world
     }
 
     async fn start_operator(&mut self) {
-        self.operator = Some(Operator::start(self.client.clone(), self.sandbox.run_url(), &self.setup).await);
+        self.operator =
+            Some(Operator::start(self.client.clone(), self.sandbox.run_url(), &self.setup).await);
     }
 
     fn policies(&self, namespace: &str) -> Api<InvokerPolicy> {
@@ -281,11 +303,21 @@ impl World {
 
     async fn apply(&self, object: &Value) -> Result<(), kube::Error> {
         let mut object = object.clone();
-        let kind = object["kind"].as_str().unwrap_or("InvokerPolicy").to_owned();
+        let kind = object["kind"]
+            .as_str()
+            .unwrap_or("InvokerPolicy")
+            .to_owned();
         let ours = kind.starts_with("Invoker");
-        object["apiVersion"] = json!(if ours { "run-invoker.dev/v1alpha1" } else { "v1" });
+        object["apiVersion"] = json!(if ours {
+            "run-invoker.dev/v1alpha1"
+        } else {
+            "v1"
+        });
         object["kind"] = json!(kind);
-        let namespace = object["metadata"]["namespace"].as_str().unwrap_or("team-a").to_owned();
+        let namespace = object["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or("team-a")
+            .to_owned();
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         if kind != "InvokerGuardrail" {
             object["metadata"]["namespace"] = json!(namespace);
@@ -294,25 +326,43 @@ impl World {
             field_validation: Some(kube::api::ValidationDirective::Strict),
             ..PatchParams::apply("git").force()
         };
-        self.objects(&kind, &namespace).patch(&name, &params, &Patch::Apply(object)).await.map(|_| ())
+        self.objects(&kind, &namespace)
+            .patch(&name, &params, &Patch::Apply(object))
+            .await
+            .map(|_| ())
     }
 
     async fn annotate(&self, policy: &str, annotation: &str, value: &str) {
         let (ns, name) = self.split(policy);
         let patch = json!({"metadata": {"annotations": {annotation: value}}});
-        self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        self.policies(ns)
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
     }
 
     /// The hash that the policy's status asks somebody to agree to.
     async fn held_hash(&self, policy: &str) -> String {
         let (ns, name) = self.split(policy);
-        let status = self.policies(ns).get(name).await.unwrap().status.unwrap_or_default();
-        let of_service = status.services.iter().map(|s| s.approve.clone()).find(|h| !h.is_empty());
+        let status = self
+            .policies(ns)
+            .get(name)
+            .await
+            .unwrap()
+            .status
+            .unwrap_or_default();
+        let of_service = status
+            .services
+            .iter()
+            .map(|s| s.approve.clone())
+            .find(|h| !h.is_empty());
         let of_message = status.conditions.iter().find_map(|c| {
             let (_, rest) = c.message.split_once("run-invoker.dev/approve=")?;
             Some(rest.chars().take_while(char::is_ascii_hexdigit).collect())
         });
-        of_service.or(of_message).unwrap_or_else(|| panic!("{policy} asks for no approval: {status:?}"))
+        of_service
+            .or(of_message)
+            .unwrap_or_else(|| panic!("{policy} asks for no approval: {status:?}"))
     }
 
     /// The records of changes in a namespace, oldest first.
@@ -325,7 +375,10 @@ impl World {
 
     fn calls(&self) -> (usize, usize, usize) {
         let count = |f: &dyn Fn(&sandbox::Entry) -> bool| {
-            self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && f(e)).len()
+            self.sandbox
+                .journal
+                .since(self.mark, |e| e.api == Side::Run && f(e))
+                .len()
         };
         (
             count(&|e| e.path().ends_with(":getIamPolicy")),
@@ -338,29 +391,48 @@ impl World {
         match step {
             Step::Apply(objects) => {
                 for object in objects {
-                    self.apply(object).await.unwrap_or_else(|e| panic!("apply refused: {e}"));
+                    self.apply(object)
+                        .await
+                        .unwrap_or_else(|e| panic!("apply refused: {e}"));
                 }
             }
             Step::Refuse { object, contains } => {
-                let error = self.apply(object).await.expect_err("the object was accepted").to_string();
+                let error = self
+                    .apply(object)
+                    .await
+                    .expect_err("the object was accepted")
+                    .to_string();
                 for text in contains {
                     assert!(error.contains(text), "{text:?} is not in {error:?}");
                 }
             }
             Step::Patch { policy, merge } => {
                 let (ns, name) = self.split(policy);
-                self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(merge)).await.unwrap();
+                self.policies(ns)
+                    .patch(name, &PatchParams::default(), &Patch::Merge(merge))
+                    .await
+                    .unwrap();
             }
             Step::ForgeStatus { policy, status } => {
                 let (ns, name) = self.split(policy);
                 let patch = json!({"status": status});
-                self.policies(ns).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+                self.policies(ns)
+                    .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
+                    .await
+                    .unwrap();
             }
             Step::Delete(policy) => {
                 let (ns, name) = self.split(policy);
-                self.policies(ns).delete(name, &DeleteParams::default()).await.unwrap();
+                self.policies(ns)
+                    .delete(name, &DeleteParams::default())
+                    .await
+                    .unwrap();
             }
-            Step::Remove { kind, name, namespace } => {
+            Step::Remove {
+                kind,
+                name,
+                namespace,
+            } => {
                 let api = self.objects(kind, namespace.as_deref().unwrap_or("team-a"));
                 api.delete(name, &DeleteParams::default()).await.unwrap();
             }
@@ -370,30 +442,53 @@ impl World {
             }
             Step::RollBack { policy, newest } => {
                 let changes = self.changes(self.split(policy).0).await;
-                let change =
-                    changes.iter().rev().nth(*newest).unwrap_or_else(|| panic!("only {} changes", changes.len()));
+                let change = changes
+                    .iter()
+                    .rev()
+                    .nth(*newest)
+                    .unwrap_or_else(|| panic!("only {} changes", changes.len()));
                 self.annotate(policy, ROLLBACK, &change.name_any()).await;
             }
-            Step::AlterChange { policy, newest, merge, contains } => {
+            Step::AlterChange {
+                policy,
+                newest,
+                merge,
+                contains,
+            } => {
                 let namespace = self.split(policy).0;
                 let changes = self.changes(namespace).await;
-                let name = changes.iter().rev().nth(*newest).expect("too few changes").name_any();
+                let name = changes
+                    .iter()
+                    .rev()
+                    .nth(*newest)
+                    .expect("too few changes")
+                    .name_any();
                 let api: Api<InvokerChange> = Api::namespaced(self.client.clone(), namespace);
-                let result = api.patch(&name, &PatchParams::default(), &Patch::Merge(merge)).await;
+                let result = api
+                    .patch(&name, &PatchParams::default(), &Patch::Merge(merge))
+                    .await;
                 let error = result.expect_err("the record was changed").to_string();
                 assert!(error.contains(contains), "{contains:?} is not in {error:?}");
             }
             Step::ResetCircuit => {
                 let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
                     Api::namespaced(self.client.clone(), "default");
-                leases.delete("run-invoker-circuit", &DeleteParams::default()).await.unwrap();
+                leases
+                    .delete("run-invoker-circuit", &DeleteParams::default())
+                    .await
+                    .unwrap();
             }
             Step::Deploy(service) => deploy(&self.sandbox, service),
             Step::Undeploy(service) => {
                 let (p, r, n) = parts(service);
                 assert!(self.sandbox.run.remove(p, r, n), "{service} was not there");
             }
-            Step::Member { service, role, add, remove } => {
+            Step::Member {
+                service,
+                role,
+                add,
+                remove,
+            } => {
                 let (p, r, n) = parts(service);
                 let role = role.as_deref().unwrap_or("roles/run.invoker");
                 if let Some(m) = add {
@@ -405,9 +500,21 @@ impl World {
             }
             Step::DeleteIdentity { member, uid } => self.sandbox.run.delete_identity(member, *uid),
             Step::World(change) => {
-                let (url, body) = (format!("{}/world", self.sandbox.control_url()), change.to_string());
-                let answer = reqwest::Client::new().post(url).body(body).send().await.unwrap();
-                assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+                let (url, body) = (
+                    format!("{}/world", self.sandbox.control_url()),
+                    change.to_string(),
+                );
+                let answer = reqwest::Client::new()
+                    .post(url)
+                    .body(body)
+                    .send()
+                    .await
+                    .unwrap();
+                assert!(
+                    answer.status().is_success(),
+                    "{}",
+                    answer.text().await.unwrap()
+                );
             }
             Step::Fault(rule) => self.sandbox.faults.add(rule.clone()),
             Step::ClearFaults => self.sandbox.faults.clear(),
@@ -426,7 +533,11 @@ impl World {
             }
             Step::StopOperator => self.operator.take().unwrap().stop().await,
             Step::StartOperator => self.start_operator().await,
-            Step::KubeOutage { milliseconds } => self.sandbox.restart_kube(Duration::from_millis(*milliseconds)).await,
+            Step::KubeOutage { milliseconds } => {
+                self.sandbox
+                    .restart_kube(Duration::from_millis(*milliseconds))
+                    .await
+            }
             Step::CompactWatches => self.sandbox.kube.compact(),
             Step::Mark => self.mark = self.sandbox.journal.last(),
             Step::Calls { get, set, list } => {
@@ -439,30 +550,47 @@ impl World {
                     .iter()
                     .map(|e| format!("{:6} {} {} {}", e.elapsed_ms, e.method, e.target, e.status))
                     .collect();
-                assert_eq!(calls, wanted, "(get, set, list) calls, in full:\n{}", lines.join("\n"));
+                assert_eq!(
+                    calls,
+                    wanted,
+                    "(get, set, list) calls, in full:\n{}",
+                    lines.join("\n")
+                );
             }
             Step::StatusWrites(wanted) => {
-                let writes = self
-                    .sandbox
-                    .journal
-                    .since(self.mark, |e| e.api == Side::Kube && e.method == "PATCH" && e.path().ends_with("/status"));
+                let writes = self.sandbox.journal.since(self.mark, |e| {
+                    e.api == Side::Kube && e.method == "PATCH" && e.path().ends_with("/status")
+                });
                 assert_eq!(writes.len(), *wanted, "{writes:#?}");
             }
             Step::Untouched(text) => {
-                let touched = self.sandbox.journal.since(self.mark, |e| e.api == Side::Run && e.target.contains(text));
+                let touched = self
+                    .sandbox
+                    .journal
+                    .since(self.mark, |e| e.api == Side::Run && e.target.contains(text));
                 assert!(touched.is_empty(), "{touched:#?}");
             }
             Step::MetadataOnly(plural) => {
                 let path = format!("/api/v1/{plural}");
-                let asked = self.sandbox.journal.since(0, |e| e.method == "GET" && e.path() == path);
+                let asked = self
+                    .sandbox
+                    .journal
+                    .since(0, |e| e.method == "GET" && e.path() == path);
                 assert!(!asked.is_empty(), "nobody asked for {plural}");
                 for e in asked {
-                    assert!(e.accept.contains("PartialObjectMetadata"), "{} asked for whole objects", e.target);
+                    assert!(
+                        e.accept.contains("PartialObjectMetadata"),
+                        "{} asked for whole objects",
+                        e.target
+                    );
                 }
             }
             Step::NeverAbsent { service, member } => {
                 let name = format!("/{}:setIamPolicy", parts(service).2);
-                let writes = self.sandbox.journal.since(self.mark, |e| e.path().ends_with(&name));
+                let writes = self
+                    .sandbox
+                    .journal
+                    .since(self.mark, |e| e.path().ends_with(&name));
                 assert!(!writes.is_empty(), "nothing was written to {service}");
                 for write in writes {
                     assert!(
@@ -484,22 +612,42 @@ impl World {
         let (ns, name) = self.split(policy);
         let value = format!("{}", self.sandbox.journal.last());
         let patch = json!({"metadata": {"annotations": {REQUESTED_AT: value}}});
-        let object = self.policies(ns).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+        let object = self
+            .policies(ns)
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
         if object.metadata.deletion_timestamp.is_some() {
             return;
         }
-        eventually(Duration::from_secs(20), "the request to look is answered", || async {
-            let object = self.policies(ns).get(name).await.map_err(|e| e.to_string())?;
-            let handled = object.status.and_then(|s| s.last_handled_requested_at);
-            if handled.as_deref() == Some(&value) { Ok(()) } else { Err(format!("handled {handled:?}, asked {value}")) }
-        })
+        eventually(
+            Duration::from_secs(20),
+            "the request to look is answered",
+            || async {
+                let object = self
+                    .policies(ns)
+                    .get(name)
+                    .await
+                    .map_err(|e| e.to_string())?;
+                let handled = object.status.and_then(|s| s.last_handled_requested_at);
+                if handled.as_deref() == Some(&value) {
+                    Ok(())
+                } else {
+                    Err(format!("handled {handled:?}, asked {value}"))
+                }
+            },
+        )
         .await;
     }
 
     async fn holds(&self, expect: &Expect) -> Result<(), String> {
         if let Some(policy) = &expect.policy {
             let (ns, name) = self.split(policy);
-            let found = self.policies(ns).get_opt(name).await.map_err(|e| e.to_string())?;
+            let found = self
+                .policies(ns)
+                .get_opt(name)
+                .await
+                .map_err(|e| e.to_string())?;
             match (expect.gone, found) {
                 (Some(true), None) => {}
                 (Some(true), Some(p)) => return Err(format!("still there: {:?}", p.status)),
@@ -507,8 +655,12 @@ impl World {
                 (_, Some(p)) => self.policy_holds(expect, &p)?,
             }
             if !expect.events.is_empty() || !expect.event_count.is_empty() {
-                let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), ns);
-                let list = events.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+                let events: Api<k8s_openapi::api::events::v1::Event> =
+                    Api::namespaced(self.client.clone(), ns);
+                let list = events
+                    .list(&ListParams::default())
+                    .await
+                    .map_err(|e| e.to_string())?;
                 let reasons: Vec<String> = list
                     .items
                     .into_iter()
@@ -527,7 +679,10 @@ impl World {
             }
         }
         if let Some(wanted) = &expect.changes {
-            let namespace = expect.policy.as_deref().map_or("team-a", |p| self.split(p).0);
+            let namespace = expect
+                .policy
+                .as_deref()
+                .map_or("team-a", |p| self.split(p).0);
             let have: Vec<String> = self
                 .changes(namespace)
                 .await
@@ -544,7 +699,11 @@ impl World {
         }
         for (service, wanted) in &expect.iam {
             let (p, r, n) = parts(service);
-            let policy = self.sandbox.run.policy(p, r, n).ok_or(format!("{service} is not deployed"))?;
+            let policy = self
+                .sandbox
+                .run
+                .policy(p, r, n)
+                .ok_or(format!("{service} is not deployed"))?;
             let have = invokers(&policy);
             if have != *wanted {
                 return Err(format!("{service}: IAM has {have:?}, wanted {wanted:?}"));
@@ -552,8 +711,14 @@ impl World {
         }
         if !expect.metrics.is_empty() {
             let operator = self.operator.as_ref().unwrap();
-            let text = operator.metrics.render(&operator.controller.refresh_gauges());
-            if let Some(absent) = expect.metrics.iter().find(|m| !text.lines().any(|l| l == **m)) {
+            let text = operator
+                .metrics
+                .render(&operator.controller.refresh_gauges());
+            if let Some(absent) = expect
+                .metrics
+                .iter()
+                .find(|m| !text.lines().any(|l| l == **m))
+            {
                 let name = absent.split(['{', ' ']).next().unwrap();
                 let near: Vec<_> = text.lines().filter(|l| l.starts_with(name)).collect();
                 return Err(format!("no line {absent:?}, only {near:?}"));
@@ -561,7 +726,10 @@ impl World {
         }
         if let Some(n) = expect.pending {
             let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
-            let list = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?;
+            let list = ledgers
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?;
             let have: usize = list.items.iter().map(|l| l.spec.pending.len()).sum();
             if have != n {
                 return Err(format!("{have} open writes, not {n}"));
@@ -569,7 +737,11 @@ impl World {
         }
         if let Some(n) = expect.ledger_entries {
             let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
-            let have = ledgers.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items;
+            let have = ledgers
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?
+                .items;
             if have.len() != n {
                 return Err(format!("{} ledger entries, not {n}: {have:#?}", have.len()));
             }
@@ -581,17 +753,26 @@ impl World {
         let status = p.status.clone().unwrap_or_default();
         for (type_, wanted) in &expect.conditions {
             let found = status.conditions.iter().find(|c| c.type_ == *type_);
-            let have = found.map_or("absent".to_owned(), |c| format!("{} {}", c.status, c.reason));
+            let have = found.map_or("absent".to_owned(), |c| {
+                format!("{} {}", c.status, c.reason)
+            });
             if have != *wanted {
-                return Err(format!("{type_} is {have:?}, wanted {wanted:?}; {:#?}", status));
+                return Err(format!(
+                    "{type_} is {have:?}, wanted {wanted:?}; {:#?}",
+                    status
+                ));
             }
             if found.is_some_and(|c| Some(c.observed_generation) != p.metadata.generation) {
                 return Err(format!("{type_} speaks of an older generation"));
             }
         }
         for (type_, text) in &expect.messages {
-            let message =
-                status.conditions.iter().find(|c| c.type_ == *type_).map(|c| c.message.clone()).unwrap_or_default();
+            let message = status
+                .conditions
+                .iter()
+                .find(|c| c.type_ == *type_)
+                .map(|c| c.message.clone())
+                .unwrap_or_default();
             if !message.contains(text) {
                 return Err(format!("{type_} says {message:?}, not {text:?}"));
             }
@@ -599,20 +780,29 @@ impl World {
         let summary = serde_json::to_value(status.summary.clone().unwrap_or_default()).unwrap();
         for (key, wanted) in &expect.summary {
             if summary[key] != *wanted {
-                return Err(format!("summary.{key} is {}, wanted {wanted}", summary[key]));
+                return Err(format!(
+                    "summary.{key} is {}, wanted {wanted}",
+                    summary[key]
+                ));
             }
         }
         for (place, wanted) in &expect.states {
             let (region, name) = place.split_once('/').unwrap();
-            let have =
-                status.services.iter().find(|s| s.region == region && s.name == name).map(|s| format!("{:?}", s.state));
+            let have = status
+                .services
+                .iter()
+                .find(|s| s.region == region && s.name == name)
+                .map(|s| format!("{:?}", s.state));
             if have.as_deref() != Some(wanted) {
                 return Err(format!("{place} is {have:?}, wanted {wanted}"));
             }
         }
         for (place, wanted) in &expect.also_invokers {
             let (region, name) = place.split_once('/').unwrap();
-            let found = status.services.iter().find(|s| s.region == region && s.name == name);
+            let found = status
+                .services
+                .iter()
+                .find(|s| s.region == region && s.name == name);
             if found.map(|s| &s.also_invokers) != Some(wanted) {
                 return Err(format!("also invokers: {found:?}"));
             }
@@ -621,7 +811,10 @@ impl World {
             return Err("no lastChange".into());
         }
         if let Some(wanted) = expect.finalizer
-            && p.finalizers().iter().any(|f| f == run_invoker::api::FINALIZER) != wanted
+            && p.finalizers()
+                .iter()
+                .any(|f| f == run_invoker::api::FINALIZER)
+                != wanted
         {
             return Err(format!("finalizers are {:?}", p.finalizers()));
         }
@@ -635,11 +828,22 @@ impl World {
         let before = self.sandbox.journal.last();
         for policy in all.list(&ListParams::default()).await.unwrap() {
             if policy.metadata.deletion_timestamp.is_none() {
-                self.nudge(&format!("{}/{}", policy.namespace().unwrap(), policy.name_any())).await;
+                self.nudge(&format!(
+                    "{}/{}",
+                    policy.namespace().unwrap(),
+                    policy.name_any()
+                ))
+                .await;
             }
         }
-        let writes = self.sandbox.journal.since(before, |e| e.path().ends_with(":setIamPolicy"));
-        assert!(writes.is_empty(), "planning again still writes: {writes:#?}");
+        let writes = self
+            .sandbox
+            .journal
+            .since(before, |e| e.path().ends_with(":setIamPolicy"));
+        assert!(
+            writes.is_empty(),
+            "planning again still writes: {writes:#?}"
+        );
     }
 
     async fn check_statuses(&self) {
@@ -661,25 +865,65 @@ impl World {
         for policy in all.list(&ListParams::default()).await.unwrap() {
             let api = self.policies(&policy.namespace().unwrap());
             let none = json!({"metadata": {"finalizers": null}});
-            api.delete(&policy.name_any(), &DeleteParams::default()).await.ok();
-            api.patch(&policy.name_any(), &PatchParams::default(), &Patch::Merge(none)).await.ok();
+            api.delete(&policy.name_any(), &DeleteParams::default())
+                .await
+                .ok();
+            api.patch(
+                &policy.name_any(),
+                &PatchParams::default(),
+                &Patch::Merge(none),
+            )
+            .await
+            .ok();
         }
         let guardrails: Api<InvokerGuardrail> = Api::all(self.client.clone());
-        guardrails.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
+        guardrails
+            .delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await
+            .ok();
         let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
-        ledgers.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
+        ledgers
+            .delete_collection(&DeleteParams::default(), &ListParams::default())
+            .await
+            .ok();
         for ns in ["team-a", "team-b", "default"] {
             let changes: Api<InvokerChange> = Api::namespaced(self.client.clone(), ns);
-            changes.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
-            let events: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(self.client.clone(), ns);
-            events.delete_collection(&DeleteParams::default(), &ListParams::default()).await.ok();
+            changes
+                .delete_collection(&DeleteParams::default(), &ListParams::default())
+                .await
+                .ok();
+            let events: Api<k8s_openapi::api::events::v1::Event> =
+                Api::namespaced(self.client.clone(), ns);
+            events
+                .delete_collection(&DeleteParams::default(), &ListParams::default())
+                .await
+                .ok();
         }
-        let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(self.client.clone(), "default");
-        leases.delete(&self.setup.lease, &DeleteParams::default()).await.ok();
-        leases.delete(&format!("{}-circuit", self.setup.lease), &DeleteParams::default()).await.ok();
+        let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
+            Api::namespaced(self.client.clone(), "default");
+        leases
+            .delete(&self.setup.lease, &DeleteParams::default())
+            .await
+            .ok();
+        leases
+            .delete(
+                &format!("{}-circuit", self.setup.lease),
+                &DeleteParams::default(),
+            )
+            .await
+            .ok();
         eventually(Duration::from_secs(10), "clean", || async {
-            let left = all.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.len();
-            if left == 0 { Ok(()) } else { Err(format!("{left} policies left")) }
+            let left = all
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?
+                .items
+                .len();
+            if left == 0 {
+                Ok(())
+            } else {
+                Err(format!("{left} policies left"))
+            }
         })
         .await;
     }
@@ -709,7 +953,10 @@ fn scenarios() -> Vec<(String, Scenario)> {
     for entry in std::fs::read_dir(common::repository("tests/scenarios")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if only.as_ref().is_none_or(|o| o.split(',').any(|o| o == name)) {
+        if only
+            .as_ref()
+            .is_none_or(|o| o.split(',').any(|o| o == name))
+        {
             found.push((name, load(&path.join("scenario.yaml"))));
         }
     }
@@ -720,7 +967,8 @@ fn scenarios() -> Vec<(String, Scenario)> {
 
 fn load(path: &Path) -> Scenario {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let value: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let value: Value =
+        serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
@@ -728,9 +976,14 @@ async fn run(name: &str, scenario: &Scenario, client: Option<Client>) -> (f64, W
     let started = std::time::Instant::now();
     let mut world = World::new(client, scenario).await;
     for (i, step) in scenario.steps.iter().enumerate() {
-        let result = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(world.step(step))).await;
+        let result =
+            futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(world.step(step))).await;
         if let Err(cause) = result {
-            println!("scenario {name} ({}) failed in step {}", scenario.description, i + 1);
+            println!(
+                "scenario {name} ({}) failed in step {}",
+                scenario.description,
+                i + 1
+            );
             std::panic::resume_unwind(cause);
         }
     }
@@ -752,7 +1005,10 @@ async fn scenarios_on_the_sandbox() {
         .map(|(name, scenario)| async move {
             let task = tokio::spawn(async move {
                 let (seconds, _) = run(&name, &scenario, None).await;
-                println!("sandbox   {seconds:5.1} s  {name}: {}", scenario.description);
+                println!(
+                    "sandbox   {seconds:5.1} s  {name}: {}",
+                    scenario.description
+                );
                 name
             });
             task.await.err().map(|e| e.to_string())
@@ -761,7 +1017,11 @@ async fn scenarios_on_the_sandbox() {
         .filter_map(|r| async move { r })
         .collect()
         .await;
-    assert!(failed.is_empty(), "{} of {count} scenarios failed", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {count} scenarios failed",
+        failed.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -781,7 +1041,10 @@ async fn scenarios_on_a_real_api_server() {
         let label = name.clone();
         let task = tokio::spawn(async move {
             let (seconds, mut world) = run(&name, &scenario, Some(client)).await;
-            println!("real      {seconds:5.1} s  {name}: {}", scenario.description);
+            println!(
+                "real      {seconds:5.1} s  {name}: {}",
+                scenario.description
+            );
             world.clean().await;
         });
         if task.await.is_err() {

@@ -56,23 +56,32 @@ const REGION: &str = "europe-west1";
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.first(), text.first()) {
         (None, None) => true,
-        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
+        (Some(b'*'), _) => {
+            glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..]))
+        }
         (Some(b'?'), Some(_)) => glob(&pattern[1..], &text[1..]),
         (Some(p), Some(t)) if p == t => glob(&pattern[1..], &text[1..]),
         _ => false,
     }
 }
 fn fits_one(list: &Value, text: &str) -> bool {
-    list.as_array().is_none_or(|l| l.iter().any(|p| glob(p.as_str().unwrap().as_bytes(), text.as_bytes())))
+    list.as_array().is_none_or(|l| {
+        l.iter()
+            .any(|p| glob(p.as_str().unwrap().as_bytes(), text.as_bytes()))
+    })
 }
 fn selecting<'a>(rails: &'a [Value], namespace: &'a str) -> impl Iterator<Item = &'a Value> {
-    rails.iter().map(|r| &r["spec"]).filter(move |s| fits_one(&s["namespaces"], namespace))
+    rails
+        .iter()
+        .map(|r| &r["spec"])
+        .filter(move |s| fits_one(&s["namespaces"], namespace))
 }
 fn may_name(rails: &[Value], namespace: &str, project: &str) -> bool {
     selecting(rails, namespace).all(|s| fits_one(&s["projects"], project))
 }
 fn may_touch(rails: &[Value], namespace: &str, project: &str, service: &str) -> bool {
-    may_name(rails, namespace, project) && selecting(rails, namespace).all(|s| fits_one(&s["services"], service))
+    may_name(rails, namespace, project)
+        && selecting(rails, namespace).all(|s| fits_one(&s["services"], service))
 }
 /// Whether a member may be declared without an end.
 fn may_declare(rails: &[Value], namespace: &str, member: &str) -> bool {
@@ -82,7 +91,9 @@ fn may_declare(rails: &[Value], namespace: &str, member: &str) -> bool {
         let member = member.to_lowercase();
         let (kind, rest) = member.split_once(':').unwrap();
         match pattern.split_once(':') {
-            Some((k, p)) => k.to_lowercase() == kind && glob(p.to_lowercase().as_bytes(), rest.as_bytes()),
+            Some((k, p)) => {
+                k.to_lowercase() == kind && glob(p.to_lowercase().as_bytes(), rest.as_bytes())
+            }
             None if pattern == "*" => !everybody,
             None => {
                 ["user", "group", "serviceaccount"].contains(&kind)
@@ -100,7 +111,9 @@ fn may_declare(rails: &[Value], namespace: &str, member: &str) -> bool {
             _ if public => s["public"] == "Allow",
             Value::Array(list) => {
                 let list: Vec<&str> = list.iter().map(|p| p.as_str().unwrap()).collect();
-                let named_set = list.iter().any(|p| p.starts_with("principalSet:") && fits(p));
+                let named_set = list
+                    .iter()
+                    .any(|p| p.starts_with("principalSet:") && fits(p));
                 list.iter().any(|p| fits(p)) && (!everybody || named_set || s["public"] == "Allow")
             }
             _ => !everybody || s["public"] == "Allow",
@@ -117,7 +130,8 @@ struct World {
 
 fn some(from: &'static [&'static str]) -> impl Strategy<Value = Option<Vec<&'static str>>> {
     proptest::option::of(
-        proptest::collection::btree_set(proptest::sample::select(from), 1..3).prop_map(|s| s.into_iter().collect()),
+        proptest::collection::btree_set(proptest::sample::select(from), 1..3)
+            .prop_map(|s| s.into_iter().collect()),
     )
 }
 fn world() -> impl Strategy<Value = World> {
@@ -172,10 +186,14 @@ fn world() -> impl Strategy<Value = World> {
 
 fn names(policy: &Value, service: &str) -> bool {
     let targets = policy["spec"]["services"].as_array().unwrap();
-    targets.iter().any(|t| t["name"] == service || t["selector"].is_object())
+    targets
+        .iter()
+        .any(|t| t["name"] == service || t["selector"].is_object())
 }
 fn all_services() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PROJECTS.iter().flat_map(|p| SERVICES.iter().map(move |s| (*p, *s)))
+    PROJECTS
+        .iter()
+        .flat_map(|p| SERVICES.iter().map(move |s| (*p, *s)))
 }
 fn namespace(policy: &Value) -> &str {
     policy["metadata"]["namespace"].as_str().unwrap()
@@ -211,7 +229,14 @@ fn index(world: &World, guardrails_first: bool) -> Index {
                 invoker_iam_disabled: false,
             })
             .collect();
-        index.apply_listing(&(*project).into(), 1, Ok(Listing { services, unreachable: BTreeSet::new() }));
+        index.apply_listing(
+            &(*project).into(),
+            1,
+            Ok(Listing {
+                services,
+                unreachable: BTreeSet::new(),
+            }),
+        );
     }
     index
 }
@@ -267,36 +292,84 @@ async fn no_call_leaves_the_operator_for_what_a_namespace_may_not_touch() {
         sandbox.run.deploy(project, REGION, name, &[("all", "yes")]);
     }
     // A fixed seed: the same world every time, and one that forbids something.
-    let mut runner = TestRunner::new_with_rng(Config::default(), TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]));
+    let mut runner = TestRunner::new_with_rng(
+        Config::default(),
+        TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]),
+    );
     let world = loop {
         let world = world().new_tree(&mut runner).unwrap().current();
-        let touches =
-            |p: &Value, n: &str| may_touch(&world.rails, namespace(p), p["spec"]["project"].as_str().unwrap(), n);
-        let forbidden =
-            world.policies.iter().filter(|p| SERVICES.iter().any(|n| names(p, n) && !touches(p, n))).count();
-        let allowed = world.policies.iter().filter(|p| SERVICES.iter().any(|n| names(p, n) && touches(p, n))).count();
+        let touches = |p: &Value, n: &str| {
+            may_touch(
+                &world.rails,
+                namespace(p),
+                p["spec"]["project"].as_str().unwrap(),
+                n,
+            )
+        };
+        let forbidden = world
+            .policies
+            .iter()
+            .filter(|p| SERVICES.iter().any(|n| names(p, n) && !touches(p, n)))
+            .count();
+        let allowed = world
+            .policies
+            .iter()
+            .filter(|p| SERVICES.iter().any(|n| names(p, n) && touches(p, n)))
+            .count();
         if world.rails.len() >= 2 && forbidden >= 2 && allowed >= 2 {
             break world;
         }
     };
     let guardrails: Api<InvokerGuardrail> = Api::all(client.clone());
     for rail in &world.rails {
-        guardrails.create(&PostParams::default(), &serde_json::from_value(rail.clone()).unwrap()).await.unwrap();
+        guardrails
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(rail.clone()).unwrap(),
+            )
+            .await
+            .unwrap();
     }
     let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
     for policy in &world.policies {
         let mut policy = policy.clone();
-        policy["metadata"].as_object_mut().unwrap().retain(|k, _| k == "name" || k == "namespace");
+        policy["metadata"]
+            .as_object_mut()
+            .unwrap()
+            .retain(|k, _| k == "name" || k == "namespace");
         let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), namespace(&policy));
-        api.create(&PostParams::default(), &serde_json::from_value(policy.clone()).unwrap()).await.unwrap();
+        api.create(
+            &PostParams::default(),
+            &serde_json::from_value(policy.clone()).unwrap(),
+        )
+        .await
+        .unwrap();
     }
-    eventually(Duration::from_secs(20), "every policy has its say", || async {
-        let all: Api<InvokerPolicy> = Api::all(client.clone());
-        let open = |p: &InvokerPolicy| p.status.as_ref().is_none_or(|s| s.observed_generation.is_none());
-        let waiting =
-            all.list(&ListParams::default()).await.map_err(|e| e.to_string())?.items.into_iter().filter(open).count();
-        if waiting == 0 { Ok(()) } else { Err(format!("{waiting} wait")) }
-    })
+    eventually(
+        Duration::from_secs(20),
+        "every policy has its say",
+        || async {
+            let all: Api<InvokerPolicy> = Api::all(client.clone());
+            let open = |p: &InvokerPolicy| {
+                p.status
+                    .as_ref()
+                    .is_none_or(|s| s.observed_generation.is_none())
+            };
+            let waiting = all
+                .list(&ListParams::default())
+                .await
+                .map_err(|e| e.to_string())?
+                .items
+                .into_iter()
+                .filter(open)
+                .count();
+            if waiting == 0 {
+                Ok(())
+            } else {
+                Err(format!("{waiting} wait"))
+            }
+        },
+    )
     .await;
     let calls = sandbox.journal.since(0, |e| e.api == Side::Run);
     assert!(!calls.is_empty());
@@ -306,15 +379,21 @@ async fn no_call_leaves_the_operator_for_what_a_namespace_may_not_touch() {
         let service = path.last().unwrap().split(':').next().unwrap();
         let asks = |p: &&Value| p["spec"]["project"] == project;
         let allowed = if service == "services" {
-            world.policies.iter().filter(asks).any(|p| may_name(&world.rails, namespace(p), project))
-        } else {
             world
                 .policies
                 .iter()
                 .filter(asks)
-                .any(|p| names(p, service) && may_touch(&world.rails, namespace(p), project, service))
+                .any(|p| may_name(&world.rails, namespace(p), project))
+        } else {
+            world.policies.iter().filter(asks).any(|p| {
+                names(p, service) && may_touch(&world.rails, namespace(p), project, service)
+            })
         };
-        assert!(allowed, "{} {} serves nobody who may: {world:#?}", call.method, call.target);
+        assert!(
+            allowed,
+            "{} {} serves nobody who may: {world:#?}",
+            call.method, call.target
+        );
     }
     operator.stop().await;
 }

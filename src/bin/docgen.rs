@@ -26,7 +26,13 @@ fn main() -> anyhow::Result<ExitCode> {
         ("metrics", metrics()?),
         ("flags", flags()),
         ("cli", cli()),
-        ("values", values(&chart("values.yaml")?, &serde_json::from_str(&chart("values.schema.json")?)?)),
+        (
+            "values",
+            values(
+                &chart("values.yaml")?,
+                &serde_json::from_str(&chart("values.schema.json")?)?,
+            ),
+        ),
     ];
     for (name, text) in pages {
         let path = root.join("docs/reference").join(format!("{name}.md"));
@@ -43,7 +49,11 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// A text in a cell of a table.
 fn cell(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|").replace('<', "&lt;")
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
+        .replace('<', "&lt;")
 }
 
 fn resources() -> anyhow::Result<String> {
@@ -57,7 +67,11 @@ fn resources() -> anyhow::Result<String> {
         let version = &crd["spec"]["versions"][0];
         let schema = &version["schema"]["openAPIV3Schema"];
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let scope = if crd["spec"]["scope"] == "Namespaced" { "in a namespace" } else { "for the whole cluster" };
+        let scope = if crd["spec"]["scope"] == "Namespaced" {
+            "in a namespace"
+        } else {
+            "for the whole cluster"
+        };
         let short = text(&names["shortNames"][0]);
         let _ = write!(
             page,
@@ -72,8 +86,11 @@ fn resources() -> anyhow::Result<String> {
             }
             let (mut rows, mut rules) = (Vec::new(), Vec::new());
             walk(part, properties, &mut rows, &mut rules);
-            let _ =
-                write!(page, "\n### {}: {part}\n\n| field | type | meaning |\n|---|---|---|\n", text(&names["kind"]));
+            let _ = write!(
+                page,
+                "\n### {}: {part}\n\n| field | type | meaning |\n|---|---|---|\n",
+                text(&names["kind"])
+            );
             for row in rows {
                 let _ = writeln!(page, "{row}");
             }
@@ -90,11 +107,23 @@ fn resources() -> anyhow::Result<String> {
 
 /// A row for every field below `path`, and the messages of its rules.
 fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(String, String)>) {
-    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
-        let message = rule["message"].as_str().or_else(|| rule["messageExpression"].as_str()).unwrap_or_default();
+    for rule in schema["x-kubernetes-validations"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let message = rule["message"]
+            .as_str()
+            .or_else(|| rule["messageExpression"].as_str())
+            .unwrap_or_default();
         rules.push((path.to_owned(), message.to_owned()));
     }
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         let mut notes = Vec::new();
@@ -102,10 +131,17 @@ fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(Str
             notes.push("required".to_owned());
         }
         if !field["default"].is_null() {
-            notes.push(format!("default `{}`", field["default"].to_string().trim_matches('"')));
+            notes.push(format!(
+                "default `{}`",
+                field["default"].to_string().trim_matches('"')
+            ));
         }
         if let Some(values) = field["enum"].as_array() {
-            let values: Vec<String> = values.iter().filter_map(Value::as_str).map(|v| format!("`{v}`")).collect();
+            let values: Vec<String> = values
+                .iter()
+                .filter_map(Value::as_str)
+                .map(|v| format!("`{v}`"))
+                .collect();
             notes.push(format!("one of {}", values.join(", ")));
         }
         for (key, word) in [("minItems", "at least"), ("maxItems", "at most")] {
@@ -116,24 +152,41 @@ fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(Str
         if let Some(n) = field["maxLength"].as_u64() {
             notes.push(format!("at most {n} characters"));
         }
-        let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
+        let notes = if notes.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", notes.join("; "))
+        };
         let type_ = field["type"].as_str().unwrap_or("any");
         let (type_, inner) = match type_ {
             "array" => (
-                format!("list of {}", field["items"]["type"].as_str().unwrap_or("any")),
+                format!(
+                    "list of {}",
+                    field["items"]["type"].as_str().unwrap_or("any")
+                ),
                 Some((&field["items"], format!("{path}[]"))),
             ),
             "object" if field["additionalProperties"].is_object() => ("map".to_owned(), None),
             other => (other.to_owned(), Some((field, path.clone()))),
         };
         let meaning = cell(field["description"].as_str().unwrap_or_default());
-        rows.push(format!("| `{path}` | {type_} | {meaning} {} |", cell(&notes)));
+        rows.push(format!(
+            "| `{path}` | {type_} | {meaning} {} |",
+            cell(&notes)
+        ));
         if let Some((inner, below)) = inner {
             walk(&below, inner, rows, rules);
             if below != path {
                 // A list has rules of its own beside those of its entries.
-                for rule in field["x-kubernetes-validations"].as_array().into_iter().flatten() {
-                    rules.push((path.clone(), rule["message"].as_str().unwrap_or_default().to_owned()));
+                for rule in field["x-kubernetes-validations"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                {
+                    rules.push((
+                        path.clone(),
+                        rule["message"].as_str().unwrap_or_default().to_owned(),
+                    ));
                 }
             }
         }
@@ -149,7 +202,14 @@ fn metrics() -> anyhow::Result<String> {
     let metrics = Metrics::new(true)?;
     for d in metrics.descriptions() {
         let labels: Vec<String> = d.labels.iter().map(|l| format!("`{l}`")).collect();
-        let _ = writeln!(page, "| `run_invoker_{}` | {} | {} | {} |", d.name, d.kind, labels.join(", "), cell(d.help));
+        let _ = writeln!(
+            page,
+            "| `run_invoker_{}` | {} | {} | {} |",
+            d.name,
+            d.kind,
+            labels.join(", "),
+            cell(d.help)
+        );
     }
     page.push_str("\nBeside these, those of the process: `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_open_fds` and so on.\n");
     Ok(page)
@@ -162,19 +222,45 @@ fn flags() -> String {
     );
     for arg in Args::command().get_arguments() {
         let Some(long) = arg.get_long() else { continue };
-        let env = arg.get_env().map(|e| format!("`{}`", e.to_string_lossy())).unwrap_or_default();
-        let defaults: Vec<String> =
-            arg.get_default_values().iter().map(|d| format!("`{}`", d.to_string_lossy())).collect();
+        let env = arg
+            .get_env()
+            .map(|e| format!("`{}`", e.to_string_lossy()))
+            .unwrap_or_default();
+        let defaults: Vec<String> = arg
+            .get_default_values()
+            .iter()
+            .map(|d| format!("`{}`", d.to_string_lossy()))
+            .collect();
         // The name of this very machine is nobody's business.
-        let default = if long == "identity" { "host name and process id".to_owned() } else { defaults.join(", ") };
-        let default = if arg.get_action().takes_values() { default } else { String::new() };
+        let default = if long == "identity" {
+            "host name and process id".to_owned()
+        } else {
+            defaults.join(", ")
+        };
+        let default = if arg.get_action().takes_values() {
+            default
+        } else {
+            String::new()
+        };
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let mut values: Vec<String> = arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
+        let mut values: Vec<String> = arg
+            .get_possible_values()
+            .iter()
+            .map(|v| format!("`{}`", v.get_name()))
+            .collect();
         if !arg.get_action().takes_values() {
             values.clear();
         }
-        let values = if values.is_empty() { String::new() } else { format!(". One of {}", values.join(", ")) };
-        let _ = writeln!(page, "| `--{long}` | {env} | {default} | {}{values} |", cell(&help));
+        let values = if values.is_empty() {
+            String::new()
+        } else {
+            format!(". One of {}", values.join(", "))
+        };
+        let _ = writeln!(
+            page,
+            "| `--{long}` | {env} | {default} | {}{values} |",
+            cell(&help)
+        );
     }
     page
 }
@@ -190,8 +276,11 @@ fn cli() -> String {
     );
     let mut command = cli::Args::command();
     command.build();
-    let global: Vec<String> =
-        command.get_arguments().filter(|a| a.is_global_set()).map(|a| a.get_id().to_string()).collect();
+    let global: Vec<String> = command
+        .get_arguments()
+        .filter(|a| a.is_global_set())
+        .map(|a| a.get_id().to_string())
+        .collect();
     page.push_str("\n## Options of every command\n\n| option | meaning |\n|---|---|\n");
     for arg in command.get_arguments().filter(|a| !a.is_hide_set()) {
         page.push_str(&option_row(arg));
@@ -201,11 +290,18 @@ fn cli() -> String {
         let _ = write!(page, "\n## {}\n\n{about}.\n", sub.get_name());
         if let Some(examples) = sub.get_after_help() {
             let examples = examples.to_string();
-            let lines: Vec<&str> = examples.lines().skip(1).map(|l| l.strip_prefix("  ").unwrap_or(l)).collect();
+            let lines: Vec<&str> = examples
+                .lines()
+                .skip(1)
+                .map(|l| l.strip_prefix("  ").unwrap_or(l))
+                .collect();
             let _ = write!(page, "\n```\n{}\n```\n", lines.join("\n"));
         }
         page.push_str("\n| option | meaning |\n|---|---|\n");
-        for arg in sub.get_arguments().filter(|a| !a.is_hide_set() && !global.contains(&a.get_id().to_string())) {
+        for arg in sub
+            .get_arguments()
+            .filter(|a| !a.is_hide_set() && !global.contains(&a.get_id().to_string()))
+        {
             page.push_str(&option_row(arg));
         }
     }
@@ -213,7 +309,10 @@ fn cli() -> String {
 }
 
 fn option_row(arg: &clap::Arg) -> String {
-    let value = arg.get_value_names().map(|n| n.join(" ")).unwrap_or_default();
+    let value = arg
+        .get_value_names()
+        .map(|n| n.join(" "))
+        .unwrap_or_default();
     let takes = arg.get_action().takes_values();
     let name = match (arg.get_short(), arg.get_long()) {
         (Some(s), Some(l)) => format!("-{s}, --{l}"),
@@ -221,14 +320,33 @@ fn option_row(arg: &clap::Arg) -> String {
         (Some(s), None) => format!("-{s}"),
         (None, None) => format!("[{value}]"),
     };
-    let name = if takes && !arg.is_positional() { format!("{name} {value}") } else { name };
+    let name = if takes && !arg.is_positional() {
+        format!("{name} {value}")
+    } else {
+        name
+    };
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let values: Vec<String> =
-        arg.get_possible_values().iter().filter(|_| takes).map(|v| format!("`{}`", v.get_name())).collect();
-    let values = if values.is_empty() { String::new() } else { format!(". One of {}", values.join(", ")) };
-    let defaults: Vec<String> = arg.get_default_values().iter().map(|d| format!("`{}`", d.to_string_lossy())).collect();
-    let default =
-        if defaults.is_empty() || !takes { String::new() } else { format!(". Default {}", defaults.join(", ")) };
+    let values: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .filter(|_| takes)
+        .map(|v| format!("`{}`", v.get_name()))
+        .collect();
+    let values = if values.is_empty() {
+        String::new()
+    } else {
+        format!(". One of {}", values.join(", "))
+    };
+    let defaults: Vec<String> = arg
+        .get_default_values()
+        .iter()
+        .map(|d| format!("`{}`", d.to_string_lossy()))
+        .collect();
+    let default = if defaults.is_empty() || !takes {
+        String::new()
+    } else {
+        format!(". Default {}", defaults.join(", "))
+    };
     format!("| `{name}` | {}{values}{default} |\n", cell(&help))
 }
 
@@ -256,7 +374,10 @@ fn values(yaml: &str, schema: &Value) -> String {
         let full: Vec<&str> = path.iter().map(|(_, k)| k.as_str()).collect();
         let of_schema = full.iter().fold(schema, |s, key| &s["properties"][*key]);
         let allowed = of_schema["enum"].as_array().map(|values| {
-            let names: Vec<String> = values.iter().map(|v| format!("`{}`", v.to_string().trim_matches('"'))).collect();
+            let names: Vec<String> = values
+                .iter()
+                .map(|v| format!("`{}`", v.to_string().trim_matches('"')))
+                .collect();
             format!(" One of {}.", names.join(", ").replace("``", "empty"))
         });
         let words = comment.join(" ");
@@ -265,7 +386,10 @@ fn values(yaml: &str, schema: &Value) -> String {
             ["settings", setting] => {
                 let flag = kebab(setting);
                 let command = Args::command();
-                let help = command.get_arguments().find(|a| a.get_long() == Some(&flag)).and_then(|a| a.get_help());
+                let help = command
+                    .get_arguments()
+                    .find(|a| a.get_long() == Some(&flag))
+                    .and_then(|a| a.get_help());
                 let help = help.map(|h| format!("{h}. ")).unwrap_or_default();
                 // A comment of the chart's own says it better.
                 if words.is_empty() {
@@ -280,7 +404,11 @@ fn values(yaml: &str, schema: &Value) -> String {
         if value.is_empty() && words.is_empty() && of_schema["type"] != "array" {
             continue;
         }
-        let value = if value.is_empty() { String::new() } else { format!("`{value}`") };
+        let value = if value.is_empty() {
+            String::new()
+        } else {
+            format!("`{value}`")
+        };
         let _ = writeln!(
             page,
             "| `{}` | {} | {flag}{}{} |",

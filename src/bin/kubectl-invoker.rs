@@ -11,10 +11,17 @@ fn main() -> ExitCode {
         Err(e) => {
             // clap's own code for mistakes is 2, which means differences here.
             let code = u8::from(e.use_stderr());
-            return if e.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(1) };
+            return if e.print().is_ok() {
+                ExitCode::from(code)
+            } else {
+                ExitCode::from(1)
+            };
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("error: {e}");

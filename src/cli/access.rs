@@ -134,7 +134,10 @@ impl Invoker {
 
 pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
     let cloud = context.limited(&command.world.cloud).await?;
-    let sources = Sources { files: &[], offline: command.offline };
+    let sources = Sources {
+        files: &[],
+        offline: command.offline,
+    };
     let (world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {
         world.index.policies().projects().cloned().collect()
@@ -151,11 +154,19 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let mut infos: Vec<ServiceInfo> = Vec::new();
     for project in &projects {
-        let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
+        let scope = command
+            .region
+            .as_deref()
+            .map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
         let listing = list_services(&cloud, project, &scope)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
-        notes.extend(listing.unreachable.iter().map(|r| format!("Region {r} of {project} did not answer.")));
+        notes.extend(
+            listing
+                .unreachable
+                .iter()
+                .map(|r| format!("Region {r} of {project} did not answer.")),
+        );
         infos.extend(listing.services);
     }
     infos.sort_by(|a, b| a.service.cmp(&b.service));
@@ -178,14 +189,23 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
             Ok(live) => services.push(access(&world, &info, &live, command.member.as_deref())),
             Err(fault) => {
                 failed = true;
-                notes.push(format!("{} could not be read: {}", info.service, fault.advice()));
+                notes.push(format!(
+                    "{} could not be read: {}",
+                    info.service,
+                    fault.advice()
+                ));
             }
         }
     }
     if command.member.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
     }
-    let document = AccessDocument { kind: "Access", version: 1, services, notes };
+    let document = AccessDocument {
+        kind: "Access",
+        version: 1,
+        services,
+        notes,
+    };
     let style = context.style();
     print(&match command.output {
         AccessOutput::Table => text(&document, &style),
@@ -197,7 +217,12 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     Ok(if failed { Exit::Error } else { Exit::Nothing })
 }
 
-fn access(world: &ClusterSnapshot, info: &ServiceInfo, live: &Policy, member: Option<&str>) -> ServiceAccess {
+fn access(
+    world: &ClusterSnapshot,
+    info: &ServiceInfo,
+    live: &Policy,
+    member: Option<&str>,
+) -> ServiceAccess {
     let claims = world.index.words(&info.service);
     let wanted = member.map(crate::iam::Principal::from_live);
     let mut invokers: Vec<Invoker> = live
@@ -206,12 +231,21 @@ fn access(world: &ClusterSnapshot, info: &ServiceInfo, live: &Policy, member: Op
         .filter(|g| g.principal.kind() != PrincipalKind::Deleted)
         .map(|g| {
             let until = g.condition.as_ref().and_then(|c| c.expiry());
-            let lists = |c: &&crate::plan::PolicyOnService| c.declared().iter().any(|d| d.grant == *g);
+            let lists =
+                |c: &&crate::plan::PolicyOnService| c.declared().iter().any(|d| d.grant == *g);
             Invoker {
                 member: g.principal.to_string(),
                 role: g.role.as_str().to_owned(),
-                policies: claims.iter().filter(lists).map(|c| c.intent.id.to_string()).collect(),
-                condition: g.condition.as_ref().filter(|_| until.is_none()).map(|c| c.title.clone()),
+                policies: claims
+                    .iter()
+                    .filter(lists)
+                    .map(|c| c.intent.id.to_string())
+                    .collect(),
+                condition: g
+                    .condition
+                    .as_ref()
+                    .filter(|_| until.is_none())
+                    .map(|c| c.title.clone()),
                 until,
                 ended: until.is_some_and(|u| u <= world.now),
                 public: g.principal.is_public(),
@@ -245,7 +279,10 @@ fn access(world: &ClusterSnapshot, info: &ServiceInfo, live: &Policy, member: Op
 fn text(document: &AccessDocument, style: &Style) -> String {
     let mut text = String::new();
     for s in &document.services {
-        text.push_str(&style.paint(Tone::Strong, &format!("{} ({}, {})", s.service, s.region, s.project)));
+        text.push_str(&style.paint(
+            Tone::Strong,
+            &format!("{} ({}, {})", s.service, s.region, s.project),
+        ));
         text.push('\n');
         if s.iam_check_off {
             text.push_str(&style.paint(Tone::Bad, "  ANYONE: the IAM check is switched off"));
@@ -268,8 +305,11 @@ fn text(document: &AccessDocument, style: &Style) -> String {
         }
         text.push('\n');
     }
-    let principals: std::collections::BTreeSet<&str> =
-        document.services.iter().flat_map(|s| s.invokers.iter().map(|i| i.member.as_str())).collect();
+    let principals: std::collections::BTreeSet<&str> = document
+        .services
+        .iter()
+        .flat_map(|s| s.invokers.iter().map(|i| i.member.as_str()))
+        .collect();
     text.push_str(&format!(
         "{}, {}\n",
         count(document.services.len(), "service"),
@@ -287,12 +327,23 @@ fn markdown(document: &AccessDocument) -> String {
     for s in &document.services {
         let place = format!("{} ({}, {})", s.service, s.region, s.project);
         if s.iam_check_off {
-            rows.push(vec![place.clone(), "anyone".into(), "**the IAM check is switched off**".into()]);
+            rows.push(vec![
+                place.clone(),
+                "anyone".into(),
+                "**the IAM check is switched off**".into(),
+            ]);
         }
-        rows.extend(s.invokers.iter().map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]));
+        rows.extend(
+            s.invokers
+                .iter()
+                .map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]),
+        );
     }
     let notes: String = document.notes.iter().map(|n| format!("\n{n}\n")).collect();
-    format!("{}{notes}", table::markdown(&["service", "member", "how"], &rows))
+    format!(
+        "{}{notes}",
+        table::markdown(&["service", "member", "how"], &rows)
+    )
 }
 
 fn page(document: &AccessDocument, now: Timestamp) -> String {
@@ -308,9 +359,18 @@ fn page(document: &AccessDocument, now: Timestamp) -> String {
     let mut rows: BTreeMap<String, Vec<html::Cell>> = BTreeMap::new();
     for (n, s) in document.services.iter().enumerate() {
         for i in &s.invokers {
-            let cell = html::Cell { column: n, kind: i.kind(), words: i.how() };
+            let cell = html::Cell {
+                column: n,
+                kind: i.kind(),
+                words: i.how(),
+            };
             rows.entry(i.member.clone()).or_default().push(cell);
         }
     }
-    html::matrix(&columns, &rows, &document.notes, &now.strftime("%Y-%m-%d %H:%M UTC").to_string())
+    html::matrix(
+        &columns,
+        &rows,
+        &document.notes,
+        &now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
 }

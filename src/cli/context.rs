@@ -67,7 +67,10 @@ impl Context {
         };
         let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
         let width = columns.unwrap_or(80usize).clamp(40, 200);
-        Style { colour: wanted, width }
+        Style {
+            colour: wanted,
+            width,
+        }
     }
 
     /// The namespace that was asked for, or the one that counts without a cluster.
@@ -80,7 +83,10 @@ impl Context {
     /// # Errors
     /// What is wrong with the kubeconfig, and what to do.
     pub async fn kube(&self) -> anyhow::Result<Kube> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..KubeConfigOptions::default()
+        };
         let read = match &self.kubeconfig {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
@@ -92,7 +98,10 @@ impl Context {
         let config = config.context(
             "no way to a cluster (set KUBECONFIG or --kubeconfig, and --context; plan also works with --offline)",
         )?;
-        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = self
+            .namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).context("reaching the cluster")?;
         Ok(Kube { client, namespace })
     }
@@ -116,7 +125,11 @@ impl Context {
     /// # Errors
     /// When there are no credentials.
     pub async fn limited(&self, args: &CloudArgs) -> anyhow::Result<Limited<Google>> {
-        Ok(Limited::new(self.google(args).await?, args.budget(), Arc::new(NoopObserver)))
+        Ok(Limited::new(
+            self.google(args).await?,
+            args.budget(),
+            Arc::new(NoopObserver),
+        ))
     }
 
     /// Says something that is not the answer.
@@ -148,7 +161,9 @@ impl Context {
 /// The answer. A reader that went away is no error of ours.
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 /// Progress on a terminal, from the first second on.

@@ -85,12 +85,16 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         None => None,
         Some(text) => Some(match text.strip_prefix('@') {
             // The error must not quote a token that was mistaken for a file.
-            Some(path) => Token::read(&fs::read_to_string(path).map_err(|e| anyhow::anyhow!("the token's file: {e}"))?),
+            Some(path) => Token::read(
+                &fs::read_to_string(path).map_err(|e| anyhow::anyhow!("the token's file: {e}"))?,
+            ),
             None => Token::read(text),
         }),
     };
     let principal = match &command.principal {
-        Some(text) => Some(Principal::parse(text).map_err(|e| anyhow::anyhow!("--as {text:?} {e}"))?),
+        Some(text) => {
+            Some(Principal::parse(text).map_err(|e| anyhow::anyhow!("--as {text:?} {e}"))?)
+        }
         None => token.as_ref().and_then(Token::principal),
     };
     let url = command.url.clone().or(entry.url.clone());
@@ -98,8 +102,11 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     let service = find_service(command, &entry, url.as_deref(), &google).await?;
     let at = entry.at.unwrap_or(context.now);
 
-    let (front, policy, project) =
-        tokio::join!(google.front(&service), google.read_policy(&service), google.project_policy(&service.project));
+    let (front, policy, project) = tokio::join!(
+        google.front(&service),
+        google.read_policy(&service),
+        google.project_policy(&service.project)
+    );
     let mut facts = Facts {
         at,
         principal,
@@ -128,12 +135,20 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     }
     let diagnosis = diagnose(&facts);
     let text = match Format::from(command.output) {
-        format @ (Format::Json | Format::Yaml) => data(&diagnosis, format).map_err(anyhow::Error::msg)?,
+        format @ (Format::Json | Format::Yaml) => {
+            data(&diagnosis, format).map_err(anyhow::Error::msg)?
+        }
         _ => shown(&diagnosis, &context.style()),
     };
     print(&text);
     use crate::diagnose::Cause as C;
-    Ok(if matches!(diagnosis.cause, C::AccessExpected | C::CannotTell) { Exit::Nothing } else { Exit::Differences })
+    Ok(
+        if matches!(diagnosis.cause, C::AccessExpected | C::CannotTell) {
+            Exit::Nothing
+        } else {
+            Exit::Differences
+        },
+    )
 }
 
 fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {
@@ -141,7 +156,8 @@ fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {
     if path.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text)?;
     } else {
-        text = fs::read_to_string(path).map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", path.display()))?;
+        text = fs::read_to_string(path)
+            .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", path.display()))?;
     }
     let entry = serde_json::from_str(&text).map_err(|e| {
         anyhow::anyhow!(
@@ -173,14 +189,20 @@ async fn find_service(
         return Ok(service.clone());
     }
     let (Some(project), Some(url)) = (&command.project, url) else {
-        anyhow::bail!("which service? Give --project, --region and --service, or --project and --url, or --log");
+        anyhow::bail!(
+            "which service? Give --project, --region and --service, or --project and --url, or --log"
+        );
     };
     let (host, _) = host_and_path(url);
     // NAME-HASH-REGION.a.run.app and NAME-NUMBER.REGION.run.app both begin with the name.
     let listing = list_services(google, project, &Scope::AllRegions)
         .await
         .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
-    for info in listing.services.iter().filter(|i| host.starts_with(&format!("{}-", i.service.name))) {
+    for info in listing
+        .services
+        .iter()
+        .filter(|i| host.starts_with(&format!("{}-", i.service.name)))
+    {
         if let Ok(front) = google.front(&info.service).await
             && front.urls.iter().any(|u| host_and_path(u).0 == host)
         {
@@ -192,20 +214,30 @@ async fn find_service(
 
 /// What policies say about the service, and when the operator last changed it.
 async fn ask_cluster(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
-    let policies = list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
+    let policies =
+        list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
     for policy in &policies {
         let intent = Intent::from_policy(policy);
         let status = policy.status.clone().unwrap_or_default();
         let s = &facts.service;
-        let named = intent.targets.iter().any(|t| matches!(t, crate::intent::Target::Named(n) if n == s));
-        let selected =
-            intent.project == s.project && status.services.iter().any(|x| *x.name == *s.name && *x.region == *s.region);
+        let named = intent
+            .targets
+            .iter()
+            .any(|t| matches!(t, crate::intent::Target::Named(n) if n == s));
+        let selected = intent.project == s.project
+            && status
+                .services
+                .iter()
+                .any(|x| *x.name == *s.name && *x.region == *s.region);
         if !named && !selected {
             continue;
         }
         let lists = |p: &Principal| intent.declared.iter().any(|d| d.grant.principal == *p);
         let lists = facts.principal.as_ref().is_some_and(lists);
-        let ready = status.conditions.iter().find(|c| c.type_ == "Ready" && c.status != "True");
+        let ready = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Ready" && c.status != "True");
         facts.declared.push(Declared {
             policy: intent.id.to_string(),
             lists,
@@ -215,9 +247,15 @@ async fn ask_cluster(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
     }
     // Those that list the principal first.
     facts.declared.sort_by_key(|d| (!d.lists, d.policy.clone()));
-    let changes = list_all::<InvokerChange>(&Api::all(kube.client.clone()), ListParams::default()).await?;
-    let of_service = changes.iter().filter(|c| crate::history::service(&c.spec) == facts.service);
-    let times: Vec<Timestamp> = of_service.map(|c| c.spec.at.0).filter(|at| *at <= facts.at).collect();
+    let changes =
+        list_all::<InvokerChange>(&Api::all(kube.client.clone()), ListParams::default()).await?;
+    let of_service = changes
+        .iter()
+        .filter(|c| crate::history::service(&c.spec) == facts.service);
+    let times: Vec<Timestamp> = of_service
+        .map(|c| c.spec.at.0)
+        .filter(|at| *at <= facts.at)
+        .collect();
     facts.changed_at = times.into_iter().max();
     Ok(())
 }
@@ -236,18 +274,26 @@ fn shown(diagnosis: &Diagnosis, style: &Style) -> String {
             Outcome::Unknown => ("- ", Tone::Dim),
         };
         let lines = style.wrap(5, &format!("{}: {}", step.check, step.evidence));
-        text.push_str(&format!("  {} {}\n", style.paint(tone, sign), lines.trim_start()));
+        text.push_str(&format!(
+            "  {} {}\n",
+            style.paint(tone, sign),
+            lines.trim_start()
+        ));
     }
     text.push_str(&format!(
         "\n{}\n",
-        style.paint(Tone::Strong, &style.wrap(0, &format!("{:?}: {}", diagnosis.cause, diagnosis.verdict)))
+        style.paint(
+            Tone::Strong,
+            &style.wrap(0, &format!("{:?}: {}", diagnosis.cause, diagnosis.verdict))
+        )
     ));
     let fix = &diagnosis.fix;
     text.push_str(&format!("{}\n", style.wrap(0, &fix.words)));
     for part in [&fix.policy, &fix.gcloud] {
         if !part.is_empty() {
             text.push('\n');
-            part.lines().for_each(|l| text.push_str(&format!("  {l}\n")));
+            part.lines()
+                .for_each(|l| text.push_str(&format!("  {l}\n")));
         }
     }
     text

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::coordination::v1::Lease, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    api::coordination::v1::Lease,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde::Serialize;
@@ -32,7 +33,13 @@ const PERMISSIONS: [&str; 5] = [
     "run.locations.list",
 ];
 /// Verbs of the log that must get through the filter of the sink.
-const VERBS: [&str; 5] = ["SetIamPolicy", "CreateService", "UpdateService", "ReplaceService", "DeleteService"];
+const VERBS: [&str; 5] = [
+    "SetIamPolicy",
+    "CreateService",
+    "UpdateService",
+    "ReplaceService",
+    "DeleteService",
+];
 /// A Lease that was not renewed for so long, in seconds, is nobody's.
 const STALE: i64 = 60;
 
@@ -48,7 +55,11 @@ pub struct DoctorCommand {
     #[arg(long, default_value = "run-invoker")]
     pub release_namespace: String,
     /// Subscription with audit events: projects/PROJECT/subscriptions/NAME.
-    #[arg(long = "event-subscription", env = "RUN_INVOKER_EVENT_SUBSCRIPTIONS", value_delimiter = ',')]
+    #[arg(
+        long = "event-subscription",
+        env = "RUN_INVOKER_EVENT_SUBSCRIPTIONS",
+        value_delimiter = ','
+    )]
     pub event_subscriptions: Vec<String>,
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
@@ -97,9 +108,20 @@ impl Findings {
         evidence: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        self.0.push(Finding { check, subject: subject.into(), outcome, evidence: evidence.into(), fix: fix.into() });
+        self.0.push(Finding {
+            check,
+            subject: subject.into(),
+            outcome,
+            evidence: evidence.into(),
+            fix: fix.into(),
+        });
     }
-    fn pass(&mut self, check: &'static str, subject: impl Into<String>, evidence: impl Into<String>) {
+    fn pass(
+        &mut self,
+        check: &'static str,
+        subject: impl Into<String>,
+        evidence: impl Into<String>,
+    ) {
         self.add(check, subject, Outcome::Pass, evidence, "");
     }
 }
@@ -151,12 +173,24 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
 }
 
 fn report(context: &Context, command: &DoctorCommand, findings: Findings) -> anyhow::Result<Exit> {
-    let worst = findings.0.iter().map(|f| f.outcome).max().unwrap_or(Outcome::Pass);
+    let worst = findings
+        .0
+        .iter()
+        .map(|f| f.outcome)
+        .max()
+        .unwrap_or(Outcome::Pass);
     let format = Format::from(command.output);
     if matches!(format, Format::Json | Format::Yaml) {
         print(
-            &data(&Document { kind: "Doctor", version: 1, findings: findings.0 }, format)
-                .map_err(anyhow::Error::msg)?,
+            &data(
+                &Document {
+                    kind: "Doctor",
+                    version: 1,
+                    findings: findings.0,
+                },
+                format,
+            )
+            .map_err(anyhow::Error::msg)?,
         );
     } else {
         let style = context.style();
@@ -168,7 +202,12 @@ fn report(context: &Context, command: &DoctorCommand, findings: Findings) -> any
                 Outcome::Warn => ("warn", Tone::Warn),
                 Outcome::Fail => ("FAIL", Tone::Bad),
             };
-            text.push_str(&format!("{} {}: {}\n", style.paint(tone, mark), f.check, f.subject));
+            text.push_str(&format!(
+                "{} {}: {}\n",
+                style.paint(tone, mark),
+                f.check,
+                f.subject
+            ));
             text.push_str(&format!("{}\n", style.wrap(5, &f.evidence)));
             if !f.fix.is_empty() {
                 text.push_str(&format!("{}\n", style.wrap(5, &format!("-> {}", f.fix))));
@@ -181,7 +220,11 @@ fn report(context: &Context, command: &DoctorCommand, findings: Findings) -> any
         text.push('\n');
         print(&text);
     }
-    Ok(if worst >= Outcome::Warn { Exit::Differences } else { Exit::Nothing })
+    Ok(if worst >= Outcome::Warn {
+        Exit::Differences
+    } else {
+        Exit::Nothing
+    })
 }
 
 /// Every field that a schema knows, as paths.
@@ -201,7 +244,8 @@ async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
     let api: Api<CustomResourceDefinition> = Api::all(kube.client.clone());
     for ours in definitions() {
         let name = ours.name_any();
-        let install = "upgrade the chart (crds.enabled=true), or: kubectl apply --server-side -f crds/";
+        let install =
+            "upgrade the chart (crds.enabled=true), or: kubectl apply --server-side -f crds/";
         let theirs = match api.get_opt(&name).await {
             Ok(Some(found)) => found,
             Ok(None) => {
@@ -209,23 +253,47 @@ async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
                 continue;
             }
             Err(why) => {
-                findings.add(CHECK, name, Outcome::Unknown, why.to_string(), "needs get on customresourcedefinitions");
+                findings.add(
+                    CHECK,
+                    name,
+                    Outcome::Unknown,
+                    why.to_string(),
+                    "needs get on customresourcedefinitions",
+                );
                 continue;
             }
         };
         let schema = |crd: &CustomResourceDefinition| {
-            let served = crd.spec.versions.iter().find(|v| v.name == "v1alpha1" && v.served)?;
-            let schema = serde_json::to_value(served.schema.as_ref()?.open_api_v3_schema.as_ref()?).ok()?;
+            let served = crd
+                .spec
+                .versions
+                .iter()
+                .find(|v| v.name == "v1alpha1" && v.served)?;
+            let schema =
+                serde_json::to_value(served.schema.as_ref()?.open_api_v3_schema.as_ref()?).ok()?;
             let mut all = BTreeSet::new();
             fields(&schema, "", &mut all);
             Some(all)
         };
         match (schema(&ours), schema(&theirs)) {
-            (_, None) => findings.add(CHECK, name, Outcome::Fail, "version v1alpha1 is not served", install),
+            (_, None) => findings.add(
+                CHECK,
+                name,
+                Outcome::Fail,
+                "version v1alpha1 is not served",
+                install,
+            ),
             (Some(ours), Some(theirs)) => {
-                let missing: Vec<&String> = ours.difference(&theirs).filter(|f| !f.starts_with(".metadata")).collect();
+                let missing: Vec<&String> = ours
+                    .difference(&theirs)
+                    .filter(|f| !f.starts_with(".metadata"))
+                    .collect();
                 if missing.is_empty() {
-                    findings.pass(CHECK, name, "installed, v1alpha1, all fields of this version");
+                    findings.pass(
+                        CHECK,
+                        name,
+                        "installed, v1alpha1, all fields of this version",
+                    );
                 } else {
                     let named: Vec<&str> = missing.iter().take(3).map(|f| f.as_str()).collect();
                     let evidence = format!(
@@ -241,7 +309,12 @@ async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
     }
 }
 
-async fn operator_works(context: &Context, kube: &Kube, command: &DoctorCommand, findings: &mut Findings) {
+async fn operator_works(
+    context: &Context,
+    kube: &Kube,
+    command: &DoctorCommand,
+    findings: &mut Findings,
+) {
     const CHECK: &str = "operator";
     let api: Api<Lease> = Api::namespaced(kube.client.clone(), &command.release_namespace);
     let place = format!("{}/{}", command.release_namespace, command.release);
@@ -282,10 +355,18 @@ async fn operator_works(context: &Context, kube: &Kube, command: &DoctorCommand,
         let age = |at: Timestamp| context.now.duration_since(at).as_secs();
         let name = format!("{}/{}", command.release_namespace, lease.name_any());
         match (holder, renewed) {
-            (Some(holder), Some(at)) if age(at) <= STALE => findings.pass(CHECK, name, format!("{holder} works on it")),
+            (Some(holder), Some(at)) if age(at) <= STALE => {
+                findings.pass(CHECK, name, format!("{holder} works on it"))
+            }
             (Some(holder), Some(at)) => {
                 let evidence = format!("{holder} has not renewed its Lease for {}s", age(at));
-                findings.add(CHECK, name, Outcome::Fail, evidence, "look at the Pods of the release and their logs");
+                findings.add(
+                    CHECK,
+                    name,
+                    Outcome::Fail,
+                    evidence,
+                    "look at the Pods of the release and their logs",
+                );
             }
             _ => findings.add(
                 CHECK,
@@ -300,11 +381,24 @@ async fn operator_works(context: &Context, kube: &Kube, command: &DoctorCommand,
         let name = lease.name_any();
         let note = |key: &str| lease.annotations().get(key).cloned().unwrap_or_default();
         if name == format!("{}-circuit", command.release) {
-            let fix = "find who changes so much; it closes by itself, or when this Lease is deleted";
-            findings.add("circuit breaker", name, Outcome::Warn, "it is open: corrections of drift rest", fix);
+            let fix =
+                "find who changes so much; it closes by itself, or when this Lease is deleted";
+            findings.add(
+                "circuit breaker",
+                name,
+                Outcome::Warn,
+                "it is open: corrections of drift rest",
+                fix,
+            );
         } else if name == format!("{}-events", command.release) {
             let evidence = format!("{}: {}", note(EVENTS_REASON), note(EVENTS_MESSAGE));
-            findings.add("events", name, Outcome::Warn, evidence, "see the findings about subscription and sink");
+            findings.add(
+                "events",
+                name,
+                Outcome::Warn,
+                evidence,
+                "see the findings about subscription and sink",
+            );
         }
     }
 }
@@ -330,7 +424,9 @@ async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<InvokerPoli
         let conditions = p.status.iter().flat_map(|s| &s.conditions);
         let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
         if ready.is_none_or(|r| r.status != "True") {
-            *reasons.entry(ready.map_or("never looked at".into(), |r| r.reason.clone())).or_default() += 1;
+            *reasons
+                .entry(ready.map_or("never looked at".into(), |r| r.reason.clone()))
+                .or_default() += 1;
         }
     }
     let total = match policies.len() {
@@ -343,7 +439,13 @@ async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<InvokerPoli
         let words: Vec<String> = reasons.iter().map(|(r, n)| format!("{n} {r}")).collect();
         let denied = reasons.contains_key("PermissionDenied");
         let outcome = if denied { Outcome::Fail } else { Outcome::Warn };
-        findings.add(CHECK, total, outcome, format!("not Ready: {}", words.join(", ")), "kubectl invoker status -A");
+        findings.add(
+            CHECK,
+            total,
+            outcome,
+            format!("not Ready: {}", words.join(", ")),
+            "kubectl invoker status -A",
+        );
     }
     policies
 }
@@ -357,13 +459,25 @@ fn refused(fault: &Fault) -> Outcome {
 }
 
 fn granted(answer: &Value) -> BTreeSet<&str> {
-    answer["permissions"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    answer["permissions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 async fn permissions_are_there(google: &Google, project: &str, findings: &mut Findings) {
     const CHECK: &str = "permissions";
     let path = format!("v3/projects/{project}:testIamPermissions");
-    match google.ask(Side::ResourceManager, &path, Some(&json!({"permissions": PERMISSIONS}))).await {
+    match google
+        .ask(
+            Side::ResourceManager,
+            &path,
+            Some(&json!({"permissions": PERMISSIONS})),
+        )
+        .await
+    {
         Err(fault) => findings.add(
             CHECK,
             project,
@@ -373,7 +487,11 @@ async fn permissions_are_there(google: &Google, project: &str, findings: &mut Fi
         ),
         Ok(answer) => {
             let held = granted(&answer);
-            let missing: Vec<&str> = PERMISSIONS.iter().copied().filter(|p| !held.contains(p)).collect();
+            let missing: Vec<&str> = PERMISSIONS
+                .iter()
+                .copied()
+                .filter(|p| !held.contains(p))
+                .collect();
             match missing.as_slice() {
                 [] => findings.pass(CHECK, project, "all five"),
                 ["run.services.setIamPolicy"] => findings.add(
@@ -396,14 +514,24 @@ async fn permissions_are_there(google: &Google, project: &str, findings: &mut Fi
 }
 
 /// The topic of the subscription, if it can be seen.
-async fn subscription_is_read(google: &Google, name: &str, findings: &mut Findings) -> Option<String> {
+async fn subscription_is_read(
+    google: &Google,
+    name: &str,
+    findings: &mut Findings,
+) -> Option<String> {
     const CHECK: &str = "subscription";
     let consume = "pubsub.subscriptions.consume";
     let asked = google
-        .ask(Side::PubSub, &format!("v1/{name}:testIamPermissions"), Some(&json!({"permissions": [consume]})))
+        .ask(
+            Side::PubSub,
+            &format!("v1/{name}:testIamPermissions"),
+            Some(&json!({"permissions": [consume]})),
+        )
         .await;
     match asked {
-        Ok(answer) if granted(&answer).contains(consume) => findings.pass(CHECK, name, "it may be read"),
+        Ok(answer) if granted(&answer).contains(consume) => {
+            findings.pass(CHECK, name, "it may be read")
+        }
         Ok(_) => findings.add(
             CHECK,
             name,
@@ -412,10 +540,22 @@ async fn subscription_is_read(google: &Google, name: &str, findings: &mut Findin
             "grant roles/pubsub.subscriber on it: docs/events.md",
         ),
         Err(fault) if fault.class.row().gone => {
-            findings.add(CHECK, name, Outcome::Fail, "it is not there", "docs/events.md sets it up");
+            findings.add(
+                CHECK,
+                name,
+                Outcome::Fail,
+                "it is not there",
+                "docs/events.md sets it up",
+            );
             return None;
         }
-        Err(fault) => findings.add(CHECK, name, refused(&fault), fault.to_string(), "docs/events.md sets it up"),
+        Err(fault) => findings.add(
+            CHECK,
+            name,
+            refused(&fault),
+            fault.to_string(),
+            "docs/events.md sets it up",
+        ),
     }
     let found = google.ask(Side::PubSub, &format!("v1/{name}"), None).await;
     match found {
@@ -446,21 +586,43 @@ async fn subscription_is_read(google: &Google, name: &str, findings: &mut Findin
     }
 }
 
-async fn sink_covers(google: &Google, project: &str, topics: &BTreeSet<String>, findings: &mut Findings) {
+async fn sink_covers(
+    google: &Google,
+    project: &str,
+    topics: &BTreeSet<String>,
+    findings: &mut Findings,
+) {
     const CHECK: &str = "sink";
-    let sinks = match google.ask(Side::Logging, &format!("v2/projects/{project}/sinks"), None).await {
+    let sinks = match google
+        .ask(Side::Logging, &format!("v2/projects/{project}/sinks"), None)
+        .await
+    {
         Ok(found) => found,
         Err(fault) => {
-            return findings.add(CHECK, project, Outcome::Unknown, fault.to_string(), "needs logging.sinks.list");
+            return findings.add(
+                CHECK,
+                project,
+                Outcome::Unknown,
+                fault.to_string(),
+                "needs logging.sinks.list",
+            );
         }
     };
     let ours = |s: &&Value| {
         let destination = s["destination"].as_str().unwrap_or_default();
-        topics.iter().any(|t| destination == format!("pubsub.googleapis.com/{t}"))
+        topics
+            .iter()
+            .any(|t| destination == format!("pubsub.googleapis.com/{t}"))
     };
     let Some(sink) = sinks["sinks"].as_array().into_iter().flatten().find(ours) else {
         let evidence = "no sink of the project itself leads to the topic; one of its folder or organization cannot be seen from here";
-        return findings.add(CHECK, project, Outcome::Unknown, evidence, "if there is none either: docs/events.md");
+        return findings.add(
+            CHECK,
+            project,
+            Outcome::Unknown,
+            evidence,
+            "if there is none either: docs/events.md",
+        );
     };
     let subject = format!("{project}: {}", sink["name"].as_str().unwrap_or_default());
     if sink["disabled"] == true {
@@ -474,12 +636,19 @@ async fn sink_covers(google: &Google, project: &str, topics: &BTreeSet<String>, 
     }
     let filter = sink["filter"].as_str().unwrap_or_default();
     // An empty filter lets everything through.
-    let lost: Vec<&str> = VERBS.iter().copied().filter(|v| !filter.is_empty() && !filter.contains(v)).collect();
+    let lost: Vec<&str> = VERBS
+        .iter()
+        .copied()
+        .filter(|v| !filter.is_empty() && !filter.contains(v))
+        .collect();
     if lost.is_empty() {
         findings.pass(
             CHECK,
             subject,
-            format!("leads to the topic, written by {}", sink["writerIdentity"].as_str().unwrap_or("-")),
+            format!(
+                "leads to the topic, written by {}",
+                sink["writerIdentity"].as_str().unwrap_or("-")
+            ),
         );
     } else {
         findings.add(
@@ -497,15 +666,24 @@ fn quota_suffices(policies: &[InvokerPolicy], command: &DoctorCommand, findings:
     const CHECK: &str = "quota";
     let mut places: BTreeMap<(String, String), BTreeMap<String, f64>> = BTreeMap::new();
     for p in policies.iter().filter(|p| !p.spec.suspend) {
-        let interval = crate::intent::interval(&p.spec.interval).as_secs_f64().max(10.0);
+        let interval = crate::intent::interval(&p.spec.interval)
+            .as_secs_f64()
+            .max(10.0);
         for s in p.status.iter().flat_map(|s| &s.services) {
-            let services = places.entry((p.spec.project.clone(), s.region.clone())).or_default();
+            let services = places
+                .entry((p.spec.project.clone(), s.region.clone()))
+                .or_default();
             let rate = services.entry(s.name.clone()).or_default();
             *rate = rate.max(60.0 / interval);
         }
     }
-    let fullest = places.iter().map(|(place, services)| (services.values().sum::<f64>(), services.len(), place));
-    let Some((rate, services, (project, region))) = fullest.max_by(|a, b| a.0.total_cmp(&b.0)) else { return };
+    let fullest = places
+        .iter()
+        .map(|(place, services)| (services.values().sum::<f64>(), services.len(), place));
+    let Some((rate, services, (project, region))) = fullest.max_by(|a, b| a.0.total_cmp(&b.0))
+    else {
+        return;
+    };
     let budget = f64::from(command.cloud.reads_per_minute);
     let subject = format!("{project} ({region})");
     let evidence = format!(
@@ -534,6 +712,9 @@ mod tests {
         let schema = json!({"properties": {"spec": {"properties": {"a": {"items": {"properties": {"b": {}}}}}}}});
         let mut found = BTreeSet::new();
         fields(&schema, "", &mut found);
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [".spec", ".spec.a", ".spec.a[].b"]);
+        assert_eq!(
+            found.into_iter().collect::<Vec<_>>(),
+            [".spec", ".spec.a", ".spec.a[].b"]
+        );
     }
 }

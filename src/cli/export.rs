@@ -71,7 +71,9 @@ pub async fn run(context: &Context, command: &ExportCommand) -> anyhow::Result<E
         for path in &command.from {
             read_declared(path, &mut held, &mut unmapped)?;
         }
-        held.retain(|s, _| command.project.is_empty() || command.project.iter().any(|p| **p == *s.project));
+        held.retain(|s, _| {
+            command.project.is_empty() || command.project.iter().any(|p| **p == *s.project)
+        });
         held.retain(|s, _| command.region.as_ref().is_none_or(|r| **r == *s.region));
     }
     let namespace = context.offline_namespace();
@@ -108,12 +110,17 @@ async fn read_iam(
     let cloud = context.limited(&command.cloud).await?;
     let mut services: Vec<ServiceInfo> = Vec::new();
     for project in &command.project {
-        let scope = command.region.as_deref().map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
+        let scope = command
+            .region
+            .as_deref()
+            .map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
         let listing = list_services(&cloud, project, &scope)
             .await
             .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
         for region in &listing.unreachable {
-            unmapped.add(format!("region {region} of {project} did not answer; its services are not in this export"));
+            unmapped.add(format!(
+                "region {region} of {project} did not answer; its services are not in this export"
+            ));
         }
         services.extend(listing.services);
     }
@@ -133,7 +140,8 @@ async fn read_iam(
         .await;
     bar.finish_and_clear();
     for (info, live) in found {
-        let live: Policy = live.map_err(|f| anyhow::anyhow!("reading {}: {}", info.service, f.advice()))?;
+        let live: Policy =
+            live.map_err(|f| anyhow::anyhow!("reading {}: {}", info.service, f.advice()))?;
         if info.invoker_iam_disabled {
             unmapped.add(format!(
                 "{}: its IAM check is switched off, so anyone can call it whatever IAM says",
@@ -141,7 +149,10 @@ async fn read_iam(
             ));
         }
         for (principal, role) in live.other_invokers() {
-            unmapped.add(format!("{}: {principal} may also invoke by {role}, which no policy touches", info.service));
+            unmapped.add(format!(
+                "{}: {principal} may also invoke by {role}, which no policy touches",
+                info.service
+            ));
         }
         held.insert(info.service, live.grants());
     }
@@ -157,10 +168,16 @@ fn parse_selector(text: &str) -> anyhow::Result<Selector> {
         let p = p.trim();
         if let Some((key, rest)) = p.split_once(" in ").or_else(|| p.split_once(" notin ")) {
             let operator = if p.contains(" notin ") { "NotIn" } else { "In" };
-            let values: Vec<&str> = rest.trim().trim_matches(['(', ')']).split(',').map(str::trim).collect();
+            let values: Vec<&str> = rest
+                .trim()
+                .trim_matches(['(', ')'])
+                .split(',')
+                .map(str::trim)
+                .collect();
             expressions.push(json!({"key": key.trim(), "operator": operator, "values": values}));
         } else if let Some((key, value)) = p.split_once("!=") {
-            expressions.push(json!({"key": key.trim(), "operator": "NotIn", "values": [value.trim()]}));
+            expressions
+                .push(json!({"key": key.trim(), "operator": "NotIn", "values": [value.trim()]}));
         } else if let Some((key, value)) = p.split_once("==").or_else(|| p.split_once('=')) {
             labels.insert(key.trim().into(), json!(value.trim()));
         } else if let Some(key) = p.strip_prefix('!') {
@@ -170,7 +187,8 @@ fn parse_selector(text: &str) -> anyhow::Result<Selector> {
         }
     }
     let selector = json!({"matchLabels": labels, "matchExpressions": expressions});
-    let selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector = serde_json::from_value(selector)?;
+    let selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector =
+        serde_json::from_value(selector)?;
     Selector::try_from(selector).map_err(|e| anyhow::anyhow!("--selector {text:?}: {e}"))
 }
 
@@ -199,13 +217,20 @@ fn outer_parts(text: &str) -> anyhow::Result<Vec<String>> {
 
 /// The end of a grant, where it has exactly the form that `expires` takes: any other spelling would come back as a difference.
 fn end_of(condition: &Condition) -> Option<Timestamp> {
-    condition.expiry().filter(|until| Condition::expiring(*until, None) == *condition)
+    condition
+        .expiry()
+        .filter(|until| Condition::expiring(*until, None) == *condition)
 }
 
 /// Whether a policy can declare a grant, as it is.
 fn declarable(grant: &Grant, now: Timestamp) -> Result<(), String> {
     let principal = &grant.principal;
-    if grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|end| end <= now) {
+    if grant
+        .condition
+        .as_ref()
+        .and_then(|c| c.expiry())
+        .is_some_and(|end| end <= now)
+    {
         return Err("has ended".into());
     }
     match principal.kind() {
@@ -220,7 +245,8 @@ fn declarable(grant: &Grant, now: Timestamp) -> Result<(), String> {
         if principal.is_public() {
             return Err("is public under a condition, which IAM does not evaluate".into());
         }
-        let too_long = c.title.len() > 100 || c.description.len() > 256 || c.expression.len() > 4096;
+        let too_long =
+            c.title.len() > 100 || c.description.len() > 256 || c.expression.len() > 4096;
         if end_of(c).is_none() && (c.title.is_empty() || too_long) {
             return Err("has a condition without a title, or one that is too long".into());
         }
@@ -254,7 +280,13 @@ type Common = (Arc<str>, Role, Vec<Grant>, Option<RunService>);
 
 /// Policies in Audit, in a fixed order. What applies to a service in two roles, or to more members than one policy takes,
 /// becomes several.
-fn policies(held: &Held, group: bool, namespace: &str, now: Timestamp, unmapped: &mut Unmapped) -> Vec<Value> {
+fn policies(
+    held: &Held,
+    group: bool,
+    namespace: &str,
+    now: Timestamp,
+    unmapped: &mut Unmapped,
+) -> Vec<Value> {
     let mut sets: BTreeMap<Common, Vec<RunService>> = BTreeMap::new();
     for (service, grants) in held {
         for role in [Role::Invoker, Role::ServicesInvoker] {
@@ -263,30 +295,39 @@ fn policies(held: &Held, group: bool, namespace: &str, now: Timestamp, unmapped:
             for grant in &of_role {
                 match declarable(grant, now) {
                     Ok(()) => fit.push((*grant).clone()),
-                    Err(why) => unmapped.add(format!("{service}: {} {why}; it is left out", grant.principal)),
+                    Err(why) => unmapped.add(format!(
+                        "{service}: {} {why}; it is left out",
+                        grant.principal
+                    )),
                 }
             }
             // A service that nobody may invoke is worth a policy that says so; a second role that nobody uses is not.
             if of_role.is_empty()
-                && (role == Role::ServicesInvoker || grants.iter().any(|g| g.role == Role::ServicesInvoker))
+                && (role == Role::ServicesInvoker
+                    || grants.iter().any(|g| g.role == Role::ServicesInvoker))
             {
                 continue;
             }
             let own = (!group).then(|| service.clone());
-            sets.entry((service.project.clone(), role, fit, own)).or_default().push(service.clone());
+            sets.entry((service.project.clone(), role, fit, own))
+                .or_default()
+                .push(service.clone());
         }
     }
     let mut names = BTreeSet::new();
     let mut made = Vec::new();
     for ((project, role, grants, _), services) in sets {
-        let left_out = services
-            .iter()
-            .any(|s| held.get(s).is_some_and(|h| h.iter().filter(|g| g.role == role).count() > grants.len()));
+        let left_out = services.iter().any(|s| {
+            held.get(s)
+                .is_some_and(|h| h.iter().filter(|g| g.role == role).count() > grants.len())
+        });
         for part in services.chunks(MOST_SERVICES) {
             for slice in &slices(&grants) {
                 let name = unique(&mut names, part, role);
-                let targets: Vec<Value> =
-                    part.iter().map(|s| json!({"name": &*s.name, "region": &*s.region})).collect();
+                let targets: Vec<Value> = part
+                    .iter()
+                    .map(|s| json!({"name": &*s.name, "region": &*s.region}))
+                    .collect();
                 let mut spec = json!({"project": &*project, "services": targets,
                     "invokers": slice.iter().map(invoker).collect::<Vec<_>>(), "mode": "Audit"});
                 if role != Role::Invoker {
@@ -299,12 +340,19 @@ fn policies(held: &Held, group: bool, namespace: &str, now: Timestamp, unmapped:
                 if left_out {
                     spec["membership"] = json!("Additive");
                 }
-                made.push(json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
-                    "metadata": {"name": name, "namespace": namespace}, "spec": spec}));
+                made.push(
+                    json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+                    "metadata": {"name": name, "namespace": namespace}, "spec": spec}),
+                );
             }
         }
     }
-    made.sort_by_key(|p| p["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+    made.sort_by_key(|p| {
+        p["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    });
     made
 }
 
@@ -314,8 +362,16 @@ fn slices(grants: &[Grant]) -> Vec<Vec<Grant>> {
     let mut layers: Vec<Vec<Grant>> = vec![Vec::new()];
     let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
     for grant in grants {
-        let title = grant.condition.as_ref().map(|c| end_of(c).map_or(c.title.clone(), |e| format!("until {e}")));
-        let n = seen.entry((grant.principal.as_str().to_owned(), title.unwrap_or_default())).or_default();
+        let title = grant
+            .condition
+            .as_ref()
+            .map(|c| end_of(c).map_or(c.title.clone(), |e| format!("until {e}")));
+        let n = seen
+            .entry((
+                grant.principal.as_str().to_owned(),
+                title.unwrap_or_default(),
+            ))
+            .or_default();
         if layers.len() <= *n {
             layers.push(Vec::new());
         }
@@ -328,7 +384,10 @@ fn slices(grants: &[Grant]) -> Vec<Vec<Grant>> {
     if first_is_empty {
         return layers;
     }
-    layers.iter().flat_map(|l| l.chunks(MOST).map(<[Grant]>::to_vec)).collect()
+    layers
+        .iter()
+        .flat_map(|l| l.chunks(MOST).map(<[Grant]>::to_vec))
+        .collect()
 }
 
 /// A name from the services, at most 63 characters, each once.
@@ -349,7 +408,11 @@ fn unique(names: &mut BTreeSet<String>, services: &[RunService], role: Role) -> 
     let stem = tries.last().cloned().unwrap_or_default();
     let numbered = (2..).map(|n| format!("{stem}-{n}"));
     for name in tries.into_iter().chain(numbered) {
-        let name: String = if name.len() > 63 { name.chars().skip(name.len() - 63).collect() } else { name };
+        let name: String = if name.len() > 63 {
+            name.chars().skip(name.len() - 63).collect()
+        } else {
+            name
+        };
         let name = name.trim_matches('-').to_owned();
         if names.insert(name.clone()) {
             return name;
@@ -362,14 +425,19 @@ fn unique(names: &mut BTreeSet<String>, services: &[RunService], role: Role) -> 
 fn read_declared(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> anyhow::Result<()> {
     let mut files = vec![path.clone()];
     if path.is_dir() {
-        files = fs::read_dir(path)?.filter_map(|e| e.ok().map(|e| e.path())).filter(|p| p.is_file()).collect();
+        files = fs::read_dir(path)?
+            .filter_map(|e| e.ok().map(|e| e.path()))
+            .filter(|p| p.is_file())
+            .collect();
         files.sort();
     }
     for file in files {
-        let text = fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
+        let text = fs::read_to_string(&file)
+            .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
         let shown = file.display().to_string();
         if file.extension().is_some_and(|e| e == "json") {
-            let value: Value = serde_json::from_str(&text).map_err(|e| anyhow::anyhow!("{shown} is no JSON: {e}"))?;
+            let value: Value = serde_json::from_str(&text)
+                .map_err(|e| anyhow::anyhow!("{shown} is no JSON: {e}"))?;
             if value["format_version"].is_string() {
                 terraform(&value["values"]["root_module"], held, unmapped);
                 continue;
@@ -390,7 +458,10 @@ fn read_declared(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> an
 
 /// `projects/P/locations/R/services/S`.
 fn service_of(path: &str) -> Option<RunService> {
-    let parts: Vec<&str> = path.trim_start_matches("//run.googleapis.com/").split('/').collect();
+    let parts: Vec<&str> = path
+        .trim_start_matches("//run.googleapis.com/")
+        .split('/')
+        .collect();
     match parts.as_slice() {
         ["projects", p, "locations", r, "services", s] => Some(RunService::new(*p, *r, *s)),
         _ => None,
@@ -424,19 +495,31 @@ fn enter(
         return;
     };
     let principal = crate::iam::Principal::from_live(member);
-    held.entry(service).or_default().insert(Grant { principal, role, condition: condition_of(condition) });
+    held.entry(service).or_default().insert(Grant {
+        principal,
+        role,
+        condition: condition_of(condition),
+    });
 }
 
 /// IAMPolicyMember, IAMPartialPolicy and IAMPolicy about a RunService.
 fn config_connector(value: &Value, held: &mut Held, unmapped: &mut Unmapped) {
     if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) {
-        value["items"].as_array().into_iter().flatten().for_each(|v| config_connector(v, held, unmapped));
+        value["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .for_each(|v| config_connector(v, held, unmapped));
         return;
     }
     let kind = value["kind"].as_str().unwrap_or_default();
     let name = value["metadata"]["name"].as_str().unwrap_or_default();
     let what = format!("{kind} {name}");
-    if !value["apiVersion"].as_str().unwrap_or_default().starts_with("iam.cnrm.cloud.google.com/") {
+    if !value["apiVersion"]
+        .as_str()
+        .unwrap_or_default()
+        .starts_with("iam.cnrm.cloud.google.com/")
+    {
         return;
     }
     let reference = &value["spec"]["resourceRef"];
@@ -455,9 +538,19 @@ fn config_connector(value: &Value, held: &mut Held, unmapped: &mut Unmapped) {
         "IAMPolicyMember" => match spec["member"].as_str() {
             Some(member) => {
                 let role = spec["role"].as_str().unwrap_or_default();
-                enter(held, unmapped, &what, service, role, member, &spec["condition"]);
+                enter(
+                    held,
+                    unmapped,
+                    &what,
+                    service,
+                    role,
+                    member,
+                    &spec["condition"],
+                );
             }
-            None => unmapped.add(format!("{what}: memberFrom names another object; what that is cannot be seen here")),
+            None => unmapped.add(format!(
+                "{what}: memberFrom names another object; what that is cannot be seen here"
+            )),
         },
         "IAMPartialPolicy" | "IAMPolicy" => {
             held.entry(service.clone()).or_default();
@@ -487,7 +580,11 @@ fn terraform(module: &Value, held: &mut Held, unmapped: &mut Unmapped) {
         let what = resource["address"].as_str().unwrap_or(type_).to_owned();
         let v = &resource["values"];
         let text = |k: &str| v[k].as_str().unwrap_or_default();
-        let full = if text("name").is_empty() { text("service") } else { text("name") };
+        let full = if text("name").is_empty() {
+            text("service")
+        } else {
+            text("name")
+        };
         let service = match service_of(full) {
             Some(service) => service,
             None => {
@@ -499,25 +596,61 @@ fn terraform(module: &Value, held: &mut Held, unmapped: &mut Unmapped) {
                         RunService::new(text("project"), text("location"), *s)
                     }
                     _ => {
-                        unmapped.add(format!("{what}: its service cannot be told; is the plan applied?"));
+                        unmapped.add(format!(
+                            "{what}: its service cannot be told; is the plan applied?"
+                        ));
                         continue;
                     }
                 }
             }
         };
         match rest {
-            "member" => enter(held, unmapped, &what, service, text("role"), text("member"), &v["condition"]),
+            "member" => enter(
+                held,
+                unmapped,
+                &what,
+                service,
+                text("role"),
+                text("member"),
+                &v["condition"],
+            ),
             "binding" => {
-                for member in v["members"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-                    enter(held, unmapped, &what, service.clone(), text("role"), member, &v["condition"]);
+                for member in v["members"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str)
+                {
+                    enter(
+                        held,
+                        unmapped,
+                        &what,
+                        service.clone(),
+                        text("role"),
+                        member,
+                        &v["condition"],
+                    );
                 }
             }
             "policy" => {
                 let data: Value = serde_json::from_str(text("policy_data")).unwrap_or_default();
                 for binding in data["bindings"].as_array().into_iter().flatten() {
-                    for member in binding["members"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                    for member in binding["members"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(Value::as_str)
+                    {
                         let role = binding["role"].as_str().unwrap_or_default();
-                        enter(held, unmapped, &what, service.clone(), role, member, &binding["condition"]);
+                        enter(
+                            held,
+                            unmapped,
+                            &what,
+                            service.clone(),
+                            role,
+                            member,
+                            &binding["condition"],
+                        );
                     }
                 }
             }
@@ -536,10 +669,18 @@ mod tests {
     #[test]
     fn selectors_are_read_as_kubectl_reads_them() {
         let selector = parse_selector("team=shop,tier in (web,api),!legacy,env!=dev").unwrap();
-        let labels = |l: &[(&str, &str)]| l.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let labels = |l: &[(&str, &str)]| {
+            l.iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
         assert!(selector.matches(&labels(&[("team", "shop"), ("tier", "api")])));
         assert!(!selector.matches(&labels(&[("team", "shop"), ("tier", "db")])));
-        assert!(!selector.matches(&labels(&[("team", "shop"), ("tier", "web"), ("legacy", "1")])));
+        assert!(!selector.matches(&labels(&[
+            ("team", "shop"),
+            ("tier", "web"),
+            ("legacy", "1")
+        ])));
         assert!(parse_selector("tier in (web").is_err());
     }
 
@@ -569,7 +710,15 @@ mod tests {
                         "members": ["user:d@acme.com"], "condition": [{"title": "t", "expression": "e"}]}}]}]});
         terraform(&tf, &mut held, &mut unmapped);
         let names: Vec<String> = held.values().flatten().map(ToString::to_string).collect();
-        assert_eq!(names, ["user:a@acme.com", "user:b@acme.com", "allUsers", "user:d@acme.com (if t)"]);
+        assert_eq!(
+            names,
+            [
+                "user:a@acme.com",
+                "user:b@acme.com",
+                "allUsers",
+                "user:d@acme.com (if t)"
+            ]
+        );
         assert_eq!(unmapped.0.len(), 3, "{unmapped:?}");
     }
 
@@ -578,15 +727,31 @@ mod tests {
         let grant = |m: &str| Grant::new(crate::iam::Principal::from_live(m), Role::Invoker);
         let service = |r: &str, n: &str| RunService::new("acme-prod", r, n);
         let held: Held = [
-            (service("europe-west1", "web"), [grant("user:a@acme.com")].into()),
-            (service("us-central1", "web"), [grant("user:a@acme.com")].into()),
-            (service("us-central1", "api"), [grant("user:b@acme.com"), grant("deleted:user:x@acme.com?uid=1")].into()),
+            (
+                service("europe-west1", "web"),
+                [grant("user:a@acme.com")].into(),
+            ),
+            (
+                service("us-central1", "web"),
+                [grant("user:a@acme.com")].into(),
+            ),
+            (
+                service("us-central1", "api"),
+                [
+                    grant("user:b@acme.com"),
+                    grant("deleted:user:x@acme.com?uid=1"),
+                ]
+                .into(),
+            ),
             (service("us-central1", "idle"), BTreeSet::new()),
         ]
         .into();
         let mut unmapped = Unmapped::default();
-        let names =
-            |l: &[Value]| l.iter().map(|p| p["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let names = |l: &[Value]| {
+            l.iter()
+                .map(|p| p["metadata"]["name"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
         let single = policies(&held, false, "shop", Timestamp::UNIX_EPOCH, &mut unmapped);
         assert_eq!(names(&single), ["api", "idle", "web", "web-us-central1"]);
         assert_eq!(single[0]["spec"]["membership"], "Additive");
@@ -595,7 +760,10 @@ mod tests {
         assert_eq!(names(&grouped), ["api", "idle", "web-and-1-more"]);
         assert_eq!(unmapped.0.len(), 1);
         for policy in single.iter().chain(&grouped) {
-            assert_eq!(super::super::files::check("InvokerPolicy", policy), Vec::<String>::new());
+            assert_eq!(
+                super::super::files::check("InvokerPolicy", policy),
+                Vec::<String>::new()
+            );
         }
     }
 }

@@ -25,7 +25,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let object = if self.object.is_empty() { String::new() } else { format!("{}: ", self.object) };
+        let object = if self.object.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", self.object)
+        };
         write!(f, "{}: {object}{}", self.place, self.message)
     }
 }
@@ -54,8 +58,8 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
             continue;
         }
         for file in files_of(path)? {
-            let text =
-                fs::read_to_string(&file).map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
+            let text = fs::read_to_string(&file)
+                .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
             read(&mut loaded, &file.display().to_string(), &text, namespace);
         }
     }
@@ -72,7 +76,10 @@ fn files_of(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
         let entry = entry.map_err(about)?.path();
         if entry.is_dir() {
             found.extend(files_of(&entry)?);
-        } else if entry.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json") {
+        } else if entry
+            .extension()
+            .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+        {
             found.push(entry);
         }
     }
@@ -91,22 +98,38 @@ fn documents(text: &str) -> Vec<(usize, String)> {
             document.push('\n');
         }
     }
-    let empty = |d: &str| d.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'));
+    let empty = |d: &str| {
+        d.lines()
+            .all(|l| l.trim().is_empty() || l.trim_start().starts_with('#'))
+    };
     found.into_iter().filter(|(_, d)| !empty(d)).collect()
 }
 
 fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
     for (line, document) in documents(text) {
-        let place = if line == 1 { file.to_owned() } else { format!("{file}, from line {line}") };
+        let place = if line == 1 {
+            file.to_owned()
+        } else {
+            format!("{file}, from line {line}")
+        };
         let value: Value = match serde_saphyr::from_str(&document) {
             Ok(value) => value,
             Err(e) => {
-                let message = format!("is no YAML: {}", e.to_string().lines().next().unwrap_or_default());
-                loaded.problems.push(Problem { place, object: String::new(), message });
+                let message = format!(
+                    "is no YAML: {}",
+                    e.to_string().lines().next().unwrap_or_default()
+                );
+                loaded.problems.push(Problem {
+                    place,
+                    object: String::new(),
+                    message,
+                });
                 continue;
             }
         };
-        let items = if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) && value["items"].is_array() {
+        let items = if value["kind"].as_str().is_some_and(|k| k.ends_with("List"))
+            && value["items"].is_array()
+        {
             value["items"].as_array().cloned().unwrap_or_default()
         } else {
             vec![value]
@@ -121,20 +144,29 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
     let group = value["apiVersion"].as_str().unwrap_or_default().to_owned();
     let kind = value["kind"].as_str().unwrap_or_default().to_owned();
     if !group.starts_with("run-invoker.dev/") {
-        let problem =
-            (kind.is_empty() || group.is_empty()).then_some("is no Kubernetes object: apiVersion or kind is missing");
+        let problem = (kind.is_empty() || group.is_empty())
+            .then_some("is no Kubernetes object: apiVersion or kind is missing");
         match problem {
-            Some(message) => {
-                loaded.problems.push(Problem { place: place.into(), object: String::new(), message: message.into() })
-            }
+            Some(message) => loaded.problems.push(Problem {
+                place: place.into(),
+                object: String::new(),
+                message: message.into(),
+            }),
             None => loaded.others += 1,
         }
         return;
     }
-    let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = value["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let object = format!("{kind} {name}");
     let mut complain = |message: String| {
-        loaded.problems.push(Problem { place: place.into(), object: object.clone(), message });
+        loaded.problems.push(Problem {
+            place: place.into(),
+            object: object.clone(),
+            message,
+        });
     };
     if name.is_empty() {
         return complain("metadata.name is missing".into());
@@ -178,12 +210,18 @@ static KINDS: LazyLock<Vec<Checked>> = LazyLock::new(|| {
         .iter()
         .map(|crd| {
             let version = &crd.spec.versions[0];
-            let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
-            let schema = schema.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
+            let schema = version
+                .schema
+                .as_ref()
+                .and_then(|s| s.open_api_v3_schema.as_ref());
+            let schema = schema
+                .and_then(|s| serde_json::to_value(s).ok())
+                .unwrap_or_default();
             Checked {
                 kind: crd.spec.names.kind.clone(),
                 api_version: format!("{}/{}", crd.spec.group, version.name),
-                strict: jsonschema::draft202012::new(&strict(&schema, true)).map_err(|e| e.to_string()),
+                strict: jsonschema::draft202012::new(&strict(&schema, true))
+                    .map_err(|e| e.to_string()),
                 schema,
             }
         })
@@ -234,7 +272,11 @@ fn dotted(pointer: &str) -> String {
             path.push_str(part);
         }
     }
-    if path.is_empty() { "the object".into() } else { path }
+    if path.is_empty() {
+        "the object".into()
+    } else {
+        path
+    }
 }
 
 /// A schema in which fields that nobody knows are refused, as kubectl asks the API server to.
@@ -267,7 +309,8 @@ fn strict(schema: &Value, root: bool) -> Value {
 
 /// Puts defaults in where a field is absent.
 fn default(schema: &Value, value: &mut Value) {
-    if let (Some(properties), Some(map)) = (schema["properties"].as_object(), value.as_object_mut()) {
+    if let (Some(properties), Some(map)) = (schema["properties"].as_object(), value.as_object_mut())
+    {
         for (name, property) in properties {
             if !map.contains_key(name) && !property["default"].is_null() {
                 map.insert(name.clone(), property["default"].clone());
@@ -278,7 +321,8 @@ fn default(schema: &Value, value: &mut Value) {
         }
     }
     if let Some(list) = value.as_array_mut() {
-        list.iter_mut().for_each(|item| default(&schema["items"], item));
+        list.iter_mut()
+            .for_each(|item| default(&schema["items"], item));
     }
 }
 
@@ -294,32 +338,56 @@ mod tests {
 
     #[test]
     fn what_the_api_server_refuses_is_refused_here_with_its_place() {
-        let head = "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {name: web}\n";
+        let head =
+            "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {name: web}\n";
         let good = "spec: {project: acme-prod, services: [{name: web, region: europe-west1}], invokers: [{member: \"user:a@acme.com\"}]}\n";
         let loaded = load_text(&format!("{head}{good}"));
         assert_eq!(loaded.problems, []);
-        assert_eq!(loaded.policies[0].metadata.namespace.as_deref(), Some("shop"));
+        assert_eq!(
+            loaded.policies[0].metadata.namespace.as_deref(),
+            Some("shop")
+        );
         for (spec, words) in [
-            ("spec: {project: acme-prod, services: [{name: web, region: r1}], invokers: []}", "invokers is empty"),
+            (
+                "spec: {project: acme-prod, services: [{name: web, region: r1}], invokers: []}",
+                "invokers is empty",
+            ),
             (
                 "spec: {project: Acme, services: [{name: web, region: r1}], invokers: [{member: allUsers}]}",
                 "spec.project",
             ),
-            ("spec: {project: acme-prod, services: [{name: web}], invokers: [{member: allUsers}]}", "needs its region"),
+            (
+                "spec: {project: acme-prod, services: [{name: web}], invokers: [{member: allUsers}]}",
+                "needs its region",
+            ),
             (
                 "spec: {project: acme-prod, services: [{name: web, region: europe-west1}], invokers: [{member: AllUsers}]}",
                 "spelled exactly so",
             ),
-            ("spec: {project: acme-prod, services: [], invokers: [{member: allUsers}]}", "spec.services"),
-            ("spec: {project: acme-prod, services: [{name: web, region: europe-west1}], invoker: []}", "invoker"),
+            (
+                "spec: {project: acme-prod, services: [], invokers: [{member: allUsers}]}",
+                "spec.services",
+            ),
+            (
+                "spec: {project: acme-prod, services: [{name: web, region: europe-west1}], invoker: []}",
+                "invoker",
+            ),
             (
                 "spec: {project: acme-prod, mode: Force, services: [{name: web, region: europe-west1}], invokers: [{member: allUsers}]}",
                 "spec.mode",
             ),
         ] {
             let loaded = load_text(&format!("{head}{spec}\n"));
-            let text = loaded.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-            assert!(text.contains(words) && text.starts_with("x.yaml: InvokerPolicy web: "), "{spec}: {text}");
+            let text = loaded
+                .problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n");
+            assert!(
+                text.contains(words) && text.starts_with("x.yaml: InvokerPolicy web: "),
+                "{spec}: {text}"
+            );
             assert!(loaded.policies.is_empty());
         }
     }
@@ -329,7 +397,18 @@ mod tests {
         let loaded = load_text(
             "# a comment\n---\nkind: ConfigMap\napiVersion: v1\n---\n: [\n---\napiVersion: run-invoker.dev/v1alpha1\nkind: InvokerGuardrail\nmetadata: {name: g}\nspec: {projects: [acme-prod]}\n",
         );
-        assert_eq!((loaded.guardrails.len(), loaded.others, loaded.problems.len()), (1, 1, 1));
-        assert!(loaded.problems[0].place.contains("from line 6"), "{}", loaded.problems[0]);
+        assert_eq!(
+            (
+                loaded.guardrails.len(),
+                loaded.others,
+                loaded.problems.len()
+            ),
+            (1, 1, 1)
+        );
+        assert!(
+            loaded.problems[0].place.contains("from line 6"),
+            "{}",
+            loaded.problems[0]
+        );
     }
 }

@@ -60,12 +60,19 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     if command.offline && command.files.is_empty() {
         anyhow::bail!("--offline needs files to plan: give -f PATH");
     }
-    let sources = Sources { files: &command.files, offline: command.offline };
+    let sources = Sources {
+        files: &command.files,
+        offline: command.offline,
+    };
     let (mut world, loaded) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
     world.read(&cloud).await;
     let document = document(&world);
-    print(&document.render(command.output.into(), &context.style()).map_err(anyhow::Error::msg)?);
+    print(
+        &document
+            .render(command.output.into(), &context.style())
+            .map_err(anyhow::Error::msg)?,
+    );
     for note in &world.notes {
         context.complain(&format!("note: {note}"));
     }
@@ -79,34 +86,55 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
         [] => vec![FailOn::Drift, FailOn::Held, FailOn::Exposed],
         some => some.iter().map(|k| (*k).into()).collect(),
     };
-    Ok(if kinds.into_iter().any(|k| document.has(k)) { Exit::Differences } else { Exit::Nothing })
+    Ok(if kinds.into_iter().any(|k| document.has(k)) {
+        Exit::Differences
+    } else {
+        Exit::Nothing
+    })
 }
 
 /// The plan of a world.
 pub fn document(world: &ClusterSnapshot) -> PlanDocument {
-    let services = world.live.keys().map(|service| service_plan(world, service)).collect();
+    let services = world
+        .live
+        .keys()
+        .map(|service| service_plan(world, service))
+        .collect();
     let mut notes = Vec::new();
     let mut policies: Vec<_> = world.index.policies().iter().collect();
     policies.sort_by_key(|(key, _)| *key);
     for ((namespace, name), record) in policies {
         let policy = format!("{namespace}/{name}");
-        let mut note = |message: String| notes.push(PolicyNote { policy: policy.clone(), message });
+        let mut note = |message: String| {
+            notes.push(PolicyNote {
+                policy: policy.clone(),
+                message,
+            })
+        };
         for rejection in &record.intent.rejections {
             note(format!("{}: {}", rejection.field, rejection.message));
         }
         for denied in record.denied_targets() {
             note(match &denied.service {
-                Some(service) => format!("{} ({}): {}", service.name, service.region, denied.message),
+                Some(service) => {
+                    format!("{} ({}): {}", service.name, service.region, denied.message)
+                }
                 None => denied.message.clone(),
             });
         }
         if record.outside() > 0 {
-            note(format!("{} services that its selectors match are outside of its guardrails", record.outside()));
+            note(format!(
+                "{} services that its selectors match are outside of its guardrails",
+                record.outside()
+            ));
         }
         for account in record.intent.accounts.iter().flat_map(|a| &a.unlinked) {
             note(account.message.clone());
         }
-        if let Some(fault) = world.index.project(&record.intent.project).and_then(|p| p.fault())
+        if let Some(fault) = world
+            .index
+            .project(&record.intent.project)
+            .and_then(|p| p.fault())
             && record.intent.has_selector()
         {
             note(format!("its services cannot be listed: {}", fault.advice()));
@@ -125,17 +153,29 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
     let Some(planned) = world.plan(service) else {
         let claims = world.index.words(service);
         shown.policies = claims.iter().map(|c| c.intent.id.to_string()).collect();
-        shown.error = world.live.get(service).and_then(|l| l.as_ref().err()).map(crate::fault::Fault::advice);
+        shown.error = world
+            .live
+            .get(service)
+            .and_then(|l| l.as_ref().err())
+            .map(crate::fault::Fault::advice);
         return shown;
     };
     let (inputs, plan) = (&planned.inputs, &planned.plan);
-    shown.policies = inputs.claims.iter().map(|c| c.intent.id.to_string()).collect();
+    shown.policies = inputs
+        .claims
+        .iter()
+        .map(|c| c.intent.id.to_string())
+        .collect();
     let input = inputs.input(planned.live, &world.settings, world.now);
     let mut lines = BTreeSet::new();
     let mut told: BTreeSet<&Grant> = BTreeSet::new();
     for (grant, by) in &plan.grants {
         let by: Vec<String> = by.iter().map(ToString::to_string).collect();
-        lines.insert(line(Action::Grant, grant, format!("declared by {}", by.join(", "))));
+        lines.insert(line(
+            Action::Grant,
+            grant,
+            format!("declared by {}", by.join(", ")),
+        ));
         told.insert(grant);
     }
     for (grant, cause) in &plan.revokes {
@@ -146,20 +186,29 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         told.insert(&withheld.grant);
         let why = withheld.why.explain();
         let shown = match (&withheld.why, withheld.change) {
-            (WithheldReason::Audited, Change::Grant) => line(Action::WouldGrant, &withheld.grant, why),
-            (WithheldReason::Protected, _) => line(Action::Leave, &withheld.grant, why),
-            (WithheldReason::Suspended, _) => {
-                line(Action::Leave, &withheld.grant, "the policy is suspended: not granted".into())
+            (WithheldReason::Audited, Change::Grant) => {
+                line(Action::WouldGrant, &withheld.grant, why)
             }
-            (_, Change::Grant) => line(Action::Hold, &withheld.grant, format!("not granted: {why}")),
-            (_, Change::Revoke) => line(Action::Hold, &withheld.grant, format!("not revoked: {why}")),
+            (WithheldReason::Protected, _) => line(Action::Leave, &withheld.grant, why),
+            (WithheldReason::Suspended, _) => line(
+                Action::Leave,
+                &withheld.grant,
+                "the policy is suspended: not granted".into(),
+            ),
+            (_, Change::Grant) => {
+                line(Action::Hold, &withheld.grant, format!("not granted: {why}"))
+            }
+            (_, Change::Revoke) => {
+                line(Action::Hold, &withheld.grant, format!("not revoked: {why}"))
+            }
             (_, Change::Leave) => line(Action::Leave, &withheld.grant, why),
         };
         lines.insert(shown);
     }
     // What an audited policy would take away, if it were enforced.
-    let audited =
-        |c: &&PolicyOnService| c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting;
+    let audited = |c: &&PolicyOnService| {
+        c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting
+    };
     let mut taken = BTreeSet::new();
     for claim in inputs.claims.iter().filter(audited) {
         for grant in plan::view(claim, &input).unexpected {
@@ -173,7 +222,10 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         }
     }
     for grant in planned.live.grants() {
-        let listed = inputs.claims.iter().any(|c| c.declared().iter().any(|d| d.grant == grant));
+        let listed = inputs
+            .claims
+            .iter()
+            .any(|c| c.declared().iter().any(|d| d.grant == grant));
         if !listed && !told.contains(&grant) && !taken.contains(&grant) {
             lines.insert(line(
                 Action::Leave,
@@ -182,7 +234,11 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
             ));
         }
     }
-    shown.approve = plan.withheld.iter().find_map(|w| w.why.hash()).map(ToString::to_string);
+    shown.approve = plan
+        .withheld
+        .iter()
+        .find_map(|w| w.why.hash())
+        .map(ToString::to_string);
     shown.exposed = plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string());
     shown.changes = lines.into_iter().collect();
     shown

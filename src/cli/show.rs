@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     api::{
-        ChangePhase, ChangedBy, InvokerChange, InvokerPolicy, InvokerPolicyStatus, POLICY_LABEL_PREFIX, ServiceState,
+        ChangePhase, ChangedBy, InvokerChange, InvokerPolicy, InvokerPolicyStatus,
+        POLICY_LABEL_PREFIX, ServiceState,
     },
     render::{Format, Tone, data, table},
 };
@@ -113,14 +114,22 @@ struct DriftLine {
     message: String,
 }
 
-async fn policies(kube: &Kube, name: Option<&str>, all: bool) -> anyhow::Result<Vec<InvokerPolicy>> {
+async fn policies(
+    kube: &Kube,
+    name: Option<&str>,
+    all: bool,
+) -> anyhow::Result<Vec<InvokerPolicy>> {
     if let Some(name) = name {
         if all {
             anyhow::bail!("give either a name or -A, not both");
         }
         return Ok(vec![policy(kube, name).await?]);
     }
-    let api = if all { Api::all(kube.client.clone()) } else { Api::namespaced(kube.client.clone(), &kube.namespace) };
+    let api = if all {
+        Api::all(kube.client.clone())
+    } else {
+        Api::namespaced(kube.client.clone(), &kube.namespace)
+    };
     let mut found = list_all(&api, ListParams::default()).await?;
     found.sort_by_key(|p: &InvokerPolicy| (p.namespace(), p.name_any()));
     Ok(found)
@@ -142,13 +151,21 @@ pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
     } else {
         format!("it has {}", names.join(", "))
     };
-    anyhow::bail!("namespace {} has no InvokerPolicy {name}; {hint}", kube.namespace)
+    anyhow::bail!(
+        "namespace {} has no InvokerPolicy {name}; {hint}",
+        kube.namespace
+    )
 }
 
 /// `3m`, `2h5m`, `4d`: the two largest units.
 pub fn ago(now: Timestamp, at: Timestamp) -> String {
     let seconds = now.duration_since(at).as_secs().max(0);
-    let (d, h, m, s) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let (d, h, m, s) = (
+        seconds / 86_400,
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    );
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
         (0, 0, _) => format!("{m}m"),
@@ -159,7 +176,10 @@ pub fn ago(now: Timestamp, at: Timestamp) -> String {
     }
 }
 
-fn condition<'a>(status: &'a InvokerPolicyStatus, type_: &str) -> Option<&'a crate::api::StatusCondition> {
+fn condition<'a>(
+    status: &'a InvokerPolicyStatus,
+    type_: &str,
+) -> Option<&'a crate::api::StatusCondition> {
     status.conditions.iter().find(|c| c.type_ == type_)
 }
 
@@ -174,24 +194,37 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
             let status = p.status.clone().unwrap_or_default();
             let ready = condition(&status, "Ready");
             let summary = status.summary.clone().unwrap_or_default();
-            off |= ready.is_none_or(|r| r.status != "True") || summary.missing + summary.unexpected > 0;
+            off |= ready.is_none_or(|r| r.status != "True")
+                || summary.missing + summary.unexpected > 0;
             PolicyLine {
                 namespace: p.namespace().unwrap_or_default(),
                 name: p.name_any(),
-                mode: if p.spec.suspend { "Suspended".into() } else { format!("{:?}", p.spec.mode) },
+                mode: if p.spec.suspend {
+                    "Suspended".into()
+                } else {
+                    format!("{:?}", p.spec.mode)
+                },
                 ready: ready.map_or("Unknown".into(), |r| r.status.clone()),
                 reason: ready.map_or(String::new(), |r| r.reason.clone()),
                 services: summary.services,
                 missing: summary.missing,
                 unexpected: summary.unexpected,
-                message: condition(&status, "Stalled").or(ready).map_or(String::new(), |c| c.message.clone()),
+                message: condition(&status, "Stalled")
+                    .or(ready)
+                    .map_or(String::new(), |c| c.message.clone()),
             }
         })
         .collect();
     let text = match Format::from(command.output) {
-        format @ (Format::Json | Format::Yaml) => {
-            data(&StatusDocument { kind: "Status", version: 1, policies: lines }, format).map_err(anyhow::Error::msg)?
-        }
+        format @ (Format::Json | Format::Yaml) => data(
+            &StatusDocument {
+                kind: "Status",
+                version: 1,
+                policies: lines,
+            },
+            format,
+        )
+        .map_err(anyhow::Error::msg)?,
         _ if found.is_empty() => {
             context.complain("no policies");
             String::new()
@@ -202,7 +235,11 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
                 .iter()
                 .map(|l| {
                     vec![
-                        if command.all_namespaces { format!("{}/{}", l.namespace, l.name) } else { l.name.clone() },
+                        if command.all_namespaces {
+                            format!("{}/{}", l.namespace, l.name)
+                        } else {
+                            l.name.clone()
+                        },
                         l.mode.clone(),
                         l.ready.clone(),
                         l.reason.clone(),
@@ -225,7 +262,11 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
         }
     };
     print(&text);
-    Ok(if off { Exit::Differences } else { Exit::Nothing })
+    Ok(if off {
+        Exit::Differences
+    } else {
+        Exit::Nothing
+    })
 }
 
 fn in_full(context: &Context, p: &InvokerPolicy) -> String {
@@ -242,8 +283,18 @@ fn in_full(context: &Context, p: &InvokerPolicy) -> String {
             text.push('\n');
         }
     }
-    for s in status.services.iter().filter(|s| s.state != ServiceState::InSync) {
-        text.push_str(&format!("\n{} ({}): {:?}, since {}\n", s.name, s.region, s.state, ago(context.now, s.since.0)));
+    for s in status
+        .services
+        .iter()
+        .filter(|s| s.state != ServiceState::InSync)
+    {
+        text.push_str(&format!(
+            "\n{} ({}): {:?}, since {}\n",
+            s.name,
+            s.region,
+            s.state,
+            ago(context.now, s.since.0)
+        ));
         for (sign, members) in [("+", &s.missing), ("-", &s.unexpected), ("=", &s.protected)] {
             for member in members {
                 text.push_str(&format!("  {sign} {member}\n"));
@@ -272,7 +323,11 @@ pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<
             print(&text);
         }
         if !command.watch {
-            return Ok(if document.services.is_empty() { Exit::Nothing } else { Exit::Differences });
+            return Ok(if document.services.is_empty() {
+                Exit::Nothing
+            } else {
+                Exit::Differences
+            });
         }
         last = Some(document);
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -282,7 +337,12 @@ pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<
 fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
     let mut services: Vec<DriftLine> = found
         .iter()
-        .flat_map(|p| p.status.iter().flat_map(|s| &s.services).map(move |s| (p, s)))
+        .flat_map(|p| {
+            p.status
+                .iter()
+                .flat_map(|s| &s.services)
+                .map(move |s| (p, s))
+        })
         .filter(|(_, s)| s.state != ServiceState::InSync || s.exposed || s.contested)
         .map(|(p, s)| DriftLine {
             namespace: p.namespace().unwrap_or_default(),
@@ -299,11 +359,27 @@ fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
             message: s.message.clone(),
         })
         .collect();
-    services.sort_by_key(|l| (l.since, l.namespace.clone(), l.policy.clone(), l.region.clone(), l.service.clone()));
-    DriftDocument { kind: "Drift", version: 1, services }
+    services.sort_by_key(|l| {
+        (
+            l.since,
+            l.namespace.clone(),
+            l.policy.clone(),
+            l.region.clone(),
+            l.service.clone(),
+        )
+    });
+    DriftDocument {
+        kind: "Drift",
+        version: 1,
+        services,
+    }
 }
 
-fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocument) -> anyhow::Result<String> {
+fn drift_text(
+    context: &Context,
+    command: &DriftCommand,
+    document: &DriftDocument,
+) -> anyhow::Result<String> {
     let format = Format::from(command.output);
     if matches!(format, Format::Json | Format::Yaml) {
         return data(document, format).map_err(anyhow::Error::msg);
@@ -316,7 +392,10 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
         let mut what: Vec<String> = l.missing.iter().map(|m| format!("+ {m}")).collect();
         what.extend(l.unexpected.iter().map(|m| format!("- {m}")));
         what.extend(l.exposed.then(|| "EXPOSED: anyone can call it".to_owned()));
-        what.extend(l.contested.then(|| "CONTESTED: somebody else keeps changing it".to_owned()));
+        what.extend(
+            l.contested
+                .then(|| "CONTESTED: somebody else keeps changing it".to_owned()),
+        );
         what.extend(l.drift_by.as_ref().map(|by| format!("by {by}")));
         what.extend((!l.message.is_empty()).then(|| l.message.clone()));
         what
@@ -344,16 +423,22 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
         let head = format!("{} ({})", l.service, l.region);
         let since = ago(context.now, l.since);
         text.push_str(&style.paint(Tone::Strong, &head));
-        text.push_str(&format!("  {:?} since {since}, policy {}/{}\n", l.state, l.namespace, l.policy));
+        text.push_str(&format!(
+            "  {:?} since {since}, policy {}/{}\n",
+            l.state, l.namespace, l.policy
+        ));
         for line in what(l) {
-            let tone = if line.starts_with('+') { Tone::Good } else { Tone::Bad };
+            let tone = if line.starts_with('+') {
+                Tone::Good
+            } else {
+                Tone::Bad
+            };
             text.push_str(&style.paint(tone, &style.wrap(2, &line)));
             text.push('\n');
         }
         text.push('\n');
     }
-    let legend =
-        "+ declared and not there, - there and not declared. By whom: where audit events tell (docs/events.md).";
+    let legend = "+ declared and not there, - there and not declared. By whom: where audit events tell (docs/events.md).";
     text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
     text.push('\n');
     Ok(text)
@@ -371,7 +456,12 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
         None => ListParams::default(),
     };
     let mut found = list_all(&api, params).await?;
-    found.retain(|c| command.service.as_ref().is_none_or(|s| c.spec.service == *s));
+    found.retain(|c| {
+        command
+            .service
+            .as_ref()
+            .is_none_or(|s| c.spec.service == *s)
+    });
     found.sort_by_key(|c| std::cmp::Reverse(c.spec.at.0));
     let format = Format::from(command.output);
     if matches!(format, Format::Json | Format::Yaml) {
@@ -415,7 +505,11 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
         })
         .collect();
     let markdown = format == Format::Markdown;
-    print(&if markdown { table::markdown(&head, &rows) } else { table::table(&context.style(), &head, &rows) });
+    print(&if markdown {
+        table::markdown(&head, &rows)
+    } else {
+        table::table(&context.style(), &head, &rows)
+    });
     Ok(Exit::Nothing)
 }
 

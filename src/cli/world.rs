@@ -95,8 +95,14 @@ impl ClusterSnapshot {
         args: &WorldArgs,
         sources: &Sources<'_>,
     ) -> anyhow::Result<(Self, Loaded)> {
-        let kube = if sources.offline { None } else { Some(context.kube().await?) };
-        let namespace = kube.as_ref().map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
+        let kube = if sources.offline {
+            None
+        } else {
+            Some(context.kube().await?)
+        };
+        let namespace = kube
+            .as_ref()
+            .map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
         let loaded = files::load(sources.files, &namespace)?;
         let settings = args.plan.settings();
         let mut this = Self {
@@ -112,14 +118,18 @@ impl ClusterSnapshot {
 
     async fn fill(&mut self, kube: Option<&Kube>, loaded: &Loaded) -> anyhow::Result<()> {
         let client = kube.map(|k| k.client.clone());
-        let (mut guardrails, mut policies, mut ledgers) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let (mut guardrails, mut policies, mut ledgers) =
+            (BTreeMap::new(), BTreeMap::new(), Vec::new());
         if let Some(client) = &client {
-            let found = list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default()).await;
+            let found =
+                list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default())
+                    .await;
             let without = "you may not list guardrails, so what they refuse is not known here";
             for g in self.permitted(found, without)? {
                 guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g);
             }
-            let mut found = list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await;
+            let mut found =
+                list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await;
             if let (Err(e), Some(kube)) = (&found, kube)
                 && is_forbidden(e)
             {
@@ -133,9 +143,9 @@ impl ClusterSnapshot {
             for p in found? {
                 policies.insert(key_of(&p), p);
             }
-            let found = list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await;
-            let without =
-                "you may not list the ledger, so what the operator granted before counts as somebody else's here";
+            let found =
+                list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await;
+            let without = "you may not list the ledger, so what the operator granted before counts as somebody else's here";
             ledgers = self.permitted(found, without)?;
         }
         for g in &loaded.guardrails {
@@ -148,8 +158,10 @@ impl ClusterSnapshot {
             match policies.get(&key) {
                 Some(there) => {
                     policy.metadata.uid = there.metadata.uid.clone();
-                    policy.metadata.generation =
-                        there.metadata.generation.map(|g| g + i64::from(there.spec != file.spec));
+                    policy.metadata.generation = there
+                        .metadata
+                        .generation
+                        .map(|g| g + i64::from(there.spec != file.spec));
                     policy.status = there.status.clone();
                     let mut annotations = there.metadata.annotations.clone().unwrap_or_default();
                     annotations.extend(file.metadata.annotations.clone().unwrap_or_default());
@@ -188,7 +200,11 @@ impl ClusterSnapshot {
     }
 
     /// What may not be read is left out, and said.
-    fn permitted<T>(&mut self, found: anyhow::Result<Vec<T>>, without: &str) -> anyhow::Result<Vec<T>> {
+    fn permitted<T>(
+        &mut self,
+        found: anyhow::Result<Vec<T>>,
+        without: &str,
+    ) -> anyhow::Result<Vec<T>> {
         match found {
             Err(e) if is_forbidden(&e) => {
                 self.notes.push(without.to_owned());
@@ -213,10 +229,14 @@ impl ClusterSnapshot {
         self.index.begin_account_list();
         for account in named {
             let Some(client) = client else { continue };
-            let api: Api<PartialObjectMeta<ServiceAccount>> = Api::namespaced(client.clone(), &account.0);
-            let found =
-                api.get_metadata_opt(&account.1).await.context("reading a ServiceAccount that a policy names")?;
-            let email = found.and_then(|a| a.metadata.annotations?.get(GOOGLE_SERVICE_ACCOUNT).cloned());
+            let api: Api<PartialObjectMeta<ServiceAccount>> =
+                Api::namespaced(client.clone(), &account.0);
+            let found = api
+                .get_metadata_opt(&account.1)
+                .await
+                .context("reading a ServiceAccount that a policy names")?;
+            let email =
+                found.and_then(|a| a.metadata.annotations?.get(GOOGLE_SERVICE_ACCOUNT).cloned());
             self.index.apply_account(account, email.as_deref());
         }
         self.index.end_account_list();
@@ -224,21 +244,37 @@ impl ClusterSnapshot {
     }
 
     /// Reads the records behind which a policy goes back.
-    async fn load_rollbacks(&mut self, client: Option<&Client>, key: &PolicyKey) -> anyhow::Result<()> {
-        let Some(asked) = self.index.policies().get(key).map(|r| r.intent.rollbacks.clone()) else { return Ok(()) };
+    async fn load_rollbacks(
+        &mut self,
+        client: Option<&Client>,
+        key: &PolicyKey,
+    ) -> anyhow::Result<()> {
+        let Some(asked) = self
+            .index
+            .policies()
+            .get(key)
+            .map(|r| r.intent.rollbacks.clone())
+        else {
+            return Ok(());
+        };
         let mut found = Vec::new();
         for name in &asked {
             let record: Option<InvokerChange> = match client {
-                Some(client) => {
-                    Api::namespaced(client.clone(), &key.0).get_opt(name).await.context("reading a record")?
-                }
+                Some(client) => Api::namespaced(client.clone(), &key.0)
+                    .get_opt(name)
+                    .await
+                    .context("reading a record")?,
                 None => None,
             };
             match record {
                 Some(change) => found.push((name.clone(), change.spec)),
                 None => {
-                    let why = format!("there is no InvokerChange {name} in namespace {} to go back behind", key.0);
-                    self.index.set_rollbacks(key, &asked, Err(why.into()), self.now);
+                    let why = format!(
+                        "there is no InvokerChange {name} in namespace {} to go back behind",
+                        key.0
+                    );
+                    self.index
+                        .set_rollbacks(key, &asked, Err(why.into()), self.now);
                     return Ok(());
                 }
             }
@@ -252,8 +288,11 @@ impl ClusterSnapshot {
     pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
         let projects: Vec<Arc<str>> = self.index.policies().projects().cloned().collect();
         let bar = progress("listing projects", projects.len());
-        let wanted: Vec<(Arc<str>, Vec<Scope>)> =
-            projects.into_iter().map(|p| (p.clone(), self.index.scopes(&p))).filter(|(_, s)| !s.is_empty()).collect();
+        let wanted: Vec<(Arc<str>, Vec<Scope>)> = projects
+            .into_iter()
+            .map(|p| (p.clone(), self.index.scopes(&p)))
+            .filter(|(_, s)| !s.is_empty())
+            .collect();
         let listings: Vec<_> = futures::stream::iter(wanted)
             .map(|(project, scopes)| async move {
                 let mut whole = Listing::default();
@@ -300,15 +339,21 @@ impl ClusterSnapshot {
     fn settle_reach(&mut self) {
         for (service, live) in &self.live {
             let inputs = PlanInputs::of(service, &self.index);
-            let views = live.as_ref().map(|live| plan::views(&inputs.input(live, &self.settings, self.now)));
+            let views = live
+                .as_ref()
+                .map(|live| plan::views(&inputs.input(live, &self.settings, self.now)));
             for (place, claim) in inputs.claims.iter().enumerate() {
                 let intent = &claim.intent;
                 let result = match &views {
-                    Ok(views) => Ok(views.get(place).map_or_else(Findings::default, |view| Findings {
-                        missing: view.missing.iter().collect(),
-                        unexpected: view.unexpected.iter().collect(),
-                        ..Findings::default()
-                    })),
+                    Ok(views) => {
+                        Ok(views
+                            .get(place)
+                            .map_or_else(Findings::default, |view| Findings {
+                                missing: view.missing.iter().collect(),
+                                unexpected: view.unexpected.iter().collect(),
+                                ..Findings::default()
+                            }))
+                    }
                     Err(fault) => Err((*fault).clone()),
                 };
                 let observation = Observation {
@@ -337,5 +382,8 @@ fn is_forbidden(error: &anyhow::Error) -> bool {
 
 fn key_of(policy: &InvokerPolicy) -> (String, String) {
     let meta = &policy.metadata;
-    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+    (
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
 }

@@ -34,7 +34,11 @@ impl About<'_> {
 }
 
 pub(super) fn from_reqwest(e: reqwest::Error) -> Fault {
-    let class = if e.is_timeout() { FaultClass::Timeout } else { FaultClass::Unavailable };
+    let class = if e.is_timeout() {
+        FaultClass::Timeout
+    } else {
+        FaultClass::Unavailable
+    };
     Fault::new(class, chain(&e))
 }
 
@@ -84,12 +88,22 @@ pub(super) fn from_sdk(error: &Error, about: About<'_>) -> Fault {
         return Fault::new(FaultClass::Credentials, chain(error));
     }
     let Some(http) = error.http_status_code() else {
-        let class =
-            if error.is_timeout() || error.is_exhausted() { FaultClass::Timeout } else { FaultClass::Unavailable };
-        let class = if error.is_binding() || error.is_serialization() { FaultClass::Unexpected } else { class };
+        let class = if error.is_timeout() || error.is_exhausted() {
+            FaultClass::Timeout
+        } else {
+            FaultClass::Unavailable
+        };
+        let class = if error.is_binding() || error.is_serialization() {
+            FaultClass::Unexpected
+        } else {
+            class
+        };
         return Fault::new(class, chain(error));
     };
-    let mut answer = Answer { http, ..Answer::default() };
+    let mut answer = Answer {
+        http,
+        ..Answer::default()
+    };
     if let Some(headers) = error.http_headers() {
         read_headers(headers, &mut answer);
     }
@@ -103,7 +117,10 @@ pub(super) fn from_sdk(error: &Error, about: About<'_>) -> Fault {
             }
         }
         None => {
-            let body = error.http_payload().map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
+            let body = error
+                .http_payload()
+                .map(|b| String::from_utf8_lossy(b).into_owned())
+                .unwrap_or_default();
             answer.message = first_line(&body, http);
         }
     }
@@ -121,7 +138,10 @@ fn read_detail(detail: &StatusDetails, answer: &mut Answer) {
             answer.violations = p.violations.iter().map(|v| v.r#type.clone()).collect();
         }
         StatusDetails::RetryInfo(r) => {
-            answer.retry = r.retry_delay.and_then(|d| Duration::try_from(d).ok()).or(answer.retry);
+            answer.retry = r
+                .retry_delay
+                .and_then(|d| Duration::try_from(d).ok())
+                .or(answer.retry);
         }
         _ => {}
     }
@@ -129,7 +149,10 @@ fn read_detail(detail: &StatusDetails, answer: &mut Answer) {
 
 /// A REST answer that is no success to [`Fault`].
 pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About<'_>) -> Fault {
-    let mut answer = Answer { http, ..Answer::default() };
+    let mut answer = Answer {
+        http,
+        ..Answer::default()
+    };
     read_headers(headers, &mut answer);
     let document = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
     let error = &document["error"];
@@ -142,20 +165,31 @@ pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About
     answer.status = text(&error["status"]);
     answer.message = text(&error["message"]);
     for detail in error["details"].as_array().into_iter().flatten() {
-        match detail["@type"].as_str().unwrap_or_default().rsplit('.').next() {
+        match detail["@type"]
+            .as_str()
+            .unwrap_or_default()
+            .rsplit('.')
+            .next()
+        {
             Some("ErrorInfo") => {
                 answer.reason = text(&detail["reason"]);
                 let metadata = detail["metadata"].as_object().into_iter().flatten();
                 answer.metadata = metadata.map(|(k, v)| (k.clone(), text(v))).collect();
             }
-            Some("RequestInfo") => answer.request_id = detail["requestId"].as_str().map(str::to_owned),
+            Some("RequestInfo") => {
+                answer.request_id = detail["requestId"].as_str().map(str::to_owned)
+            }
             Some("PreconditionFailure") => {
                 let violations = detail["violations"].as_array().into_iter().flatten();
                 answer.violations = violations.map(|v| text(&v["type"])).collect();
             }
             Some("RetryInfo") => {
-                let delay = detail["retryDelay"].as_str().and_then(|d| d.strip_suffix('s')?.parse::<f64>().ok());
-                answer.retry = delay.and_then(|d| Duration::try_from_secs_f64(d).ok()).or(answer.retry);
+                let delay = detail["retryDelay"]
+                    .as_str()
+                    .and_then(|d| d.strip_suffix('s')?.parse::<f64>().ok());
+                answer.retry = delay
+                    .and_then(|d| Duration::try_from_secs_f64(d).ok())
+                    .or(answer.retry);
             }
             _ => {}
         }
@@ -165,14 +199,29 @@ pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About
 
 /// What is worth showing of a body that is not Google's error document, such as an HTML page.
 fn first_line(body: &str, http: u16) -> String {
-    let line = body.lines().map(str::trim).find(|l| !l.is_empty() && !l.starts_with('<')).unwrap_or_default();
-    format!("HTTP {http} {}", line.chars().take(200).collect::<String>()).trim_end().to_owned()
+    let line = body
+        .lines()
+        .map(str::trim)
+        .find(|l| !l.is_empty() && !l.starts_with('<'))
+        .unwrap_or_default();
+    format!("HTTP {http} {}", line.chars().take(200).collect::<String>())
+        .trim_end()
+        .to_owned()
 }
 
 fn read_headers(headers: &http::HeaderMap, answer: &mut Answer) {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    answer.retry = text("retry-after").and_then(|s| s.parse().ok()).map(Duration::from_secs);
-    answer.request_id = ["x-goog-request-id", "x-request-id", "x-cloud-trace-context"].iter().find_map(|n| text(n));
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
+    answer.retry = text("retry-after")
+        .and_then(|s| s.parse().ok())
+        .map(Duration::from_secs);
+    answer.request_id = ["x-goog-request-id", "x-request-id", "x-cloud-trace-context"]
+        .iter()
+        .find_map(|n| text(n));
 }
 
 /// From what Google says to what it means (reference §1.7, §4.4, §6, §7.1, §14.2).
@@ -180,7 +229,11 @@ fn classify(answer: Answer, about: About<'_>) -> Fault {
     let class = class_of(&answer, about);
     let mut message = answer.message.clone();
     // What a person needs to look further: the text does not always have it.
-    let constraints = answer.metadata.get("customConstraints").into_iter().chain(&answer.violations);
+    let constraints = answer
+        .metadata
+        .get("customConstraints")
+        .into_iter()
+        .chain(&answer.violations);
     for more in constraints.filter(|c| !c.is_empty()) {
         if !message.contains(more.as_str()) {
             message.push_str(&format!(" ({more})"));
@@ -190,23 +243,39 @@ fn classify(answer: Answer, about: About<'_>) -> Fault {
         message = format!("{message}: this is not an answer of Cloud Run's");
     }
     let mut fault = Fault::new(class, message);
-    fault.member = (class == FaultClass::InvalidMember).then(|| named_member(&answer.message)).flatten();
+    fault.member = (class == FaultClass::InvalidMember)
+        .then(|| named_member(&answer.message))
+        .flatten();
     fault.request_id = answer.request_id;
     fault.retry_after = answer.retry;
-    let per_minute = answer.metadata.get("quota_unit").is_none_or(|u| u.starts_with("1/min"));
-    fault.quota_limit = answer.metadata.get("quota_limit_value").and_then(|v| v.parse().ok()).filter(|_| per_minute);
+    let per_minute = answer
+        .metadata
+        .get("quota_unit")
+        .is_none_or(|u| u.starts_with("1/min"));
+    fault.quota_limit = answer
+        .metadata
+        .get("quota_limit_value")
+        .and_then(|v| v.parse().ok())
+        .filter(|_| per_minute);
     fault
 }
 
 fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
     use FaultClass as C;
-    let consumer = answer.metadata.get("consumer").map(|c| c.trim_start_matches("projects/"));
+    let consumer = answer
+        .metadata
+        .get("consumer")
+        .map(|c| c.trim_start_matches("projects/"));
     // Without a word about the consumer, or with its number, it cannot be told whether the target is meant.
     let is_target = consumer == Some(about.project());
     match answer.reason.as_str() {
         "SERVICE_DISABLED" if is_target => return C::ApiDisabled,
         "CONSUMER_INVALID" if is_target => return C::ProjectNotFound,
-        "SERVICE_DISABLED" | "CONSUMER_INVALID" | "CONSUMER_SUSPENDED" | "BILLING_DISABLED" | "USER_PROJECT_DENIED" => {
+        "SERVICE_DISABLED"
+        | "CONSUMER_INVALID"
+        | "CONSUMER_SUSPENDED"
+        | "BILLING_DISABLED"
+        | "USER_PROJECT_DENIED" => {
             return C::ConsumerUnavailable;
         }
         "SECURITY_POLICY_VIOLATED" => return C::PerimeterDenied,
@@ -232,21 +301,34 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
 /// Two forms are known: "One or more users named in the policy do not belong to a permitted customer" (with either one or two
 /// spaces later on), and "Operation denied by org policy".
 fn forbidden_by_organization(answer: &Answer) -> bool {
-    answer.message.contains("do not belong to a permitted customer")
+    answer
+        .message
+        .contains("do not belong to a permitted customer")
         || answer.message.contains("denied by org policy")
-        || answer.violations.iter().any(|v| v.starts_with("constraints/"))
+        || answer
+            .violations
+            .iter()
+            .any(|v| v.starts_with("constraints/"))
 }
 
 /// What a 404 of Cloud Run's says is not there. A text that does not name what was asked for proves nothing.
 fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
     let lower = message.to_ascii_lowercase();
-    let absent = lower.contains("does not exist") || lower.contains("not found") || lower.contains("deleted");
-    let quoted = |name: &str| [format!("'{name}'"), format!("\"{name}\"")].iter().any(|q| message.contains(q.as_str()));
+    let absent = lower.contains("does not exist")
+        || lower.contains("not found")
+        || lower.contains("deleted");
+    let quoted = |name: &str| {
+        [format!("'{name}'"), format!("\"{name}\"")]
+            .iter()
+            .any(|q| message.contains(q.as_str()))
+    };
     if absent && lower.starts_with("project ") && quoted(about.project()) {
         return FaultClass::ProjectNotFound;
     }
     match about {
-        About::Service(s) if absent && (quoted(&s.name) || message.contains(&s.resource_name())) => {
+        About::Service(s)
+            if absent && (quoted(&s.name) || message.contains(&s.resource_name())) =>
+        {
             FaultClass::ServiceNotFound
         }
         About::Resource(name) if absent && message.contains(name) => FaultClass::ServiceNotFound,
@@ -260,9 +342,15 @@ fn named_member(message: &str) -> Option<String> {
     if let Some(rest) = message.strip_prefix("Identity Pool does not exist (") {
         return rest.split(')').next().map(str::to_owned);
     }
-    let rest = ["Service account ", "Group ", "User ", "Principal ", "Domain "]
-        .iter()
-        .find_map(|p| message.strip_prefix(p))?;
+    let rest = [
+        "Service account ",
+        "Group ",
+        "User ",
+        "Principal ",
+        "Domain ",
+    ]
+    .iter()
+    .find_map(|p| message.strip_prefix(p))?;
     let (name, tail) = rest.split_once(' ')?;
     tail.starts_with("does not exist").then(|| name.to_owned())
 }
@@ -277,11 +365,17 @@ mod tests {
     }
 
     fn fault(http: u16, body: &str) -> Fault {
-        from_body(http, &http::HeaderMap::new(), body.as_bytes(), About::Service(&web()))
+        from_body(
+            http,
+            &http::HeaderMap::new(),
+            body.as_bytes(),
+            About::Service(&web()),
+        )
     }
 
     fn document(http: u16, status: &str, message: &str, details: Value) -> String {
-        json!({"error": {"code": http, "message": message, "status": status, "details": details}}).to_string()
+        json!({"error": {"code": http, "message": message, "status": status, "details": details}})
+            .to_string()
     }
 
     fn info(reason: &str, metadata: Value) -> Value {
@@ -312,7 +406,10 @@ mod tests {
                 403,
                 "PERMISSION_DENIED",
                 "Cloud Run Admin API has not been used in project acme-prod before or it is disabled. Enable it by visiting https://x",
-                info("SERVICE_DISABLED", json!({"consumer": "projects/acme-prod"})),
+                info(
+                    "SERVICE_DISABLED",
+                    json!({"consumer": "projects/acme-prod"}),
+                ),
                 C::ApiDisabled,
             ),
             (
@@ -326,7 +423,10 @@ mod tests {
                 403,
                 "PERMISSION_DENIED",
                 "Permission denied on resource project acme-prod.",
-                info("CONSUMER_INVALID", json!({"consumer": "projects/acme-prod"})),
+                info(
+                    "CONSUMER_INVALID",
+                    json!({"consumer": "projects/acme-prod"}),
+                ),
                 C::ProjectNotFound,
             ),
             (
@@ -368,7 +468,10 @@ mod tests {
                 400,
                 "FAILED_PRECONDITION",
                 "Operation denied by custom org policy: [\"customConstraints/custom.x\": \"no\"].",
-                info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.x"})),
+                info(
+                    "CUSTOM_ORG_POLICY_VIOLATION",
+                    json!({"customConstraints": "customConstraints/custom.x"}),
+                ),
                 C::OrganizationPolicy,
             ),
             (
@@ -392,9 +495,21 @@ mod tests {
                 none(),
                 C::ForeignAnswer,
             ),
-            (404, "NOT_FOUND", "Requested entity was not found.", none(), C::ForeignAnswer),
+            (
+                404,
+                "NOT_FOUND",
+                "Requested entity was not found.",
+                none(),
+                C::ForeignAnswer,
+            ),
             (404, "", "web not found", none(), C::ForeignAnswer),
-            (404, "NOT_FOUND", "Project 'acme-prod' not found or deleted.", none(), C::ProjectNotFound),
+            (
+                404,
+                "NOT_FOUND",
+                "Project 'acme-prod' not found or deleted.",
+                none(),
+                C::ProjectNotFound,
+            ),
             (
                 400,
                 "INVALID_ARGUMENT",
@@ -402,7 +517,13 @@ mod tests {
                 none(),
                 C::InvalidMember,
             ),
-            (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", none(), C::InvalidMember),
+            (
+                400,
+                "INVALID_ARGUMENT",
+                "Request contains an invalid argument.",
+                none(),
+                C::InvalidMember,
+            ),
             (
                 400,
                 "FAILED_PRECONDITION",
@@ -410,13 +531,41 @@ mod tests {
                 none(),
                 C::OrganizationPolicy,
             ),
-            (429, "RESOURCE_EXHAUSTED", "Quota exceeded for quota metric 'Write requests'", none(), C::QuotaExceeded),
-            (503, "UNAVAILABLE", "The service is currently unavailable.", none(), C::Unavailable),
-            (500, "INTERNAL", "Internal error encountered.", none(), C::Unavailable),
-            (504, "DEADLINE_EXCEEDED", "Deadline exceeded.", none(), C::Timeout),
+            (
+                429,
+                "RESOURCE_EXHAUSTED",
+                "Quota exceeded for quota metric 'Write requests'",
+                none(),
+                C::QuotaExceeded,
+            ),
+            (
+                503,
+                "UNAVAILABLE",
+                "The service is currently unavailable.",
+                none(),
+                C::Unavailable,
+            ),
+            (
+                500,
+                "INTERNAL",
+                "Internal error encountered.",
+                none(),
+                C::Unavailable,
+            ),
+            (
+                504,
+                "DEADLINE_EXCEEDED",
+                "Deadline exceeded.",
+                none(),
+                C::Timeout,
+            ),
             (418, "", "teapot", none(), C::Unexpected),
         ] {
-            assert_eq!(fault(http, &document(http, status, message, details)).class, class, "{message}");
+            assert_eq!(
+                fault(http, &document(http, status, message, details)).class,
+                class,
+                "{message}"
+            );
         }
     }
 
@@ -433,50 +582,100 @@ mod tests {
         ] {
             let fault = fault(http, body);
             assert_eq!(fault.class, FaultClass::ForeignAnswer, "{body}");
-            assert!(!fault.class.row().gone && fault.message.contains("not an answer of Cloud Run's"));
+            assert!(
+                !fault.class.row().gone && fault.message.contains("not an answer of Cloud Run's")
+            );
         }
         assert_eq!(fault(502, html).class, FaultClass::Unavailable);
     }
 
     #[test]
     fn what_a_list_of_a_project_says_is_not_about_a_service() {
-        let body = document(404, "NOT_FOUND", "Resource 'web' does not exist.", json!([]));
+        let body = document(
+            404,
+            "NOT_FOUND",
+            "Resource 'web' does not exist.",
+            json!([]),
+        );
         let about = About::Project("acme-prod");
-        assert_eq!(from_body(404, &http::HeaderMap::new(), body.as_bytes(), about).class, FaultClass::ForeignAnswer);
+        assert_eq!(
+            from_body(404, &http::HeaderMap::new(), body.as_bytes(), about).class,
+            FaultClass::ForeignAnswer
+        );
     }
 
     #[test]
     fn a_quota_that_is_named_is_learnt() {
         let message = "Quota exceeded for quota metric 'Write requests' and limit 'Write requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'.";
         let metadata = json!({"quota_metric": "run.googleapis.com/write_regional", "quota_unit": "1/min/{project}/{region}", "quota_limit_value": "30", "consumer": "projects/1"});
-        let named = fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", metadata)));
-        assert_eq!((named.class, named.quota_limit), (FaultClass::QuotaExceeded, Some(30)));
+        let named = fault(
+            429,
+            &document(
+                429,
+                "RESOURCE_EXHAUSTED",
+                message,
+                info("RATE_LIMIT_EXCEEDED", metadata),
+            ),
+        );
+        assert_eq!(
+            (named.class, named.quota_limit),
+            (FaultClass::QuotaExceeded, Some(30))
+        );
         let daily = json!({"quota_unit": "1/d/{project}", "quota_limit_value": "30"});
         assert_eq!(
-            fault(429, &document(429, "RESOURCE_EXHAUSTED", message, info("RATE_LIMIT_EXCEEDED", daily))).quota_limit,
+            fault(
+                429,
+                &document(
+                    429,
+                    "RESOURCE_EXHAUSTED",
+                    message,
+                    info("RATE_LIMIT_EXCEEDED", daily)
+                )
+            )
+            .quota_limit,
             None
         );
     }
 
     #[test]
     fn constraints_and_perimeters_are_named() {
-        let details =
-            info("CUSTOM_ORG_POLICY_VIOLATION", json!({"customConstraints": "customConstraints/custom.noGroups"}));
-        let fault = fault(400, &document(400, "FAILED_PRECONDITION", "Operation denied.", details));
-        assert!(fault.message.contains("customConstraints/custom.noGroups"), "{}", fault.message);
+        let details = info(
+            "CUSTOM_ORG_POLICY_VIOLATION",
+            json!({"customConstraints": "customConstraints/custom.noGroups"}),
+        );
+        let fault = fault(
+            400,
+            &document(400, "FAILED_PRECONDITION", "Operation denied.", details),
+        );
+        assert!(
+            fault.message.contains("customConstraints/custom.noGroups"),
+            "{}",
+            fault.message
+        );
     }
 
     #[test]
     fn the_member_that_iam_names_is_found() {
-        let named = |message: &str| fault(400, &document(400, "INVALID_ARGUMENT", message, json!([]))).member;
-        assert_eq!(named("Group g@acme.com does not exist.").as_deref(), Some("g@acme.com"));
-        assert_eq!(named("Identity Pool does not exist (acme.svc.id.goog)").as_deref(), Some("acme.svc.id.goog"));
+        let named = |message: &str| {
+            fault(400, &document(400, "INVALID_ARGUMENT", message, json!([]))).member
+        };
+        assert_eq!(
+            named("Group g@acme.com does not exist.").as_deref(),
+            Some("g@acme.com")
+        );
+        assert_eq!(
+            named("Identity Pool does not exist (acme.svc.id.goog)").as_deref(),
+            Some("acme.svc.id.goog")
+        );
         assert_eq!(named("Request contains an invalid argument."), None);
     }
 
     #[test]
     fn a_message_of_any_length_is_bounded() {
-        let fault = fault(400, &document(400, "INVALID_ARGUMENT", &"x".repeat(100_000), json!([])));
+        let fault = fault(
+            400,
+            &document(400, "INVALID_ARGUMENT", &"x".repeat(100_000), json!([])),
+        );
         assert!(fault.message.len() < 4096);
     }
 }

@@ -26,7 +26,10 @@ impl<C> Fenced<C> {
 
 /// The permit is over; nothing was sent.
 pub fn refused() -> Fault {
-    Fault::new(FaultClass::LeaseLost, "another replica may be at work on this project; nothing was written")
+    Fault::new(
+        FaultClass::LeaseLost,
+        "another replica may be at work on this project; nothing was written",
+    )
 }
 
 impl<C: CloudRun> CloudRun for Fenced<C> {
@@ -41,7 +44,12 @@ impl<C: CloudRun> CloudRun for Fenced<C> {
         self.inner.write_policy(service, policy).await
     }
 
-    async fn list_page(&self, project: &str, scope: &Scope, page: &str) -> Result<(Listing, String), Fault> {
+    async fn list_page(
+        &self,
+        project: &str,
+        scope: &Scope,
+        page: &str,
+    ) -> Result<(Listing, String), Fault> {
         self.inner.list_page(project, scope, page).await
     }
 }

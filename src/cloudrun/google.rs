@@ -76,11 +76,17 @@ pub trait Rest: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When there was no answer.
-    fn send(&self, request: http::Request<Vec<u8>>) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>>;
+    fn send(
+        &self,
+        request: http::Request<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>>;
 }
 
 impl Rest for reqwest::Client {
-    fn send(&self, request: http::Request<Vec<u8>>) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>> {
+    fn send(
+        &self,
+        request: http::Request<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<http::Response<bytes::Bytes>, Fault>> {
         Box::pin(async move {
             let request = reqwest::Request::try_from(request).map_err(from_reqwest)?;
             let response = self.execute(request).await.map_err(from_reqwest)?;
@@ -89,7 +95,9 @@ impl Rest for reqwest::Client {
                 headers.clone_from(response.headers());
             }
             let body = response.bytes().await.map_err(from_reqwest)?;
-            answer.body(body).map_err(|e| Fault::new(FaultClass::Unexpected, e.to_string()))
+            answer
+                .body(body)
+                .map_err(|e| Fault::new(FaultClass::Unexpected, e.to_string()))
         })
     }
 }
@@ -126,7 +134,11 @@ impl Google {
 
     /// Over clients that are there already: a test brings its own.
     pub fn over(client: Services, rest: Arc<dyn Rest>, options: Options) -> Self {
-        Self { client, rest, options }
+        Self {
+            client,
+            rest,
+            options,
+        }
     }
 
     /// What a service says of itself that decides whether a request gets through.
@@ -138,13 +150,20 @@ impl Google {
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        let found = request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?;
+        let found = request
+            .send()
+            .await
+            .map_err(|e| from_sdk(&e, About::Service(service)))?;
         let mut urls: Vec<String> = found.urls;
         if !found.uri.is_empty() && !urls.contains(&found.uri) {
             urls.insert(0, found.uri);
         }
         Ok(ServiceSettings {
-            ingress: found.ingress.name().unwrap_or("INGRESS_TRAFFIC_UNSPECIFIED").to_owned(),
+            ingress: found
+                .ingress
+                .name()
+                .unwrap_or("INGRESS_TRAFFIC_UNSPECIFIED")
+                .to_owned(),
             default_url_disabled: found.default_uri_disabled,
             iap: found.iap_enabled,
             invoker_iam_disabled: found.invoker_iam_disabled,
@@ -163,8 +182,12 @@ impl Google {
         let body = serde_json::json!({"options": {"requestedPolicyVersion": 3}});
         let path = format!("v3/projects/{project}:getIamPolicy");
         let answer = self.ask(Side::ResourceManager, &path, Some(&body)).await?;
-        serde_json::from_value(answer)
-            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the project's policy is not as documented: {e}")))
+        serde_json::from_value(answer).map_err(|e| {
+            Fault::new(
+                FaultClass::Unexpected,
+                format!("the project's policy is not as documented: {e}"),
+            )
+        })
     }
 
     /// Asks another of Google's APIs, which no reconciling needs: a GET, or a POST where there is a body. Reached at the
@@ -179,48 +202,88 @@ impl Google {
         body: Option<&serde_json::Value>,
     ) -> Result<serde_json::Value, Fault> {
         let own = self.options.endpoint.trim_end_matches('/');
-        let base = if own == DEFAULT_ENDPOINT { side.endpoint() } else { own };
+        let base = if own == DEFAULT_ENDPOINT {
+            side.endpoint()
+        } else {
+            own
+        };
         let body = body.map(serde_json::Value::to_string);
-        let name = path.rsplit('/').next().and_then(|last| last.split(':').next()).unwrap_or_default();
-        let body = self.call(&format!("{base}/{path}"), body, About::Resource(name)).await?;
-        serde_json::from_slice(&body)
-            .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the answer is not as documented: {e}")))
+        let name = path
+            .rsplit('/')
+            .next()
+            .and_then(|last| last.split(':').next())
+            .unwrap_or_default();
+        let body = self
+            .call(&format!("{base}/{path}"), body, About::Resource(name))
+            .await?;
+        serde_json::from_slice(&body).map_err(|e| {
+            Fault::new(
+                FaultClass::Unexpected,
+                format!("the answer is not as documented: {e}"),
+            )
+        })
     }
 
     /// One REST call: a POST where there is a body.
-    async fn call(&self, url: &str, body: Option<String>, about: About<'_>) -> Result<bytes::Bytes, Fault> {
+    async fn call(
+        &self,
+        url: &str,
+        body: Option<String>,
+        about: About<'_>,
+    ) -> Result<bytes::Bytes, Fault> {
         let unexpected = |e: http::Error| Fault::new(FaultClass::Unexpected, e.to_string());
         let mut request = http::Request::get(url);
         if body.is_some() {
             request = http::Request::post(url).header("content-type", "application/json");
         }
-        let mut request = request.body(body.unwrap_or_default().into_bytes()).map_err(unexpected)?;
+        let mut request = request
+            .body(body.unwrap_or_default().into_bytes())
+            .map_err(unexpected)?;
         request.headers_mut().extend(self.headers().await?);
         let response = self.rest.send(request).await?;
         if !response.status().is_success() {
-            return Err(from_body(response.status().as_u16(), response.headers(), response.body(), about));
+            return Err(from_body(
+                response.status().as_u16(),
+                response.headers(),
+                response.body(),
+                about,
+            ));
         }
         Ok(response.into_body())
     }
 
     /// Credentials and the project that pays.
     async fn headers(&self) -> Result<http::HeaderMap, Fault> {
-        let credentials = |e: &dyn std::fmt::Display| Fault::new(FaultClass::Credentials, e.to_string());
-        let mut headers = match self.options.credentials.headers(http::Extensions::new()).await {
+        let credentials =
+            |e: &dyn std::fmt::Display| Fault::new(FaultClass::Credentials, e.to_string());
+        let mut headers = match self
+            .options
+            .credentials
+            .headers(http::Extensions::new())
+            .await
+        {
             Ok(CacheableResource::New { data, .. }) => data,
             Ok(CacheableResource::NotModified) => http::HeaderMap::new(),
             Err(e) => return Err(credentials(&e)),
         };
         if let Some(quota) = &self.options.quota_project {
-            headers.insert("x-goog-user-project", quota.parse().map_err(|e| credentials(&e))?);
+            headers.insert(
+                "x-goog-user-project",
+                quota.parse().map_err(|e| credentials(&e))?,
+            );
         }
         Ok(headers)
     }
 
     /// One page of `GET /v1/projects/P/locations/-/services`.
-    async fn page_of_all_regions(&self, project: &str, token: &str) -> Result<(Listing, String), Fault> {
+    async fn page_of_all_regions(
+        &self,
+        project: &str,
+        token: &str,
+    ) -> Result<(Listing, String), Fault> {
         let base = self.options.endpoint.trim_end_matches('/');
-        let mut url = format!("{base}/v1/projects/{project}/locations/-/services?limit={PAGE_SIZE}");
+        let mut url =
+            format!("{base}/v1/projects/{project}/locations/-/services?limit={PAGE_SIZE}");
         if !token.is_empty() {
             let token: String = form_urlencoded::byte_serialize(token.as_bytes()).collect();
             url.push_str(&format!("&continue={token}"));
@@ -232,12 +295,22 @@ impl Google {
 
 impl CloudRun for Google {
     async fn read_policy(&self, service: &RunService) -> Result<Policy, Fault> {
-        let options = google_cloud_iam_v1::model::GetPolicyOptions::new().set_requested_policy_version(3);
-        let mut request = self.client.get_iam_policy().set_resource(service.resource_name()).set_options(options);
+        let options =
+            google_cloud_iam_v1::model::GetPolicyOptions::new().set_requested_policy_version(3);
+        let mut request = self
+            .client
+            .get_iam_policy()
+            .set_resource(service.resource_name())
+            .set_options(options);
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        from_wire(&request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?)
+        from_wire(
+            &request
+                .send()
+                .await
+                .map_err(|e| from_sdk(&e, About::Service(service)))?,
+        )
     }
 
     async fn write_policy(&self, service: &RunService, policy: &Policy) -> Result<Policy, Fault> {
@@ -248,16 +321,31 @@ impl CloudRun for Google {
                 "the policy was read without an etag, so nothing is written",
             ));
         }
-        let mut request =
-            self.client.set_iam_policy().set_resource(service.resource_name()).set_policy(to_wire(policy)?);
+        let mut request = self
+            .client
+            .set_iam_policy()
+            .set_resource(service.resource_name())
+            .set_policy(to_wire(policy)?);
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        from_wire(&request.send().await.map_err(|e| from_sdk(&e, About::Service(service)))?)
+        from_wire(
+            &request
+                .send()
+                .await
+                .map_err(|e| from_sdk(&e, About::Service(service)))?,
+        )
     }
 
-    async fn list_page(&self, project: &str, scope: &Scope, page: &str) -> Result<(Listing, String), Fault> {
-        let Scope::Region(region) = scope else { return self.page_of_all_regions(project, page).await };
+    async fn list_page(
+        &self,
+        project: &str,
+        scope: &Scope,
+        page: &str,
+    ) -> Result<(Listing, String), Fault> {
+        let Scope::Region(region) = scope else {
+            return self.page_of_all_regions(project, page).await;
+        };
         let mut request = self
             .client
             .list_services()
@@ -267,13 +355,27 @@ impl CloudRun for Google {
         if let Some(quota) = &self.options.quota_project {
             request = request.with_quota_project(quota.clone());
         }
-        let answer = request.send().await.map_err(|e| from_sdk(&e, About::Project(project)))?;
-        let mut listing = Listing { unreachable: answer.unreachable.into_iter().collect(), ..Listing::default() };
+        let answer = request
+            .send()
+            .await
+            .map_err(|e| from_sdk(&e, About::Project(project)))?;
+        let mut listing = Listing {
+            unreachable: answer.unreachable.into_iter().collect(),
+            ..Listing::default()
+        };
         for s in answer.services {
             // One that is skipped would look deleted.
-            let name = s.name.rsplit('/').next().filter(|n| !n.is_empty()).ok_or_else(|| {
-                Fault::new(FaultClass::Unexpected, "the list of services has an entry without a name")
-            })?;
+            let name = s
+                .name
+                .rsplit('/')
+                .next()
+                .filter(|n| !n.is_empty())
+                .ok_or_else(|| {
+                    Fault::new(
+                        FaultClass::Unexpected,
+                        "the list of services has an entry without a name",
+                    )
+                })?;
             listing.services.push(ServiceInfo {
                 service: RunService::new(project, region.clone(), name),
                 uid: s.uid.as_str().into(),
@@ -289,13 +391,23 @@ impl CloudRun for Google {
 fn from_wire(policy: &google_cloud_iam_v1::model::Policy) -> Result<Policy, Fault> {
     serde_json::to_value(policy)
         .and_then(serde_json::from_value)
-        .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the policy is not as documented: {e}")))
+        .map_err(|e| {
+            Fault::new(
+                FaultClass::Unexpected,
+                format!("the policy is not as documented: {e}"),
+            )
+        })
 }
 
 fn to_wire(policy: &Policy) -> Result<google_cloud_iam_v1::model::Policy, Fault> {
     serde_json::to_value(policy)
         .and_then(serde_json::from_value)
-        .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the policy cannot be written as JSON: {e}")))
+        .map_err(|e| {
+            Fault::new(
+                FaultClass::Unexpected,
+                format!("the policy cannot be written as JSON: {e}"),
+            )
+        })
 }
 
 #[cfg(test)]

@@ -32,7 +32,11 @@ pub struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { reads_per_minute: 300, writes_per_minute: 15, concurrency: 64 }
+        Self {
+            reads_per_minute: 300,
+            writes_per_minute: 15,
+            concurrency: 64,
+        }
     }
 }
 
@@ -47,7 +51,10 @@ pub struct Place {
 impl Place {
     /// Where a service is.
     pub fn of(service: &RunService) -> Self {
-        Self { project: service.project.clone(), region: service.region.clone() }
+        Self {
+            project: service.project.clone(),
+            region: service.region.clone(),
+        }
     }
 
     /// Where a list is counted.
@@ -56,7 +63,10 @@ impl Place {
             Scope::Region(region) => region.clone(),
             Scope::AllRegions => "-".into(),
         };
-        Self { project: project.clone(), region }
+        Self {
+            project: project.clone(),
+            region,
+        }
     }
 }
 
@@ -76,11 +86,20 @@ pub struct Needs {
 
 impl Needs {
     /// To look at a service.
-    pub const READ: Self = Self { reads: 1, writes: 0 };
+    pub const READ: Self = Self {
+        reads: 1,
+        writes: 0,
+    };
     /// To write one that was read, and read it back.
-    pub const WRITE: Self = Self { reads: 1, writes: 1 };
+    pub const WRITE: Self = Self {
+        reads: 1,
+        writes: 1,
+    };
     /// To look at a service that will have to be written, write it, and read it back.
-    pub const CHANGE: Self = Self { reads: 2, writes: 1 };
+    pub const CHANGE: Self = Self {
+        reads: 2,
+        writes: 1,
+    };
 }
 
 /// Without a hint from Google, how long a bucket stands still after a 429.
@@ -144,7 +163,10 @@ impl Bucket {
     }
 
     fn refill(&mut self, now: Instant) {
-        if self.learnt.is_some_and(|at| now.saturating_duration_since(at) > BELIEVED) {
+        if self
+            .learnt
+            .is_some_and(|at| now.saturating_duration_since(at) > BELIEVED)
+        {
             self.learnt = None;
             self.resize(self.budget);
         }
@@ -160,12 +182,15 @@ impl Bucket {
         if n == 0 {
             return Duration::ZERO;
         }
-        let paused = self.paused_until.map_or(Duration::ZERO, |u| u.saturating_duration_since(now));
+        let paused = self
+            .paused_until
+            .map_or(Duration::ZERO, |u| u.saturating_duration_since(now));
         let missing = f64::from(self.held + n) - self.tokens;
         // More than fit are never there at once.
         let fits = f64::from(self.held + n) <= self.burst.max(1.0);
         let refill = match missing > 0.0 {
-            true if fits => Duration::from_secs_f64(missing / (self.rate * self.share)).max(Duration::from_millis(1)),
+            true if fits => Duration::from_secs_f64(missing / (self.rate * self.share))
+                .max(Duration::from_millis(1)),
             true => Duration::from_millis(500),
             false => Duration::ZERO,
         };
@@ -227,7 +252,10 @@ pub struct Limits {
 
 impl Budgets {
     pub fn new(budget: Budget) -> Arc<Self> {
-        Arc::new(Self { budget, places: Mutex::default() })
+        Arc::new(Self {
+            budget,
+            places: Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Place, Buckets>> {
@@ -255,7 +283,11 @@ impl Budgets {
     /// How long until these calls may be made; zero: now.
     pub fn wait(&self, place: &Place, needs: Needs) -> Duration {
         let now = Instant::now();
-        self.with(place, now, |b| b.reads.wait(needs.reads, now).max(b.writes.wait(needs.writes, now)))
+        self.with(place, now, |b| {
+            b.reads
+                .wait(needs.reads, now)
+                .max(b.writes.wait(needs.writes, now))
+        })
     }
 
     /// Tokens for these calls.
@@ -265,7 +297,10 @@ impl Budgets {
     pub fn reserve(self: &Arc<Self>, place: &Place, needs: Needs) -> Result<Tokens, Duration> {
         let now = Instant::now();
         self.with(place, now, |b| {
-            let wait = b.reads.wait(needs.reads, now).max(b.writes.wait(needs.writes, now));
+            let wait = b
+                .reads
+                .wait(needs.reads, now)
+                .max(b.writes.wait(needs.writes, now));
             if !wait.is_zero() {
                 return Err(wait);
             }
@@ -273,7 +308,11 @@ impl Budgets {
             b.writes.held += needs.writes;
             Ok(())
         })?;
-        let token = |kind| Token { budgets: self.clone(), place: place.clone(), kind };
+        let token = |kind| Token {
+            budgets: self.clone(),
+            place: place.clone(),
+            kind,
+        };
         Ok(Tokens {
             reads: (0..needs.reads).map(|_| token(Kind::Read)).collect(),
             writes: (0..needs.writes).map(|_| token(Kind::Write)).collect(),
@@ -282,7 +321,10 @@ impl Budgets {
 
     fn pushed_back(&self, place: &Place, kind: Kind, fault: &Fault) {
         let now = Instant::now();
-        self.with(place, now, |b| b.of(kind).pushed_back(now, fault.retry_after, fault.quota_limit));
+        self.with(place, now, |b| {
+            b.of(kind)
+                .pushed_back(now, fault.retry_after, fault.quota_limit)
+        });
     }
 
     /// What a place lets through in a minute.
@@ -296,9 +338,13 @@ impl Budgets {
     /// Places whose real limits were learnt, and those limits' halves that are used.
     pub fn learnt(&self) -> Vec<(Place, Limits)> {
         let places = self.lock();
-        let learnt = places.iter().filter(|(_, b)| b.reads.learnt.is_some() || b.writes.learnt.is_some());
-        let limits =
-            |b: &Buckets| Limits { reads_per_minute: b.reads.per_minute, writes_per_minute: b.writes.per_minute };
+        let learnt = places
+            .iter()
+            .filter(|(_, b)| b.reads.learnt.is_some() || b.writes.learnt.is_some());
+        let limits = |b: &Buckets| Limits {
+            reads_per_minute: b.reads.per_minute,
+            writes_per_minute: b.writes.per_minute,
+        };
         learnt.map(|(p, b)| (p.clone(), limits(b))).collect()
     }
 }
@@ -353,7 +399,10 @@ impl Tokens {
 
     /// How many calls may still be made.
     pub fn left(&self) -> Needs {
-        Needs { reads: self.reads.len() as u32, writes: self.writes.len() as u32 }
+        Needs {
+            reads: self.reads.len() as u32,
+            writes: self.writes.len() as u32,
+        }
     }
 
     /// More of them.
@@ -372,7 +421,11 @@ pub struct Limited<C> {
 
 impl<C: CloudRun> Limited<C> {
     pub fn new(inner: C, budget: Budget, observer: Arc<dyn Observer>) -> Self {
-        Self { inner, budgets: Budgets::new(budget), observer }
+        Self {
+            inner,
+            budgets: Budgets::new(budget),
+            observer,
+        }
     }
 
     pub fn budgets(&self) -> &Arc<Budgets> {
@@ -406,15 +459,26 @@ impl<C: CloudRun> Limited<C> {
     /// # Errors
     /// Those of [`CloudRun::read_policy`].
     pub async fn read(&self, service: &RunService, token: Token) -> Result<Policy, Fault> {
-        self.call(token, Method::GetIamPolicy, self.inner.read_policy(service)).await
+        self.call(token, Method::GetIamPolicy, self.inner.read_policy(service))
+            .await
     }
 
     /// Writes the policy of a service.
     ///
     /// # Errors
     /// Those of [`CloudRun::write_policy`].
-    pub async fn write(&self, service: &RunService, policy: &Policy, token: Token) -> Result<Policy, Fault> {
-        self.call(token, Method::SetIamPolicy, self.inner.write_policy(service, policy)).await
+    pub async fn write(
+        &self,
+        service: &RunService,
+        policy: &Policy,
+        token: Token,
+    ) -> Result<Policy, Fault> {
+        self.call(
+            token,
+            Method::SetIamPolicy,
+            self.inner.write_policy(service, policy),
+        )
+        .await
     }
 
     /// Lists a page of services.
@@ -428,7 +492,12 @@ impl<C: CloudRun> Limited<C> {
         page: &str,
         token: Token,
     ) -> Result<(Listing, String), Fault> {
-        self.call(token, Method::ListServices, self.inner.list_page(project, scope, page)).await
+        self.call(
+            token,
+            Method::ListServices,
+            self.inner.list_page(project, scope, page),
+        )
+        .await
     }
 
     /// Waits for the right to a call: for whoever has nothing else to do meanwhile.
@@ -444,7 +513,10 @@ impl<C: CloudRun> Limited<C> {
     async fn wait_for(&self, place: &Place, kind: Kind) -> Token {
         let needs = match kind {
             Kind::Read => Needs::READ,
-            Kind::Write => Needs { reads: 0, writes: 1 },
+            Kind::Write => Needs {
+                reads: 0,
+                writes: 1,
+            },
         };
         loop {
             let mut tokens = self.wait(place, needs).await;
@@ -471,8 +543,15 @@ impl<C: CloudRun> CloudRun for Limited<C> {
         self.write(service, policy, token).await
     }
 
-    async fn list_page(&self, project: &str, scope: &Scope, page: &str) -> Result<(Listing, String), Fault> {
-        let token = self.wait_for(&Place::of_list(&project.into(), scope), Kind::Read).await;
+    async fn list_page(
+        &self,
+        project: &str,
+        scope: &Scope,
+        page: &str,
+    ) -> Result<(Listing, String), Fault> {
+        let token = self
+            .wait_for(&Place::of_list(&project.into(), scope), Kind::Read)
+            .await;
         self.list(project, scope, page, token).await
     }
 }
@@ -497,7 +576,11 @@ mod tests {
         }
         async fn write_policy(&self, _: &RunService, _: &Policy) -> Result<Policy, Fault> {
             self.calls.lock().unwrap().push(Instant::now());
-            self.answers.lock().unwrap().pop().map_or(Ok(Policy::default()), Err)
+            self.answers
+                .lock()
+                .unwrap()
+                .pop()
+                .map_or(Ok(Policy::default()), Err)
         }
         async fn list_page(&self, _: &str, _: &Scope, _: &str) -> Result<(Listing, String), Fault> {
             Ok(Default::default())
@@ -510,13 +593,22 @@ mod tests {
         Place::of(&service(project))
     }
     fn budgets(writes_per_minute: u32) -> Arc<Budgets> {
-        Budgets::new(Budget { writes_per_minute, ..Budget::default() })
+        Budgets::new(Budget {
+            writes_per_minute,
+            ..Budget::default()
+        })
     }
     type Calls = Arc<Mutex<Vec<Instant>>>;
     fn limited(script: Script, writes: u32) -> (Arc<Limited<Script>>, Calls) {
         let calls = script.calls.clone();
-        let budget = Budget { writes_per_minute: writes, ..Budget::default() };
-        (Arc::new(Limited::new(script, budget, Arc::new(Quiet))), calls)
+        let budget = Budget {
+            writes_per_minute: writes,
+            ..Budget::default()
+        };
+        (
+            Arc::new(Limited::new(script, budget, Arc::new(Quiet))),
+            calls,
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -525,14 +617,24 @@ mod tests {
             let (limited, calls) = limited(Script::default(), budget);
             let work = (0..90).map(|_| {
                 let limited = limited.clone();
-                async move { limited.write_policy(&service("p"), &Policy::default()).await }
+                async move {
+                    limited
+                        .write_policy(&service("p"), &Policy::default())
+                        .await
+                }
             });
             futures::future::join_all(work).await;
             let times: Vec<_> = calls.lock().unwrap().clone();
             assert_eq!(times.len(), 90);
             for (i, start) in times.iter().enumerate() {
-                let within = times[i..].iter().take_while(|t| **t - *start < Duration::from_secs(60)).count();
-                assert!(within <= budget as usize, "{within} writes in a minute of {budget}");
+                let within = times[i..]
+                    .iter()
+                    .take_while(|t| **t - *start < Duration::from_secs(60))
+                    .count();
+                assert!(
+                    within <= budget as usize,
+                    "{within} writes in a minute of {budget}"
+                );
             }
         }
     }
@@ -554,7 +656,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_not_used_goes_back() {
         let budgets = budgets(3);
-        assert!(budgets.reserve(&place("p"), Needs::WRITE).is_ok(), "and dropped");
+        assert!(
+            budgets.reserve(&place("p"), Needs::WRITE).is_ok(),
+            "and dropped"
+        );
         let kept = budgets.reserve(&place("p"), Needs::WRITE).unwrap();
         assert!(budgets.reserve(&place("p"), Needs::WRITE).is_err());
         drop(kept);
@@ -568,16 +673,35 @@ mod tests {
             fault.retry_after = Some(Duration::from_secs(seconds));
             fault
         };
-        let script = Script { answers: Mutex::new(vec![fault(1_000_000), fault(30)]), ..Script::default() };
+        let script = Script {
+            answers: Mutex::new(vec![fault(1_000_000), fault(30)]),
+            ..Script::default()
+        };
         let (limited, _) = limited(script, 30);
-        assert!(limited.write_policy(&service("p"), &Policy::default()).await.is_err());
+        assert!(
+            limited
+                .write_policy(&service("p"), &Policy::default())
+                .await
+                .is_err()
+        );
         let start = Instant::now();
         limited.read_policy(&service("p")).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(1), "reads are not writes");
-        assert!(limited.write_policy(&service("p"), &Policy::default()).await.is_err());
+        assert!(
+            start.elapsed() < Duration::from_secs(1),
+            "reads are not writes"
+        );
+        assert!(
+            limited
+                .write_policy(&service("p"), &Policy::default())
+                .await
+                .is_err()
+        );
         assert!((30..40).contains(&start.elapsed().as_secs()));
         let start = Instant::now();
-        limited.write_policy(&service("p"), &Policy::default()).await.unwrap();
+        limited
+            .write_policy(&service("p"), &Policy::default())
+            .await
+            .unwrap();
         assert!(start.elapsed() <= LONGEST_PAUSE + Duration::from_secs(60));
     }
 
@@ -590,11 +714,19 @@ mod tests {
         assert_eq!(budgets.limits(&place("p")).writes_per_minute, 10);
         fault.quota_limit = Some(600);
         budgets.pushed_back(&place("p"), Kind::Write, &fault);
-        assert_eq!(budgets.limits(&place("p")).writes_per_minute, 10, "more than we use is no news");
+        assert_eq!(
+            budgets.limits(&place("p")).writes_per_minute,
+            10,
+            "more than we use is no news"
+        );
         assert_eq!(budgets.limits(&place("q")).writes_per_minute, 30);
         tokio::time::advance(BELIEVED + Duration::from_secs(1)).await;
         drop(budgets.reserve(&place("p"), Needs::WRITE));
-        assert_eq!(budgets.limits(&place("p")).writes_per_minute, 30, "a quota can be raised");
+        assert_eq!(
+            budgets.limits(&place("p")).writes_per_minute,
+            30,
+            "a quota can be raised"
+        );
     }
 
     #[tokio::test(start_paused = true)]

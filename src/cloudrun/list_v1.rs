@@ -15,15 +15,28 @@ use crate::{
 /// # Errors
 /// [`FaultClass::Unexpected`] if any entry is not as documented: a service that is skipped would look deleted.
 pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault> {
-    let page: ServiceList = serde_json::from_slice(body)
-        .map_err(|e| Fault::new(FaultClass::Unexpected, format!("the list of services is not as documented: {e}")))?;
+    let page: ServiceList = serde_json::from_slice(body).map_err(|e| {
+        Fault::new(
+            FaultClass::Unexpected,
+            format!("the list of services is not as documented: {e}"),
+        )
+    })?;
     let mut services = Vec::with_capacity(page.items.len());
     for item in page.items {
         services.push(item.into_info(project).ok_or_else(|| {
-            Fault::new(FaultClass::Unexpected, "the list of services has an entry without a proper name or region")
+            Fault::new(
+                FaultClass::Unexpected,
+                "the list of services has an entry without a proper name or region",
+            )
         })?);
     }
-    Ok((Listing { services, unreachable: page.unreachable.into_iter().collect() }, page.metadata.r#continue))
+    Ok((
+        Listing {
+            services,
+            unreachable: page.unreachable.into_iter().collect(),
+        },
+        page.metadata.r#continue,
+    ))
 }
 
 #[derive(Deserialize)]
@@ -60,11 +73,19 @@ const LOCATION: &str = "cloud.googleapis.com/location";
 
 impl Item {
     fn into_info(self, project: &str) -> Option<ServiceInfo> {
-        let Meta { name, uid, mut labels, annotations } = self.metadata;
+        let Meta {
+            name,
+            uid,
+            mut labels,
+            annotations,
+        } = self.metadata;
         let region = labels.remove(LOCATION)?;
         // They become part of URLs.
-        let is_name =
-            |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let is_name = |s: &str| {
+            !s.is_empty()
+                && s.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
         if !is_name(&name) || !is_name(&region) {
             return None;
         }

@@ -40,12 +40,18 @@ impl Method {
 /// etags and of what else waits. A call may be dropped at any time.
 pub trait CloudRun: Send + Sync + 'static {
     /// Reads the allow policy in version 3, etag included.
-    fn read_policy(&self, service: &RunService) -> impl Future<Output = Result<Policy, Fault>> + Send;
+    fn read_policy(
+        &self,
+        service: &RunService,
+    ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Replaces the allow policy, if it still has the etag that `policy` carries; [`crate::fault::FaultClass::Conflict`]
     /// if not. After a timeout or a reset the write may have happened: read to know.
-    fn write_policy(&self, service: &RunService, policy: &Policy)
-    -> impl Future<Output = Result<Policy, Fault>> + Send;
+    fn write_policy(
+        &self,
+        service: &RunService,
+        policy: &Policy,
+    ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
     /// Lists one page of services; the second part names the next page, empty at the end.
     fn list_page(
@@ -63,7 +69,11 @@ pub const MAX_PAGES: usize = 500;
 ///
 /// # Errors
 /// Those of [`CloudRun::list_page`], and [`FaultClass::Unexpected`] for a list without an end.
-pub async fn list_services(cloud: &impl CloudRun, project: &str, scope: &Scope) -> Result<Listing, Fault> {
+pub async fn list_services(
+    cloud: &impl CloudRun,
+    project: &str,
+    scope: &Scope,
+) -> Result<Listing, Fault> {
     let (mut whole, mut page) = (Listing::default(), String::new());
     for _ in 0..MAX_PAGES {
         let (part, next) = cloud.list_page(project, scope, &page).await?;
@@ -79,7 +89,10 @@ pub async fn list_services(cloud: &impl CloudRun, project: &str, scope: &Scope) 
 
 /// A list with more pages than there can be.
 pub fn endless() -> Fault {
-    Fault::new(FaultClass::Unexpected, format!("the list of services has over {MAX_PAGES} pages"))
+    Fault::new(
+        FaultClass::Unexpected,
+        format!("the list of services has over {MAX_PAGES} pages"),
+    )
 }
 
 /// Hears of every call; implemented by the metrics.

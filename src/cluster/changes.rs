@@ -10,7 +10,10 @@ use serde_json::json;
 
 use super::{Cluster, exists, fault, if_there, is_gone};
 use crate::{
-    api::{ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, POLICY_LABEL_PREFIX},
+    api::{
+        ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL,
+        POLICY_LABEL_PREFIX,
+    },
     fault::Fault,
 };
 
@@ -25,7 +28,10 @@ fn is_refusal(status: &kube::core::Status) -> bool {
 
 /// Namespace and name of a record.
 pub fn place_of(change: &InvokerChange) -> (&str, &str) {
-    (change.metadata.namespace.as_deref().unwrap_or_default(), change.metadata.name.as_deref().unwrap_or_default())
+    (
+        change.metadata.namespace.as_deref().unwrap_or_default(),
+        change.metadata.name.as_deref().unwrap_or_default(),
+    )
 }
 
 impl Cluster {
@@ -39,14 +45,23 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached; it is to be tried again.
     pub async fn create_change(&self, change: &InvokerChange) -> Result<(), Fault> {
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PostParams::default()
+        };
         let (namespace, _) = place_of(change);
-        match self.within(self.changes(namespace).create(&params, change)).await {
+        match self
+            .within(self.changes(namespace).create(&params, change))
+            .await
+        {
             Err(kube::Error::Api(s)) if is_refusal(&s) && namespace != self.home => {
                 tracing::warn!(%namespace, why = %s.message, "a namespace does not take the record of a change; it is kept in the operator's own");
                 let mut moved = change.clone();
                 moved.metadata.namespace = Some(self.home.clone());
-                match self.within(self.changes(&self.home).create(&params, &moved)).await {
+                match self
+                    .within(self.changes(&self.home).create(&params, &moved))
+                    .await
+                {
                     Err(e) if exists(&e) => Ok(()),
                     other => other.map(|_| ()).map_err(fault),
                 }
@@ -60,12 +75,24 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn close_change(&self, change: &InvokerChange, outcome: &ChangeOutcome) -> Result<(), Fault> {
+    pub async fn close_change(
+        &self,
+        change: &InvokerChange,
+        outcome: &ChangeOutcome,
+    ) -> Result<(), Fault> {
         let (namespace, name) = place_of(change);
-        let patch =
-            json!({"metadata": {"labels": {OUTCOME_LABEL: outcome.phase.as_str()}}, "spec": {"outcome": outcome}});
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        match self.within(self.changes(namespace).patch_metadata(name, &params, &Patch::Merge(patch))).await {
+        let patch = json!({"metadata": {"labels": {OUTCOME_LABEL: outcome.phase.as_str()}}, "spec": {"outcome": outcome}});
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        match self
+            .within(
+                self.changes(namespace)
+                    .patch_metadata(name, &params, &Patch::Merge(patch)),
+            )
+            .await
+        {
             Err(e) if !is_gone(&e) => Err(fault(e)),
             _ => Ok(()),
         }
@@ -76,7 +103,13 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn discard_change(&self, namespace: &str, name: &str) -> Result<(), Fault> {
-        match self.within(self.changes(namespace).delete(name, &DeleteParams::default())).await {
+        match self
+            .within(
+                self.changes(namespace)
+                    .delete(name, &DeleteParams::default()),
+            )
+            .await
+        {
             Err(e) if !is_gone(&e) => Err(fault(e)),
             _ => Ok(()),
         }
@@ -86,8 +119,13 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn change(&self, namespace: &str, name: &str) -> Result<Option<Result<InvokerChange, String>>, Fault> {
-        let api: Api<DeserializeGuard<InvokerChange>> = Api::namespaced(self.client.clone(), namespace);
+    pub async fn change(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Result<InvokerChange, String>>, Fault> {
+        let api: Api<DeserializeGuard<InvokerChange>> =
+            Api::namespaced(self.client.clone(), namespace);
         let found = if_there(self.within(api.get(name)).await)?;
         Ok(found.map(|guard| guard.0.map_err(|invalid| invalid.error.to_string())))
     }
@@ -96,10 +134,21 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn changes_of(&self, namespace: &str, policy: &str) -> Result<Vec<(String, Timestamp)>, Fault> {
+    pub async fn changes_of(
+        &self,
+        namespace: &str,
+        policy: &str,
+    ) -> Result<Vec<(String, Timestamp)>, Fault> {
         let params = ListParams::default().labels(&format!("{POLICY_LABEL_PREFIX}{policy}"));
-        let list = self.within(self.changes(namespace).list_metadata(&params)).await.map_err(fault)?;
-        Ok(list.items.into_iter().filter_map(|o| Some((o.metadata.name?, o.metadata.creation_timestamp?.0))).collect())
+        let list = self
+            .within(self.changes(namespace).list_metadata(&params))
+            .await
+            .map_err(fault)?;
+        Ok(list
+            .items
+            .into_iter()
+            .filter_map(|o| Some((o.metadata.name?, o.metadata.creation_timestamp?.0)))
+            .collect())
     }
 
     /// Records older than `before`: namespace and name.
@@ -111,9 +160,16 @@ impl Cluster {
         let mut found = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = self.within(api.list_metadata(&params)).await.map_err(fault)?;
-            let old =
-                page.items.into_iter().filter(|o| o.metadata.creation_timestamp.as_ref().is_some_and(|t| t.0 < before));
+            let page = self
+                .within(api.list_metadata(&params))
+                .await
+                .map_err(fault)?;
+            let old = page.items.into_iter().filter(|o| {
+                o.metadata
+                    .creation_timestamp
+                    .as_ref()
+                    .is_some_and(|t| t.0 < before)
+            });
             found.extend(old.filter_map(|o| Some((o.metadata.namespace?, o.metadata.name?))));
             match page.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => params = params.continue_token(&next),
@@ -129,9 +185,15 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn open_changes(&self) -> Result<Vec<InvokerChange>, Fault> {
         let api: Api<DeserializeGuard<InvokerChange>> = Api::all(self.client.clone());
-        let params =
-            ListParams::default().limit(PAGE).labels(&format!("{OUTCOME_LABEL}={}", ChangePhase::Pending.as_str()));
+        let params = ListParams::default().limit(PAGE).labels(&format!(
+            "{OUTCOME_LABEL}={}",
+            ChangePhase::Pending.as_str()
+        ));
         let page = self.within(api.list(&params)).await.map_err(fault)?;
-        Ok(page.items.into_iter().filter_map(|guard| guard.0.ok()).collect())
+        Ok(page
+            .items
+            .into_iter()
+            .filter_map(|guard| guard.0.ok())
+            .collect())
     }
 }

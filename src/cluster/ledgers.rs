@@ -63,8 +63,13 @@ impl Cluster {
         let api: Api<InvokerLedger> = self.ledgers();
         let name = name(service);
         if ledger.is_empty() {
-            let Some(known) = known else { return Ok(LedgerWrite::Deleted) };
-            let preconditions = Preconditions { resource_version: Some(known.as_str().to_owned()), uid: None };
+            let Some(known) = known else {
+                return Ok(LedgerWrite::Deleted);
+            };
+            let preconditions = Preconditions {
+                resource_version: Some(known.as_str().to_owned()),
+                uid: None,
+            };
             let params = DeleteParams::default().preconditions(preconditions);
             return match self.within(api.delete(&name, &params)).await {
                 Ok(_) => Ok(LedgerWrite::Deleted),
@@ -74,7 +79,10 @@ impl Cluster {
             };
         }
         let object = to_object(service, ledger, known);
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PostParams::default()
+        };
         let result = match known {
             Some(_) => self.within(api.replace(&name, &params, &object)).await,
             None => self.within(api.create(&params, &object)).await,
@@ -103,7 +111,13 @@ impl Cluster {
             Some(DeserializeGuard(Ok(object))) => StoredLedger::Present(Box::new(object)),
             Some(DeserializeGuard(Err(invalid))) => StoredLedger::Unreadable {
                 why: invalid.error.to_string(),
-                version: Version::new(invalid.metadata.resource_version.as_deref().unwrap_or_default()),
+                version: Version::new(
+                    invalid
+                        .metadata
+                        .resource_version
+                        .as_deref()
+                        .unwrap_or_default(),
+                ),
             },
         })
     }

@@ -43,7 +43,10 @@ impl Cluster {
         Ok(lease.map(|l| {
             let spec = l.spec.unwrap_or_default();
             let since = spec.acquire_time.map_or(Timestamp::UNIX_EPOCH, |t| t.0);
-            CircuitMark { since, unrest: spec.renew_time.map(|t| t.0) }
+            CircuitMark {
+                since,
+                unrest: spec.renew_time.map(|t| t.0),
+            }
         }))
     }
 
@@ -53,7 +56,14 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn tell_unrest(&self, mark: &CircuitMark) -> Result<(), Fault> {
         let patch = json!({"spec": {"renewTime": mark.unrest.map(MicroTime)}});
-        match self.within(self.leases().patch(&self.circuit, &PatchParams::default(), &Patch::Merge(patch))).await {
+        match self
+            .within(self.leases().patch(
+                &self.circuit,
+                &PatchParams::default(),
+                &Patch::Merge(patch),
+            ))
+            .await
+        {
             Err(e) if !is_gone(&e) => Err(fault(e)),
             _ => Ok(()),
         }
@@ -72,12 +82,25 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn mark_events(&self, reason: &str, message: &str, since: Timestamp) -> Result<(), Fault> {
-        let annotations =
-            [(EVENTS_REASON.to_owned(), reason.to_owned()), (EVENTS_MESSAGE.to_owned(), message.to_owned())];
+    pub async fn mark_events(
+        &self,
+        reason: &str,
+        message: &str,
+        since: Timestamp,
+    ) -> Result<(), Fault> {
+        let annotations = [
+            (EVENTS_REASON.to_owned(), reason.to_owned()),
+            (EVENTS_MESSAGE.to_owned(), message.to_owned()),
+        ];
         // Another reason is another mark.
         self.unmark_events().await?;
-        self.mark(&self.events, "events-unreliable", Some(annotations.into()), since).await
+        self.mark(
+            &self.events,
+            "events-unreliable",
+            Some(annotations.into()),
+            since,
+        )
+        .await
     }
 
     /// Takes that mark away.
@@ -105,21 +128,31 @@ impl Cluster {
         since: Timestamp,
     ) -> Result<(), Fault> {
         let lease = Lease {
-            metadata: ObjectMeta { name: Some(name.to_owned()), annotations, ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                annotations,
+                ..ObjectMeta::default()
+            },
             spec: Some(LeaseSpec {
                 holder_identity: Some(holder.into()),
                 acquire_time: Some(MicroTime(since)),
                 ..LeaseSpec::default()
             }),
         };
-        match self.within(self.leases().create(&PostParams::default(), &lease)).await {
+        match self
+            .within(self.leases().create(&PostParams::default(), &lease))
+            .await
+        {
             Err(e) if exists(&e) => Ok(()),
             other => other.map(|_| ()).map_err(fault),
         }
     }
 
     async fn unmark(&self, name: &str) -> Result<(), Fault> {
-        match self.within(self.leases().delete(name, &DeleteParams::default())).await {
+        match self
+            .within(self.leases().delete(name, &DeleteParams::default()))
+            .await
+        {
             Err(e) if !is_gone(&e) => Err(fault(e)),
             _ => Ok(()),
         }

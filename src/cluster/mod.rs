@@ -113,11 +113,24 @@ fn if_there<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, Fault> {
 
 impl Cluster {
     /// `instance` names this process in events; `home` is the operator's own namespace, `lease` the name of its Lease.
-    pub fn new(client: Client, instance: &str, home: String, lease: &str, timeout: Duration) -> Self {
+    pub fn new(
+        client: Client,
+        instance: &str,
+        home: String,
+        lease: &str,
+        timeout: Duration,
+    ) -> Self {
         // The API server refuses a longer one.
         let instance = instance.chars().take(128).collect();
         let (circuit, events) = (format!("{lease}-circuit"), format!("{lease}-events"));
-        Self { client, instance, home, circuit, events, timeout }
+        Self {
+            client,
+            instance,
+            home,
+            circuit,
+            events,
+            timeout,
+        }
     }
 
     /// The operator's own namespace.
@@ -129,10 +142,15 @@ impl Cluster {
         self.client.clone()
     }
 
-    async fn within<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, kube::Error> {
         match tokio::time::timeout(self.timeout, call).await {
             Ok(result) => result,
-            Err(_) => Err(kube::Error::Service("the Kubernetes API did not answer in time".into())),
+            Err(_) => Err(kube::Error::Service(
+                "the Kubernetes API did not answer in time".into(),
+            )),
         }
     }
 
@@ -144,12 +162,22 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn write_status(&self, id: &PolicyId, status: &InvokerPolicyStatus) -> Result<StatusWrite, Fault> {
+    pub async fn write_status(
+        &self,
+        id: &PolicyId,
+        status: &InvokerPolicyStatus,
+    ) -> Result<StatusWrite, Fault> {
         // The uid makes the write miss a policy that was made again under the name.
         let patch = json!({"metadata": {"uid": &*id.uid}, "status": status});
         let api = self.policies(id);
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        match self.within(api.patch_status(&id.name, &params, &Patch::Merge(patch))).await {
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        match self
+            .within(api.patch_status(&id.name, &params, &Patch::Merge(patch)))
+            .await
+        {
             Err(kube::Error::Api(s)) if is_too_large(&s) => Ok(StatusWrite::TooLarge),
             Err(e) if is_gone(&e) => Ok(StatusWrite::Gone),
             Err(e) => Err(fault(e)),
@@ -169,7 +197,11 @@ impl Cluster {
     ///
     /// # Errors
     /// [`FaultClass::Conflict`] if the object keeps changing, or what the API server says.
-    pub async fn take_finalizer(&self, id: &PolicyId, generation: i64) -> Result<FinalizerWrite, Fault> {
+    pub async fn take_finalizer(
+        &self,
+        id: &PolicyId,
+        generation: i64,
+    ) -> Result<FinalizerWrite, Fault> {
         self.write_finalizer(id, false, Some(generation)).await
     }
 
@@ -203,24 +235,38 @@ impl Cluster {
             if present {
                 list.push(FINALIZER.into());
             }
-            let patch =
-                json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
-            let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            match self.within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch))).await {
+            let patch = json!({"metadata": {"uid": &*id.uid, "resourceVersion": meta.resource_version, "finalizers": list}});
+            let params = PatchParams {
+                field_manager: Some(FIELD_MANAGER.into()),
+                ..PatchParams::default()
+            };
+            match self
+                .within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch)))
+                .await
+            {
                 Ok(_) => return Ok(FinalizerWrite::Done),
                 Err(e) if is_gone(&e) => return Ok(FinalizerWrite::Gone),
                 Err(kube::Error::Api(s)) if s.code == 409 => {}
                 Err(e) => return Err(fault(e)),
             }
         }
-        Err(Fault::new(FaultClass::Conflict, "the InvokerPolicy keeps changing; its finalizer could not be set"))
+        Err(Fault::new(
+            FaultClass::Conflict,
+            "the InvokerPolicy keeps changing; its finalizer could not be set",
+        ))
     }
 
     /// Marks an object that cannot be read as an InvokerPolicy, so that its author learns of it.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn mark_unreadable(&self, namespace: &str, name: &str, why: &str, now: Timestamp) -> Result<(), Fault> {
+    pub async fn mark_unreadable(
+        &self,
+        namespace: &str,
+        name: &str,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
         let now = whole_seconds(now).to_string();
         let condition = |t: &str, s: &str| {
             json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
@@ -229,9 +275,16 @@ impl Cluster {
         let patch = json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
         // The typed object cannot be read back, so the answer is taken as it comes.
         let resource = ApiResource::erase::<InvokerPolicy>(&());
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
-        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        self.within(api.patch_status(name, &params, &Patch::Merge(patch))).await.map(|_| ()).map_err(fault)
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.into()),
+            ..PatchParams::default()
+        };
+        self.within(api.patch_status(name, &params, &Patch::Merge(patch)))
+            .await
+            .map(|_| ())
+            .map_err(fault)
     }
 
     /// Publishes an event on a policy. The same words on the same policy are counted on the event that is there; other
@@ -267,14 +320,25 @@ impl Cluster {
             }),
             ..Event::default()
         };
-        match self.within(api.create(&PostParams::default(), &event)).await {
+        match self
+            .within(api.create(&PostParams::default(), &event))
+            .await
+        {
             Err(e) if exists(&e) => {}
             Ok(_) => return Ok(()),
             Err(e) => return Err(fault(e)),
         }
-        let count = self.within(api.get(&name)).await.map_err(fault)?.series.map_or(1, |s| s.count);
+        let count = self
+            .within(api.get(&name))
+            .await
+            .map_err(fault)?
+            .series
+            .map_or(1, |s| s.count);
         let series = json!({"series": {"count": count + 1, "lastObservedTime": MicroTime(now)}});
-        self.within(api.patch(&name, &PatchParams::default(), &Patch::Merge(series))).await.map(|_| ()).map_err(fault)
+        self.within(api.patch(&name, &PatchParams::default(), &Patch::Merge(series)))
+            .await
+            .map(|_| ())
+            .map_err(fault)
     }
 }
 
@@ -286,12 +350,20 @@ mod tests {
 
     #[test]
     fn only_the_api_servers_own_words_say_that_something_is_or_is_not_there() {
-        let error = |code, reason: &str| kube::Error::Api(Status::failure("", reason).with_code(code).boxed());
+        let error = |code, reason: &str| {
+            kube::Error::Api(Status::failure("", reason).with_code(code).boxed())
+        };
         assert!(is_gone(&error(404, "NotFound")));
-        assert!(!is_gone(&error(404, "Failed to parse error data")), "a page that is no document of the API server");
+        assert!(
+            !is_gone(&error(404, "Failed to parse error data")),
+            "a page that is no document of the API server"
+        );
         assert!(!is_gone(&error(404, "")));
         assert!(exists(&error(409, "AlreadyExists")) && !exists(&error(409, "Conflict")));
-        assert!(matches!(if_there::<()>(Err(error(404, "NotFound"))), Ok(None)));
+        assert!(matches!(
+            if_there::<()>(Err(error(404, "NotFound"))),
+            Ok(None)
+        ));
         assert!(if_there::<()>(Err(error(404, "Failed to parse error data"))).is_err());
     }
 }

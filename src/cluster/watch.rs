@@ -58,29 +58,38 @@ impl From<kube::core::error_boundary::InvalidObject> for Malformed {
 fn slim<K: ResourceExt>(object: &mut K) {
     // Memory: nobody here reads these, and they are most of an object.
     object.managed_fields_mut().clear();
-    object.annotations_mut().remove("kubectl.kubernetes.io/last-applied-configuration");
+    object
+        .annotations_mut()
+        .remove("kubectl.kubernetes.io/last-applied-configuration");
 }
 
 fn changes<K>(api: Api<DeserializeGuard<K>>) -> impl Stream<Item = Change<K>> + Send
 where
-    K: ResourceExt<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: ResourceExt<DynamicType = ()>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + 'static,
 {
-    watcher::watcher(api, Config::default().page_size(250)).default_backoff().map(|event| match event {
-        Ok(watcher::Event::Init) => Change::Restart,
-        Ok(watcher::Event::InitDone) => Change::Synced,
-        Ok(watcher::Event::InitApply(guard) | watcher::Event::Apply(guard)) => match guard.0 {
-            Ok(mut object) => {
-                slim(&mut object);
-                Change::Applied(Box::new(object))
-            }
-            Err(invalid) => Change::Malformed(invalid.into()),
-        },
-        Ok(watcher::Event::Delete(guard)) => match guard.0 {
-            Ok(object) => Change::Deleted(Box::new(object)),
-            Err(invalid) => Change::MalformedDeleted(invalid.into()),
-        },
-        Err(e) => Change::Broken(e.to_string()),
-    })
+    watcher::watcher(api, Config::default().page_size(250))
+        .default_backoff()
+        .map(|event| match event {
+            Ok(watcher::Event::Init) => Change::Restart,
+            Ok(watcher::Event::InitDone) => Change::Synced,
+            Ok(watcher::Event::InitApply(guard) | watcher::Event::Apply(guard)) => match guard.0 {
+                Ok(mut object) => {
+                    slim(&mut object);
+                    Change::Applied(Box::new(object))
+                }
+                Err(invalid) => Change::Malformed(invalid.into()),
+            },
+            Ok(watcher::Event::Delete(guard)) => match guard.0 {
+                Ok(object) => Change::Deleted(Box::new(object)),
+                Err(invalid) => Change::MalformedDeleted(invalid.into()),
+            },
+            Err(e) => Change::Broken(e.to_string()),
+        })
 }
 
 /// Changes of policies in every namespace.
@@ -89,16 +98,23 @@ pub fn policies(client: Client) -> impl Stream<Item = Change<InvokerPolicy>> + S
 }
 
 /// Changes of ServiceAccounts: of their metadata only, nothing else of them is asked for.
-pub fn accounts(client: Client) -> impl Stream<Item = Change<PartialObjectMeta<ServiceAccount>>> + Send {
+pub fn accounts(
+    client: Client,
+) -> impl Stream<Item = Change<PartialObjectMeta<ServiceAccount>>> + Send {
     let config = Config::default().page_size(250);
-    watcher::watcher(Api::<PartialObjectMeta<ServiceAccount>>::all(client), config).default_backoff().map(|event| {
-        match event {
-            Ok(watcher::Event::Init) => Change::Restart,
-            Ok(watcher::Event::InitDone) => Change::Synced,
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => Change::Applied(Box::new(object)),
-            Ok(watcher::Event::Delete(object)) => Change::Deleted(Box::new(object)),
-            Err(e) => Change::Broken(e.to_string()),
+    watcher::watcher(
+        Api::<PartialObjectMeta<ServiceAccount>>::all(client),
+        config,
+    )
+    .default_backoff()
+    .map(|event| match event {
+        Ok(watcher::Event::Init) => Change::Restart,
+        Ok(watcher::Event::InitDone) => Change::Synced,
+        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+            Change::Applied(Box::new(object))
         }
+        Ok(watcher::Event::Delete(object)) => Change::Deleted(Box::new(object)),
+        Err(e) => Change::Broken(e.to_string()),
     })
 }
 

@@ -60,7 +60,13 @@ pub enum Heard {
 }
 
 impl Heard {
-    pub const ALL: [Self; 5] = [Self::Hint, Self::Known, Self::Foreign, Self::Malformed, Self::Elsewhere];
+    pub const ALL: [Self; 5] = [
+        Self::Hint,
+        Self::Known,
+        Self::Foreign,
+        Self::Malformed,
+        Self::Elsewhere,
+    ];
 
     pub fn label(self) -> &'static str {
         match self {
@@ -111,7 +117,9 @@ pub(super) struct AuditEvents {
 
 impl Default for AuditEvents {
     fn default() -> Self {
-        Self { state: Owned::new(Rank::AuditEvents, State::default()) }
+        Self {
+            state: Owned::new(Rank::AuditEvents, State::default()),
+        }
     }
 }
 
@@ -188,7 +196,10 @@ impl State {
         for project in &overdue {
             self.awaited.remove(project);
         }
-        overdue.into_iter().filter(|p| self.dark.insert(p.clone())).collect()
+        overdue
+            .into_iter()
+            .filter(|p| self.dark.insert(p.clone()))
+            .collect()
     }
 
     fn condition(&self, now: Instant) -> Option<(&'static str, String)> {
@@ -200,7 +211,11 @@ impl State {
         }
         let first = self.dark.first()?;
         let more = self.dark.len() - 1;
-        let tail = if more > 0 { format!(" (and {more} more projects)") } else { String::new() };
+        let tail = if more > 0 {
+            format!(" (and {more} more projects)")
+        } else {
+            String::new()
+        };
         Some((
             "EventsMissing",
             format!(
@@ -238,8 +253,10 @@ impl<C: CloudRun> Controller<C> {
             }
             None => index.named(&entry.project, &entry.service),
         });
-        let about =
-            !targets.is_empty() || self.index.with(|i| i.policies().of_project(&entry.project).next().is_some());
+        let about = !targets.is_empty()
+            || self
+                .index
+                .with(|i| i.policies().of_project(&entry.project).next().is_some());
         let lists = entry.kind == Kind::ServiceChanged;
         if !about || (targets.is_empty() && !lists) {
             return Heard::Foreign;
@@ -264,14 +281,18 @@ impl<C: CloudRun> Controller<C> {
     fn heed_for(&self, service: &RunService, entry: &audit::Entry) -> bool {
         let etag = match &entry.kind {
             Kind::PolicySet(set) => {
-                self.audit_events.state.with(|s| s.remember(service, set.clone(), entry.by.clone()));
+                self.audit_events
+                    .state
+                    .with(|s| s.remember(service, set.clone(), entry.by.clone()));
                 set.etag_after.clone()
             }
             Kind::ServiceChanged => None,
         };
         if self.queue.is_running(service) {
             // Whether the look that is under way has seen it is known when that is over.
-            self.audit_events.state.with(|s| s.parked.entry(service.clone()).or_default().push(etag));
+            self.audit_events
+                .state
+                .with(|s| s.parked.entry(service.clone()).or_default().push(etag));
             return true;
         }
         self.follow(service, etag.as_deref())
@@ -282,7 +303,10 @@ impl<C: CloudRun> Controller<C> {
         let (known, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.get(service);
             let read = |w: &Witness| etag.is_some_and(|e| w.versions.contains(&hash(e)));
-            (witness.is_some_and(read), witness.is_some_and(|w| !w.unexplained.is_empty()))
+            (
+                witness.is_some_and(read),
+                witness.is_some_and(|w| !w.unexplained.is_empty()),
+            )
         });
         if known {
             self.proven(&service.project);
@@ -290,7 +314,11 @@ impl<C: CloudRun> Controller<C> {
                 return false;
             }
         }
-        match self.audit_events.state.with(|s| s.pace(service, Instant::now())) {
+        match self
+            .audit_events
+            .state
+            .with(|s| s.pace(service, Instant::now()))
+        {
             None => self.queue.add(service, Priority::Drift),
             Some(at) => self.queue.add_at(service, Priority::Drift, at),
         }
@@ -299,7 +327,12 @@ impl<C: CloudRun> Controller<C> {
 
     /// After a look: what was told meanwhile and was not seen by it brings the service up again.
     pub(super) fn unpark(&self, service: &RunService) {
-        for etag in self.audit_events.state.with(|s| s.parked.remove(service)).unwrap_or_default() {
+        for etag in self
+            .audit_events
+            .state
+            .with(|s| s.parked.remove(service))
+            .unwrap_or_default()
+        {
             self.follow(service, etag.as_deref());
         }
     }
@@ -323,7 +356,9 @@ impl<C: CloudRun> Controller<C> {
 
     /// Our own write should be told of as well: a project in which it is not has no sink, or one that is broken.
     pub(super) fn expect_event(&self, project: &Arc<str>) {
-        let Some(options) = self.options.events else { return };
+        let Some(options) = self.options.events else {
+            return;
+        };
         let until = Instant::now() + options.patience;
         self.audit_events.state.with(|s| {
             s.awaited.entry(project.clone()).or_insert(until);
@@ -362,11 +397,15 @@ impl<C: CloudRun> Controller<C> {
             let witness = s.witnesses.entry(service.clone()).or_default();
             for (grant, corrected) in &inputs.ledger.corrections {
                 if let Some(by) = &corrected.by {
-                    witness.blame.entry(grant.clone()).or_insert_with(|| by.clone());
+                    witness
+                        .blame
+                        .entry(grant.clone())
+                        .or_insert_with(|| by.clone());
                 }
             }
             let open = |g: &&Grant| {
-                !witness.blame.contains_key(*g) && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
+                !witness.blame.contains_key(*g)
+                    && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
             };
             let drift = Drift {
                 missing: differs.missing.iter().filter(open).cloned().collect(),
@@ -374,12 +413,20 @@ impl<C: CloudRun> Controller<C> {
             };
             let trail = s.trails.get(service);
             let told = trail.is_some_and(|t| t.tells_of(&live.etag.0));
-            let blame = trail.map(|t| t.blame(live, witness.base.as_deref(), &drift)).unwrap_or_default();
-            let unexplained = drift.missing.iter().chain(&drift.unexpected).filter(|g| !blame.contains_key(*g));
+            let blame = trail
+                .map(|t| t.blame(live, witness.base.as_deref(), &drift))
+                .unwrap_or_default();
+            let unexplained = drift
+                .missing
+                .iter()
+                .chain(&drift.unexpected)
+                .filter(|g| !blame.contains_key(*g));
             witness.unexplained = unexplained.cloned().collect();
             witness.blame.extend(blame);
             let lately = |g: &Grant| {
-                differs.missing.contains(g) || differs.unexpected.contains(g) || inputs.drift.was_corrected(g)
+                differs.missing.contains(g)
+                    || differs.unexpected.contains(g)
+                    || inputs.drift.was_corrected(g)
             };
             witness.blame.retain(|g, _| lately(g));
             if witness.unexplained.is_empty() {
@@ -413,13 +460,20 @@ impl<C: CloudRun> Controller<C> {
             Ok(()) => {
                 s.cut.remove(name);
             }
-            Err(why) => s.cut.entry(name.into()).or_insert_with(|| (now, String::new())).1 = why,
+            Err(why) => {
+                s.cut
+                    .entry(name.into())
+                    .or_insert_with(|| (now, String::new()))
+                    .1 = why
+            }
         });
     }
 
     /// Why events cannot be relied on: a reason of a condition, and in words.
     pub fn events_condition(&self) -> Option<(&'static str, String)> {
-        self.audit_events.state.with(|s| s.condition(Instant::now()))
+        self.audit_events
+            .state
+            .with(|s| s.condition(Instant::now()))
     }
 
     /// Watches over the events: what is overdue, and what that means for the intervals.
@@ -433,7 +487,10 @@ impl<C: CloudRun> Controller<C> {
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let now = Instant::now();
-            let (lost, is_cut) = self.audit_events.state.with(|s| (s.overdue(now), s.unreachable(now).is_some()));
+            let (lost, is_cut) = self
+                .audit_events
+                .state
+                .with(|s| (s.overdue(now), s.unreachable(now).is_some()));
             for project in &lost {
                 tracing::warn!(%project, "a change was seen by reading and no audit event told of it; intervals shrink");
                 self.shrink(&|p| p == &**project);
@@ -450,7 +507,9 @@ impl<C: CloudRun> Controller<C> {
     /// Tells in the store whether the events can be relied on, if that is another thing than it says.
     async fn mark_events(&self, marked: &mut Option<&'static str>) {
         let condition = self.events_condition();
-        self.metrics.events_reliable.set(i64::from(condition.is_none()));
+        self.metrics
+            .events_reliable
+            .set(i64::from(condition.is_none()));
         let reason = condition.as_ref().map(|(reason, _)| *reason);
         if *marked == Some("") && self.shards.holds_any() && !self.shards.holds_shard(0) {
             // It may be another replica's.
@@ -480,11 +539,20 @@ impl<C: CloudRun> Controller<C> {
         });
         let ours = |p: &str| among(p) && self.works_on(p);
         for (service, interval) in services.into_iter().filter(|(s, _)| ours(&s.project)) {
-            let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &service));
-            self.queue.add_at(&service, Priority::Periodic, Instant::now() + wait);
+            let wait = next_slot(
+                self.elapsed(),
+                interval,
+                spread(self.options.seed, &service),
+            );
+            self.queue
+                .add_at(&service, Priority::Periodic, Instant::now() + wait);
         }
         for (project, interval) in projects.into_iter().filter(|(p, _)| ours(p)) {
-            let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, &project));
+            let wait = next_slot(
+                self.elapsed(),
+                interval,
+                spread(self.options.seed, &project),
+            );
             self.listings.no_later(&project, Instant::now() + wait);
         }
     }
@@ -496,7 +564,11 @@ impl<C: CloudRun> MessageHandler for Controller<C> {
     }
 
     fn hear(&self, data: &[u8]) -> Answer {
-        if Controller::hear(self, data) == Heard::Elsewhere { Answer::NotOurs } else { Answer::Taken }
+        if Controller::hear(self, data) == Heard::Elsewhere {
+            Answer::NotOurs
+        } else {
+            Answer::Taken
+        }
     }
 
     fn fares(&self, subscription: &str, state: Result<(), String>) {
@@ -511,7 +583,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flood_on_one_service_is_followed_at_a_bounded_rate_and_starves_no_other() {
         let mut inner = State::default();
-        let (a, b) = (RunService::new("p", "r", "a"), RunService::new("p", "r", "b"));
+        let (a, b) = (
+            RunService::new("p", "r", "a"),
+            RunService::new("p", "r", "b"),
+        );
         let started = Instant::now();
         let mut followed = 0;
         for _ in 0..6000 {
@@ -521,7 +596,11 @@ mod tests {
         assert_eq!(started.elapsed().as_secs(), 60);
         assert!((12..=BURST + 12).contains(&followed), "{followed}");
         while inner.pace(&a, Instant::now()).is_none() {}
-        assert!(inner.pace(&a, Instant::now()).is_some_and(|at| at > Instant::now()));
+        assert!(
+            inner
+                .pace(&a, Instant::now())
+                .is_some_and(|at| at > Instant::now())
+        );
         assert_eq!(inner.pace(&b, Instant::now()), None);
     }
 
@@ -534,19 +613,29 @@ mod tests {
             tool: String::new(),
             user_agent: String::new(),
             method: String::new(),
-            at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(jiff::Timestamp::UNIX_EPOCH),
+            at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(
+                jiff::Timestamp::UNIX_EPOCH,
+            ),
         });
         for i in 0..MAX_REMEMBERED + 500 {
-            let set = PolicySet { etag_after: Some(format!("e{i}").into()), ..PolicySet::default() };
+            let set = PolicySet {
+                etag_after: Some(format!("e{i}").into()),
+                ..PolicySet::default()
+            };
             inner.remember(&RunService::new("p", "r", format!("s{i}")), set, by.clone());
         }
-        assert_eq!((inner.trails.len(), inner.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
+        assert_eq!(
+            (inner.trails.len(), inner.order.len()),
+            (MAX_REMEMBERED, MAX_REMEMBERED)
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_short_outage_changes_nothing_and_a_long_one_all() {
         let mut inner = State::default();
-        inner.cut.insert("s".into(), (Instant::now(), "refused".into()));
+        inner
+            .cut
+            .insert("s".into(), (Instant::now(), "refused".into()));
         tokio::time::advance(OUTAGE).await;
         assert!(inner.relied_on("p", Instant::now()));
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -54,7 +54,10 @@ pub(super) struct ChangeLog {
 
 impl Default for ChangeLog {
     fn default() -> Self {
-        Self { state: Owned::new(Rank::ChangeLog, State::default()), changed: Notify::new() }
+        Self {
+            state: Owned::new(Rank::ChangeLog, State::default()),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -72,14 +75,22 @@ pub(super) struct Settlement {
 impl ChangeLog {
     /// A write of this process ended.
     pub fn ended(&self, service: &RunService, name: &str, ending: Ending) {
-        self.state.with(|s| s.open.entry(service.clone()).or_default().endings.insert(name.to_owned(), ending));
+        self.state.with(|s| {
+            s.open
+                .entry(service.clone())
+                .or_default()
+                .endings
+                .insert(name.to_owned(), ending)
+        });
     }
 
     /// The ledger of a service has these open writes, and no others.
     pub fn stored(&self, service: &RunService, pending: &[Pending]) {
         let there = |name: &String| pending.iter().any(|p| p.name == *name);
         self.state.with(|s| {
-            let Some(entry) = s.open.get_mut(service) else { return };
+            let Some(entry) = s.open.get_mut(service) else {
+                return;
+            };
             entry.endings.retain(|name, _| there(name));
             entry.recorded.retain(there);
             if entry.endings.is_empty() && entry.recorded.is_empty() {
@@ -123,8 +134,12 @@ impl<C: CloudRun> Controller<C> {
             return Ok(settlement);
         }
         let log = &self.change_log.state;
-        let (endings, recorded) =
-            log.with(|s| s.open.get(service).map(|e| (e.endings.clone(), e.recorded.clone())).unwrap_or_default());
+        let (endings, recorded) = log.with(|s| {
+            s.open
+                .get(service)
+                .map(|e| (e.endings.clone(), e.recorded.clone()))
+                .unwrap_or_default()
+        });
         let settled = history::settle_all(&ledger.pending, &endings, live, self.now());
         settlement.open = settled.open;
         for (pending, outcome) in settled.closed {
@@ -135,11 +150,18 @@ impl<C: CloudRun> Controller<C> {
             if recorded.contains(&pending.name) {
                 continue;
             }
-            for record in history::records(service, &pending, outcome.clone(), self.cluster.home()) {
+            for record in history::records(service, &pending, outcome.clone(), self.cluster.home())
+            {
                 self.cluster.create_change(&record).await?;
                 self.recorded(&record);
             }
-            log.with(|s| s.open.entry(service.clone()).or_default().recorded.insert(pending.name.clone()));
+            log.with(|s| {
+                s.open
+                    .entry(service.clone())
+                    .or_default()
+                    .recorded
+                    .insert(pending.name.clone())
+            });
             settlement.applied.push(Applied { pending, outcome });
         }
         Ok(settlement)
@@ -148,15 +170,27 @@ impl<C: CloudRun> Controller<C> {
     /// A change is on record: its policies say so, and their oldest records make room.
     fn recorded(&self, change: &InvokerChange) {
         let (namespace, name) = place_of(change);
-        for policy in change.spec.policies.iter().filter(|p| p.namespace == namespace) {
-            let key = (Arc::<str>::from(policy.namespace.as_str()), Arc::<str>::from(policy.name.as_str()));
-            let earlier = self.index.with(|i| i.set_last_change(&key, &policy.uid, name));
+        for policy in change
+            .spec
+            .policies
+            .iter()
+            .filter(|p| p.namespace == namespace)
+        {
+            let key = (
+                Arc::<str>::from(policy.namespace.as_str()),
+                Arc::<str>::from(policy.name.as_str()),
+            );
+            let earlier = self
+                .index
+                .with(|i| i.set_last_change(&key, &policy.uid, name));
             if earlier.is_some() {
                 self.statuses.add(&key, Duration::from_millis(100));
             }
             // The first record of a policy crowds nobody out; thousands of policies come at once where a fleet is new.
             if earlier != Some(false) {
-                self.change_log.state.with(|s| s.crowded.no_later(&key, Instant::now()));
+                self.change_log
+                    .state
+                    .with(|s| s.crowded.no_later(&key, Instant::now()));
                 self.change_log.changed.notify_one();
             }
         }
@@ -179,8 +213,12 @@ impl<C: CloudRun> Controller<C> {
     pub(super) async fn tend_change_log(self: Arc<Self>) {
         let log = &self.change_log;
         loop {
-            let (crowded, shards) =
-                log.state.with(|s| (s.crowded.take(Instant::now(), |_| true), std::mem::take(&mut s.recall)));
+            let (crowded, shards) = log.state.with(|s| {
+                (
+                    s.crowded.take(Instant::now(), |_| true),
+                    std::mem::take(&mut s.recall),
+                )
+            });
             if !shards.is_empty() && self.find_legacy(&shards).await.is_err() {
                 log.state.with(|s| s.recall.extend(shards));
                 tokio::time::sleep(Duration::from_secs(5)).await;
@@ -210,16 +248,24 @@ impl<C: CloudRun> Controller<C> {
     async fn find_legacy(&self, shards: &BTreeSet<usize>) -> Result<(), Fault> {
         let open = self.cluster.open_changes().await?;
         let mut services = BTreeSet::new();
-        for change in open.into_iter().filter(|c| shards.contains(&self.shards.of(&c.spec.project))) {
+        for change in open
+            .into_iter()
+            .filter(|c| shards.contains(&self.shards.of(&c.spec.project)))
+        {
             let service = history::service(&change.spec);
             if !self.index.with(|i| i.means(&service)) {
                 continue;
             }
             services.insert(service.clone());
-            self.change_log.state.with(|s| s.legacy.entry(service).or_default().push(change));
+            self.change_log
+                .state
+                .with(|s| s.legacy.entry(service).or_default().push(change));
         }
         if !services.is_empty() {
-            tracing::info!(services = services.len(), "records that an older version left open; reality will tell");
+            tracing::info!(
+                services = services.len(),
+                "records that an older version left open; reality will tell"
+            );
         }
         self.ask(&services, Priority::Retry);
         Ok(())
@@ -244,7 +290,9 @@ impl<C: CloudRun> Controller<C> {
     /// Those of the Kubernetes API; what is left is taken away the next time.
     pub async fn discard_old_changes(&self) -> Result<(), Fault> {
         // Kept for longer than there has been time: kept for ever.
-        let Ok(before) = self.now().checked_sub(self.options.retention.age) else { return Ok(()) };
+        let Ok(before) = self.now().checked_sub(self.options.retention.age) else {
+            return Ok(());
+        };
         for (namespace, name) in self.cluster.changes_before(before).await? {
             self.cluster.discard_change(&namespace, &name).await?;
         }

@@ -41,8 +41,15 @@ pub(super) struct CircuitBreaker {
 
 impl CircuitBreaker {
     pub fn new(limits: BreakerLimits) -> Self {
-        let state = State { breaker: Breaker::new(limits), waiting: BTreeSet::new(), unmarked: None };
-        Self { state: Owned::new(Rank::Breaker, state), opened: Notify::new() }
+        let state = State {
+            breaker: Breaker::new(limits),
+            waiting: BTreeSet::new(),
+            unmarked: None,
+        };
+        Self {
+            state: Owned::new(Rank::Breaker, state),
+            opened: Notify::new(),
+        }
     }
 
     pub fn is_open(&self) -> bool {
@@ -76,8 +83,17 @@ impl CircuitBreaker {
     }
 
     /// Counts a correction that this process did not make.
-    pub fn remember(&self, service: &RunService, times: impl IntoIterator<Item = Timestamp>, now: Timestamp) {
-        self.state.with(|s| times.into_iter().for_each(|at| s.breaker.remember(service, at, now)));
+    pub fn remember(
+        &self,
+        service: &RunService,
+        times: impl IntoIterator<Item = Timestamp>,
+        now: Timestamp,
+    ) {
+        self.state.with(|s| {
+            times
+                .into_iter()
+                .for_each(|at| s.breaker.remember(service, at, now))
+        });
     }
 
     /// Drift was found that was not there at the last look.
@@ -87,7 +103,13 @@ impl CircuitBreaker {
 
     /// Whether a service has drift that only the breaker keeps from being corrected.
     pub fn wait(&self, service: &RunService, waits: bool) {
-        self.state.with(|s| if waits { s.waiting.insert(service.clone()) } else { s.waiting.remove(service) });
+        self.state.with(|s| {
+            if waits {
+                s.waiting.insert(service.clone())
+            } else {
+                s.waiting.remove(service)
+            }
+        });
     }
 
     /// It was open before this process was there.
@@ -114,7 +136,8 @@ impl<C: CloudRun> Controller<C> {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
             let open = self.breaker.is_open();
-            if !self.shards.holds_any() || (!open && (alone || !second.is_multiple_of(OTHERS_MARK))) {
+            if !self.shards.holds_any() || (!open && (alone || !second.is_multiple_of(OTHERS_MARK)))
+            {
                 continue;
             }
             if let Err(fault) = self.follow_circuit(open, alone, &mut told).await {
@@ -123,7 +146,12 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    async fn follow_circuit(&self, open: bool, alone: bool, told: &mut Option<CircuitMark>) -> Result<(), Fault> {
+    async fn follow_circuit(
+        &self,
+        open: bool,
+        alone: bool,
+        told: &mut Option<CircuitMark>,
+    ) -> Result<(), Fault> {
         let now = self.now();
         let state = &self.breaker.state;
         // A restart must not close it, so the mark comes first.
@@ -158,9 +186,13 @@ impl<C: CloudRun> Controller<C> {
             self.breaker.drift_found(now);
         }
         // A Lease keeps microseconds.
-        let unrest =
-            state.with(|s| s.breaker.unrest()).and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
-        if unrest.is_some_and(|u| mark.unrest.is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)) {
+        let unrest = state
+            .with(|s| s.breaker.unrest())
+            .and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
+        if unrest.is_some_and(|u| {
+            mark.unrest
+                .is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)
+        }) {
             let mark = CircuitMark { unrest, ..mark };
             self.cluster.tell_unrest(&mark).await?;
             *told = Some(mark);
@@ -179,7 +211,10 @@ impl<C: CloudRun> Controller<C> {
             s.breaker.close();
             std::mem::take(&mut s.waiting)
         });
-        tracing::warn!(by_itself, "the circuit breaker is closed; drift is corrected again");
+        tracing::warn!(
+            by_itself,
+            "the circuit breaker is closed; drift is corrected again"
+        );
         self.ask(&waiting, Priority::Drift);
     }
 }

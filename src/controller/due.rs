@@ -17,7 +17,10 @@ pub(super) struct Due<K> {
 
 impl<K> Default for Due<K> {
     fn default() -> Self {
-        Self { at: HashMap::new(), order: BTreeSet::new() }
+        Self {
+            at: HashMap::new(),
+            order: BTreeSet::new(),
+        }
     }
 }
 
@@ -39,7 +42,12 @@ impl<K: Clone + Ord + Hash> Due<K> {
 
     /// Takes the first key that is due and that `may` be served now.
     pub fn take(&mut self, now: Instant, may: impl Fn(&K) -> bool) -> Option<K> {
-        let key = self.order.iter().take_while(|(at, _)| *at <= now).find(|(_, k)| may(k)).map(|(_, k)| k.clone())?;
+        let key = self
+            .order
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .find(|(_, k)| may(k))
+            .map(|(_, k)| k.clone())?;
         self.remove(&key);
         Some(key)
     }
@@ -98,7 +106,11 @@ impl Crowd {
 
     /// Whether one more may begin: there are fewer than `fresh` that began lately, and fewer than `all`.
     pub fn has_room(&mut self, now: Instant, fresh: usize, all: usize) -> bool {
-        while self.fresh.first().is_some_and(|(began, _)| now.saturating_duration_since(*began) >= FRESH) {
+        while self
+            .fresh
+            .first()
+            .is_some_and(|(began, _)| now.saturating_duration_since(*began) >= FRESH)
+        {
             self.fresh.pop_first();
         }
         self.fresh.len() < fresh && self.began.len() < all
@@ -131,8 +143,14 @@ mod tests {
         due.no_later(&"a", now + FRESH * 2);
         due.no_later(&"b", now);
         assert_eq!(due.take(now, |k| *k != "a"), Some("b"));
-        assert_eq!((due.wake(|_| true), due.take(now, |_| true)), (Some(now), Some("a")));
-        assert_eq!((due.wake(|_| true), due.take(now + FRESH * 3, |_| true)), (None, None));
+        assert_eq!(
+            (due.wake(|_| true), due.take(now, |_| true)),
+            (Some(now), Some("a"))
+        );
+        assert_eq!(
+            (due.wake(|_| true), due.take(now + FRESH * 3, |_| true)),
+            (None, None)
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,23 +35,40 @@ impl<C: CloudRun> Controller<C> {
     ///
     /// # Errors
     /// [`FaultClass::UnreadableLedger`], beside what could be read: nothing may be written on the ground of what is not known.
-    pub(super) fn gather(&self, service: &RunService, without: &Without) -> (PlanInputs, Result<(), Fault>) {
-        let (mut inputs, unreadable) = self
-            .index
-            .with(|index| (PlanInputs::of(service, index), index.ledgers().unreadable(service).map(str::to_owned)));
+    pub(super) fn gather(
+        &self,
+        service: &RunService,
+        without: &Without,
+    ) -> (PlanInputs, Result<(), Fault>) {
+        let (mut inputs, unreadable) = self.index.with(|index| {
+            (
+                PlanInputs::of(service, index),
+                index.ledgers().unreadable(service).map(str::to_owned),
+            )
+        });
         leave_out(&mut inputs.claims, without);
         inputs.circuit_open = self.breaker.is_open();
         inputs.drift = self.memories.drift(service);
         inputs.ledger.prune(self.now(), WINDOW);
         inputs.drift.corrected_under(inputs.ledger.corrected_under);
         for (grant, corrected) in &inputs.ledger.corrections {
-            corrected.at.iter().for_each(|at| inputs.drift.corrected(grant, *at));
+            corrected
+                .at
+                .iter()
+                .for_each(|at| inputs.drift.corrected(grant, *at));
         }
-        let declared: BTreeSet<&Grant> =
-            inputs.claims.iter().flat_map(|c| c.declared().iter().map(|d| &d.grant)).collect();
-        let rejections = self.memories.rejections(service, inputs.fingerprint(), |g| declared.contains(g));
+        let declared: BTreeSet<&Grant> = inputs
+            .claims
+            .iter()
+            .flat_map(|c| c.declared().iter().map(|d| &d.grant))
+            .collect();
+        let rejections = self
+            .memories
+            .rejections(service, inputs.fingerprint(), |g| declared.contains(g));
         inputs.rejected = rejections.rejected;
-        inputs.doubtful = self.memories.search(service, |s| s.grants().cloned().collect());
+        inputs.doubtful = self
+            .memories
+            .search(service, |s| s.grants().cloned().collect());
         inputs.doubtful.extend(rejections.alone.keys().cloned());
         inputs.alone = rejections.alone;
         let readable = match unreadable {
@@ -69,20 +86,33 @@ impl<C: CloudRun> Controller<C> {
         }
         let told = self.index.with(|index| {
             let mut all: BTreeSet<String> = BTreeSet::new();
-            for claim in inputs.claims.iter().filter(|c| !c.intent.deleting && !c.left) {
-                let record = index.policies().get(&claim.intent.id.key()).filter(|r| r.intent.id == claim.intent.id);
+            for claim in inputs
+                .claims
+                .iter()
+                .filter(|c| !c.intent.deleting && !c.left)
+            {
+                let record = index
+                    .policies()
+                    .get(&claim.intent.id.key())
+                    .filter(|r| r.intent.id == claim.intent.id);
                 let status = record.map(|r| r.status().get()).unwrap_or_default();
                 let entry = observation::entry_of(&status, &inputs.service);
-                let entry = entry.filter(|_| status.observed_generation == Some(claim.intent.generation))?;
+                let entry = entry
+                    .filter(|_| status.observed_generation == Some(claim.intent.generation))?;
                 let named = observation::was_outstanding(entry, inputs.circuit_open)?;
                 all.extend(named.into_iter().map(str::to_owned));
             }
             Some(all)
         });
         let Some(told) = told else { return };
-        let declared = inputs.claims.iter().flat_map(|c| c.declared().iter().map(|d| d.grant.clone()));
+        let declared = inputs
+            .claims
+            .iter()
+            .flat_map(|c| c.declared().iter().map(|d| d.grant.clone()));
         let by = inputs.fingerprint();
-        let open = declared.chain(live.grants()).filter(|g| told.contains(&g.to_string()));
+        let open = declared
+            .chain(live.grants())
+            .filter(|g| told.contains(&g.to_string()));
         let outstanding = open.filter(|g| !inputs.drift.was_drift(by, g)).collect();
         inputs.drift.settle(by, outstanding);
     }

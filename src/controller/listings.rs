@@ -60,7 +60,11 @@ pub(super) struct Listings {
 impl Default for Listings {
     fn default() -> Self {
         let state = Owned::new(Rank::Listings, State::default());
-        Self { state, changed: Notify::new(), number: AtomicU64::new(1) }
+        Self {
+            state,
+            changed: Notify::new(),
+            number: AtomicU64::new(1),
+        }
     }
 }
 
@@ -157,7 +161,11 @@ impl<C: CloudRun> Controller<C> {
                     let this = self.clone();
                     running.spawn(async move {
                         let result = this.list_project(&project).await;
-                        Listed { project, number, result }
+                        Listed {
+                            project,
+                            number,
+                            result,
+                        }
                     });
                     continue;
                 }
@@ -174,7 +182,10 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// Lists a project through all scopes and pages. Each page waits for its token; nobody waits for that.
-    async fn list_project(&self, project: &Arc<str>) -> Option<(Result<Listing, Fault>, InFlightGuard)> {
+    async fn list_project(
+        &self,
+        project: &Arc<str>,
+    ) -> Option<(Result<Listing, Fault>, InFlightGuard)> {
         // Whoever takes its shard up lists it.
         let guard = self.enter(project)?;
         let scopes = self.index.with(|i| i.scopes(project));
@@ -204,7 +215,8 @@ impl<C: CloudRun> Controller<C> {
                     break token;
                 }
             };
-            self.metrics.waited(Priority::Periodic.label(), waited.elapsed());
+            self.metrics
+                .waited(Priority::Periodic.label(), waited.elapsed());
             let (part, next) = self.cloud.list(project, scope, &page, token).await?;
             whole.services.extend(part.services);
             whole.unreachable.extend(part.unreachable);
@@ -217,14 +229,23 @@ impl<C: CloudRun> Controller<C> {
     }
 
     fn listed(&self, listed: Listed) {
-        let Listed { project, number, result } = listed;
+        let Listed {
+            project,
+            number,
+            result,
+        } = listed;
         let failed = result.as_ref().is_some_and(|(r, _)| r.is_err());
         let failures = self.listings.done(&project, failed);
-        let Some((result, guard)) = result else { return };
+        let Some((result, guard)) = result else {
+            return;
+        };
         if !self.works_on(&project) {
             return;
         }
-        let retry = result.as_ref().err().map(|f| (f.class.row().retry, f.retry_after));
+        let retry = result
+            .as_ref()
+            .err()
+            .map(|f| (f.class.row().retry, f.retry_after));
         if let (Err(fault), 1) = (&result, failures) {
             tracing::warn!(%project, class = fault.class.row().label, "services could not be listed");
         }
@@ -237,9 +258,15 @@ impl<C: CloudRun> Controller<C> {
             self.statuses.add(key, Duration::from_millis(300));
         }
         drop(guard);
-        let Some(interval) = interval.map(|i| self.interval(&project, i)) else { return };
+        let Some(interval) = interval.map(|i| self.interval(&project, i)) else {
+            return;
+        };
         let wait = match retry {
-            None => next_slot(self.elapsed(), interval, spread(self.options.seed, &project)),
+            None => next_slot(
+                self.elapsed(),
+                interval,
+                spread(self.options.seed, &project),
+            ),
             Some((Retry::Slow, _)) => interval,
             Some((_, after)) => after
                 .unwrap_or_else(|| backoff(failures, self.options.seed, &project))

@@ -162,7 +162,13 @@ impl<C: CloudRun> Controller<C> {
 
     /// Whether the caches are complete.
     pub fn is_synced(&self) -> bool {
-        [&self.policies_synced, &self.ledgers_synced, &self.guardrails_synced].iter().all(|s| s.load(Ordering::Acquire))
+        [
+            &self.policies_synced,
+            &self.ledgers_synced,
+            &self.guardrails_synced,
+        ]
+        .iter()
+        .all(|s| s.load(Ordering::Acquire))
     }
 
     /// Fine, or why the process should be started anew.
@@ -172,7 +178,9 @@ impl<C: CloudRun> Controller<C> {
     pub fn health(&self) -> Result<(), String> {
         let longest = self.queue.longest_running();
         if longest > self.options.stuck_after {
-            return Err(format!("a service has been worked on for {longest:?}; the queue is stuck"));
+            return Err(format!(
+                "a service has been worked on for {longest:?}; the queue is stuck"
+            ));
         }
         if self.broken.load(Ordering::Acquire) {
             return Err("a task that must not end has ended; see the log".into());
@@ -185,7 +193,9 @@ impl<C: CloudRun> Controller<C> {
             && self.is_synced()
             && idle > self.options.stuck_after
         {
-            return Err(format!("{waiting} services wait and none was taken up for {idle:?}; the queue is stuck"));
+            return Err(format!(
+                "{waiting} services wait and none was taken up for {idle:?}; the queue is stuck"
+            ));
         }
         Ok(())
     }
@@ -193,12 +203,19 @@ impl<C: CloudRun> Controller<C> {
     /// Brings the gauges that are read from state up to date; returns the series of the policies.
     pub fn refresh_gauges(&self) -> PolicySeries {
         for (priority, depth) in Priority::ALL.iter().zip(self.queue.depths()) {
-            self.metrics.queue_depth.with_label_values(&[priority.label()]).set(depth as i64);
+            self.metrics
+                .queue_depth
+                .with_label_values(&[priority.label()])
+                .set(depth as i64);
         }
         self.shard_gauges();
-        self.metrics.circuit_open.set(i64::from(self.breaker.is_open()));
+        self.metrics
+            .circuit_open
+            .set(i64::from(self.breaker.is_open()));
         let now = self.now();
-        self.index.with(|i| status_writer::gauges(i, &self.metrics, now, &|project| self.works_on(project)))
+        self.index.with(|i| {
+            status_writer::gauges(i, &self.metrics, now, &|project| self.works_on(project))
+        })
     }
 
     /// Runs until `stop` is true; then finishes what is in flight and starts nothing new. When this is dropped, nothing of
@@ -252,11 +269,18 @@ impl<C: CloudRun> Controller<C> {
             };
             self.begin(job, &mut running);
         }
-        tracing::info!(in_flight = running.len(), "stopping: finishing what is in flight");
-        let drained =
-            tokio::time::timeout(self.options.grace, async { while running.join_next().await.is_some() {} }).await;
+        tracing::info!(
+            in_flight = running.len(),
+            "stopping: finishing what is in flight"
+        );
+        let drained = tokio::time::timeout(self.options.grace, async {
+            while running.join_next().await.is_some() {}
+        })
+        .await;
         if drained.is_err() {
-            tracing::warn!("the grace period ended before the work in flight did; what is left is safe by its etags");
+            tracing::warn!(
+                "the grace period ended before the work in flight did; what is left is safe by its etags"
+            );
         }
     }
 
@@ -310,7 +334,10 @@ mod tests {
         let second = next_slot(Duration::from_secs(45), interval, 0.75);
         assert_eq!(second.as_secs(), 60);
         // An edit at 100 s; the slot at 105 s is too near, so the next is at 165 s.
-        assert_eq!(next_slot(Duration::from_secs(100), interval, 0.75).as_secs(), 65);
+        assert_eq!(
+            next_slot(Duration::from_secs(100), interval, 0.75).as_secs(),
+            65
+        );
     }
 
     #[test]
@@ -319,6 +346,9 @@ mod tests {
         for i in 0..10_000 {
             buckets[(spread(1, i) * 10.0) as usize] += 1;
         }
-        assert!(buckets.iter().all(|b| (900..1100).contains(b)), "{buckets:?}");
+        assert!(
+            buckets.iter().all(|b| (900..1100).contains(b)),
+            "{buckets:?}"
+        );
     }
 }

@@ -36,10 +36,17 @@ impl<C: CloudRun> Controller<C> {
         };
         let mut drifted = Drift::default();
         for (place, claim) in inputs.claims.iter().enumerate() {
-            let news = self.news(&inputs.service, claim, |before| reconciled.observe(place, before));
+            let news = self.news(&inputs.service, claim, |before| {
+                reconciled.observe(place, before)
+            });
             let Some(news) = news else { continue };
             drifted.extend(news.drifted.clone());
-            if news.observation.result.as_ref().is_ok_and(observation::Findings::in_sync) {
+            if news
+                .observation
+                .result
+                .as_ref()
+                .is_ok_and(observation::Findings::in_sync)
+            {
                 self.count_convergence(claim, &report.applied);
             }
             self.take_down(&inputs.service, claim, news);
@@ -52,7 +59,13 @@ impl<C: CloudRun> Controller<C> {
         let service = &inputs.service;
         for claim in &inputs.claims {
             let news = self.news(service, claim, |before| {
-                Some(observation::failed(service, claim, fault, &report.applied, before))
+                Some(observation::failed(
+                    service,
+                    claim,
+                    fault,
+                    &report.applied,
+                    before,
+                ))
             });
             if let Some(news) = news {
                 self.take_down(service, claim, news);
@@ -70,7 +83,10 @@ impl<C: CloudRun> Controller<C> {
     ) -> Option<News> {
         let id = &claim.intent.id;
         self.index.with(|index| {
-            let record = index.policies().get(&id.key()).filter(|r| r.intent.id == *id)?;
+            let record = index
+                .policies()
+                .get(&id.key())
+                .filter(|r| r.intent.id == *id)?;
             if let Some(seen) = record.observation(service) {
                 return observe(Before::Seen(seen));
             }
@@ -82,10 +98,18 @@ impl<C: CloudRun> Controller<C> {
     fn take_down(&self, service: &RunService, claim: &PolicyOnService, news: News) {
         let (id, intent) = (&claim.intent.id, &claim.intent);
         let key = id.key();
-        let News { observation, notes, .. } = news;
+        let News {
+            observation, notes, ..
+        } = news;
         let (changed, released) = self.index.with(|index| {
-            let known = index.policies().get(&key).and_then(|r| r.observation(service));
-            (known != Some(&observation), index.observe(&key, service, observation))
+            let known = index
+                .policies()
+                .get(&key)
+                .and_then(|r| r.observation(service));
+            (
+                known != Some(&observation),
+                index.observe(&key, service, observation),
+            )
         });
         // What was still being counted may be known now.
         self.ask(&released, Priority::Declared);
@@ -94,7 +118,10 @@ impl<C: CloudRun> Controller<C> {
         }
         // Only what is news leads to a new status.
         if changed || intent.deleting {
-            self.statuses.add(&key, Duration::from_millis(if intent.deleting { 0 } else { 100 }));
+            self.statuses.add(
+                &key,
+                Duration::from_millis(if intent.deleting { 0 } else { 100 }),
+            );
         }
     }
 
@@ -105,9 +132,13 @@ impl<C: CloudRun> Controller<C> {
         if !applied.iter().filter(declared).any(for_it) {
             return;
         }
-        let since = self.index.with(|i| i.policies().get(&id.key()).map(|r| r.declared_at()));
+        let since = self
+            .index
+            .with(|i| i.policies().get(&id.key()).map(|r| r.declared_at()));
         if let Some(since) = since {
-            self.metrics.convergence_seconds.observe(self.elapsed().saturating_sub(since).as_secs_f64());
+            self.metrics
+                .convergence_seconds
+                .observe(self.elapsed().saturating_sub(since).as_secs_f64());
         }
     }
 
@@ -116,11 +147,19 @@ impl<C: CloudRun> Controller<C> {
         if drifted.is_empty() {
             return;
         }
-        for (kind, grants) in [("missing", &drifted.missing), ("unexpected", &drifted.unexpected)] {
-            self.metrics.drift_detected_total.with_label_values(&[kind]).inc_by(grants.len() as u64);
+        for (kind, grants) in [
+            ("missing", &drifted.missing),
+            ("unexpected", &drifted.unexpected),
+        ] {
+            self.metrics
+                .drift_detected_total
+                .with_label_values(&[kind])
+                .inc_by(grants.len() as u64);
         }
         if let Some(before) = before {
-            self.metrics.drift_detection_seconds.observe(before.as_secs_f64());
+            self.metrics
+                .drift_detection_seconds
+                .observe(before.as_secs_f64());
         }
     }
 

@@ -31,7 +31,10 @@ pub(super) struct Owned<T> {
 
 impl<T> Owned<T> {
     pub fn new(rank: Rank, state: T) -> Self {
-        Self { rank, state: Mutex::new(state) }
+        Self {
+            rank,
+            state: Mutex::new(state),
+        }
     }
 
     /// Looks at the state, or changes it. Never waits for anything but the lock.
@@ -55,7 +58,10 @@ mod order {
 
     pub fn take(rank: Rank) -> Held {
         HELD.with_borrow_mut(|held| {
-            debug_assert!(held.last().is_none_or(|last| *last < rank), "{rank:?} is taken while {held:?} are held");
+            debug_assert!(
+                held.last().is_none_or(|last| *last < rank),
+                "{rank:?} is taken while {held:?} are held"
+            );
             held.push(rank);
         });
         Held

@@ -126,7 +126,12 @@ impl Waiting {
     }
 
     fn is_idle(&self) -> bool {
-        self.crowd.is_empty() && self.readers.iter().chain(&self.changers).all(BTreeMap::is_empty)
+        self.crowd.is_empty()
+            && self
+                .readers
+                .iter()
+                .chain(&self.changers)
+                .all(BTreeMap::is_empty)
     }
 
     fn depth(&self, priority: Priority) -> usize {
@@ -180,7 +185,12 @@ impl Queue {
     /// `workers`: services that were taken up lately and are not done, over everything.
     pub fn new(budgets: Arc<Budgets>, workers: usize) -> Self {
         let state = Owned::new(Rank::Queue, State::default());
-        Self { state, changed: Notify::new(), budgets, workers: workers.max(1) }
+        Self {
+            state,
+            changed: Notify::new(),
+            budgets,
+            workers: workers.max(1),
+        }
     }
 
     /// Asks for a service to be worked on. Equal requests fold; the more urgent priority counts.
@@ -189,9 +199,17 @@ impl Queue {
     }
 
     /// Asks for many at once.
-    pub fn add_all<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, priority: Priority) {
+    pub fn add_all<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a RunService>,
+        priority: Priority,
+    ) {
         let now = Instant::now();
-        self.state.with(|s| services.into_iter().for_each(|service| s.add(service, priority, now)));
+        self.state.with(|s| {
+            services
+                .into_iter()
+                .for_each(|service| s.add(service, priority, now))
+        });
         self.changed.notify_waiters();
     }
 
@@ -208,7 +226,10 @@ impl Queue {
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = Instant::now();
-            let wake = match self.state.with(|s| s.pick(now, &self.budgets, self.workers)) {
+            let wake = match self
+                .state
+                .with(|s| s.pick(now, &self.budgets, self.workers))
+            {
                 Ok(job) => return job,
                 Err(wake) => wake,
             };
@@ -227,11 +248,19 @@ impl Queue {
 
     /// A job is over. The number of failures in a row comes back.
     pub fn done(&self, job: Job, end: End) -> u32 {
-        let Job { service, priority, since, tokens, .. } = job;
+        let Job {
+            service,
+            priority,
+            since,
+            tokens,
+            ..
+        } = job;
         // What was not used goes back before anybody is told.
         drop(tokens);
         let now = Instant::now();
-        let failures = self.state.with(|s| s.done(&service, priority, since, end, now));
+        let failures = self
+            .state
+            .with(|s| s.done(&service, priority, since, end, now));
         self.changed.notify_waiters();
         failures
     }
@@ -248,7 +277,8 @@ impl Queue {
 
     /// How many wait in each priority.
     pub fn depths(&self) -> [usize; 4] {
-        self.state.with(|s| Priority::ALL.map(|p| s.places.values().map(|w| w.depth(p)).sum()))
+        self.state
+            .with(|s| Priority::ALL.map(|p| s.places.values().map(|w| w.depth(p)).sum()))
     }
 
     /// How many are being worked on.
@@ -258,13 +288,20 @@ impl Queue {
 
     /// Whether a service is being worked on.
     pub fn is_running(&self, service: &RunService) -> bool {
-        self.state.with(|s| s.items.get(service).is_some_and(|i| i.running.is_some()))
+        self.state
+            .with(|s| s.items.get(service).is_some_and(|i| i.running.is_some()))
     }
 
     /// How long the longest job has been running.
     pub fn longest_running(&self) -> Duration {
         let now = Instant::now();
-        let since = self.state.with(|s| s.items.values().filter_map(|i| i.running).map(|r| r.since).min());
+        let since = self.state.with(|s| {
+            s.items
+                .values()
+                .filter_map(|i| i.running)
+                .map(|r| r.since)
+                .min()
+        });
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 }
@@ -294,13 +331,22 @@ impl State {
             self.timers.remove(service);
         }
         let before = item.queued;
-        if before.is_some_and(|(turn, group)| group == Group::Readers && turn.priority <= priority) {
+        if before.is_some_and(|(turn, group)| group == Group::Readers && turn.priority <= priority)
+        {
             return;
         }
         let priority = before.map_or(priority, |(turn, _)| turn.priority.min(priority));
         let since = before.map_or(now, |(turn, _)| turn.since);
         self.unqueue(service);
-        self.enqueue(service, Turn { priority, ticket, since }, Group::Readers);
+        self.enqueue(
+            service,
+            Turn {
+                priority,
+                ticket,
+                since,
+            },
+            Group::Readers,
+        );
     }
 
     fn enqueue(&mut self, service: &RunService, turn: Turn, group: Group) {
@@ -348,11 +394,18 @@ impl State {
     }
 
     /// The next job, or when to ask again.
-    fn pick(&mut self, now: Instant, budgets: &Arc<Budgets>, workers: usize) -> Result<Job, Option<Instant>> {
+    fn pick(
+        &mut self,
+        now: Instant,
+        budgets: &Arc<Budgets>,
+        workers: usize,
+    ) -> Result<Job, Option<Instant>> {
         self.ring(now);
         loop {
             let mut wake = self.timers.wake(|_| true);
-            let Some(chosen) = self.choose(now, budgets, workers, &mut wake) else { return Err(wake) };
+            let Some(chosen) = self.choose(now, budgets, workers, &mut wake) else {
+                return Err(wake);
+            };
             match budgets.reserve(&chosen.place, chosen.group.needs()) {
                 Ok(tokens) => {
                     if let Some(job) = self.take(chosen, tokens, now) {
@@ -389,21 +442,34 @@ impl State {
             if !room && !waiting.crowd.is_empty() {
                 return false;
             }
-            let Some((turn, group)) = waiting.candidate(place, now, budgets, items, wake) else { return false };
+            let Some((turn, group)) = waiting.candidate(place, now, budgets, items, wake) else {
+                return false;
+            };
             let better = match &best {
                 None => true,
                 Some(b) if aged => turn.since < b.turn.since,
                 Some(b) => turn.priority < b.turn.priority,
             };
             if better {
-                best = Some(Candidate { place: place.clone(), group, turn });
+                best = Some(Candidate {
+                    place: place.clone(),
+                    group,
+                    turn,
+                });
             }
             !aged && turn.priority == Priority::Declared
         };
-        let after = (cursor.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let found = places.range_mut::<Place, _>(after).any(|(p, w)| visit(p, w));
+        let after = (
+            cursor.map_or(Bound::Unbounded, Bound::Excluded),
+            Bound::Unbounded,
+        );
+        let found = places
+            .range_mut::<Place, _>(after)
+            .any(|(p, w)| visit(p, w));
         if let Some(cursor) = cursor.filter(|_| !found) {
-            places.range_mut::<Place, _>(..=cursor).any(|(p, w)| visit(p, w));
+            places
+                .range_mut::<Place, _>(..=cursor)
+                .any(|(p, w)| visit(p, w));
         }
         best
     }
@@ -419,13 +485,28 @@ impl State {
         item.queued = None;
         item.running = Some(Running { since: now, seats });
         let waited = now.saturating_duration_since(turn.since);
-        Some(Job { service, priority: turn.priority, since: turn.since, waited, tokens })
+        Some(Job {
+            service,
+            priority: turn.priority,
+            since: turn.since,
+            waited,
+            tokens,
+        })
     }
 
-    fn done(&mut self, service: &RunService, priority: Priority, since: Instant, end: End, now: Instant) -> u32 {
+    fn done(
+        &mut self,
+        service: &RunService,
+        priority: Priority,
+        since: Instant,
+        end: End,
+        now: Instant,
+    ) -> u32 {
         let ticket = self.ticket();
         let place = Place::of(service);
-        let Some(item) = self.items.get_mut(service) else { return 0 };
+        let Some(item) = self.items.get_mut(service) else {
+            return 0;
+        };
         if let Some(Running { seats, .. }) = item.running.take() {
             self.crowd.leave(seats.0);
             if let Some(waiting) = self.places.get_mut(&place) {
@@ -433,11 +514,22 @@ impl State {
                 waiting.dry_until = None;
             }
         }
-        item.failures = if end == End::Failed { item.failures.saturating_add(1) } else { 0 };
+        item.failures = if end == End::Failed {
+            item.failures.saturating_add(1)
+        } else {
+            0
+        };
         let (failures, again) = (item.failures, item.again.take());
         if end == End::Waits {
-            let turn = *item.changer.get_or_insert(Turn { priority, ticket, since });
-            let turn = Turn { priority: turn.priority.min(priority), ..turn };
+            let turn = *item.changer.get_or_insert(Turn {
+                priority,
+                ticket,
+                since,
+            });
+            let turn = Turn {
+                priority: turn.priority.min(priority),
+                ..turn
+            };
             item.changer = Some(turn);
             self.enqueue(service, turn, Group::Changers);
         } else {
@@ -451,7 +543,9 @@ impl State {
     }
 
     fn forget(&mut self, service: &RunService) {
-        let Some(item) = self.items.get_mut(service) else { return };
+        let Some(item) = self.items.get_mut(service) else {
+            return;
+        };
         item.timer = None;
         self.timers.remove(service);
         if item.queued.is_none() && item.running.is_none() {
@@ -493,15 +587,26 @@ impl Waiting {
         }
         let aged = self.turns % AGED_TURN == AGED_TURN - 1;
         let room = self.crowd.has_room(now, PER_PLACE, MOST_PER_PLACE);
-        let declared = room || self.crowd.has_room(now, PER_PLACE + EXTRA_FOR_DECLARED, MOST_PER_PLACE);
+        let declared = room
+            || self
+                .crowd
+                .has_room(now, PER_PLACE + EXTRA_FOR_DECLARED, MOST_PER_PLACE);
         let heads = |lanes: &Lanes, group| -> Option<(Turn, Group)> {
             let heads = lanes.iter().filter_map(|lane| lane.first_key_value());
-            let turns = heads.filter_map(|(_, service)| items.get(service)?.queued).map(|(turn, _)| turn);
+            let turns = heads
+                .filter_map(|(_, service)| items.get(service)?.queued)
+                .map(|(turn, _)| turn);
             let fits = turns.filter(|t| room || (declared && t.priority == Priority::Declared));
             fits.min_by_key(|t| order(t, aged)).map(|t| (t, group))
         };
-        let (reader, changer) = (heads(&self.readers, Group::Readers), heads(&self.changers, Group::Changers));
-        let first = reader.into_iter().chain(changer).min_by_key(|(t, _)| order(t, aged));
+        let (reader, changer) = (
+            heads(&self.readers, Group::Readers),
+            heads(&self.changers, Group::Changers),
+        );
+        let first = reader
+            .into_iter()
+            .chain(changer)
+            .min_by_key(|(t, _)| order(t, aged));
         let Some(first) = first else {
             sooner(wake, self.crowd.wake());
             return None;
@@ -512,7 +617,17 @@ impl Waiting {
         }
         // Whoever only looks goes ahead of one that waits for the right to write; not of one that waits for the right to
         // look, or it would wait for ever.
-        let only_writes = || !budgets.wait(place, Needs { reads: 0, writes: 1 }).is_zero();
+        let only_writes = || {
+            !budgets
+                .wait(
+                    place,
+                    Needs {
+                        reads: 0,
+                        writes: 1,
+                    },
+                )
+                .is_zero()
+        };
         let mut dry = wait;
         if let Some(reader) = reader.filter(|_| first.1 == Group::Changers && only_writes()) {
             let wait = budgets.wait(place, Needs::READ);
@@ -528,7 +643,11 @@ impl Waiting {
 }
 
 fn order(turn: &Turn, aged: bool) -> (Option<Priority>, Instant, u64) {
-    if aged { (None, turn.since, turn.ticket) } else { (Some(turn.priority), turn.since, turn.ticket) }
+    if aged {
+        (None, turn.since, turn.ticket)
+    } else {
+        (Some(turn.priority), turn.since, turn.ticket)
+    }
 }
 
 #[cfg(test)]
@@ -541,16 +660,24 @@ mod tests {
     }
     fn queue() -> Queue {
         // Enough for whatever is not about budgets.
-        queue_with(Budget { reads_per_minute: 1_000_000, writes_per_minute: 1_000_000, concurrency: 64 })
+        queue_with(Budget {
+            reads_per_minute: 1_000_000,
+            writes_per_minute: 1_000_000,
+            concurrency: 64,
+        })
     }
     fn s(name: &str) -> RunService {
         RunService::new("p", "r", name)
     }
     async fn pop(q: &Queue) -> Job {
-        tokio::time::timeout(Duration::from_secs(1), q.next()).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(1), q.next())
+            .await
+            .unwrap()
     }
     async fn nothing(q: &Queue) -> bool {
-        tokio::time::timeout(Duration::from_millis(1), q.next()).await.is_err()
+        tokio::time::timeout(Duration::from_millis(1), q.next())
+            .await
+            .is_err()
     }
 
     #[tokio::test(start_paused = true)]
@@ -584,7 +711,10 @@ mod tests {
     async fn a_declared_change_does_not_wait_behind_ten_thousand_others() {
         let q = queue();
         for i in 0..10_000 {
-            q.add(&RunService::new("p", format!("r{}", i % 50), format!("s{i}")), Priority::Periodic);
+            q.add(
+                &RunService::new("p", format!("r{}", i % 50), format!("s{i}")),
+                Priority::Periodic,
+            );
         }
         q.add(&s("edit"), Priority::Declared);
         let mut position = 0;
@@ -635,7 +765,10 @@ mod tests {
         let mut hung = Vec::new();
         for place in 0..100 {
             for i in 0..MOST_PER_PLACE * 2 {
-                q.add(&RunService::new(format!("dead{place}"), "r", format!("s{i}")), Priority::Declared);
+                q.add(
+                    &RunService::new(format!("dead{place}"), "r", format!("s{i}")),
+                    Priority::Declared,
+                );
             }
         }
         for _ in 0..100 {
@@ -653,17 +786,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_timer_rings_once_and_an_earlier_request_answers_it() {
         let q = queue();
-        q.add_at(&s("a"), Priority::Periodic, Instant::now() + Duration::from_secs(60));
-        q.add_at(&s("a"), Priority::Retry, Instant::now() + Duration::from_secs(5));
+        q.add_at(
+            &s("a"),
+            Priority::Periodic,
+            Instant::now() + Duration::from_secs(60),
+        );
+        q.add_at(
+            &s("a"),
+            Priority::Retry,
+            Instant::now() + Duration::from_secs(5),
+        );
         let started = Instant::now();
-        let job = tokio::time::timeout(Duration::from_secs(100), q.next()).await.unwrap();
-        assert_eq!((job.priority, started.elapsed().as_secs()), (Priority::Retry, 5));
+        let job = tokio::time::timeout(Duration::from_secs(100), q.next())
+            .await
+            .unwrap();
+        assert_eq!(
+            (job.priority, started.elapsed().as_secs()),
+            (Priority::Retry, 5)
+        );
         assert_eq!(q.done(job, End::Failed), 1);
-        assert!(tokio::time::timeout(Duration::from_secs(100), q.next()).await.is_err());
-        q.add_at(&s("a"), Priority::Periodic, Instant::now() + Duration::from_secs(60));
+        assert!(
+            tokio::time::timeout(Duration::from_secs(100), q.next())
+                .await
+                .is_err()
+        );
+        q.add_at(
+            &s("a"),
+            Priority::Periodic,
+            Instant::now() + Duration::from_secs(60),
+        );
         q.add(&s("a"), Priority::Drift);
         assert_eq!(q.done(pop(&q).await, End::Failed), 2);
-        assert!(tokio::time::timeout(Duration::from_secs(100), q.next()).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_secs(100), q.next())
+                .await
+                .is_err()
+        );
     }
 
     /// Takes up everything that can be within a time; what wants to write waits for the right to.
@@ -689,10 +847,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_waits_for_quota_occupies_nothing_and_keeps_its_turn() {
-        let q = queue_with(Budget { reads_per_minute: 6000, writes_per_minute: 6, concurrency: 64 });
+        let q = queue_with(Budget {
+            reads_per_minute: 6000,
+            writes_per_minute: 6,
+            concurrency: 64,
+        });
         let names: Vec<RunService> = (0..40).map(|i| s(&format!("s{i:02}"))).collect();
         q.add_all(&names, Priority::Declared);
-        assert_eq!(work(&q, Duration::from_secs(1)).await.len(), 2, "the burst of six");
+        assert_eq!(
+            work(&q, Duration::from_secs(1)).await.len(),
+            2,
+            "the burst of six"
+        );
         assert_eq!(q.running(), 0);
         // A new wish is looked at at once, and costs nobody its turn.
         q.add(&names[20], Priority::Declared);
@@ -705,13 +871,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn those_that_look_do_not_starve_one_that_writes() {
-        let q = queue_with(Budget { reads_per_minute: 6, writes_per_minute: 60, concurrency: 64 });
+        let q = queue_with(Budget {
+            reads_per_minute: 6,
+            writes_per_minute: 60,
+            concurrency: 64,
+        });
         q.add(&s("edit"), Priority::Declared);
         q.done(pop(&q).await, End::Waits);
         for i in 0..20 {
             q.add(&s(&format!("s{i}")), Priority::Periodic);
         }
-        assert_eq!(work(&q, Duration::from_secs(60)).await.first(), Some(&s("edit")));
+        assert_eq!(
+            work(&q, Duration::from_secs(60)).await.first(),
+            Some(&s("edit"))
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -721,6 +894,7 @@ mod tests {
         q.add_at(&s("b"), Priority::Declared, Instant::now());
         q.let_go(|_| true);
         assert!(nothing(&q).await);
-        q.state.with(|s| assert!(s.items.is_empty() && s.places.is_empty()));
+        q.state
+            .with(|s| assert!(s.items.is_empty() && s.places.is_empty()));
     }
 }

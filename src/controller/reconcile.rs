@@ -83,7 +83,8 @@ enum Step {
 
 /// Exponential with full jitter, from 1 s to 5 min.
 pub(super) fn backoff(failures: u32, seed: u64, what: impl std::hash::Hash) -> Duration {
-    let ceiling = Duration::from_secs(300).min(Duration::from_secs(1) * 2u32.saturating_pow(failures.min(16)));
+    let ceiling = Duration::from_secs(300)
+        .min(Duration::from_secs(1) * 2u32.saturating_pow(failures.min(16)));
     ceiling.mul_f64(0.5 + spread(seed, (what, failures)) / 2.0)
 }
 
@@ -107,15 +108,26 @@ impl<C: CloudRun> Controller<C> {
             Ok(Some(_)) => "changed",
             Err(failure) => failure.1.class.row().label,
         };
-        self.metrics.reconcile_total.with_label_values(&[label]).inc();
-        self.metrics.reconcile_duration_seconds.observe(started.elapsed().as_secs_f64());
+        self.metrics
+            .reconcile_total
+            .with_label_values(&[label])
+            .inc();
+        self.metrics
+            .reconcile_duration_seconds
+            .observe(started.elapsed().as_secs_f64());
         tracing::debug!(result = label, took = ?started.elapsed(), "reconciled");
-        self.metrics.audited(self.shards.of(&service.project), self.now());
+        self.metrics
+            .audited(self.shards.of(&service.project), self.now());
         self.count_changes(&report.applied);
 
         let end = match &result {
             Ok(Some(found)) if found.waits => End::Waits,
-            Ok(Some(Found { incomplete: None, .. }) | None) => End::Over,
+            Ok(
+                Some(Found {
+                    incomplete: None, ..
+                })
+                | None,
+            ) => End::Over,
             // What a person has to settle is looked at rarely, and says nothing about what will pass by itself.
             Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
             Ok(Some(_)) | Err(_) => End::Failed,
@@ -157,7 +169,8 @@ impl<C: CloudRun> Controller<C> {
 
     fn retry(&self, service: &RunService, failures: u32, after: Option<Duration>) {
         let wait = after.unwrap_or_else(|| backoff(failures, self.options.seed, service));
-        self.queue.add_at(service, Priority::Retry, Instant::now() + wait);
+        self.queue
+            .add_at(service, Priority::Retry, Instant::now() + wait);
     }
 
     /// Forgets a service that nobody is about any more.
@@ -171,24 +184,42 @@ impl<C: CloudRun> Controller<C> {
     /// Takes down what the next look has to know.
     fn remember(&self, found: &Found) {
         let service = &found.inputs.service;
-        let waiting: Vec<_> = found.rest.withheld.iter().filter(|w| w.is_others_doing()).collect();
+        let waiting: Vec<_> = found
+            .rest
+            .withheld
+            .iter()
+            .filter(|w| w.is_others_doing())
+            .collect();
         let mut known: BTreeSet<Grant> = waiting.iter().map(|w| w.grant.clone()).collect();
         known.extend(found.rest.drift.iter().cloned());
         self.memories.waits(service, known);
-        if found.rest.withheld.iter().any(|w| w.why == WithheldReason::UnansweredSelectors)
+        if found
+            .rest
+            .withheld
+            .iter()
+            .any(|w| w.why == WithheldReason::UnansweredSelectors)
             && !self.index.with(|i| i.wait_for_listing(service))
         {
             // It was answered in the meantime.
             self.ask([service], Priority::Drift);
         }
-        self.breaker.wait(service, waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen));
+        self.breaker.wait(
+            service,
+            waiting.iter().any(|w| w.why == WithheldReason::CircuitOpen),
+        );
     }
 
     /// Nobody asks for a look now. Where what is nobody's ends by itself, somebody has to take it away then.
     fn come_back_to_what_ends(&self, service: &RunService) {
-        let Some(from) = self.index.with(|i| i.left_behind_from(service)) else { return };
+        let Some(from) = self.index.with(|i| i.left_behind_from(service)) else {
+            return;
+        };
         let wait = Duration::try_from(from.duration_since(self.now())).unwrap_or_default();
-        self.queue.add_at(service, Priority::Declared, Instant::now() + wait.min(FAR) + Duration::from_millis(100));
+        self.queue.add_at(
+            service,
+            Priority::Declared,
+            Instant::now() + wait.min(FAR) + Duration::from_millis(100),
+        );
     }
 
     /// Sets when a service is looked at next: its slot, the end of a grant, another try of a refused member, or the next
@@ -198,18 +229,29 @@ impl<C: CloudRun> Controller<C> {
         let (now, instant) = (self.now(), Instant::now());
         let asks = |c: &&PolicyOnService| !c.intent.suspended || c.intent.deleting;
         let asking = inputs.claims.iter().filter(asks).map(|c| c.intent.interval);
-        let interval = asking.min().or(inputs.is_left_behind(now).then_some(DEFAULT_INTERVAL));
+        let interval = asking
+            .min()
+            .or(inputs.is_left_behind(now).then_some(DEFAULT_INTERVAL));
         // A write without an answer is settled soon, also where nobody asks for anything any more.
         let is_pending = self.index.with(|i| i.ledgers().is_pending(service));
-        let interval = if is_pending { interval.map(|i| i.min(UNANSWERED)) } else { interval };
+        let interval = if is_pending {
+            interval.map(|i| i.min(UNANSWERED))
+        } else {
+            interval
+        };
         if let Some(interval) = interval {
             let interval = self.interval(&service.project, interval);
             let wait = next_slot(self.elapsed(), interval, spread(self.options.seed, service));
-            self.queue.add_at(service, Priority::Periodic, instant + wait);
+            self.queue
+                .add_at(service, Priority::Periodic, instant + wait);
         } else {
             self.come_back_to_what_ends(service);
         }
-        let expiry = inputs.claims.iter().filter_map(|c| c.intent.next_expiry(now)).min();
+        let expiry = inputs
+            .claims
+            .iter()
+            .filter_map(|c| c.intent.next_expiry(now))
+            .min();
         let fight = rest.withheld.iter().filter_map(|w| match &w.why {
             WithheldReason::Contested(fight) => Some(fight.not_before),
             _ => None,
@@ -220,7 +262,11 @@ impl<C: CloudRun> Controller<C> {
             if let Ok(wait) = Duration::try_from(at.duration_since(now))
                 && wait < FAR
             {
-                self.queue.add_at(service, priority, instant + wait + Duration::from_millis(100));
+                self.queue.add_at(
+                    service,
+                    priority,
+                    instant + wait + Duration::from_millis(100),
+                );
             }
         }
         if let Some(at) = self.memories.next_try(service) {
@@ -263,7 +309,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let mut known: Option<Policy> = None;
         loop {
             let (inputs, readable) = self.controller.gather(self.service, &self.without);
-            if !inputs.wants_a_look(self.controller.now()) && !self.controller.change_log.has_legacy(self.service) {
+            if !inputs.wants_a_look(self.controller.now())
+                && !self.controller.change_log.has_legacy(self.service)
+            {
                 return match self.forget_fights(&inputs).await {
                     Ok(()) => Ok(None),
                     Err(fault) => Err(Box::new((inputs, fault))),
@@ -299,12 +347,19 @@ impl<'a, C: CloudRun> Round<'a, C> {
     }
 
     fn token(&mut self) -> Option<crate::cloudrun::limit::Token> {
-        self.controller.cloud.budgets().reserve(&Place::of(self.service), Needs::READ).ok()?.read()
+        self.controller
+            .cloud
+            .budgets()
+            .reserve(&Place::of(self.service), Needs::READ)
+            .ok()?
+            .read()
     }
 
     /// From one reading to the next.
     async fn step(&mut self, inputs: PlanInputs, live: Policy) -> Step {
-        self.controller.close_legacy(self.service, Some(&live)).await;
+        self.controller
+            .close_legacy(self.service, Some(&live))
+            .await;
         let (open, undone) = match self.settle(&inputs.ledger, Some(&live)).await {
             Ok(open) => open,
             Err(fault) => return failed(inputs, fault),
@@ -333,13 +388,23 @@ impl<'a, C: CloudRun> Round<'a, C> {
             memories.search(self.service, |s| s.withhold(&mut plan));
             plan.wait(&inputs.alone);
             let (waits, incomplete) = (!batch.is_empty(), self.incomplete.take());
-            return Step::Done(Box::new(Found { inputs, live, rest: plan, waits, incomplete }));
+            return Step::Done(Box::new(Found {
+                inputs,
+                live,
+                rest: plan,
+                waits,
+                incomplete,
+            }));
         }
         self.write(inputs, live, plan, batch, open).await
     }
 
     /// Settles what was open; what may still arrive comes back, and what was not made. (Kubernetes)
-    async fn settle(&mut self, ledger: &Ledger, live: Option<&Policy>) -> Result<(Vec<Pending>, Vec<Pending>), Fault> {
+    async fn settle(
+        &mut self,
+        ledger: &Ledger,
+        live: Option<&Policy>,
+    ) -> Result<(Vec<Pending>, Vec<Pending>), Fault> {
         let settlement = self.controller.settle(self.service, ledger, live).await?;
         for pending in settlement.undone.iter().filter(|p| !p.drift.is_empty()) {
             self.controller.breaker.withdraw(self.service, pending.at);
@@ -357,7 +422,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let mut plan = plan::plan(&input);
         if controller.options.events.is_some() {
             let views = plan::views(&input);
-            self.report.blame.extend(controller.attribute(inputs, live, &views));
+            self.report
+                .blame
+                .extend(controller.attribute(inputs, live, &views));
         }
         self.report.drift.extend(Drift::of(&plan, &live.grants()));
         if !plan.drift.is_subset(&inputs.drift.waiting) {
@@ -385,10 +452,20 @@ impl<'a, C: CloudRun> Round<'a, C> {
             reads: Needs::WRITE.reads.saturating_sub(left.reads),
             writes: Needs::WRITE.writes.saturating_sub(left.writes),
         };
-        if missing == (Needs { reads: 0, writes: 0 }) {
+        if missing
+            == (Needs {
+                reads: 0,
+                writes: 0,
+            })
+        {
             return true;
         }
-        match self.controller.cloud.budgets().reserve(&Place::of(self.service), missing) {
+        match self
+            .controller
+            .cloud
+            .budgets()
+            .reserve(&Place::of(self.service), missing)
+        {
             Ok(tokens) => {
                 self.tokens.add(tokens);
                 true
@@ -407,16 +484,31 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
         let (controller, index) = (self.controller, &self.controller.index);
         let without = |id: &PolicyId| {
-            index.with(|i| i.policies().get(&id.key()).is_some_and(|r| r.intent.id == *id && !r.has_finalizer()))
+            index.with(|i| {
+                i.policies()
+                    .get(&id.key())
+                    .is_some_and(|r| r.intent.id == *id && !r.has_finalizer())
+            })
         };
-        let intents = inputs.claims.iter().filter(|c| c.enforces() && !c.left).map(|c| &c.intent);
+        let intents = inputs
+            .claims
+            .iter()
+            .filter(|c| c.enforces() && !c.left)
+            .map(|c| &c.intent);
         let staying = intents.filter(|i| !i.deleting && owning.contains(&i.id));
-        let missing: Vec<PolicyId> = staying.filter(|i| without(&i.id)).map(|i| i.id.clone()).collect();
+        let missing: Vec<PolicyId> = staying
+            .filter(|i| without(&i.id))
+            .map(|i| i.id.clone())
+            .collect();
         if missing.is_empty() {
             return Ok(true);
         }
         let put = |id: PolicyId| async move { (controller.cluster.put_finalizer(&id).await, id) };
-        let results: Vec<_> = stream::iter(missing).map(put).buffered(FINALIZERS).collect().await;
+        let results: Vec<_> = stream::iter(missing)
+            .map(put)
+            .buffered(FINALIZERS)
+            .collect()
+            .await;
         let mut all = true;
         for (result, id) in results {
             match result {
@@ -446,11 +538,17 @@ impl<'a, C: CloudRun> Round<'a, C> {
 
     /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else whether it was written.
     /// (Kubernetes)
-    async fn keep_ledger(&mut self, inputs: &PlanInputs, plan: &Plan, open: Vec<Pending>) -> Option<Result<(), Fault>> {
+    async fn keep_ledger(
+        &mut self,
+        inputs: &PlanInputs,
+        plan: &Plan,
+        open: Vec<Pending>,
+    ) -> Option<Result<(), Fault>> {
         let mut next = inputs.ledger.clone();
         next.lines = plan.lines.clone();
         // What is still to be granted is entered when it is.
-        next.lines.retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
+        next.lines
+            .retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
         next.pending = open;
         next.held = plan.held_alone();
         // Corrections that grow old are no reason to write.
@@ -468,11 +566,15 @@ impl<'a, C: CloudRun> Round<'a, C> {
     /// Where no policy is left there is nobody to fight: what only remembers corrections goes. (Kubernetes)
     async fn forget_fights(&mut self, inputs: &PlanInputs) -> Result<(), Fault> {
         let ledger = &inputs.ledger;
-        let is_bare = ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
+        let is_bare =
+            ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
         if is_bare && inputs.claims.is_empty() {
             // Somebody changed it meanwhile, and nobody else comes back to it.
             if !self.store(inputs, &Ledger::default()).await? {
-                return Err(Fault::new(FaultClass::Conflict, "the ledger was changed at the same time"));
+                return Err(Fault::new(
+                    FaultClass::Conflict,
+                    "the ledger was changed at the same time",
+                ));
             }
         }
         Ok(())
@@ -486,13 +588,21 @@ impl<'a, C: CloudRun> Round<'a, C> {
         if !controller.shards.holds(&self.service.project) {
             return Err(fence::refused());
         }
-        match controller.cluster.write_ledger(self.service, next, known).await? {
+        match controller
+            .cluster
+            .write_ledger(self.service, next, known)
+            .await?
+        {
             LedgerWrite::Written(version) => {
-                controller.index.with(|i| i.set_ledger(self.service, next, version));
+                controller
+                    .index
+                    .with(|i| i.set_ledger(self.service, next, version));
             }
             LedgerWrite::Deleted => {
                 if let Some(known) = known {
-                    controller.index.with(|i| i.erase_ledger(self.service, known.clone()));
+                    controller
+                        .index
+                        .with(|i| i.erase_ledger(self.service, known.clone()));
                 }
             }
             LedgerWrite::Conflict => {
@@ -501,7 +611,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
                     StoredLedger::Present(object) => {
                         i.apply_ledger(&object);
                     }
-                    StoredLedger::Unreadable { why, version } => i.spoil_ledger(self.service, &why, Some(version)),
+                    StoredLedger::Unreadable { why, version } => {
+                        i.spoil_ledger(self.service, &why, Some(version))
+                    }
                     StoredLedger::Absent => {
                         if let Some(known) = known {
                             i.erase_ledger(self.service, known.clone());
@@ -513,20 +625,45 @@ impl<'a, C: CloudRun> Round<'a, C> {
         }
         controller.change_log.stored(self.service, &next.pending);
         // Whom nothing belongs to any more here is told, or let go, wherever it means to be now.
-        let owners = |ledger: &Ledger| ledger.lines.values().flatten().cloned().collect::<BTreeSet<PolicyId>>();
+        let owners = |ledger: &Ledger| {
+            ledger
+                .lines
+                .values()
+                .flatten()
+                .cloned()
+                .collect::<BTreeSet<PolicyId>>()
+        };
         for left in owners(&inputs.ledger).difference(&owners(next)) {
-            controller.statuses.add(&left.key(), Duration::from_millis(100));
+            controller
+                .statuses
+                .add(&left.key(), Duration::from_millis(100));
         }
         Ok(true)
     }
 
     /// Writes one batch of a plan: into the ledger, then, if it is still wanted, to IAM. (Kubernetes, Cloud Run)
-    async fn write(&mut self, inputs: PlanInputs, live: Policy, plan: Plan, batch: Batch, open: Vec<Pending>) -> Step {
+    async fn write(
+        &mut self,
+        inputs: PlanInputs,
+        live: Policy,
+        plan: Plan,
+        batch: Batch,
+        open: Vec<Pending>,
+    ) -> Step {
         let part = plan.part(&batch);
         let pending = self.pending(&inputs, &part, &live);
-        let again = open.iter().find(|p| is_same(p, &pending)).map(|p| p.name.clone());
+        let again = open
+            .iter()
+            .find(|p| is_same(p, &pending))
+            .map(|p| p.name.clone());
         if again.is_none() && open.len() >= MAX_OPEN {
-            return failed(inputs, Fault::new(FaultClass::Timeout, "several writes had no answer; waiting for them"));
+            return failed(
+                inputs,
+                Fault::new(
+                    FaultClass::Timeout,
+                    "several writes had no answer; waiting for them",
+                ),
+            );
         }
         let name = again.clone().unwrap_or_else(|| pending.name.clone());
         let mut next = inputs.ledger.clone();
@@ -540,7 +677,12 @@ impl<'a, C: CloudRun> Round<'a, C> {
             for grant in &pending.drift {
                 let corrected = next.corrections.entry(grant.clone()).or_default();
                 corrected.at.push(pending.at);
-                corrected.by = self.report.blame.get(grant).cloned().or(corrected.by.take());
+                corrected.by = self
+                    .report
+                    .blame
+                    .get(grant)
+                    .cloned()
+                    .or(corrected.by.take());
             }
             next.pending.push(pending);
         }
@@ -568,10 +710,18 @@ impl<'a, C: CloudRun> Round<'a, C> {
 
     fn pending(&mut self, inputs: &PlanInputs, part: &Plan, live: &Policy) -> Pending {
         let blame = &self.report.blame;
-        let by = part.drift.iter().filter_map(|g| blame.get(g)).max_by_key(|by| by.at.0).map(|by| &**by);
+        let by = part
+            .drift
+            .iter()
+            .filter_map(|g| blame.get(g))
+            .max_by_key(|by| by.at.0)
+            .map(|by| &**by);
         // The first correction of the round is the one that the circuit breaker counted.
         let now = whole_microseconds(self.controller.now());
-        let at = self.admitted.filter(|_| self.writes == 0 && part.corrects_drift()).unwrap_or(now);
+        let at = self
+            .admitted
+            .filter(|_| self.writes == 0 && part.corrects_drift())
+            .unwrap_or(now);
         history::pending(part, &inputs.claims, live, by, at)
     }
 
@@ -581,7 +731,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let (mut inputs, readable) = controller.gather(self.service, &self.without);
         // This very write is no correction yet.
         for pending in inputs.ledger.pending.iter().filter(|p| p.name == name) {
-            pending.drift.iter().for_each(|g| inputs.drift.not_corrected(g, pending.at));
+            pending
+                .drift
+                .iter()
+                .for_each(|g| inputs.drift.not_corrected(g, pending.at));
         }
         // The breaker was asked for this very correction.
         inputs.circuit_open &= self.admitted.is_none();
@@ -591,15 +744,28 @@ impl<'a, C: CloudRun> Round<'a, C> {
     }
 
     /// Sends a write, and sees what became of it. (Cloud Run)
-    async fn send(&mut self, inputs: PlanInputs, live: Policy, part: &Plan, batch: &Batch, name: &str) -> Step {
+    async fn send(
+        &mut self,
+        inputs: PlanInputs,
+        live: Policy,
+        part: &Plan,
+        batch: &Batch,
+        name: &str,
+    ) -> Step {
         let controller = self.controller;
         if !controller.shards.holds(&self.service.project) {
             self.ended(name, Ending::Refused);
             return failed(inputs, fence::refused());
         }
-        let Some(token) = self.tokens.write() else { return failed(inputs, slow_down("its writes")) };
+        let Some(token) = self.tokens.write() else {
+            return failed(inputs, slow_down("its writes"));
+        };
         self.writes += 1;
-        let fault = match controller.cloud.write(self.service, &part.applied_to(&live), token).await {
+        let fault = match controller
+            .cloud
+            .write(self.service, &part.applied_to(&live), token)
+            .await
+        {
             Ok(written) => {
                 self.ended(name, Ending::Accepted);
                 return self.written(written, batch).await;
@@ -634,7 +800,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
     async fn written(&mut self, written: Policy, batch: &Batch) -> Step {
         let controller = self.controller;
         controller.expect_event(&self.service.project);
-        controller.memories.search(self.service, |s| s.accepted(batch));
+        controller
+            .memories
+            .search(self.service, |s| s.accepted(batch));
         controller.memories.accept(self.service, &batch.grants);
         match self.read().await {
             Ok(live) => Step::Again(Some(live)),
@@ -650,14 +818,25 @@ impl<'a, C: CloudRun> Round<'a, C> {
     ///
     /// # Errors
     /// None of those that were to be granted is the reason.
-    fn rejected(&self, inputs: &PlanInputs, part: &Plan, batch: &Batch, fault: &Fault) -> Result<(), Fault> {
+    fn rejected(
+        &self,
+        inputs: &PlanInputs,
+        part: &Plan,
+        batch: &Batch,
+        fault: &Fault,
+    ) -> Result<(), Fault> {
         let memories = &self.controller.memories;
-        let reject = |grant: &Grant| memories.reject(self.service, grant, fault, inputs.fingerprint());
+        let reject =
+            |grant: &Grant| memories.reject(self.service, grant, fault, inputs.fingerprint());
         if let Some(named) = &fault.member {
             let culprits: Vec<&Grant> = part.grants.keys().filter(|g| is_named(g, named)).collect();
             culprits.iter().for_each(|g| reject(g));
             // Somebody who is in the policy already, and not by this plan: nothing here can be set aside.
-            return if culprits.is_empty() { Err(fault.clone()) } else { Ok(()) };
+            return if culprits.is_empty() {
+                Err(fault.clone())
+            } else {
+                Ok(())
+            };
         }
         match memories.search(self.service, |s| s.refused(batch)) {
             Clue::Narrowed => Ok(()),
@@ -685,7 +864,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         if self.conflicts < MAX_CONFLICTS {
             return Step::Again(live);
         }
-        let mut fault = Fault::new(FaultClass::Conflict, "somebody else was faster five times in a row");
+        let mut fault = Fault::new(
+            FaultClass::Conflict,
+            "somebody else was faster five times in a row",
+        );
         let jitter = spread(self.controller.options.seed, (self.service, self.conflicts));
         fault.retry_after = Some(Duration::from_millis(200).mul_f64(1.0 + 4.0 * jitter));
         failed(inputs, fault)
@@ -702,7 +884,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
                     tracing::debug!(%fault, "the ledger could not be brought up to date; the next look does it");
                 }
             }
-            Err(fault) => tracing::debug!(%fault, "a change could not be put on record; the next look does it"),
+            Err(fault) => {
+                tracing::debug!(%fault, "a change could not be put on record; the next look does it")
+            }
         }
         failed(inputs, fault)
     }
@@ -729,16 +913,25 @@ impl<'a, C: CloudRun> Round<'a, C> {
         }
     }
 
-    async fn forget_ledger(&mut self, inputs: &PlanInputs, class: FaultClass) -> Result<bool, Fault> {
+    async fn forget_ledger(
+        &mut self,
+        inputs: &PlanInputs,
+        class: FaultClass,
+    ) -> Result<bool, Fault> {
         let mut next = inputs.ledger.clone();
-        if matches!(class, FaultClass::ServiceNotFound | FaultClass::ProjectNotFound) {
+        if matches!(
+            class,
+            FaultClass::ServiceNotFound | FaultClass::ProjectNotFound
+        ) {
             self.controller.close_legacy(self.service, None).await;
             self.settle(&inputs.ledger, None).await?;
             next = Ledger::default();
         } else {
             for (grant, owners) in &mut next.lines {
                 let states = inputs.owners.get(grant);
-                let is_leaving = |id: &PolicyId| matches!(states.and_then(|o| o.get(id)), Some(OwnerState::Leaving(_)));
+                let is_leaving = |id: &PolicyId| {
+                    matches!(states.and_then(|o| o.get(id)), Some(OwnerState::Leaving(_)))
+                };
                 owners.retain(|id| !is_leaving(id));
             }
         }
@@ -754,7 +947,10 @@ fn failed(inputs: PlanInputs, fault: Fault) -> Step {
 }
 
 fn slow_down(what: &str) -> Fault {
-    Fault::new(FaultClass::QuotaExceeded, format!("the service was changed so often that {what} were used up"))
+    Fault::new(
+        FaultClass::QuotaExceeded,
+        format!("the service was changed so often that {what} were used up"),
+    )
 }
 
 /// The same changes from the same version: sent twice, one of them is taken at most.
@@ -777,14 +973,22 @@ fn forget_corrections(ledger: &mut Ledger, undone: &[Pending]) {
 fn take_back(inputs: &mut PlanInputs, undone: &[Pending]) {
     forget_corrections(&mut inputs.ledger, undone);
     for pending in undone {
-        pending.drift.iter().for_each(|grant| inputs.drift.not_corrected(grant, pending.at));
+        pending
+            .drift
+            .iter()
+            .for_each(|grant| inputs.drift.not_corrected(grant, pending.at));
     }
 }
 
 /// `serviceAccount:x@y` is named as `x@y`; all members of a workload identity pool are named by the pool.
 fn is_named(grant: &Grant, named: &str) -> bool {
-    let Some((_, name)) = grant.principal.as_str().split_once(':') else { return false };
-    let pool = name.split_once('[').map(|(pool, _)| pool).filter(|pool| pool.ends_with(".svc.id.goog"));
+    let Some((_, name)) = grant.principal.as_str().split_once(':') else {
+        return false;
+    };
+    let pool = name
+        .split_once('[')
+        .map(|(pool, _)| pool)
+        .filter(|pool| pool.ends_with(".svc.id.goog"));
     name.eq_ignore_ascii_case(named) || pool.is_some_and(|p| p.eq_ignore_ascii_case(named))
 }
 
@@ -796,9 +1000,18 @@ mod tests {
     #[test]
     fn a_refusal_names_a_member_or_the_pool_of_members() {
         let grant = |member: &str| Grant::new(Principal::from_live(member), Role::Invoker);
-        assert!(is_named(&grant("serviceAccount:A@x.iam.gserviceaccount.com"), "a@x.iam.gserviceaccount.com"));
-        assert!(is_named(&grant("serviceAccount:nope.svc.id.goog[ns/sa]"), "nope.svc.id.goog"));
-        assert!(!is_named(&grant("serviceAccount:other.svc.id.goog[ns/sa]"), "nope.svc.id.goog"));
+        assert!(is_named(
+            &grant("serviceAccount:A@x.iam.gserviceaccount.com"),
+            "a@x.iam.gserviceaccount.com"
+        ));
+        assert!(is_named(
+            &grant("serviceAccount:nope.svc.id.goog[ns/sa]"),
+            "nope.svc.id.goog"
+        ));
+        assert!(!is_named(
+            &grant("serviceAccount:other.svc.id.goog[ns/sa]"),
+            "nope.svc.id.goog"
+        ));
         assert!(!is_named(&grant("user:a@x.co"), "x.co"));
     }
 }

@@ -41,7 +41,10 @@ pub(super) struct Rollbacks {
 
 impl Default for Rollbacks {
     fn default() -> Self {
-        Self { state: Owned::new(Rank::Rollbacks, State::default()), changed: Notify::new() }
+        Self {
+            state: Owned::new(Rank::Rollbacks, State::default()),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -132,12 +135,18 @@ impl<C: CloudRun> Controller<C> {
     }
 
     async fn load_rollback(&self, key: &PolicyKey) -> Result<(), Fault> {
-        let asked = self.index.with(|i| i.policies().get(key).map(|r| r.intent.rollbacks.clone()));
+        let asked = self
+            .index
+            .with(|i| i.policies().get(key).map(|r| r.intent.rollbacks.clone()));
         // Gone, or taken back meanwhile.
-        let Some(asked) = asked.filter(|a| !a.is_empty()) else { return Ok(()) };
+        let Some(asked) = asked.filter(|a| !a.is_empty()) else {
+            return Ok(());
+        };
         let found = self.read_records(&key.0, &asked).await?;
         let now = self.now();
-        let touched = self.index.with(|i| i.set_rollbacks(key, &asked, found, now));
+        let touched = self
+            .index
+            .with(|i| i.set_rollbacks(key, &asked, found, now));
         self.ask(&touched, Priority::Declared);
         self.statuses.add(key, Duration::from_millis(100));
         Ok(())
@@ -146,16 +155,23 @@ impl<C: CloudRun> Controller<C> {
     async fn read_records(&self, namespace: &str, asked: &[Arc<str>]) -> Result<Loaded, Fault> {
         let mut records = Vec::with_capacity(asked.len());
         for name in asked {
-            let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+            let is_name =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
             if name.len() > MAX_NAME || !name.chars().all(is_name) {
                 let start: String = name.chars().take(64).collect();
-                return Ok(Err(format!("{start:?} is no name of an InvokerChange; {CORRECT}").into()));
+                return Ok(Err(format!(
+                    "{start:?} is no name of an InvokerChange; {CORRECT}"
+                )
+                .into()));
             }
             match self.cluster.change(namespace, name).await? {
                 Some(Ok(change)) => records.push((name.clone(), change.spec)),
                 Some(Err(why)) => {
                     let why: String = why.chars().take(200).collect();
-                    return Ok(Err(format!("InvokerChange {name} cannot be read ({why}); {CORRECT}").into()));
+                    return Ok(Err(format!(
+                        "InvokerChange {name} cannot be read ({why}); {CORRECT}"
+                    )
+                    .into()));
                 }
                 None => {
                     let why = format!(

@@ -63,13 +63,16 @@ struct State {
 
 impl Default for ServiceMemories {
     fn default() -> Self {
-        Self { state: Owned::new(Rank::ServiceMemory, State::default()) }
+        Self {
+            state: Owned::new(Rank::ServiceMemory, State::default()),
+        }
     }
 }
 
 impl ServiceMemories {
     fn entry<R>(&self, service: &RunService, f: impl FnOnce(&mut Entry) -> R) -> R {
-        self.state.with(|s| f(s.entries.entry(service.clone()).or_default()))
+        self.state
+            .with(|s| f(s.entries.entry(service.clone()).or_default()))
     }
 
     /// Whether this process has not asked the statuses yet what they know of a service.
@@ -95,20 +98,34 @@ impl ServiceMemories {
     /// A look is over; returns how long ago the one before was.
     pub fn observed(&self, service: &RunService) -> Option<Duration> {
         let now = Instant::now();
-        self.entry(service, |e| e.observed_at.replace(now)).map(|before| now.saturating_duration_since(before))
+        self.entry(service, |e| e.observed_at.replace(now))
+            .map(|before| now.saturating_duration_since(before))
     }
 
     /// Members that are not to be tried now, and those that are tried alone. `declared` says of a grant whether anybody
     /// still lists it.
-    pub fn rejections(&self, service: &RunService, asked_by: u64, declared: impl Fn(&Grant) -> bool) -> Rejections {
+    pub fn rejections(
+        &self,
+        service: &RunService,
+        asked_by: u64,
+        declared: impl Fn(&Grant) -> bool,
+    ) -> Rejections {
         let now = Instant::now();
         self.entry(service, |e| {
             e.rejected.retain(|grant, _| declared(grant));
-            let (waiting, due): (Vec<_>, Vec<_>) =
-                e.rejected.iter().partition(|(_, r)| r.until > now && r.asked_by == asked_by);
+            let (waiting, due): (Vec<_>, Vec<_>) = e
+                .rejected
+                .iter()
+                .partition(|(_, r)| r.until > now && r.asked_by == asked_by);
             Rejections {
-                rejected: waiting.into_iter().map(|(g, r)| (g.clone(), r.member.clone())).collect(),
-                alone: due.into_iter().map(|(g, r)| (g.clone(), r.member.clone())).collect(),
+                rejected: waiting
+                    .into_iter()
+                    .map(|(g, r)| (g.clone(), r.member.clone()))
+                    .collect(),
+                alone: due
+                    .into_iter()
+                    .map(|(g, r)| (g.clone(), r.member.clone()))
+                    .collect(),
             }
         })
     }
@@ -122,12 +139,23 @@ impl ServiceMemories {
                 Some(r) if r.fault.says_the_same(fault) => (r.times, r.member.clone()),
                 known => (
                     known.map_or(0, |r| r.times),
-                    RejectedMember { reason: fault.class.row().reason, message: fault.advice() },
+                    RejectedMember {
+                        reason: fault.class.row().reason,
+                        message: fault.advice(),
+                    },
                 ),
             };
-            let wait = FIRST_RETRY.saturating_mul(2u32.saturating_pow(times.min(7))).min(LAST_RETRY);
+            let wait = FIRST_RETRY
+                .saturating_mul(2u32.saturating_pow(times.min(7)))
+                .min(LAST_RETRY);
             let times = times.saturating_add(1);
-            let rejected = Rejected { member, fault: fault.clone(), until: now + wait, times, asked_by };
+            let rejected = Rejected {
+                member,
+                fault: fault.clone(),
+                until: now + wait,
+                times,
+                asked_by,
+            };
             e.rejected.insert(grant.clone(), rejected);
             e.search.settle(grant);
         });
@@ -141,7 +169,13 @@ impl ServiceMemories {
     /// When a member that is not to be tried now is tried again.
     pub fn next_try(&self, service: &RunService) -> Option<Instant> {
         let now = Instant::now();
-        self.entry(service, |e| e.rejected.values().map(|r| r.until).filter(|u| *u > now).min())
+        self.entry(service, |e| {
+            e.rejected
+                .values()
+                .map(|r| r.until)
+                .filter(|u| *u > now)
+                .min()
+        })
     }
 
     /// Goes on with the search for a refused member.
@@ -178,7 +212,11 @@ mod tests {
         for _ in 0..9 {
             memories.reject(&service, &grant, &fault, 1);
             assert_eq!(memories.rejections(&service, 1, |_| true).rejected.len(), 1);
-            assert_eq!(memories.rejections(&service, 2, |_| true).alone.len(), 1, "somebody asks in other words");
+            assert_eq!(
+                memories.rejections(&service, 2, |_| true).alone.len(),
+                1,
+                "somebody asks in other words"
+            );
             let until = memories.next_try(&service).unwrap();
             waits.push((until - Instant::now()).as_secs());
             tokio::time::sleep_until(until).await;
@@ -187,6 +225,9 @@ mod tests {
         }
         assert_eq!(waits, [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]);
         memories.rejections(&service, 1, |_| false);
-        assert!(memories.rejections(&service, 1, |_| true).alone.is_empty(), "nobody lists it any more");
+        assert!(
+            memories.rejections(&service, 1, |_| true).alone.is_empty(),
+            "nobody lists it any more"
+        );
     }
 }

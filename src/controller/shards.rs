@@ -28,12 +28,23 @@ impl<C: CloudRun> Controller<C> {
 
     /// Begins a piece of work on a project, if it is worked on here.
     pub(super) fn enter(&self, project: &str) -> Option<InFlightGuard> {
-        if self.works_on(project) { self.shards.enter(project) } else { None }
+        if self.works_on(project) {
+            self.shards.enter(project)
+        } else {
+            None
+        }
     }
 
     /// Asks for those of the services that are worked on here. What is not will be asked for by who takes it up.
-    pub(super) fn ask<'a>(&self, services: impl IntoIterator<Item = &'a RunService>, priority: Priority) {
-        let ours: Vec<&RunService> = services.into_iter().filter(|s| self.works_on(&s.project)).collect();
+    pub(super) fn ask<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a RunService>,
+        priority: Priority,
+    ) {
+        let ours: Vec<&RunService> = services
+            .into_iter()
+            .filter(|s| self.works_on(&s.project))
+            .collect();
         self.queue.add_all(ours, priority);
     }
 
@@ -44,7 +55,11 @@ impl<C: CloudRun> Controller<C> {
             changes.borrow_and_update();
             let settled = self.is_synced() && self.settle_shards().await;
             // Without word of a change, as when a Lease ran out between two rounds of the election.
-            let wait = if settled { Duration::from_millis(500) } else { Duration::from_millis(20) };
+            let wait = if settled {
+                Duration::from_millis(500)
+            } else {
+                Duration::from_millis(20)
+            };
             tokio::select! {
                 biased;
                 _ = changes.changed() => {}
@@ -63,13 +78,19 @@ impl<C: CloudRun> Controller<C> {
             return true;
         }
         self.taken.with(|taken| {
-            for (_, taken) in taken.iter_mut().enumerate().filter(|(shard, _)| changed.contains(shard)) {
+            for (_, taken) in taken
+                .iter_mut()
+                .enumerate()
+                .filter(|(shard, _)| changed.contains(shard))
+            {
                 *taken = None;
             }
         });
         self.let_go(&changed);
-        let gained: BTreeSet<usize> =
-            changed.into_iter().filter(|s| terms.get(*s).copied().flatten().is_some()).collect();
+        let gained: BTreeSet<usize> = changed
+            .into_iter()
+            .filter(|s| terms.get(*s).copied().flatten().is_some())
+            .collect();
         if gained.is_empty() {
             return true;
         }
@@ -98,8 +119,12 @@ impl<C: CloudRun> Controller<C> {
     async fn recover(&self) -> Result<(), Fault> {
         let circuit = self.cluster.circuit_mark().await?;
         let now = self.now();
-        let corrections: Vec<_> =
-            self.index.with(|i| i.ledgers().corrections().map(|(s, at)| (s.clone(), at)).collect());
+        let corrections: Vec<_> = self.index.with(|i| {
+            i.ledgers()
+                .corrections()
+                .map(|(s, at)| (s.clone(), at))
+                .collect()
+        });
         for (service, at) in corrections {
             self.breaker.remember(&service, [at], now);
         }
@@ -129,11 +154,16 @@ impl<C: CloudRun> Controller<C> {
         let (mut known, mut news, mut lists) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut rollbacks = BTreeSet::new();
         self.index.with(|index| {
-            for (key, record) in index.policies().iter().filter(|(_, r)| among(&r.intent.project)) {
+            for (key, record) in index
+                .policies()
+                .iter()
+                .filter(|(_, r)| among(&r.intent.project))
+            {
                 let intent = &record.intent;
                 let status = record.status().get();
                 let told = status.observed_generation == Some(intent.generation)
-                    && status.last_handled_requested_at.as_deref() == intent.requested_at.as_deref();
+                    && status.last_handled_requested_at.as_deref()
+                        == intent.requested_at.as_deref();
                 let is_calm = told && !intent.deleting;
                 let into = if is_calm { &mut known } else { &mut news };
                 into.extend(index.services_of(key));
@@ -143,10 +173,19 @@ impl<C: CloudRun> Controller<C> {
                 if !intent.rollbacks.is_empty() {
                     rollbacks.insert(key.clone());
                 }
-                let soon = if intent.deleting { Duration::ZERO } else { Duration::from_millis(500) };
+                let soon = if intent.deleting {
+                    Duration::ZERO
+                } else {
+                    Duration::from_millis(500)
+                };
                 self.statuses.add(key, soon);
             }
-            known.extend(index.left_behind().into_iter().filter(|s| among(&s.project)));
+            known.extend(
+                index
+                    .left_behind()
+                    .into_iter()
+                    .filter(|s| among(&s.project)),
+            );
         });
         self.queue.add_all(&news, Priority::Declared);
         self.queue.add_all(&known, Priority::Periodic);
@@ -162,15 +201,20 @@ impl<C: CloudRun> Controller<C> {
         let mut intervals: BTreeMap<usize, Duration> = BTreeMap::new();
         let projects: Vec<_> = self.index.with(|index| {
             let projects = index.policies().projects();
-            projects.filter_map(|p| Some((p.clone(), index.shortest_interval(p)?))).collect()
+            projects
+                .filter_map(|p| Some((p.clone(), index.shortest_interval(p)?)))
+                .collect()
         });
         for (project, interval) in projects {
             let interval = self.interval(&project, interval);
-            let shortest = intervals.entry(self.shards.of(&project)).or_insert(interval);
+            let shortest = intervals
+                .entry(self.shards.of(&project))
+                .or_insert(interval);
             *shortest = interval.min(*shortest);
         }
         for (shard, term) in self.shards.terms().into_iter().enumerate() {
-            self.metrics.shard(shard, term.is_some(), intervals.get(&shard).copied());
+            self.metrics
+                .shard(shard, term.is_some(), intervals.get(&shard).copied());
         }
     }
 }

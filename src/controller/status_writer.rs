@@ -64,7 +64,10 @@ pub(super) struct StatusWriter {
 
 impl Default for StatusWriter {
     fn default() -> Self {
-        Self { state: Owned::new(Rank::StatusWriter, State::default()), changed: Notify::new() }
+        Self {
+            state: Owned::new(Rank::StatusWriter, State::default()),
+            changed: Notify::new(),
+        }
     }
 }
 
@@ -132,7 +135,8 @@ impl StatusWriter {
     }
 
     fn published(&self) {
-        self.state.with(|s| s.publishing = s.publishing.saturating_sub(1));
+        self.state
+            .with(|s| s.publishing = s.publishing.saturating_sub(1));
     }
 
     /// A policy is gone.
@@ -165,8 +169,14 @@ impl State {
 
     fn take_note(&mut self) -> Option<(PolicyId, Note)> {
         let after = |c: &Arc<str>| {
-            let range = (std::ops::Bound::Excluded(c.clone()), std::ops::Bound::Unbounded);
-            self.notes.range::<Arc<str>, _>(range).next().map(|(n, _)| n.clone())
+            let range = (
+                std::ops::Bound::Excluded(c.clone()),
+                std::ops::Bound::Unbounded,
+            );
+            self.notes
+                .range::<Arc<str>, _>(range)
+                .next()
+                .map(|(n, _)| n.clone())
         };
         let next = self.cursor.as_ref().and_then(after);
         let namespace = next.or_else(|| self.notes.keys().next().cloned())?;
@@ -202,7 +212,10 @@ impl<C: CloudRun> Controller<C> {
             while running.try_join_next().is_some() {}
             let changed = self.statuses.changed.notified();
             let stopping = *stop.borrow();
-            let wake = match self.statuses.next(if stopping { LAST_CALL } else { Duration::ZERO }) {
+            let wake = match self
+                .statuses
+                .next(if stopping { LAST_CALL } else { Duration::ZERO })
+            {
                 Ok(work) => {
                     running.spawn(self.clone().carry_out(work));
                     continue;
@@ -230,7 +243,8 @@ impl<C: CloudRun> Controller<C> {
                 if let Err(fault) = &result {
                     tracing::debug!(%fault, namespace = &*key.0, policy = &*key.1, "a status could not be written; it is tried again");
                 }
-                self.statuses.written(&key, result.is_err(), self.options.seed);
+                self.statuses
+                    .written(&key, result.is_err(), self.options.seed);
             }
             Work::Note(note) => {
                 let (id, note) = *note;
@@ -248,8 +262,17 @@ impl<C: CloudRun> Controller<C> {
             self.statuses.forget(key);
             return Ok(());
         };
-        let Outgoing { intent, old, next, release, bind, settles, wide } = due;
-        self.index.with(|i| i.set_gauges(&intent.id, Gauges::of(&next)));
+        let Outgoing {
+            intent,
+            old,
+            next,
+            release,
+            bind,
+            settles,
+            wide,
+        } = due;
+        self.index
+            .with(|i| i.set_gauges(&intent.id, Gauges::of(&next)));
         let serialized = SerializedStatus::of(&next);
         if serialized != old {
             for note in status::events::announcements(&old.get(), &next, wide) {
@@ -260,7 +283,13 @@ impl<C: CloudRun> Controller<C> {
         if bind && self.cluster.put_finalizer(&intent.id).await? == FinalizerWrite::Done {
             self.index.with(|i| i.set_finalizer(&intent.id, true));
         }
-        if release && self.cluster.take_finalizer(&intent.id, intent.generation).await? != FinalizerWrite::Changed {
+        if release
+            && self
+                .cluster
+                .take_finalizer(&intent.id, intent.generation)
+                .await?
+                != FinalizerWrite::Changed
+        {
             self.index.with(|i| i.set_finalizer(&intent.id, false));
             if intent.deleting {
                 return Ok(());
@@ -275,7 +304,10 @@ impl<C: CloudRun> Controller<C> {
     fn status_due(&self, index: &Index, key: &PolicyKey) -> Option<Outgoing> {
         let now = self.now();
         // What another replica works on is for it to tell.
-        let record = index.policies().get(key).filter(|r| self.works_on(&r.intent.project))?;
+        let record = index
+            .policies()
+            .get(key)
+            .filter(|r| self.works_on(&r.intent.project))?;
         let next = index.status_of(key, self.options.propagation, now)?;
         let changed = record.observations().map(|(_, o)| o.changed_at);
         Some(Outgoing {
@@ -284,14 +316,18 @@ impl<C: CloudRun> Controller<C> {
             next,
             release: record.has_finalizer() && index.may_release(record),
             bind: !record.has_finalizer() && index.needs_finalizer(record),
-            settles: status::propagated_at(changed, self.options.propagation).filter(|at| *at > now),
+            settles: status::propagated_at(changed, self.options.propagation)
+                .filter(|at| *at > now),
             wide: record.denied() > 0 || !index.reached(key).is_empty(),
         })
     }
 
     /// The propagation window ends without anything happening elsewhere.
     fn come_back(&self, key: &PolicyKey, next: &InvokerPolicyStatus, settles: Option<Timestamp>) {
-        let unsettled = next.conditions.iter().any(|c| c.type_ == "Propagated" && c.status == "False");
+        let unsettled = next
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Propagated" && c.status == "False");
         match settles {
             Some(at) => {
                 let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
@@ -316,9 +352,14 @@ impl<C: CloudRun> Controller<C> {
             Ok(StatusWrite::Gone) => "gone",
             Err(fault) => fault.class.row().label,
         };
-        self.metrics.status_writes_total.with_label_values(&[label]).inc();
+        self.metrics
+            .status_writes_total
+            .with_label_values(&[label])
+            .inc();
         match written? {
-            StatusWrite::Written => self.index.with(|i| i.set_status(&intent.id, SerializedStatus::of(&status))),
+            StatusWrite::Written => self
+                .index
+                .with(|i| i.set_status(&intent.id, SerializedStatus::of(&status))),
             // The watch says so later; nothing is asked on its behalf from now on.
             StatusWrite::Gone => self.policy_deleted(&intent.id),
             StatusWrite::TooLarge => {}
@@ -328,12 +369,24 @@ impl<C: CloudRun> Controller<C> {
 }
 
 /// Gauges over all policies whose projects are `ours`: what every replica counts may be added up.
-pub(super) fn gauges(index: &Index, metrics: &Metrics, now: Timestamp, ours: &dyn Fn(&str) -> bool) -> PolicySeries {
+pub(super) fn gauges(
+    index: &Index,
+    metrics: &Metrics,
+    now: Timestamp,
+    ours: &dyn Fn(&str) -> bool,
+) -> PolicySeries {
     let mut states: HashMap<ServiceState, i64> = HashMap::new();
-    let (mut exposed, mut contested, mut held) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let tomorrow = now.checked_add(SignedDuration::from_hours(24)).unwrap_or(Timestamp::MAX);
+    let (mut exposed, mut contested, mut held) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let tomorrow = now
+        .checked_add(SignedDuration::from_hours(24))
+        .unwrap_or(Timestamp::MAX);
     let mut expiring = 0;
-    for (key, record) in index.policies().iter().filter(|(_, r)| ours(&r.intent.project)) {
+    for (key, record) in index
+        .policies()
+        .iter()
+        .filter(|(_, r)| ours(&r.intent.project))
+    {
         if record.intent.enforces() && !record.intent.deleting {
             let ends = record.intent.declared.iter().filter_map(|d| d.expires);
             expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
@@ -342,9 +395,15 @@ pub(super) fn gauges(index: &Index, metrics: &Metrics, now: Timestamp, ours: &dy
         let reached = index.reached(key);
         for (service, observation) in record.observations() {
             let waits = reached.contains(service);
-            let state = if waits { ServiceState::Held } else { status::state_of(observation) };
+            let state = if waits {
+                ServiceState::Held
+            } else {
+                status::state_of(observation)
+            };
             *states.entry(state).or_default() += 1;
-            let Ok(findings) = &observation.result else { continue };
+            let Ok(findings) = &observation.result else {
+                continue;
+            };
             if findings.exposed.is_some() {
                 exposed.insert(service.clone());
             }
@@ -365,11 +424,21 @@ pub(super) fn gauges(index: &Index, metrics: &Metrics, now: Timestamp, ours: &dy
     if !metrics.per_policy() {
         return PolicySeries::default();
     }
-    let mut policies: Vec<_> = index.policies().iter().filter(|(_, r)| ours(&r.intent.project)).collect();
+    let mut policies: Vec<_> = index
+        .policies()
+        .iter()
+        .filter(|(_, r)| ours(&r.intent.project))
+        .collect();
     policies.sort_by_key(|(key, _)| *key);
     PolicySeries::of(policies.iter().map(|((namespace, name), r)| {
         let gauges = r.gauges();
-        (&**namespace, &**name, gauges.ready, gauges.missing, gauges.unexpected)
+        (
+            &**namespace,
+            &**name,
+            gauges.ready,
+            gauges.missing,
+            gauges.unexpected,
+        )
     }))
 }
 
@@ -379,10 +448,18 @@ mod tests {
     use crate::api::EventReason;
 
     fn id(namespace: &str) -> PolicyId {
-        PolicyId { namespace: namespace.into(), name: "p".into(), uid: "u".into() }
+        PolicyId {
+            namespace: namespace.into(),
+            name: "p".into(),
+            uid: "u".into(),
+        }
     }
     fn note(text: &str) -> Note {
-        Note { reason: EventReason::Granted, warning: false, text: text.into() }
+        Note {
+            reason: EventReason::Granted,
+            warning: false,
+            text: text.into(),
+        }
     }
 
     #[test]
@@ -393,7 +470,10 @@ mod tests {
             state.note(id("loud"), note(&i.to_string()));
         }
         assert_eq!(state.waiting_notes, MAX_NOTES_OF_NAMESPACE + 1);
-        let served: Vec<_> = (0..3).filter_map(|_| state.take_note()).map(|(id, _)| id.namespace.to_string()).collect();
+        let served: Vec<_> = (0..3)
+            .filter_map(|_| state.take_note())
+            .map(|(id, _)| id.namespace.to_string())
+            .collect();
         assert!(served.contains(&"quiet".to_owned()), "{served:?}");
         while state.take_note().is_some() {}
         assert_eq!((state.waiting_notes, state.notes.len()), (0, 0));

@@ -57,18 +57,26 @@ impl<C: CloudRun> Controller<C> {
                 Change::Malformed(object) => {
                     tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "a policy in the store cannot be read; what was known of it stands still");
                     let key = key_of(&object);
-                    let effect = self.index.with(|i| i.apply_unreadable_policy(&key, &object.uid, &object.why));
+                    let effect = self
+                        .index
+                        .with(|i| i.apply_unreadable_policy(&key, &object.uid, &object.why));
                     self.set_in_motion(&effect, Priority::Declared, FOLD);
                     // Marking it may take long, and must not keep the next change from coming in.
                     if unreadable.try_send(object).is_err() {
-                        tracing::debug!("too many policies cannot be read to mark them all at once");
+                        tracing::debug!(
+                            "too many policies cannot be read to mark them all at once"
+                        );
                     }
                 }
                 Change::MalformedDeleted(object) => {
-                    let effect = self.index.with(|i| i.remove_unreadable_policy(&key_of(&object), &object.uid));
+                    let effect = self
+                        .index
+                        .with(|i| i.remove_unreadable_policy(&key_of(&object), &object.uid));
                     self.set_in_motion(&effect, Priority::Declared, FOLD);
                 }
-                Change::Broken(why) => tracing::warn!(%why, "the watch of policies broke; taking it up again"),
+                Change::Broken(why) => {
+                    tracing::warn!(%why, "the watch of policies broke; taking it up again")
+                }
             }
         }
     }
@@ -77,22 +85,37 @@ impl<C: CloudRun> Controller<C> {
         let now = self.elapsed();
         let (key, effect) = self.index.with(|i| i.apply_policy(policy, now));
         let is_deleting = policy.metadata.deletion_timestamp.is_some();
-        self.set_in_motion(&effect, Priority::Declared, if is_deleting { Duration::ZERO } else { FOLD });
-        if self.index.with(|i| i.policies().get(&key).is_some_and(|r| r.intent.accounts.is_some())) {
+        self.set_in_motion(
+            &effect,
+            Priority::Declared,
+            if is_deleting { Duration::ZERO } else { FOLD },
+        );
+        if self.index.with(|i| {
+            i.policies()
+                .get(&key)
+                .is_some_and(|r| r.intent.accounts.is_some())
+        }) {
             self.accounts_wanted.notify_one();
         }
     }
 
     pub(super) fn policy_deleted(&self, id: &PolicyId) {
         let effect = self.index.with(|index| {
-            let record = index.policies().get(&id.key()).filter(|r| r.intent.id == *id);
-            let is_settled = record.is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
+            let record = index
+                .policies()
+                .get(&id.key())
+                .filter(|r| r.intent.id == *id);
+            let is_settled = record
+                .is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
             let mut effect = index.remove_policy(id);
             if is_settled {
                 // What its deletion had to revoke is revoked and read back already. A ledger that only remembers
                 // corrections by now is to go, and that takes no look.
-                let is_open = |s: &RunService| index.ledgers().is_bare(s) || index.ledgers().is_pending(s);
-                effect.services.retain(|s| !index.policies().means(s) && is_open(s));
+                let is_open =
+                    |s: &RunService| index.ledgers().is_bare(s) || index.ledgers().is_pending(s);
+                effect
+                    .services
+                    .retain(|s| !index.policies().means(s) && is_open(s));
             }
             effect
         });
@@ -103,12 +126,21 @@ impl<C: CloudRun> Controller<C> {
     /// Marks objects that cannot be read, so that their authors learn of it.
     pub(super) async fn mark_unreadable(self: Arc<Self>, mut objects: mpsc::Receiver<Malformed>) {
         while let Some(object) = objects.recv().await {
-            let Malformed { namespace, name, why, .. } = object;
+            let Malformed {
+                namespace,
+                name,
+                why,
+                ..
+            } = object;
             // Which project it is about cannot be read: whoever has the shard of its name marks it.
             if !self.shards.holds(&format!("{namespace}/{name}")) {
                 continue;
             }
-            if let Err(fault) = self.cluster.mark_unreadable(&namespace, &name, &why, self.now()).await {
+            if let Err(fault) = self
+                .cluster
+                .mark_unreadable(&namespace, &name, &why, self.now())
+                .await
+            {
                 tracing::warn!(%fault, "a policy that cannot be read could not be marked");
             }
         }
@@ -139,7 +171,8 @@ impl<C: CloudRun> Controller<C> {
                 Change::Deleted(object) => self.index.with(|i| i.remove_guardrail(&object)),
                 Change::Malformed(Malformed { name, why, .. }) => {
                     tracing::error!(%name, %why, "a guardrail cannot be read; what was known of it holds on");
-                    self.index.with(|i| i.apply_unreadable_guardrail(&name, why))
+                    self.index
+                        .with(|i| i.apply_unreadable_guardrail(&name, why))
                 }
                 Change::MalformedDeleted(Malformed { name, .. }) => {
                     self.index.with(|i| i.remove_guardrail_named(&name))
@@ -170,11 +203,18 @@ impl<C: CloudRun> Controller<C> {
                     continue;
                 }
                 Change::Applied(object) => {
-                    let email = object.metadata.annotations.as_ref().and_then(|a| a.get(GOOGLE_SERVICE_ACCOUNT));
+                    let email = object
+                        .metadata
+                        .annotations
+                        .as_ref()
+                        .and_then(|a| a.get(GOOGLE_SERVICE_ACCOUNT));
                     let account = account_of(&object.metadata);
-                    self.index.with(|i| i.apply_account(account, email.map(String::as_str)))
+                    self.index
+                        .with(|i| i.apply_account(account, email.map(String::as_str)))
                 }
-                Change::Deleted(object) => self.index.with(|i| i.apply_account(account_of(&object.metadata), None)),
+                Change::Deleted(object) => self
+                    .index
+                    .with(|i| i.apply_account(account_of(&object.metadata), None)),
                 Change::Synced => self.index.with(|i| i.end_account_list()),
                 Change::Broken(why) => {
                     tracing::warn!(%why, "the watch of ServiceAccounts broke; taking it up again");
@@ -196,25 +236,39 @@ impl<C: CloudRun> Controller<C> {
                 Change::Applied(ledger) => self.ledger_applied(&ledger),
                 Change::Deleted(ledger) => {
                     let service = service_of(&ledger.spec);
-                    let version = ledger.metadata.resource_version.as_deref().unwrap_or_default();
+                    let version = ledger
+                        .metadata
+                        .resource_version
+                        .as_deref()
+                        .unwrap_or_default();
                     let is_running = self.queue.is_running(&service);
-                    let is_news = self.index.with(|i| i.remove_ledger(&service, &Version::new(version)));
+                    let is_news = self
+                        .index
+                        .with(|i| i.remove_ledger(&service, &Version::new(version)));
                     if is_news && !is_running {
                         self.ask([&service], Priority::Drift);
                     }
                 }
                 Change::Malformed(object) => {
-                    let Malformed { name, why, version, .. } = object;
+                    let Malformed {
+                        name, why, version, ..
+                    } = object;
                     tracing::error!(%name, %why, "a ledger cannot be read; nothing is written to its service");
-                    let service = self.index.with(|i| i.spoil_ledger_named(&name, &why, Version::new(&version)));
+                    let service = self
+                        .index
+                        .with(|i| i.spoil_ledger_named(&name, &why, Version::new(&version)));
                     self.ask(&service, Priority::Drift);
                 }
                 Change::MalformedDeleted(object) => {
                     let version = Version::new(&object.version);
-                    let service = self.index.with(|i| i.remove_ledger_named(&object.name, &version));
+                    let service = self
+                        .index
+                        .with(|i| i.remove_ledger_named(&object.name, &version));
                     self.ask(&service, Priority::Drift);
                 }
-                Change::Broken(why) => tracing::warn!(%why, "the watch of the ledgers broke; taking it up again"),
+                Change::Broken(why) => {
+                    tracing::warn!(%why, "the watch of the ledgers broke; taking it up again")
+                }
                 Change::Synced => {
                     let gone: BTreeSet<RunService> = self.index.with(|i| i.end_ledger_list());
                     self.ask(&gone, Priority::Drift);
@@ -231,7 +285,14 @@ impl<C: CloudRun> Controller<C> {
         let is_running = self.queue.is_running(&service);
         let (is_news, corrections) = self.index.with(|i| {
             let is_news = i.apply_ledger(ledger);
-            (is_news, if is_news { i.ledgers().corrections_of(&service) } else { BTreeSet::new() })
+            (
+                is_news,
+                if is_news {
+                    i.ledgers().corrections_of(&service)
+                } else {
+                    BTreeSet::new()
+                },
+            )
         });
         if !is_news {
             return;
@@ -258,9 +319,15 @@ fn id_of(policy: &InvokerPolicy) -> PolicyId {
 }
 
 fn key_of(object: &Malformed) -> PolicyKey {
-    (object.namespace.as_str().into(), object.name.as_str().into())
+    (
+        object.namespace.as_str().into(),
+        object.name.as_str().into(),
+    )
 }
 
 fn account_of(meta: &kube::core::ObjectMeta) -> AccountKey {
-    (meta.namespace.as_deref().unwrap_or_default().into(), meta.name.as_deref().unwrap_or_default().into())
+    (
+        meta.namespace.as_deref().unwrap_or_default().into(),
+        meta.name.as_deref().unwrap_or_default().into(),
+    )
 }

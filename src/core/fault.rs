@@ -76,9 +76,13 @@ impl FaultClass {
     pub fn row(self) -> Row {
         use FaultClass as C;
         let (reason, retry, label, gone, hint) = match self {
-            C::Conflict => {
-                (Reason::Conflict, Retry::Now, "conflict", false, "another writer changed the policy; it is read again")
-            }
+            C::Conflict => (
+                Reason::Conflict,
+                Retry::Now,
+                "conflict",
+                false,
+                "another writer changed the policy; it is read again",
+            ),
             C::InvalidMember => (
                 Reason::InvalidMember,
                 Retry::Slow,
@@ -107,12 +111,20 @@ impl FaultClass {
                 true,
                 "deploy the service, or correct its name and region",
             ),
-            C::ProjectNotFound => {
-                (Reason::ProjectNotFound, Retry::Slow, "project_not_found", true, "correct spec.project")
-            }
-            C::ApiDisabled => {
-                (Reason::ApiDisabled, Retry::Slow, "api_disabled", true, "enable run.googleapis.com in the project")
-            }
+            C::ProjectNotFound => (
+                Reason::ProjectNotFound,
+                Retry::Slow,
+                "project_not_found",
+                true,
+                "correct spec.project",
+            ),
+            C::ApiDisabled => (
+                Reason::ApiDisabled,
+                Retry::Slow,
+                "api_disabled",
+                true,
+                "enable run.googleapis.com in the project",
+            ),
             C::ConsumerUnavailable => (
                 Reason::ConsumerUnavailable,
                 Retry::Slow,
@@ -141,9 +153,13 @@ impl FaultClass {
                 false,
                 "repair the InvokerLedger, or delete it to forget what was granted on this service",
             ),
-            C::LeaseLost => {
-                (Reason::Unavailable, Retry::Backoff, "lease_lost", false, "whoever holds the Lease goes on")
-            }
+            C::LeaseLost => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "lease_lost",
+                false,
+                "whoever holds the Lease goes on",
+            ),
             C::QuotaExceeded => (
                 Reason::QuotaExceeded,
                 Retry::Backoff,
@@ -151,10 +167,20 @@ impl FaultClass {
                 false,
                 "the operator slows down by itself; raise the Cloud Run Admin API quota if this stays",
             ),
-            C::Unavailable => {
-                (Reason::Unavailable, Retry::Backoff, "unavailable", false, "it is tried again by itself")
-            }
-            C::Timeout => (Reason::Unavailable, Retry::Backoff, "timeout", false, "it is tried again by itself"),
+            C::Unavailable => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "unavailable",
+                false,
+                "it is tried again by itself",
+            ),
+            C::Timeout => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "timeout",
+                false,
+                "it is tried again by itself",
+            ),
             C::Credentials => (
                 Reason::Unavailable,
                 Retry::Backoff,
@@ -169,7 +195,13 @@ impl FaultClass {
                 false,
                 "IAM answered with hashed conditions; nothing is written, or the conditions would be lost",
             ),
-            C::Kubernetes => (Reason::Unavailable, Retry::Backoff, "kubernetes", false, "it is tried again by itself"),
+            C::Kubernetes => (
+                Reason::Unavailable,
+                Retry::Backoff,
+                "kubernetes",
+                false,
+                "it is tried again by itself",
+            ),
             C::Unexpected => (
                 Reason::Unavailable,
                 Retry::Backoff,
@@ -178,7 +210,13 @@ impl FaultClass {
                 "please report this answer with its request id",
             ),
         };
-        Row { reason, retry, label, hint, gone }
+        Row {
+            reason,
+            retry,
+            label,
+            hint,
+            gone,
+        }
     }
 
     /// Whether a call that ended like this certainly did nothing. After any other the write may have been made, or may yet
@@ -251,11 +289,21 @@ impl Fault {
     pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
         let mut message: String = message.into();
         if message.len() > MAX_MESSAGE {
-            let cut = (0..=MAX_MESSAGE).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            let cut = (0..=MAX_MESSAGE)
+                .rev()
+                .find(|i| message.is_char_boundary(*i))
+                .unwrap_or(0);
             message.truncate(cut);
             message.push('…');
         }
-        Self { class, message, request_id: None, retry_after: None, member: None, quota_limit: None }
+        Self {
+            class,
+            message,
+            request_id: None,
+            retry_after: None,
+            member: None,
+            quota_limit: None,
+        }
     }
 
     /// Whether it says the same as another one, which may have been told before: only the request is another.
@@ -265,8 +313,16 @@ impl Fault {
 
     /// Google's message, its request id, and what to do.
     pub fn advice(&self) -> String {
-        let id = self.request_id.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default();
-        format!("{}{id}: {}", self.message.trim_end_matches('.'), self.class.row().hint)
+        let id = self
+            .request_id
+            .as_ref()
+            .map(|id| format!(" (request {id})"))
+            .unwrap_or_default();
+        format!(
+            "{}{id}: {}",
+            self.message.trim_end_matches('.'),
+            self.class.row().hint
+        )
     }
 }
 
@@ -289,7 +345,17 @@ mod tests {
 
     #[test]
     fn only_what_is_gone_releases_a_deletion() {
-        let gone: Vec<_> = FaultClass::ALL.into_iter().filter(|c| c.row().gone).collect();
-        assert_eq!(gone, [FaultClass::ServiceNotFound, FaultClass::ProjectNotFound, FaultClass::ApiDisabled]);
+        let gone: Vec<_> = FaultClass::ALL
+            .into_iter()
+            .filter(|c| c.row().gone)
+            .collect();
+        assert_eq!(
+            gone,
+            [
+                FaultClass::ServiceNotFound,
+                FaultClass::ProjectNotFound,
+                FaultClass::ApiDisabled
+            ]
+        );
     }
 }

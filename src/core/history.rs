@@ -13,8 +13,9 @@ use kube::core::ObjectMeta;
 
 use crate::{
     api::{
-        ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, InvokerChange,
-        InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+        ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy,
+        ConditionSpec, InvokerChange, InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX,
+        REASON_LABEL,
     },
     iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService},
     intent::{Declared, PolicyId},
@@ -41,7 +42,10 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { number: 20, age: SignedDuration::from_hours(90 * 24) }
+        Self {
+            number: 20,
+            age: SignedDuration::from_hours(90 * 24),
+        }
     }
 }
 
@@ -70,7 +74,14 @@ fn record(grant: &Grant) -> ChangeGrant {
         condition: grant.condition.as_ref().map(|c| ConditionSpec {
             title: bounded(if c.title.is_empty() { "-" } else { &c.title }, 100),
             description: bounded(&c.description, 256),
-            expression: bounded(if c.expression.is_empty() { "-" } else { &c.expression }, 4096),
+            expression: bounded(
+                if c.expression.is_empty() {
+                    "-"
+                } else {
+                    &c.expression
+                },
+                4096,
+            ),
         }),
     }
 }
@@ -79,7 +90,10 @@ fn record(grant: &Grant) -> ChangeGrant {
 fn is_whole(record: &ChangeGrant) -> bool {
     let cut = |text: &str| text.ends_with(CUT);
     !cut(&record.member)
-        && record.condition.as_ref().is_none_or(|c| !cut(&c.title) && !cut(&c.description) && !cut(&c.expression))
+        && record
+            .condition
+            .as_ref()
+            .is_none_or(|c| !cut(&c.title) && !cut(&c.description) && !cut(&c.expression))
 }
 
 /// A grant as a record held it; `None` for a role that is not ours.
@@ -107,7 +121,9 @@ fn bounded_list(grants: &BTreeSet<Grant>) -> (Vec<ChangeGrant>, i64) {
         let condition = record.condition.as_ref();
         let size = record.member.len()
             + 80
-            + condition.map_or(0, |c| c.title.len() + c.description.len() + c.expression.len() + 64);
+            + condition.map_or(0, |c| {
+                c.title.len() + c.description.len() + c.expression.len() + 64
+            });
         if size > left {
             break;
         }
@@ -129,14 +145,22 @@ pub fn reason_of(plan: &Plan, claims: &[PolicyOnService], grant: &Grant) -> Chan
         _ if plan.drift.contains(grant) => return ChangeReason::Drift,
         _ => {}
     }
-    let goes_back = |c: &PolicyOnService| c.rollback.is_some() && c.enforces() && c.intent.role == grant.role;
-    if claims.iter().any(goes_back) { ChangeReason::RolledBack } else { ChangeReason::SpecChanged }
+    let goes_back =
+        |c: &PolicyOnService| c.rollback.is_some() && c.enforces() && c.intent.role == grant.role;
+    if claims.iter().any(goes_back) {
+        ChangeReason::RolledBack
+    } else {
+        ChangeReason::SpecChanged
+    }
 }
 
 /// Why a plan is carried out: the first of its changes' reasons.
 pub fn reason(plan: &Plan, claims: &[PolicyOnService]) -> ChangeReason {
     let changes = plan.grants.keys().chain(plan.revokes.keys());
-    changes.map(|g| reason_of(plan, claims, g)).min().unwrap_or(ChangeReason::SpecChanged)
+    changes
+        .map(|g| reason_of(plan, claims, g))
+        .min()
+        .unwrap_or(ChangeReason::SpecChanged)
 }
 
 /// Name of the record of a write: the service, when, and enough of a hash that no other write has it.
@@ -144,7 +168,12 @@ fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
     (service, &etag.0, at.as_nanosecond()).hash(&mut hasher);
-    format!("{}-{}-{:06x}", service.name, at.strftime("%Y%m%d-%H%M%S%3f"), hasher.finish() & 0xff_ffff)
+    format!(
+        "{}-{}-{:06x}",
+        service.name,
+        at.strftime("%Y%m%d-%H%M%S%3f"),
+        hasher.finish() & 0xff_ffff
+    )
 }
 
 /// A time as the store keeps it.
@@ -160,17 +189,28 @@ pub fn pending(
     drift_by: Option<&ChangedBy>,
     at: Timestamp,
 ) -> Pending {
-    let mut behind: BTreeMap<&PolicyId, i64> =
-        claims.iter().filter(|c| c.enforces() && !c.left).map(|c| (&c.intent.id, c.intent.generation)).collect();
+    let mut behind: BTreeMap<&PolicyId, i64> = claims
+        .iter()
+        .filter(|c| c.enforces() && !c.left)
+        .map(|c| (&c.intent.id, c.intent.generation))
+        .collect();
     if behind.is_empty() {
-        behind.extend(claims.iter().filter(|c| c.left).map(|c| (&c.intent.id, c.intent.generation)));
+        behind.extend(
+            claims
+                .iter()
+                .filter(|c| c.left)
+                .map(|c| (&c.intent.id, c.intent.generation)),
+        );
     }
-    let policies = behind.iter().take(MAX_POLICIES).map(|(id, generation)| ChangePolicy {
-        namespace: id.namespace.to_string(),
-        name: id.name.to_string(),
-        uid: id.uid.to_string(),
-        generation: *generation,
-    });
+    let policies = behind
+        .iter()
+        .take(MAX_POLICIES)
+        .map(|(id, generation)| ChangePolicy {
+            namespace: id.namespace.to_string(),
+            name: id.name.to_string(),
+            uid: id.uid.to_string(),
+            generation: *generation,
+        });
     Pending {
         name: name(&plan.service, &live.etag, at),
         reason: reason(plan, claims),
@@ -188,7 +228,12 @@ pub fn pending(
 
 /// The records of a write that is over: one for each namespace that has a policy behind it, under one name. Where no policy
 /// is behind it, `home` is the namespace.
-pub fn records(service: &RunService, pending: &Pending, outcome: ChangeOutcome, home: &str) -> Vec<InvokerChange> {
+pub fn records(
+    service: &RunService,
+    pending: &Pending,
+    outcome: ChangeOutcome,
+    home: &str,
+) -> Vec<InvokerChange> {
     let (before, omitted) = bounded_list(&pending.before);
     let spec = InvokerChangeSpec {
         project: service.project.to_string(),
@@ -209,14 +254,20 @@ pub fn records(service: &RunService, pending: &Pending, outcome: ChangeOutcome, 
     };
     let mut namespaces: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for policy in &pending.policies {
-        namespaces.entry(&policy.namespace).or_default().push(&policy.name);
+        namespaces
+            .entry(&policy.namespace)
+            .or_default()
+            .push(&policy.name);
     }
     if namespaces.is_empty() {
         namespaces.insert(home, vec![]);
     }
     let record = |(namespace, policies): (&str, Vec<&str>)| {
         let mut labels: BTreeMap<String, String> = [
-            (OUTCOME_LABEL.to_owned(), spec.outcome.phase.as_str().to_owned()),
+            (
+                OUTCOME_LABEL.to_owned(),
+                spec.outcome.phase.as_str().to_owned(),
+            ),
             (REASON_LABEL.to_owned(), spec.reason.as_str().to_owned()),
         ]
         .into();
@@ -228,7 +279,10 @@ pub fn records(service: &RunService, pending: &Pending, outcome: ChangeOutcome, 
             labels: Some(labels),
             ..ObjectMeta::default()
         };
-        InvokerChange { metadata, spec: spec.clone() }
+        InvokerChange {
+            metadata,
+            spec: spec.clone(),
+        }
     };
     namespaces.into_iter().map(record).collect()
 }
@@ -253,7 +307,11 @@ pub fn left_open(name: &str, spec: &InvokerChangeSpec) -> Pending {
 
 /// The service that a record is about.
 pub fn service(spec: &InvokerChangeSpec) -> RunService {
-    RunService::new(spec.project.as_str(), spec.region.as_str(), spec.service.as_str())
+    RunService::new(
+        spec.project.as_str(),
+        spec.region.as_str(),
+        spec.service.as_str(),
+    )
 }
 
 /// What is known of the end of a write.
@@ -268,7 +326,12 @@ pub enum Ending {
 }
 
 /// What became of a write. `live: None`: the service is gone.
-pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Timestamp) -> ChangeOutcome {
+pub fn settle(
+    pending: &Pending,
+    ending: Ending,
+    live: Option<&Policy>,
+    at: Timestamp,
+) -> ChangeOutcome {
     let closed = |phase, message: &str, after: &BTreeSet<Grant>, etag: &str| ChangeOutcome {
         phase,
         message: message.into(),
@@ -280,7 +343,10 @@ pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Time
         let (phase, message) = match ending {
             Ending::Accepted => (ChangePhase::Applied, "the service is gone"),
             Ending::Refused => (ChangePhase::NotApplied, "the service is gone"),
-            Ending::Unknown => (ChangePhase::Unknown, "the service was gone before anybody saw whether it was made"),
+            Ending::Unknown => (
+                ChangePhase::Unknown,
+                "the service was gone before anybody saw whether it was made",
+            ),
         };
         return closed(phase, message, &BTreeSet::new(), "");
     };
@@ -292,17 +358,24 @@ pub fn settle(pending: &Pending, ending: Ending, live: Option<&Policy>, at: Time
     let all = pending.added.len() + pending.removed.len();
     match ending {
         Ending::Refused => closed(ChangePhase::NotApplied, "", &real, etag),
-        Ending::Unknown if etag == pending.etag_before => closed(ChangePhase::NotApplied, "", &real, etag),
+        Ending::Unknown if etag == pending.etag_before => {
+            closed(ChangePhase::NotApplied, "", &real, etag)
+        }
         Ending::Accepted if done == all => closed(ChangePhase::Applied, "", &real, etag),
-        Ending::Unknown if done == all && !is_another => closed(ChangePhase::Applied, "", &real, etag),
+        Ending::Unknown if done == all && !is_another => {
+            closed(ChangePhase::Applied, "", &real, etag)
+        }
         Ending::Accepted => {
-            let message = format!("{done} of {all} changes are still real: somebody else wrote at the same time");
+            let message = format!(
+                "{done} of {all} changes are still real: somebody else wrote at the same time"
+            );
             closed(ChangePhase::Applied, &message, &real, etag)
         }
         // Made and partly undone, or never made and partly done by somebody else.
         Ending::Unknown => {
-            let message =
-                format!("somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real");
+            let message = format!(
+                "somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real"
+            );
             closed(ChangePhase::Unknown, &message, &real, etag)
         }
     }
@@ -327,9 +400,13 @@ pub fn settle_all(
     at: Timestamp,
 ) -> Settled {
     let ending = |p: &Pending| endings.get(&p.name).copied().unwrap_or(Ending::Unknown);
-    let taken: BTreeSet<&str> =
-        pending.iter().filter(|p| ending(p) == Ending::Accepted).map(|p| p.etag_before.as_str()).collect();
-    let unseen = |p: &&Pending| ending(p) == Ending::Unknown && !taken.contains(p.etag_before.as_str());
+    let taken: BTreeSet<&str> = pending
+        .iter()
+        .filter(|p| ending(p) == Ending::Accepted)
+        .map(|p| p.etag_before.as_str())
+        .collect();
+    let unseen =
+        |p: &&Pending| ending(p) == Ending::Unknown && !taken.contains(p.etag_before.as_str());
     // Of several that could be the one: that which explains most of what is real.
     let mut likely: BTreeMap<&str, &Pending> = BTreeMap::new();
     for p in live.into_iter().flat_map(|_| pending.iter().filter(unseen)) {
@@ -340,8 +417,8 @@ pub fn settle_all(
     }
     let mut settled = Settled::default();
     for p in pending {
-        let waits =
-            live.is_some_and(|l| unseen(&p) && l.etag.0 == p.etag_before) && at.duration_since(p.at) < MAY_ARRIVE;
+        let waits = live.is_some_and(|l| unseen(&p) && l.etag.0 == p.etag_before)
+            && at.duration_since(p.at) < MAY_ARRIVE;
         if waits {
             settled.open.push(p.clone());
             continue;
@@ -349,7 +426,10 @@ pub fn settle_all(
         let known = match ending(p) {
             Ending::Unknown if taken.contains(p.etag_before.as_str()) => Ending::Refused,
             Ending::Unknown
-                if live.is_some() && likely.get(p.etag_before.as_str()).is_none_or(|l| l.name != p.name) =>
+                if live.is_some()
+                    && likely
+                        .get(p.etag_before.as_str())
+                        .is_none_or(|l| l.name != p.name) =>
             {
                 Ending::Refused
             }
@@ -363,9 +443,14 @@ pub fn settle_all(
 /// How well a write explains what is real: exactly, and by how many of its changes.
 fn explains(pending: &Pending, live: &Policy) -> (bool, usize) {
     let real = live.grants();
-    let mut expected: BTreeSet<Grant> = pending.before.difference(&pending.removed).cloned().collect();
+    let mut expected: BTreeSet<Grant> = pending
+        .before
+        .difference(&pending.removed)
+        .cloned()
+        .collect();
     expected.extend(pending.added.iter().cloned());
-    let done = pending.added.intersection(&real).count() + pending.removed.difference(&real).count();
+    let done =
+        pending.added.intersection(&real).count() + pending.removed.difference(&real).count();
     (pending.before_omitted == 0 && expected == real, done)
 }
 
@@ -374,16 +459,32 @@ pub fn outlived(records: &[(String, Timestamp)], keep: Retention, now: Timestamp
     let mut sorted: Vec<&(String, Timestamp)> = records.iter().collect();
     sorted.sort_by(|a, b| (b.1, &b.0).cmp(&(a.1, &a.0)));
     let too_many = sorted.iter().skip(keep.number);
-    let too_old = sorted.iter().take(keep.number).filter(|(_, at)| now.duration_since(*at) > keep.age);
-    too_many.chain(too_old).map(|(name, _)| name.clone()).collect()
+    let too_old = sorted
+        .iter()
+        .take(keep.number)
+        .filter(|(_, at)| now.duration_since(*at) > keep.age);
+    too_many
+        .chain(too_old)
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// What a policy with `role` goes back to, behind a change. Access that has ended meanwhile is not brought back.
 ///
 /// # Errors
 /// When the record does not hold everything that was there: going back to a part would take the rest away.
-pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Timestamp) -> Result<Rollback, String> {
-    if spec.before_omitted > 0 || spec.before.iter().any(|r| r.role == role.as_str() && !is_whole(r)) {
+pub fn rollback(
+    name: Arc<str>,
+    spec: &InvokerChangeSpec,
+    role: Role,
+    now: Timestamp,
+) -> Result<Rollback, String> {
+    if spec.before_omitted > 0
+        || spec
+            .before
+            .iter()
+            .any(|r| r.role == role.as_str() && !is_whole(r))
+    {
         return Err(format!(
             "InvokerChange {name} could not hold everything that was there before it, so there is no going back behind it"
         ));
@@ -395,10 +496,16 @@ pub fn rollback(name: Arc<str>, spec: &InvokerChangeSpec, role: Role, now: Times
         .filter(|g| g.role == role)
         // What could not be declared cannot be gone back to either.
         .filter(|g| Principal::parse(g.principal.as_str()).is_ok())
-        .map(|g| Declared { expires: g.condition.as_ref().and_then(|c| c.expiry()), grant: g })
+        .map(|g| Declared {
+            expires: g.condition.as_ref().and_then(|c| c.expiry()),
+            grant: g,
+        })
         .filter(|d| d.expires.is_none_or(|e| e > now))
         .collect();
-    Ok(Rollback { change: name, declared: declared.into_iter().collect() })
+    Ok(Rollback {
+        change: name,
+        declared: declared.into_iter().collect(),
+    })
 }
 
 #[cfg(test)]
@@ -412,8 +519,13 @@ mod tests {
     const NOW: &str = "2026-11-23T12:00:00Z";
 
     fn spec(before: &[&str], added: &[&str], removed: &[&str]) -> InvokerChangeSpec {
-        let list =
-            |l: &[&str]| json!(l.iter().map(|m| json!({"role": "roles/run.invoker", "member": m})).collect::<Vec<_>>());
+        let list = |l: &[&str]| {
+            json!(
+                l.iter()
+                    .map(|m| json!({"role": "roles/run.invoker", "member": m}))
+                    .collect::<Vec<_>>()
+            )
+        };
         serde_json::from_value(
             json!({"project": "p", "region": "r", "service": "s", "reason": "Drift", "at": NOW, "policies": [],
             "added": list(added), "addedCount": added.len(), "removed": list(removed), "removedCount": removed.len(),
@@ -422,8 +534,10 @@ mod tests {
         .unwrap()
     }
     fn live(etag: &str, members: &[&str]) -> Policy {
-        serde_json::from_value(json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members}]}))
-            .unwrap()
+        serde_json::from_value(
+            json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members}]}),
+        )
+        .unwrap()
     }
 
     fn g(member: &str) -> Grant {
@@ -448,51 +562,105 @@ mod tests {
     #[test]
     fn a_write_whose_end_nobody_saw_is_settled_from_what_is_real() {
         let p = write(&["user:new@a.co", "user:other@a.co"], &["user:old@a.co"]);
-        let phase = |etag, members: &[&str]| settle(&p, Ending::Unknown, Some(&live(etag, members)), at(NOW)).phase;
-        assert_eq!(phase("B", &["user:new@a.co", "user:other@a.co"]), ChangePhase::Applied);
-        assert_eq!(phase("B", &["user:new@a.co", "user:old@a.co"]), ChangePhase::Unknown);
+        let phase = |etag, members: &[&str]| {
+            settle(&p, Ending::Unknown, Some(&live(etag, members)), at(NOW)).phase
+        };
+        assert_eq!(
+            phase("B", &["user:new@a.co", "user:other@a.co"]),
+            ChangePhase::Applied
+        );
+        assert_eq!(
+            phase("B", &["user:new@a.co", "user:old@a.co"]),
+            ChangePhase::Unknown
+        );
         assert_eq!(phase("B", &["user:old@a.co"]), ChangePhase::Unknown);
         assert_eq!(phase(UNTOUCHED, &[]), ChangePhase::Unknown);
         assert_eq!(phase("A", &["user:old@a.co"]), ChangePhase::NotApplied);
-        assert_eq!(settle(&p, Ending::Unknown, None, at(NOW)).phase, ChangePhase::Unknown);
+        assert_eq!(
+            settle(&p, Ending::Unknown, None, at(NOW)).phase,
+            ChangePhase::Unknown
+        );
     }
 
     #[test]
     fn a_write_that_iam_took_was_made_whatever_is_real_now() {
         let p = write(&["user:new@a.co"], &[]);
         let gone = settle(&p, Ending::Accepted, Some(&live("C", &[])), at(NOW));
-        assert_eq!((gone.phase, gone.message.is_empty()), (ChangePhase::Applied, false));
-        assert_eq!(settle(&p, Ending::Accepted, None, at(NOW)).phase, ChangePhase::Applied);
+        assert_eq!(
+            (gone.phase, gone.message.is_empty()),
+            (ChangePhase::Applied, false)
+        );
+        assert_eq!(
+            settle(&p, Ending::Accepted, None, at(NOW)).phase,
+            ChangePhase::Applied
+        );
         let there = live("C", &["user:new@a.co"]);
-        assert_eq!(settle(&p, Ending::Refused, Some(&there), at(NOW)).phase, ChangePhase::NotApplied);
+        assert_eq!(
+            settle(&p, Ending::Refused, Some(&there), at(NOW)).phase,
+            ChangePhase::NotApplied
+        );
     }
 
     #[test]
     fn a_write_without_an_answer_stays_open_while_it_may_still_arrive() {
         let p = write(&["user:new@a.co"], &[]);
         let settled = |etag, members: &[&str], when| {
-            let s = settle_all(std::slice::from_ref(&p), &BTreeMap::new(), Some(&live(etag, members)), at(when));
+            let s = settle_all(
+                std::slice::from_ref(&p),
+                &BTreeMap::new(),
+                Some(&live(etag, members)),
+                at(when),
+            );
             (s.open.len(), s.closed.first().map(|(_, o)| o.phase))
         };
         assert_eq!(settled("A", &[], "2026-11-23T12:05:00Z"), (1, None));
-        assert_eq!(settled("A", &[], "2026-11-23T12:16:00Z"), (0, Some(ChangePhase::NotApplied)));
-        assert_eq!(settled("B", &["user:new@a.co"], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::Applied)));
-        assert_eq!(settled("B", &[], "2026-11-23T12:05:00Z"), (0, Some(ChangePhase::Unknown)));
+        assert_eq!(
+            settled("A", &[], "2026-11-23T12:16:00Z"),
+            (0, Some(ChangePhase::NotApplied))
+        );
+        assert_eq!(
+            settled("B", &["user:new@a.co"], "2026-11-23T12:05:00Z"),
+            (0, Some(ChangePhase::Applied))
+        );
+        assert_eq!(
+            settled("B", &[], "2026-11-23T12:05:00Z"),
+            (0, Some(ChangePhase::Unknown))
+        );
     }
 
     #[test]
     fn of_writes_from_one_version_one_at_most_was_made() {
         let a = write(&["user:a@a.co"], &[]);
-        let b = Pending { name: "web-2".into(), ..write(&["user:a@a.co", "user:b@a.co"], &[]) };
+        let b = Pending {
+            name: "web-2".into(),
+            ..write(&["user:a@a.co", "user:b@a.co"], &[])
+        };
         let phases = |endings: &[(&str, Ending)], members: &[&str]| {
             let endings = endings.iter().map(|(n, e)| ((*n).to_owned(), *e)).collect();
-            let s = settle_all(&[a.clone(), b.clone()], &endings, Some(&live("B", members)), at(NOW));
+            let s = settle_all(
+                &[a.clone(), b.clone()],
+                &endings,
+                Some(&live("B", members)),
+                at(NOW),
+            );
             s.closed.iter().map(|(_, o)| o.phase).collect::<Vec<_>>()
         };
         use ChangePhase::{Applied, NotApplied, Unknown};
-        assert_eq!(phases(&[("web-2", Ending::Accepted)], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
-        assert_eq!(phases(&[("web-2", Ending::Refused)], &["user:a@a.co"]), [Applied, NotApplied]);
-        assert_eq!(phases(&[], &["user:a@a.co", "user:b@a.co"]), [NotApplied, Applied]);
+        assert_eq!(
+            phases(
+                &[("web-2", Ending::Accepted)],
+                &["user:a@a.co", "user:b@a.co"]
+            ),
+            [NotApplied, Applied]
+        );
+        assert_eq!(
+            phases(&[("web-2", Ending::Refused)], &["user:a@a.co"]),
+            [Applied, NotApplied]
+        );
+        assert_eq!(
+            phases(&[], &["user:a@a.co", "user:b@a.co"]),
+            [NotApplied, Applied]
+        );
         assert_eq!(phases(&[], &["user:a@a.co"]), [Applied, NotApplied]);
         let gone = settle_all(&[a.clone(), b.clone()], &BTreeMap::new(), None, at(NOW));
         assert!(gone.closed.iter().all(|(_, o)| o.phase == Unknown));
@@ -500,31 +668,58 @@ mod tests {
 
     #[test]
     fn a_record_of_the_largest_write_fits_into_the_store() {
-        let condition: Arc<Condition> =
-            Condition { title: "t".into(), description: String::new(), expression: "e".repeat(4096) }.into();
-        let many: BTreeSet<Grant> =
-            (0..400).map(|i| Grant { condition: Some(condition.clone()), ..g(&format!("user:m{i}@a.co")) }).collect();
-        let p = Pending { added: many.clone(), before: many.clone(), ..write(&[], &[]) };
+        let condition: Arc<Condition> = Condition {
+            title: "t".into(),
+            description: String::new(),
+            expression: "e".repeat(4096),
+        }
+        .into();
+        let many: BTreeSet<Grant> = (0..400)
+            .map(|i| Grant {
+                condition: Some(condition.clone()),
+                ..g(&format!("user:m{i}@a.co"))
+            })
+            .collect();
+        let p = Pending {
+            added: many.clone(),
+            before: many.clone(),
+            ..write(&[], &[])
+        };
         let service = RunService::new("p", "r", "s");
         let outcome = settle(&p, Ending::Accepted, None, at(NOW));
         let [record] = records(&service, &p, outcome, "home").try_into().unwrap();
         assert!(serde_json::to_vec(&record).unwrap().len() < 1024 * 1024);
-        assert_eq!((record.spec.added_count, record.spec.before_omitted > 0), (400, true));
+        assert_eq!(
+            (record.spec.added_count, record.spec.before_omitted > 0),
+            (400, true)
+        );
         assert!(rollback("x".into(), &record.spec, Role::Invoker, at(NOW)).is_err());
     }
 
     #[test]
     fn what_is_too_long_for_a_record_is_cut_and_there_is_no_going_back_to_it() {
         let mut s = spec(&[], &[], &[]);
-        let long = Condition { title: "t".repeat(200), description: String::new(), expression: "e".repeat(5000) };
-        let live =
-            Grant { condition: Some(long.into()), ..Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker) };
+        let long = Condition {
+            title: "t".repeat(200),
+            description: String::new(),
+            expression: "e".repeat(5000),
+        };
+        let live = Grant {
+            condition: Some(long.into()),
+            ..Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker)
+        };
         s.before = vec![
             record(&live),
-            record(&Grant::new(Principal::from_live(&format!("user:{}@a.co", "x".repeat(600))), Role::Invoker)),
+            record(&Grant::new(
+                Principal::from_live(&format!("user:{}@a.co", "x".repeat(600))),
+                Role::Invoker,
+            )),
         ];
         assert_eq!(
-            s.before[0].condition.as_ref().map(|c| (c.title.chars().count(), c.expression.chars().count())),
+            s.before[0]
+                .condition
+                .as_ref()
+                .map(|c| (c.title.chars().count(), c.expression.chars().count())),
             Some((100, 4096))
         );
         assert_eq!(s.before[1].member.chars().count(), 512);
@@ -533,8 +728,15 @@ mod tests {
 
     #[test]
     fn the_newest_records_stay_unless_they_are_too_old() {
-        let keep = Retention { number: 2, age: SignedDuration::from_hours(24) };
-        let list = [("c", "2026-11-23T11:00:00Z"), ("a", "2026-11-21T12:00:00Z"), ("b", "2026-11-22T11:00:00Z")];
+        let keep = Retention {
+            number: 2,
+            age: SignedDuration::from_hours(24),
+        };
+        let list = [
+            ("c", "2026-11-23T11:00:00Z"),
+            ("a", "2026-11-21T12:00:00Z"),
+            ("b", "2026-11-22T11:00:00Z"),
+        ];
         let list: Vec<_> = list.map(|(n, t)| (n.to_owned(), at(t))).into();
         assert_eq!(outlived(&list, keep, at(NOW)), ["a", "b"]);
         assert!(outlived(&list[..1], keep, at(NOW)).is_empty());

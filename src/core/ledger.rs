@@ -11,8 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use crate::{
     api::{
-        APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger, InvokerLedgerSpec,
-        LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
+        APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger,
+        InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
     },
     iam::{Condition, Grant, Principal, Role, RunService},
     intent::PolicyId,
@@ -79,7 +79,9 @@ impl Pending {
         match self.reason {
             _ if self.drift.contains(grant) => R::Drift,
             // What is granted beside a removal of another kind was declared.
-            R::Deleted | R::Guardrail | R::Expired | R::Approved if self.added.contains(grant) => R::SpecChanged,
+            R::Deleted | R::Guardrail | R::Expired | R::Approved if self.added.contains(grant) => {
+                R::SpecChanged
+            }
             R::Drift => R::SpecChanged,
             reason => reason,
         }
@@ -113,13 +115,18 @@ pub struct Ledger {
 impl Ledger {
     /// Nothing to remember.
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty() && self.pending.is_empty() && self.corrections.is_empty() && self.held.is_none()
+        self.lines.is_empty()
+            && self.pending.is_empty()
+            && self.corrections.is_empty()
+            && self.held.is_none()
     }
 
     /// Drops corrections that are too old to count, and those that would be too many.
     pub fn prune(&mut self, now: Timestamp, window: jiff::SignedDuration) {
         for corrected in self.corrections.values_mut() {
-            corrected.at.retain(|t| *t <= now && now.duration_since(*t) < window);
+            corrected
+                .at
+                .retain(|t| *t <= now && now.duration_since(*t) < window);
             let excess = corrected.at.len().saturating_sub(MAX_TIMES);
             corrected.at.drain(..excess);
         }
@@ -128,7 +135,11 @@ impl Ledger {
             self.corrected_under = None;
         }
         while self.corrections.len() > MAX_CORRECTIONS {
-            let oldest = self.corrections.iter().min_by_key(|(_, c)| c.at.last().copied()).map(|(g, _)| g.clone());
+            let oldest = self
+                .corrections
+                .iter()
+                .min_by_key(|(_, c)| c.at.last().copied())
+                .map(|(g, _)| g.clone());
             let Some(oldest) = oldest else { break };
             self.corrections.remove(&oldest);
         }
@@ -169,7 +180,10 @@ impl Tables {
     fn condition(&mut self, grant: &Grant) -> Option<u32> {
         let condition = grant.condition.as_deref()?;
         let next = self.conditions.len() as u32;
-        let place = *self.condition_places.entry(condition.clone()).or_insert(next);
+        let place = *self
+            .condition_places
+            .entry(condition.clone())
+            .or_insert(next);
         if place == next {
             self.conditions.push(ConditionSpec {
                 title: condition.title.clone(),
@@ -214,31 +228,66 @@ pub fn to_object(service: &RunService, ledger: &Ledger, known: Option<&Version>)
 /// # Errors
 /// Those of [`from_spec`].
 pub fn from_object(object: &InvokerLedger) -> Result<Ledger, String> {
-    let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(APPROVE));
-    let hashes = annotation.into_iter().flat_map(|a| a.split([',', ' '])).filter(|h| !h.is_empty());
+    let annotation = object
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(APPROVE));
+    let hashes = annotation
+        .into_iter()
+        .flat_map(|a| a.split([',', ' ']))
+        .filter(|h| !h.is_empty());
     let approvals = hashes.take(16).map(Arc::from).collect();
-    Ok(Ledger { approvals, ..from_spec(&object.spec)? })
+    Ok(Ledger {
+        approvals,
+        ..from_spec(&object.spec)?
+    })
 }
 
 /// A ledger as it is stored. What does not fit of what was there before a write is left out and counted.
 pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
     let mut tables = Tables::default();
     let grants = ledger.lines.iter().map(|(grant, owners)| {
-        let LedgerMember { role, member, condition_index } = tables.member(grant);
+        let LedgerMember {
+            role,
+            member,
+            condition_index,
+        } = tables.member(grant);
         let owned_by = owners.iter().map(|id| tables.policy(id)).collect();
-        LedgerGrant { role, member, condition_index, owned_by, condition: None, owners: vec![] }
+        LedgerGrant {
+            role,
+            member,
+            condition_index,
+            owned_by,
+            condition: None,
+            owners: vec![],
+        }
     });
     let grants: Vec<LedgerGrant> = grants.collect();
     let corrections = ledger.corrections.iter().map(|(grant, corrected)| {
-        let LedgerMember { role, member, condition_index } = tables.member(grant);
+        let LedgerMember {
+            role,
+            member,
+            condition_index,
+        } = tables.member(grant);
         let at = corrected.at.iter().map(|t| MicroTime(*t)).collect();
-        LedgerCorrection { role, member, condition_index, at, drift_by: corrected.by.as_deref().cloned() }
+        LedgerCorrection {
+            role,
+            member,
+            condition_index,
+            at,
+            drift_by: corrected.by.as_deref().cloned(),
+        }
     });
     let corrections: Vec<LedgerCorrection> = corrections.collect();
     let mut left = MAX_BYTES.saturating_sub(used(ledger));
     // The latest has the first claim to what is left.
-    let mut pending: Vec<PendingChange> =
-        ledger.pending.iter().rev().map(|p| pending_spec(p, &mut tables, &mut left)).collect();
+    let mut pending: Vec<PendingChange> = ledger
+        .pending
+        .iter()
+        .rev()
+        .map(|p| pending_spec(p, &mut tables, &mut left))
+        .collect();
     pending.reverse();
     InvokerLedgerSpec {
         project: service.project.to_string(),
@@ -266,7 +315,10 @@ fn pending_spec(pending: &Pending, tables: &mut Tables, left: &mut usize) -> Pen
     let mut before: Vec<&Grant> = Vec::with_capacity(pending.before.len());
     for grant in &pending.before {
         let fresh = grant.condition.as_deref().filter(|c| known.insert(c));
-        let size = bytes(grant) + fresh.map_or(0, |c| c.title.len() + c.description.len() + c.expression.len() + 64);
+        let size = bytes(grant)
+            + fresh.map_or(0, |c| {
+                c.title.len() + c.description.len() + c.expression.len() + 64
+            });
         if size > *left {
             break;
         }
@@ -301,34 +353,65 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
         uid: o.uid.as_str().into(),
     };
     let policies: Vec<PolicyId> = spec.policies.iter().map(owner).collect();
-    let grant = |role: &str, member: &str, index: Option<u32>, own: Option<&ConditionSpec>| -> Result<Grant, String> {
-        let role = Role::from_name(role).ok_or_else(|| format!("the role {role} is not one that is managed here"))?;
+    let grant = |role: &str,
+                 member: &str,
+                 index: Option<u32>,
+                 own: Option<&ConditionSpec>|
+     -> Result<Grant, String> {
+        let role = Role::from_name(role)
+            .ok_or_else(|| format!("the role {role} is not one that is managed here"))?;
         let condition = match (index, own) {
             (Some(i), _) => {
-                let found = conditions.get(i as usize).ok_or_else(|| format!("there is no condition number {i}"))?;
+                let found = conditions
+                    .get(i as usize)
+                    .ok_or_else(|| format!("there is no condition number {i}"))?;
                 Some(found.clone())
             }
             (None, own) => own.map(condition_of),
         };
-        Ok(Grant { principal: Principal::from_live(member), role, condition })
+        Ok(Grant {
+            principal: Principal::from_live(member),
+            role,
+            condition,
+        })
     };
     let members = |list: &[LedgerMember]| -> Result<BTreeSet<Grant>, String> {
-        list.iter().map(|m| grant(&m.role, &m.member, m.condition_index, None)).collect()
+        list.iter()
+            .map(|m| grant(&m.role, &m.member, m.condition_index, None))
+            .collect()
     };
     // Another version hashes otherwise, and then nothing is known: no reason to take the ledger for unreadable.
-    let corrected_under = spec.corrected_under.as_deref().and_then(|hash| u64::from_str_radix(hash, 16).ok());
-    let mut ledger = Ledger { held: spec.held.clone(), corrected_under, ..Ledger::default() };
+    let corrected_under = spec
+        .corrected_under
+        .as_deref()
+        .and_then(|hash| u64::from_str_radix(hash, 16).ok());
+    let mut ledger = Ledger {
+        held: spec.held.clone(),
+        corrected_under,
+        ..Ledger::default()
+    };
     for g in &spec.grants {
         let mut owners: BTreeSet<PolicyId> = g.owners.iter().map(owner).collect();
         for i in &g.owned_by {
-            let found = policies.get(*i as usize).ok_or_else(|| format!("there is no policy number {i}"))?;
+            let found = policies
+                .get(*i as usize)
+                .ok_or_else(|| format!("there is no policy number {i}"))?;
             owners.insert(found.clone());
         }
-        ledger.lines.insert(grant(&g.role, &g.member, g.condition_index, g.condition.as_ref())?, owners);
+        ledger.lines.insert(
+            grant(&g.role, &g.member, g.condition_index, g.condition.as_ref())?,
+            owners,
+        );
     }
     for c in &spec.corrections {
-        let corrected = Corrected { at: c.at.iter().map(|t| t.0).collect(), by: c.drift_by.clone().map(Arc::new) };
-        ledger.corrections.insert(grant(&c.role, &c.member, c.condition_index, None)?, corrected);
+        let corrected = Corrected {
+            at: c.at.iter().map(|t| t.0).collect(),
+            by: c.drift_by.clone().map(Arc::new),
+        };
+        ledger.corrections.insert(
+            grant(&c.role, &c.member, c.condition_index, None)?,
+            corrected,
+        );
     }
     for p in &spec.pending {
         ledger.pending.push(Pending {
@@ -351,7 +434,12 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
 /// Name of the ledger of a service. Project ids, regions and service names hold no dots but those of a domain-scoped project
 /// id, which come first; so this is unique.
 pub fn name(service: &RunService) -> String {
-    format!("{}.{}.{}", service.project.replace(':', "."), service.region, service.name)
+    format!(
+        "{}.{}.{}",
+        service.project.replace(':', "."),
+        service.region,
+        service.name
+    )
 }
 
 /// The service whose ledger has a name: [`name`] the other way round.
@@ -367,7 +455,11 @@ pub fn service_named(name: &str) -> Option<RunService> {
 
 /// The service that a ledger is about.
 pub fn service_of(spec: &InvokerLedgerSpec) -> RunService {
-    RunService::new(spec.project.as_str(), spec.region.as_str(), spec.service.as_str())
+    RunService::new(
+        spec.project.as_str(),
+        spec.region.as_str(),
+        spec.service.as_str(),
+    )
 }
 
 #[cfg(test)]
@@ -379,24 +471,47 @@ mod tests {
         RunService::new("acme-prod", "europe-west1", "web")
     }
     fn id(name: &str) -> PolicyId {
-        PolicyId { namespace: "ns".into(), name: name.into(), uid: format!("uid-{name}").into() }
+        PolicyId {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: format!("uid-{name}").into(),
+        }
     }
     fn grant(member: &str) -> Grant {
         Grant::new(Principal::from_live(member), Role::Invoker)
     }
     fn ledger(lines: &[(&str, &[&str])]) -> Ledger {
-        let lines = lines.iter().map(|(m, o)| (grant(m), o.iter().map(|n| id(n)).collect())).collect();
-        Ledger { lines, ..Ledger::default() }
+        let lines = lines
+            .iter()
+            .map(|(m, o)| (grant(m), o.iter().map(|n| id(n)).collect()))
+            .collect();
+        Ledger {
+            lines,
+            ..Ledger::default()
+        }
     }
 
     #[test]
     fn a_ledger_reads_back_as_it_was_written() {
         let mut l = ledger(&[("user:a@x.co", &["p", "q"]), ("user:b@x.co", &[])]);
-        let shared = Arc::new(Condition { title: "t".into(), description: "d".into(), expression: "e".into() });
-        let conditional = Grant { condition: Some(shared), ..grant("user:c@x.co") };
+        let shared = Arc::new(Condition {
+            title: "t".into(),
+            description: "d".into(),
+            expression: "e".into(),
+        });
+        let conditional = Grant {
+            condition: Some(shared),
+            ..grant("user:c@x.co")
+        };
         l.lines.insert(conditional.clone(), [id("p")].into());
         let at: Timestamp = "2026-11-24T12:00:00.123456Z".parse().unwrap();
-        l.corrections.insert(conditional.clone(), Corrected { at: vec![at], by: None });
+        l.corrections.insert(
+            conditional.clone(),
+            Corrected {
+                at: vec![at],
+                by: None,
+            },
+        );
         l.pending.push(Pending {
             name: "web-1".into(),
             reason: ChangeReason::Drift,
@@ -451,8 +566,11 @@ mod tests {
                 ..grant(&format!("user:{}{i}@x.co", "m".repeat(300)))
             })
             .collect();
-        l.lines =
-            members.iter().take(400).map(|g| (g.clone(), (0..64).map(|n| id(&format!("p{n}"))).collect())).collect();
+        l.lines = members
+            .iter()
+            .take(400)
+            .map(|g| (g.clone(), (0..64).map(|n| id(&format!("p{n}"))).collect()))
+            .collect();
         l.pending.push(Pending {
             name: "n".into(),
             reason: ChangeReason::SpecChanged,
@@ -475,12 +593,33 @@ mod tests {
 
     #[test]
     fn corrections_that_are_old_from_the_future_or_too_many_are_dropped() {
-        let at = |m: i64| "2026-11-24T12:00:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_mins(m);
+        let at = |m: i64| {
+            "2026-11-24T12:00:00Z".parse::<Timestamp>().unwrap()
+                + jiff::SignedDuration::from_mins(m)
+        };
         let mut l = Ledger::default();
-        l.corrections.insert(grant("user:a@x.co"), Corrected { at: vec![at(-120), at(-5)], by: None });
-        l.corrections.insert(grant("user:b@x.co"), Corrected { at: vec![Timestamp::MAX], by: None });
+        l.corrections.insert(
+            grant("user:a@x.co"),
+            Corrected {
+                at: vec![at(-120), at(-5)],
+                by: None,
+            },
+        );
+        l.corrections.insert(
+            grant("user:b@x.co"),
+            Corrected {
+                at: vec![Timestamp::MAX],
+                by: None,
+            },
+        );
         for i in 0..MAX_CORRECTIONS + 5 {
-            l.corrections.insert(grant(&format!("user:c{i}@x.co")), Corrected { at: vec![at(-1)], by: None });
+            l.corrections.insert(
+                grant(&format!("user:c{i}@x.co")),
+                Corrected {
+                    at: vec![at(-1)],
+                    by: None,
+                },
+            );
         }
         l.prune(at(0), jiff::SignedDuration::from_hours(1));
         assert_eq!(l.corrections.len(), MAX_CORRECTIONS);
@@ -490,7 +629,10 @@ mod tests {
 
     #[test]
     fn the_name_of_a_ledger_says_which_service_it_is_about() {
-        for service in [web(), RunService::new("example.com:acme-prod", "us-east1", "a-b")] {
+        for service in [
+            web(),
+            RunService::new("example.com:acme-prod", "us-east1", "a-b"),
+        ] {
             assert_eq!(service_named(&name(&service)), Some(service));
         }
         assert_eq!(service_named("web"), None);

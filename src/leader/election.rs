@@ -58,7 +58,11 @@ impl std::fmt::Debug for Now {
 impl Options {
     /// Name of a shard's Lease. The number of shards is in it: with another number, projects are in other shards.
     fn lease(&self, shard: usize, count: usize) -> String {
-        if count == 1 { self.name.clone() } else { format!("{}-{shard}-of-{count}", self.name) }
+        if count == 1 {
+            self.name.clone()
+        } else {
+            format!("{}-{shard}-of-{count}", self.name)
+        }
     }
 
     /// Of a Lease that is a shard's: which, of how many.
@@ -66,7 +70,10 @@ impl Options {
         if lease == self.name {
             return Some((0, 1));
         }
-        let (shard, count) = lease.strip_prefix(&self.name)?.strip_prefix('-')?.split_once("-of-")?;
+        let (shard, count) = lease
+            .strip_prefix(&self.name)?
+            .strip_prefix('-')?
+            .split_once("-of-")?;
         Some((shard.parse().ok()?, count.parse().ok()?))
     }
 
@@ -82,7 +89,12 @@ impl Options {
 
     /// Differs between replicas, so that they do not all reach for the same thing at once.
     fn jitter(&self) -> Duration {
-        Duration::from_millis(20 + self.identity.bytes().fold(0u64, |h, b| (h * 31 + u64::from(b)) % 80))
+        Duration::from_millis(
+            20 + self
+                .identity
+                .bytes()
+                .fold(0u64, |h, b| (h * 31 + u64::from(b)) % 80),
+        )
     }
 }
 
@@ -133,9 +145,20 @@ struct Election {
 }
 
 /// Takes part in the election until `stop` is true, then gives every Lease up.
-pub async fn run(client: Client, options: Options, shards: Arc<Shards>, mut stop: watch::Receiver<bool>) {
+pub async fn run(
+    client: Client,
+    options: Options,
+    shards: Arc<Shards>,
+    mut stop: watch::Receiver<bool>,
+) {
     let api = Api::namespaced(client, &options.namespace);
-    let mut this = Election { api, options, shards, seen: HashMap::new(), leaving: HashMap::new() };
+    let mut this = Election {
+        api,
+        options,
+        shards,
+        seen: HashMap::new(),
+        leaving: HashMap::new(),
+    };
     if this.shards.count() > 1 {
         // Replicas that start together hear of each other before the first takes everything.
         let _ = this.within(this.announce()).await;
@@ -160,7 +183,9 @@ pub async fn run(client: Client, options: Options, shards: Arc<Shards>, mut stop
             () = tokio::time::sleep(wake.min(this.options.renew)) => {}
         }
     }
-    let held: Vec<usize> = (0..this.shards.count()).filter(|s| this.shards.holds_shard(*s)).collect();
+    let held: Vec<usize> = (0..this.shards.count())
+        .filter(|s| this.shards.holds_shard(*s))
+        .collect();
     for shard in 0..this.shards.count() {
         this.shards.lose(shard);
     }
@@ -168,10 +193,15 @@ pub async fn run(client: Client, options: Options, shards: Arc<Shards>, mut stop
 }
 
 impl Election {
-    async fn within<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, kube::Error> {
         match tokio::time::timeout(self.options.renew, call).await {
             Ok(result) => result,
-            Err(_) => Err(kube::Error::Service("the Kubernetes API did not answer in time".into())),
+            Err(_) => Err(kube::Error::Service(
+                "the Kubernetes API did not answer in time".into(),
+            )),
         }
     }
 
@@ -187,7 +217,11 @@ impl Election {
         while kept.len() > quota
             && let Some(shard) = kept.pop()
         {
-            tracing::info!(shard, replicas = members.len(), "this shard is handed over, for fair shares");
+            tracing::info!(
+                shard,
+                replicas = members.len(),
+                "this shard is handed over, for fair shares"
+            );
             self.shards.leave(shard);
             self.leaving.insert(shard, Instant::now());
         }
@@ -202,10 +236,14 @@ impl Election {
             }
         }
         if let Some(left) = view.foreign {
-            tracing::info!("replicas with another number of shards are at work; this one waits until they are gone");
+            tracing::info!(
+                "replicas with another number of shards are at work; this one waits until they are gone"
+            );
             return Ok(wake.min(left + self.options.jitter()));
         }
-        let free: Vec<usize> = (0..count).filter(|s| !self.shards.holds_shard(*s) && is_free(&view, *s)).collect();
+        let free: Vec<usize> = (0..count)
+            .filter(|s| !self.shards.holds_shard(*s) && is_free(&view, *s))
+            .collect();
         let wanted = quota.saturating_sub(kept.len());
         let taken = self.take(&view, free.iter().take(wanted)).await?;
         if taken < wanted.min(free.len()) {
@@ -220,14 +258,19 @@ impl Election {
         let count = self.shards.count();
         let members = self.options.members(count);
         let list = self.within(self.api.list(&ListParams::default())).await?;
-        let mut view = View { shards: (0..count).map(|_| None).collect(), ..View::default() };
+        let mut view = View {
+            shards: (0..count).map(|_| None).collect(),
+            ..View::default()
+        };
         for lease in list.items {
             let name = lease.name_any();
             if count > 1 && name == members {
                 view.members = Some(lease);
                 continue;
             }
-            let Some((shard, of)) = self.options.shard(&name) else { continue };
+            let Some((shard, of)) = self.options.shard(&name) else {
+                continue;
+            };
             let holder = self.holder(&name, lease.spec.as_ref());
             if of == count && shard < count {
                 view.shards[shard] = Some((lease, holder));
@@ -239,8 +282,12 @@ impl Election {
     }
 
     fn holder(&mut self, name: &str, spec: Option<&LeaseSpec>) -> Holder {
-        let holder = spec.and_then(|s| s.holder_identity.clone()).filter(|h| !h.is_empty());
-        let renewals = spec.and_then(|s| s.renew_time.as_ref()).map(|t| t.0.to_string());
+        let holder = spec
+            .and_then(|s| s.holder_identity.clone())
+            .filter(|h| !h.is_empty());
+        let renewals = spec
+            .and_then(|s| s.renew_time.as_ref())
+            .map(|t| t.0.to_string());
         let silent = silence(&mut self.seen, name, format!("{holder:?} {renewals:?}"));
         let theirs = spec
             .and_then(|s| s.lease_duration_seconds)
@@ -288,7 +335,8 @@ impl Election {
     async fn announce(&self) -> Result<(), kube::Error> {
         let name = self.options.members(self.shards.count());
         let list = self.api.list(&ListParams::default()).await?;
-        self.sign(list.items.into_iter().find(|l| l.name_any() == name), &[]).await
+        self.sign(list.items.into_iter().find(|l| l.name_any() == name), &[])
+            .await
     }
 
     /// Renews this replica's sign of life, and takes out those of the dead. A lost race is made good in the next round.
@@ -296,26 +344,39 @@ impl Election {
         let name = self.options.members(self.shards.count());
         let mut signs = lease.as_ref().map(signs_of_life).unwrap_or_default();
         signs.retain(|m, _| !dead.contains(m));
-        signs.insert(self.options.identity.clone(), (self.options.now.0)().to_string());
+        signs.insert(
+            self.options.identity.clone(),
+            (self.options.now.0)().to_string(),
+        );
         let text = serde_json::to_string(&signs).unwrap_or_default();
         let fresh = lease.is_none();
         let mut lease = lease.unwrap_or_default();
         lease.metadata.name = Some(name.clone());
-        lease.metadata.annotations.get_or_insert_default().insert(MEMBERS.into(), text);
+        lease
+            .metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(MEMBERS.into(), text);
         let result = if fresh {
-            self.within(self.api.create(&PostParams::default(), &lease)).await
+            self.within(self.api.create(&PostParams::default(), &lease))
+                .await
         } else {
-            self.within(self.api.replace(&name, &PostParams::default(), &lease)).await
+            self.within(self.api.replace(&name, &PostParams::default(), &lease))
+                .await
         };
         won(result).map(|_| ())
     }
 
     /// Renews every Lease that is held here.
     async fn renew(&self, view: &View) {
-        let mine = view.shards.iter().enumerate().filter_map(|(shard, lease)| match lease {
-            Some((lease, Holder::Me)) if self.shards.holds_shard(shard) => Some((shard, lease)),
-            _ => None,
-        });
+        let mine = view
+            .shards
+            .iter()
+            .enumerate()
+            .filter_map(|(shard, lease)| match lease {
+                Some((lease, Holder::Me)) if self.shards.holds_shard(shard) => Some((shard, lease)),
+                _ => None,
+            });
         let calls = mine.map(|(shard, lease)| async move {
             let asked = Instant::now();
             match self.write(shard, Some(lease)).await {
@@ -339,11 +400,21 @@ impl Election {
     }
 
     /// Takes shards that nobody has. Returns how many it got.
-    async fn take(&self, view: &View, free: impl Iterator<Item = &usize>) -> Result<usize, kube::Error> {
+    async fn take(
+        &self,
+        view: &View,
+        free: impl Iterator<Item = &usize>,
+    ) -> Result<usize, kube::Error> {
         let calls = free.map(|shard| async move {
             let asked = Instant::now();
-            let lease = view.shards.get(*shard).and_then(Option::as_ref).map(|(lease, _)| lease);
-            self.write(*shard, lease).await.map(|got| (*shard, asked, got))
+            let lease = view
+                .shards
+                .get(*shard)
+                .and_then(Option::as_ref)
+                .map(|(lease, _)| lease);
+            self.write(*shard, lease)
+                .await
+                .map(|got| (*shard, asked, got))
         });
         let mut taken = Vec::new();
         for result in join_all(calls).await {
@@ -360,9 +431,20 @@ impl Election {
         let count = self.shards.count();
         let list = self.within(self.api.list(&ListParams::default())).await?;
         let foreign = list.items.iter().any(|l| {
-            let held = l.spec.as_ref().and_then(|s| s.holder_identity.as_deref()).is_some_and(|h| !h.is_empty());
-            let stale = self.seen.get(&l.name_any()).is_some_and(|s| s.since.elapsed() >= self.options.duration);
-            held && !stale && self.options.shard(&l.name_any()).is_some_and(|(_, of)| of != count)
+            let held = l
+                .spec
+                .as_ref()
+                .and_then(|s| s.holder_identity.as_deref())
+                .is_some_and(|h| !h.is_empty());
+            let stale = self
+                .seen
+                .get(&l.name_any())
+                .is_some_and(|s| s.since.elapsed() >= self.options.duration);
+            held && !stale
+                && self
+                    .options
+                    .shard(&l.name_any())
+                    .is_some_and(|(_, of)| of != count)
         });
         if foreign {
             for (shard, _) in taken {
@@ -379,7 +461,9 @@ impl Election {
 
     /// Gives up the shards that are left, once nothing is under way on them.
     async fn hand_over(&mut self) -> Result<(), kube::Error> {
-        let ready = |(s, since): &(&usize, &Instant)| self.shards.is_idle(**s) || since.elapsed() > self.options.grace;
+        let ready = |(s, since): &(&usize, &Instant)| {
+            self.shards.is_idle(**s) || since.elapsed() > self.options.grace
+        };
         let done: Vec<usize> = self.leaving.iter().filter(ready).map(|(s, _)| *s).collect();
         for shard in done {
             // From here on nothing of ours may write, whatever is still under way.
@@ -387,7 +471,12 @@ impl Election {
             self.leaving.remove(&shard);
             self.release(shard).await?;
         }
-        let lost: Vec<usize> = self.leaving.keys().filter(|s| !self.shards.is_leaving(**s)).copied().collect();
+        let lost: Vec<usize> = self
+            .leaving
+            .keys()
+            .filter(|s| !self.shards.is_leaving(**s))
+            .copied()
+            .collect();
         for shard in lost {
             self.leaving.remove(&shard);
         }
@@ -401,23 +490,35 @@ impl Election {
             let mut lease = Lease::default();
             lease.metadata.name = Some(name);
             lease.spec = Some(hold(&self.options, None));
-            return won(self.within(self.api.create(&PostParams::default(), &lease)).await);
+            return won(self
+                .within(self.api.create(&PostParams::default(), &lease))
+                .await);
         };
         let mut lease = lease.clone();
         lease.spec = Some(hold(&self.options, lease.spec.as_ref()));
-        won(self.within(self.api.replace(&name, &PostParams::default(), &lease)).await)
+        won(self
+            .within(self.api.replace(&name, &PostParams::default(), &lease))
+            .await)
     }
 
     /// Empties a Lease, so that another replica need not wait for it to run out.
     async fn release(&self, shard: usize) -> Result<(), kube::Error> {
         let name = self.options.lease(shard, self.shards.count());
         let list = self.within(self.api.list(&ListParams::default())).await?;
-        let Some(mut lease) = list.items.into_iter().find(|l| l.name_any() == name) else { return Ok(()) };
-        let mine = |s: &&mut LeaseSpec| s.holder_identity.as_deref() == Some(&self.options.identity);
-        let Some(spec) = lease.spec.as_mut().filter(mine) else { return Ok(()) };
+        let Some(mut lease) = list.items.into_iter().find(|l| l.name_any() == name) else {
+            return Ok(());
+        };
+        let mine =
+            |s: &&mut LeaseSpec| s.holder_identity.as_deref() == Some(&self.options.identity);
+        let Some(spec) = lease.spec.as_mut().filter(mine) else {
+            return Ok(());
+        };
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
-        won(self.within(self.api.replace(&name, &PostParams::default(), &lease)).await).map(|_| ())
+        won(self
+            .within(self.api.replace(&name, &PostParams::default(), &lease))
+            .await)
+        .map(|_| ())
     }
 
     /// The end of this replica: its Leases are free, and it counts no more.
@@ -433,8 +534,14 @@ impl Election {
                 let mut signs = signs_of_life(&lease);
                 signs.remove(&self.options.identity);
                 let text = serde_json::to_string(&signs).unwrap_or_default();
-                lease.metadata.annotations.get_or_insert_default().insert(MEMBERS.into(), text);
-                won(self.within(self.api.replace(&name, &PostParams::default(), &lease)).await)?;
+                lease
+                    .metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .insert(MEMBERS.into(), text);
+                won(self
+                    .within(self.api.replace(&name, &PostParams::default(), &lease))
+                    .await)?;
             }
         }
         Ok(())
@@ -443,13 +550,20 @@ impl Election {
 
 /// Nobody has it, or a process of this very identity had it before.
 fn is_free(view: &View, shard: usize) -> bool {
-    view.shards.get(shard).is_some_and(|s| !matches!(s, Some((_, Holder::Other(..)))))
+    view.shards
+        .get(shard)
+        .is_some_and(|s| !matches!(s, Some((_, Holder::Other(..)))))
 }
 
 /// What the replicas said last. What cannot be read says nothing.
 fn signs_of_life(lease: &Lease) -> BTreeMap<String, String> {
-    let text = lease.metadata.annotations.as_ref().and_then(|a| a.get(MEMBERS));
-    text.and_then(|t| serde_json::from_str(t).ok()).unwrap_or_default()
+    let text = lease
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(MEMBERS));
+    text.and_then(|t| serde_json::from_str(t).ok())
+        .unwrap_or_default()
 }
 
 /// A lost race is no error: somebody else was first.
@@ -468,9 +582,17 @@ fn hold(options: &Options, before: Option<&LeaseSpec>) -> LeaseSpec {
     LeaseSpec {
         holder_identity: Some(options.identity.clone()),
         lease_duration_seconds: i32::try_from(options.seconds()).ok(),
-        acquire_time: if same { before.and_then(|b| b.acquire_time.clone()) } else { Some(now.clone()) },
+        acquire_time: if same {
+            before.and_then(|b| b.acquire_time.clone())
+        } else {
+            Some(now.clone())
+        },
         renew_time: Some(now),
-        lease_transitions: Some(if before.is_none() || same { transitions } else { transitions + 1 }),
+        lease_transitions: Some(if before.is_none() || same {
+            transitions
+        } else {
+            transitions + 1
+        }),
         ..LeaseSpec::default()
     }
 }
@@ -494,9 +616,18 @@ mod tests {
         assert_eq!(options.lease(2, 4), "run-invoker-2-of-4");
         assert_eq!(options.shard("run-invoker-2-of-4"), Some((2, 4)));
         assert_eq!(options.shard("run-invoker"), Some((0, 1)));
-        for other in ["run-invoker-circuit", "run-invoker-members-of-4", "run-invokers-2-of-4", "else"] {
+        for other in [
+            "run-invoker-circuit",
+            "run-invoker-members-of-4",
+            "run-invokers-2-of-4",
+            "else",
+        ] {
             assert_eq!(options.shard(other), None, "{other}");
         }
-        assert_eq!(options.seconds(), 7, "others never wait for less than the holder believes");
+        assert_eq!(
+            options.seconds(),
+            7,
+            "others never wait for less than the holder believes"
+        );
     }
 }

@@ -92,7 +92,9 @@ impl Shards {
 
     pub fn holds_shard(&self, shard: usize) -> bool {
         let now = Instant::now();
-        self.lock().get(shard).is_some_and(|s| s.until.is_some_and(|u| now < u))
+        self.lock()
+            .get(shard)
+            .is_some_and(|s| s.until.is_some_and(|u| now < u))
     }
 
     /// Whether any shard is held.
@@ -105,7 +107,10 @@ impl Shards {
     pub fn terms(&self) -> Vec<Option<u64>> {
         let now = Instant::now();
         let works = |s: &State| s.until.is_some_and(|u| now < u) && !s.leaving;
-        self.lock().iter().map(|s| works(s).then_some(s.term)).collect()
+        self.lock()
+            .iter()
+            .map(|s| works(s).then_some(s.term))
+            .collect()
     }
 
     /// Begins a piece of work on a project, if its shard is here and stays.
@@ -113,10 +118,15 @@ impl Shards {
         let shard = self.of(project);
         let now = Instant::now();
         let mut states = self.lock();
-        let state = states.get_mut(shard).filter(|s| s.until.is_some_and(|u| now < u) && !s.leaving)?;
+        let state = states
+            .get_mut(shard)
+            .filter(|s| s.until.is_some_and(|u| now < u) && !s.leaving)?;
         state.turns += 1;
         drop(states);
-        Some(InFlightGuard { shards: self.clone(), shard })
+        Some(InFlightGuard {
+            shards: self.clone(),
+            shard,
+        })
     }
 
     /// Hears of every change of what is held.
@@ -143,7 +153,10 @@ impl Shards {
 
     /// The Lease is somebody else's, or may be.
     pub(super) fn lose(&self, shard: usize) {
-        let lost = self.lock().get_mut(shard).is_some_and(|s| s.until.take().is_some());
+        let lost = self
+            .lock()
+            .get_mut(shard)
+            .is_some_and(|s| s.until.take().is_some());
         if lost {
             self.changed.send_replace(());
         }
@@ -158,7 +171,9 @@ impl Shards {
     }
 
     pub(super) fn is_leaving(&self, shard: usize) -> bool {
-        self.lock().get(shard).is_some_and(|s| s.leaving && s.until.is_some())
+        self.lock()
+            .get(shard)
+            .is_some_and(|s| s.leaving && s.until.is_some())
     }
 
     pub(super) fn is_idle(&self, shard: usize) -> bool {
@@ -169,7 +184,11 @@ impl Shards {
     pub(super) fn expire(&self) {
         let now = Instant::now();
         let mut lost = false;
-        for state in self.lock().iter_mut().filter(|s| s.until.is_some_and(|u| u <= now)) {
+        for state in self
+            .lock()
+            .iter_mut()
+            .filter(|s| s.until.is_some_and(|u| u <= now))
+        {
             state.until = None;
             lost = true;
         }

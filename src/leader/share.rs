@@ -8,12 +8,17 @@ use sha2::{Digest as _, Sha256};
 /// another number of shards only the projects move that have to. Replicas of different versions must agree, so the hash
 /// is SHA-256, which does not change, and not the standard library's, which may.
 pub fn shard_of(project: &str, count: usize) -> usize {
-    (0..count).max_by_key(|shard| weight(project, *shard)).unwrap_or(0)
+    (0..count)
+        .max_by_key(|shard| weight(project, *shard))
+        .unwrap_or(0)
 }
 
 fn weight(project: &str, shard: usize) -> u64 {
     let digest = Sha256::digest(format!("{shard}/{project}"));
-    digest.iter().take(8).fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
+    digest
+        .iter()
+        .take(8)
+        .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
 }
 
 /// The number of shards that `me` may hold, where `members` says how many each replica holds now. Shares differ by one at
@@ -21,9 +26,15 @@ fn weight(project: &str, shard: usize) -> u64 {
 pub fn quota(count: usize, me: &str, members: &BTreeMap<String, usize>) -> usize {
     let replicas = members.len().max(1);
     let (base, extra) = (count / replicas, count % replicas);
-    let mut ranks: Vec<_> = members.iter().map(|(name, held)| (std::cmp::Reverse(*held), name)).collect();
+    let mut ranks: Vec<_> = members
+        .iter()
+        .map(|(name, held)| (std::cmp::Reverse(*held), name))
+        .collect();
     ranks.sort();
-    let rank = ranks.iter().position(|(_, name)| *name == me).unwrap_or(replicas);
+    let rank = ranks
+        .iter()
+        .position(|(_, name)| *name == me)
+        .unwrap_or(replicas);
     base + usize::from(rank < extra)
 }
 
@@ -41,7 +52,9 @@ mod tests {
         }
         assert!(sizes.iter().all(|s| (850..1150).contains(s)), "{sizes:?}");
         // Another result would let two versions work on one project at once.
-        let fixed: Vec<usize> = ["acme-prod", "acme-test", "payments", "web"].map(|p| shard_of(p, 8)).into();
+        let fixed: Vec<usize> = ["acme-prod", "acme-test", "payments", "web"]
+            .map(|p| shard_of(p, 8))
+            .into();
         assert_eq!(fixed, FIXED);
     }
     const FIXED: [usize; 4] = [3, 5, 7, 4];

@@ -25,7 +25,13 @@ pub enum CellKind {
 }
 
 impl CellKind {
-    const ALL: [Self; 5] = [Self::Listed, Self::Unlisted, Self::Conditional, Self::Public, Self::Dead];
+    const ALL: [Self; 5] = [
+        Self::Listed,
+        Self::Unlisted,
+        Self::Conditional,
+        Self::Public,
+        Self::Dead,
+    ];
 
     fn class(self) -> &'static str {
         match self {
@@ -67,17 +73,30 @@ pub struct Cell {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
 }
 
 /// The page.
-pub fn matrix(columns: &[Column], rows: &BTreeMap<String, Vec<Cell>>, notes: &[String], at: &str) -> String {
+pub fn matrix(
+    columns: &[Column],
+    rows: &BTreeMap<String, Vec<Cell>>,
+    notes: &[String],
+    at: &str,
+) -> String {
     let mut head = String::from(
         "<th scope=\"col\" class=\"corner\" aria-sort=\"ascending\"><button data-sort=\"name\">Principal</button></th>\
          <th scope=\"col\" class=\"number\"><button data-sort=\"count\">Services</button></th>",
     );
     for c in columns {
-        let open = if c.open { "<span class=\"public\">▲ IAM check off</span>" } else { "" };
+        let open = if c.open {
+            "<span class=\"public\">▲ IAM check off</span>"
+        } else {
+            ""
+        };
         let _ = write!(
             head,
             "<th scope=\"col\" data-text=\"{0} {1}\"><span class=\"service\">{0}</span><span class=\"place\">{1}</span>{open}</th>",
@@ -103,9 +122,17 @@ pub fn matrix(columns: &[Column], rows: &BTreeMap<String, Vec<Cell>>, notes: &[S
                 Some(cells) => {
                     let words: Vec<&str> = cells.iter().map(|c| c.words.as_str()).collect();
                     let label = escape(&format!("{member} on {}: {}", c.name, words.join(" / ")));
-                    let _ = write!(body, "<td><button class=\"cell\" aria-label=\"{label}\" title=\"{label}\">");
+                    let _ = write!(
+                        body,
+                        "<td><button class=\"cell\" aria-label=\"{label}\" title=\"{label}\">"
+                    );
                     for cell in cells {
-                        let _ = write!(body, "<span class=\"{}\">{}</span>", cell.kind.class(), cell.kind.sign());
+                        let _ = write!(
+                            body,
+                            "<span class=\"{}\">{}</span>",
+                            cell.kind.class(),
+                            cell.kind.sign()
+                        );
                     }
                     body.push_str("</button></td>");
                 }
@@ -115,10 +142,25 @@ pub fn matrix(columns: &[Column], rows: &BTreeMap<String, Vec<Cell>>, notes: &[S
     }
     let legend: String = CellKind::ALL
         .iter()
-        .map(|k| format!("<li><span class=\"{}\">{}</span> {}</li>", k.class(), k.sign(), k.words()))
+        .map(|k| {
+            format!(
+                "<li><span class=\"{}\">{}</span> {}</li>",
+                k.class(),
+                k.sign(),
+                k.words()
+            )
+        })
         .collect();
-    let notes: String = notes.iter().map(|n| format!("<p class=\"note\">{}</p>", escape(n))).collect();
-    let summary = format!("{} principals, {} services, read {}", rows.len(), columns.len(), escape(at));
+    let notes: String = notes
+        .iter()
+        .map(|n| format!("<p class=\"note\">{}</p>", escape(n)))
+        .collect();
+    let summary = format!(
+        "{} principals, {} services, read {}",
+        rows.len(),
+        columns.len(),
+        escape(at)
+    );
     PAGE.replace("{{summary}}", &summary)
         .replace("{{legend}}", &legend)
         .replace("{{head}}", &head)
@@ -243,8 +285,16 @@ mod tests {
 
     #[test]
     fn what_iam_says_cannot_become_markup() {
-        let columns = [Column { name: "web".into(), place: "r, p".into(), open: false }];
-        let cell = Cell { column: 0, kind: CellKind::Listed, words: "<b>\"".into() };
+        let columns = [Column {
+            name: "web".into(),
+            place: "r, p".into(),
+            open: false,
+        }];
+        let cell = Cell {
+            column: 0,
+            kind: CellKind::Listed,
+            words: "<b>\"".into(),
+        };
         let rows = BTreeMap::from([("<script>alert(1)</script>{{legend}}".to_owned(), vec![cell])]);
         let page = matrix(&columns, &rows, &[], "now");
         assert!(!page.contains("<script>alert") && !page.contains("<b>"));

@@ -27,7 +27,10 @@ pub struct Style {
 
 impl Default for Style {
     fn default() -> Self {
-        Self { colour: false, width: 80 }
+        Self {
+            colour: false,
+            width: 80,
+        }
     }
 }
 
@@ -78,11 +81,17 @@ impl Style {
 pub fn data<T: Serialize>(value: &T, format: Format) -> Result<String, String> {
     match format {
         Format::Yaml => serde_saphyr::to_string(value).map_err(|e| e.to_string()),
-        _ => serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| e.to_string()),
+        _ => serde_json::to_string_pretty(value)
+            .map(|t| t + "\n")
+            .map_err(|e| e.to_string()),
     }
 }
 
 /// `1 service`, `2 services`.
 pub fn count(n: usize, one: &str) -> String {
-    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+    if n == 1 {
+        format!("1 {one}")
+    } else {
+        format!("{n} {one}s")
+    }
 }

@@ -102,9 +102,16 @@ pub enum FailOn {
 
 impl PlanDocument {
     pub fn new(mut services: Vec<ServicePlan>, policies: Vec<PolicyNote>) -> Self {
-        services.sort_by(|a, b| (&a.project, &a.region, &a.service).cmp(&(&b.project, &b.region, &b.service)));
-        let lines =
-            |wanted: &[Action]| services.iter().flat_map(|s| &s.changes).filter(|l| wanted.contains(&l.action)).count();
+        services.sort_by(|a, b| {
+            (&a.project, &a.region, &a.service).cmp(&(&b.project, &b.region, &b.service))
+        });
+        let lines = |wanted: &[Action]| {
+            services
+                .iter()
+                .flat_map(|s| &s.changes)
+                .filter(|l| wanted.contains(&l.action))
+                .count()
+        };
         let summary = Summary {
             services: services.len(),
             grants: lines(&[Action::Grant]),
@@ -114,7 +121,13 @@ impl PlanDocument {
             exposed: services.iter().filter(|s| s.exposed.is_some()).count(),
             failed: services.iter().filter(|s| s.error.is_some()).count(),
         };
-        Self { kind: "Plan", version: 1, summary, services, policies }
+        Self {
+            kind: "Plan",
+            version: 1,
+            summary,
+            services,
+            policies,
+        }
     }
 
     /// Whether there is something of this kind.
@@ -146,7 +159,10 @@ impl PlanDocument {
             if s.changes.is_empty() && s.exposed.is_none() && s.error.is_none() {
                 continue;
             }
-            let name = style.paint(Tone::Strong, &format!("{} ({}, {})", s.service, s.region, s.project));
+            let name = style.paint(
+                Tone::Strong,
+                &format!("{} ({}, {})", s.service, s.region, s.project),
+            );
             let _ = writeln!(text, "{name}");
             if !s.policies.is_empty() {
                 let line = style.wrap(2, &format!("by {}", s.policies.join(", ")));
@@ -154,26 +170,48 @@ impl PlanDocument {
             }
             for line in &s.changes {
                 let (sign, tone) = line.sign();
-                let _ = writeln!(text, "  {}", style.paint(tone, &format!("{sign} {}", line.grant())));
+                let _ = writeln!(
+                    text,
+                    "  {}",
+                    style.paint(tone, &format!("{sign} {}", line.grant()))
+                );
                 if !line.reason.is_empty() {
-                    let _ = writeln!(text, "{}", style.paint(Tone::Dim, &style.wrap(6, &line.reason)));
+                    let _ = writeln!(
+                        text,
+                        "{}",
+                        style.paint(Tone::Dim, &style.wrap(6, &line.reason))
+                    );
                 }
             }
             if let Some(hash) = &s.approve {
-                let _ = writeln!(text, "{}", style.wrap(4, &format!("to agree: run-invoker.dev/approve={hash}")));
+                let _ = writeln!(
+                    text,
+                    "{}",
+                    style.wrap(4, &format!("to agree: run-invoker.dev/approve={hash}"))
+                );
             }
             if let Some(why) = &s.exposed {
                 let line = style.wrap(2, &format!("EXPOSED: {why}"));
                 let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
             }
             if let Some(why) = &s.error {
-                let _ =
-                    writeln!(text, "{}", style.paint(Tone::Bad, &style.wrap(2, &format!("could not be read: {why}"))));
+                let _ = writeln!(
+                    text,
+                    "{}",
+                    style.paint(
+                        Tone::Bad,
+                        &style.wrap(2, &format!("could not be read: {why}"))
+                    )
+                );
             }
             text.push('\n');
         }
         for note in &self.policies {
-            let _ = writeln!(text, "{}", style.wrap(0, &format!("{}: {}", note.policy, note.message)));
+            let _ = writeln!(
+                text,
+                "{}",
+                style.wrap(0, &format!("{}: {}", note.policy, note.message))
+            );
         }
         if !self.policies.is_empty() {
             text.push('\n');
@@ -185,16 +223,26 @@ impl PlanDocument {
     /// The sum of it in a sentence.
     pub fn sentence(&self) -> String {
         let s = &self.summary;
-        let mut parts =
-            vec![count(s.services, "service"), format!("{} to grant", s.grants), format!("{} to revoke", s.revokes)];
-        for (n, what) in [(s.held, "held"), (s.audited, "in audit"), (s.exposed, "exposed"), (s.failed, "not readable")]
-        {
+        let mut parts = vec![
+            count(s.services, "service"),
+            format!("{} to grant", s.grants),
+            format!("{} to revoke", s.revokes),
+        ];
+        for (n, what) in [
+            (s.held, "held"),
+            (s.audited, "in audit"),
+            (s.exposed, "exposed"),
+            (s.failed, "not readable"),
+        ] {
             if n > 0 {
                 parts.push(format!("{n} {what}"));
             }
         }
         if s.grants + s.revokes + s.held + s.audited + s.exposed + s.failed == 0 {
-            return format!("{}: as declared, nothing to do.", count(s.services, "service"));
+            return format!(
+                "{}: as declared, nothing to do.",
+                count(s.services, "service")
+            );
         }
         format!("Plan: {}.", parts.join(", "))
     }
@@ -206,13 +254,35 @@ impl PlanDocument {
         for s in &self.services {
             let place = format!("{} ({}, {})", s.service, s.region, s.project);
             for line in s.changes.iter().filter(|l| l.action != Action::Leave) {
-                rows.push(vec![place.clone(), line.word().to_owned(), code(&line.grant()), line.reason.clone()]);
+                rows.push(vec![
+                    place.clone(),
+                    line.word().to_owned(),
+                    code(&line.grant()),
+                    line.reason.clone(),
+                ]);
             }
-            rows.extend(s.exposed.iter().map(|w| vec![place.clone(), "**exposed**".into(), String::new(), w.clone()]));
-            rows.extend(s.error.iter().map(|w| vec![place.clone(), "not readable".into(), String::new(), w.clone()]));
+            rows.extend(s.exposed.iter().map(|w| {
+                vec![
+                    place.clone(),
+                    "**exposed**".into(),
+                    String::new(),
+                    w.clone(),
+                ]
+            }));
+            rows.extend(s.error.iter().map(|w| {
+                vec![
+                    place.clone(),
+                    "not readable".into(),
+                    String::new(),
+                    w.clone(),
+                ]
+            }));
         }
         if !rows.is_empty() {
-            text.push_str(&super::table::markdown(&["service", "what", "member", "why"], &rows));
+            text.push_str(&super::table::markdown(
+                &["service", "what", "member", "why"],
+                &rows,
+            ));
         }
         for note in &self.policies {
             let _ = write!(text, "\n- {}: {}", code(&note.policy), note.message);
@@ -247,8 +317,16 @@ impl Line {
     }
 
     fn grant(&self) -> String {
-        let role = if self.role == "roles/run.invoker" { String::new() } else { format!(" as {}", self.role) };
-        let condition = self.condition.as_ref().map(|c| format!(" if {c}")).unwrap_or_default();
+        let role = if self.role == "roles/run.invoker" {
+            String::new()
+        } else {
+            format!(" as {}", self.role)
+        };
+        let condition = self
+            .condition
+            .as_ref()
+            .map(|c| format!(" if {c}"))
+            .unwrap_or_default();
         format!("{}{role}{condition}", self.member)
     }
 }

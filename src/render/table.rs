@@ -18,7 +18,9 @@ pub fn table(style: &Style, head: &[&str], rows: &[Vec<String>]) -> String {
         column.set_padding((0, 2));
     }
     let text = table.to_string();
-    text.lines().map(|l| l.trim_end().to_owned() + "\n").collect()
+    text.lines()
+        .map(|l| l.trim_end().to_owned() + "\n")
+        .collect()
 }
 
 /// The same as Markdown.
@@ -39,11 +41,17 @@ mod tests {
 
     #[test]
     fn a_table_fits_and_wraps() {
-        let rows =
-            vec![vec!["shop/checkout".to_owned(), "a message that is far too long for what is left of ".repeat(3)]];
+        let rows = vec![vec![
+            "shop/checkout".to_owned(),
+            "a message that is far too long for what is left of ".repeat(3),
+        ]];
         let text = table(&Style::default(), &["policy", "message"], &rows);
         assert!(text.starts_with("POLICY"));
-        assert!(text.lines().all(|l| l.chars().count() <= 80 && l == l.trim_end()), "{text}");
+        assert!(
+            text.lines()
+                .all(|l| l.chars().count() <= 80 && l == l.trim_end()),
+            "{text}"
+        );
         assert!(text.lines().count() > 2);
     }
 }

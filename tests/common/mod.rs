@@ -36,7 +36,9 @@ use tokio::sync::watch;
 /// A client for a kubeconfig.
 pub async fn client(kubeconfig: &str) -> Client {
     let config = Kubeconfig::from_yaml(kubeconfig).unwrap();
-    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
+        .await
+        .unwrap();
     Client::try_from(config).unwrap()
 }
 
@@ -46,16 +48,29 @@ pub const OPERATOR: &str = "operator-under-test";
 /// A client whose requests can be told from those of the test in the sandbox's journal.
 pub async fn operators_client(kubeconfig: &str) -> Client {
     let config = Kubeconfig::from_yaml(kubeconfig).unwrap();
-    let mut config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
-    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(OPERATOR)));
+    let mut config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
+        .await
+        .unwrap();
+    config.headers.push((
+        http::header::USER_AGENT,
+        http::HeaderValue::from_static(OPERATOR),
+    ));
     Client::try_from(config).unwrap()
 }
 
 /// Runs a tool that `make tools` fetches; what it printed, and whether it was content.
 pub fn tool(program: &str, args: &[&str], folder: &Path) -> (bool, String) {
     let path = which(program).unwrap_or_else(|| panic!("{program} is not there; run: make tools"));
-    let output = Command::new(path).args(args).current_dir(folder).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(path)
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     (output.status.success(), text)
 }
 
@@ -66,19 +81,31 @@ pub async fn install(client: &Client) {
         let api: Api<DynamicObject> = Api::all_with(
             client.clone(),
             &kube::api::ApiResource::from_gvk_with_plural(
-                &kube::api::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+                &kube::api::GroupVersionKind::gvk(
+                    "apiextensions.k8s.io",
+                    "v1",
+                    "CustomResourceDefinition",
+                ),
                 "customresourcedefinitions",
             ),
         );
         let name = format!("{}.{}", crd.spec.names.plural, crd.spec.group);
         let patch = Patch::Apply(serde_json::to_value(crd).unwrap());
-        api.patch(&name, &PatchParams::apply("tests").force(), &patch).await.unwrap();
+        api.patch(&name, &PatchParams::apply("tests").force(), &patch)
+            .await
+            .unwrap();
     }
     eventually(Duration::from_secs(20), "the kinds are served", || async {
         for crd in &definitions {
-            let path = format!("/apis/{}/{}/{}", crd.spec.group, crd.spec.versions[0].name, crd.spec.names.plural);
+            let path = format!(
+                "/apis/{}/{}/{}",
+                crd.spec.group, crd.spec.versions[0].name, crd.spec.names.plural
+            );
             let request = http::Request::get(path).body(vec![]).unwrap();
-            client.request::<serde_json::Value>(request).await.map_err(|e| e.to_string())?;
+            client
+                .request::<serde_json::Value>(request)
+                .await
+                .map_err(|e| e.to_string())?;
         }
         Ok(())
     })
@@ -87,11 +114,14 @@ pub async fn install(client: &Client) {
 
 /// Makes a namespace, where the server has namespaces as objects.
 pub async fn namespace(client: &Client, name: &str) {
-    let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    let request = http::Request::patch(format!("/api/v1/namespaces/{name}?fieldManager=tests&force=true"))
-        .header("content-type", "application/apply-patch+yaml")
-        .body(object.to_string().into_bytes())
-        .unwrap();
+    let object =
+        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let request = http::Request::patch(format!(
+        "/api/v1/namespaces/{name}?fieldManager=tests&force=true"
+    ))
+    .header("content-type", "application/apply-patch+yaml")
+    .body(object.to_string().into_bytes())
+    .unwrap();
     match client.request::<serde_json::Value>(request).await {
         Ok(_) => {}
         // A real server without namespaces as objects answers 404 in plain text.
@@ -110,7 +140,9 @@ where
     loop {
         match check().await {
             Ok(()) => return,
-            Err(why) if tokio::time::Instant::now() > deadline => panic!("not within {within:?}: {what}: {why}"),
+            Err(why) if tokio::time::Instant::now() > deadline => {
+                panic!("not within {within:?}: {what}: {why}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
         }
     }
@@ -128,7 +160,11 @@ pub struct Envtest {
 
 /// A port that nobody listens on now.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 impl Envtest {
@@ -140,11 +176,19 @@ impl Envtest {
             "KUBEBUILDER_ASSETS={} has no kube-apiserver",
             assets.display()
         );
-        let folder = std::env::temp_dir().join(format!("run-invoker-envtest-{}-{}", std::process::id(), free_port()));
+        let folder = std::env::temp_dir().join(format!(
+            "run-invoker-envtest-{}-{}",
+            std::process::id(),
+            free_port()
+        ));
         std::fs::create_dir_all(&folder).unwrap();
         let (etcd_port, peer) = (free_port(), free_port());
         let etcd = Command::new(assets.join("etcd"))
-            .args(["--data-dir", folder.join("etcd").to_str().unwrap(), "--unsafe-no-fsync"])
+            .args([
+                "--data-dir",
+                folder.join("etcd").to_str().unwrap(),
+                "--unsafe-no-fsync",
+            ])
             .args([
                 "--listen-client-urls",
                 &format!("http://127.0.0.1:{etcd_port}"),
@@ -156,7 +200,14 @@ impl Envtest {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut this = Self { etcd, server: None, assets, folder, etcd_port, port: free_port() };
+        let mut this = Self {
+            etcd,
+            server: None,
+            assets,
+            folder,
+            etcd_port,
+            port: free_port(),
+        };
         this.start_server().await;
         Some(this)
     }
@@ -171,16 +222,29 @@ impl Envtest {
                     "--secure-port",
                     &self.port.to_string(),
                 ])
-                .args(["--bind-address", "127.0.0.1", "--cert-dir", self.folder.join("certs").to_str().unwrap()])
+                .args([
+                    "--bind-address",
+                    "127.0.0.1",
+                    "--cert-dir",
+                    self.folder.join("certs").to_str().unwrap(),
+                ])
                 .stdout(Stdio::null())
                 .stderr(log)
                 .spawn()
                 .unwrap(),
         );
         let client = client(&self.kubeconfig()).await;
-        eventually(Duration::from_secs(60), "the API server is ready", || async {
-            client.apiserver_version().await.map(|_| ()).map_err(|e| e.to_string())
-        })
+        eventually(
+            Duration::from_secs(60),
+            "the API server is ready",
+            || async {
+                client
+                    .apiserver_version()
+                    .await
+                    .map(|_| ())
+                    .map_err(|e| e.to_string())
+            },
+        )
         .await;
     }
 
@@ -236,8 +300,15 @@ impl Default for Setup {
             propagation: Duration::from_secs(420),
             breaker: BreakerLimits::default(),
             // Some scenarios move the clock by decades.
-            retention: Retention { age: SignedDuration::MAX, ..Retention::default() },
-            budget: Budget { reads_per_minute: 60_000, writes_per_minute: 60_000, concurrency: 64 },
+            retention: Retention {
+                age: SignedDuration::MAX,
+                ..Retention::default()
+            },
+            budget: Budget {
+                reads_per_minute: 60_000,
+                writes_per_minute: 60_000,
+                concurrency: 64,
+            },
             timeout: Duration::from_secs(3),
             stuck_after: Duration::from_secs(60),
             home: "default".into(),
@@ -277,7 +348,13 @@ impl Operator {
         let offset = setup.offset.clone();
         let controller = Controller::new(
             Limited::new(fenced, setup.budget, metrics.clone()),
-            Cluster::new(client.clone(), &setup.identity, setup.home.clone(), &setup.lease, Duration::from_secs(5)),
+            Cluster::new(
+                client.clone(),
+                &setup.identity,
+                setup.home.clone(),
+                &setup.lease,
+                Duration::from_secs(5),
+            ),
             Options {
                 settings: setup.settings.clone(),
                 propagation: setup.propagation,
@@ -285,7 +362,9 @@ impl Operator {
                 events: setup.events,
                 retention: setup.retention,
                 workers: 64,
-                now: Arc::new(move || Timestamp::now() + SignedDuration::from_secs(offset.load(Ordering::Relaxed))),
+                now: Arc::new(move || {
+                    Timestamp::now() + SignedDuration::from_secs(offset.load(Ordering::Relaxed))
+                }),
                 seed: 7,
                 stuck_after: setup.stuck_after,
                 grace: Duration::from_secs(10),
@@ -309,7 +388,14 @@ impl Operator {
             tokio::spawn(leader::run(client, lease, shards.clone(), retired)),
             tokio::spawn(async move { running.run(stopped).await }),
         ];
-        Self { controller, metrics, shards, stop, retire, tasks }
+        Self {
+            controller,
+            metrics,
+            shards,
+            stop,
+            retire,
+            tasks,
+        }
     }
 
     /// As SIGTERM does: finish, then give the Lease up.
@@ -344,7 +430,11 @@ pub fn which(program: &str) -> Option<PathBuf> {
     if local.exists() {
         return Some(local);
     }
-    std::env::var_os("PATH").and_then(|p| std::env::split_paths(&p).map(|d| d.join(program)).find(|p| p.is_file()))
+    std::env::var_os("PATH").and_then(|p| {
+        std::env::split_paths(&p)
+            .map(|d| d.join(program))
+            .find(|p| p.is_file())
+    })
 }
 
 /// A program with its environment.
@@ -356,7 +446,12 @@ pub struct Shell {
 impl Shell {
     /// Calls Google as somebody: an e-mail, and those who impersonate it.
     pub fn acting_as(self, who: &str) -> Self {
-        let token = &self.env.iter().find(|(k, _)| k == "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE").unwrap().1;
+        let token = &self
+            .env
+            .iter()
+            .find(|(k, _)| k == "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
+            .unwrap()
+            .1;
         std::fs::write(token, format!("as:{who}")).unwrap();
         self
     }
@@ -371,9 +466,22 @@ impl Shell {
             .stderr(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).await.unwrap();
-        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await.unwrap().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(stdin.as_bytes())
+            .await
+            .unwrap();
+        let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output())
+            .await
+            .unwrap()
+            .unwrap();
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         (output.status.success(), text)
     }
     pub async fn ok(&self, args: &[&str]) -> String {
@@ -385,21 +493,37 @@ impl Shell {
 
 /// The real gcloud, pointed at the sandbox.
 pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
-    let home = std::env::temp_dir().join(format!("run-invoker-gcloud-{}-{}", std::process::id(), free_port()));
+    let home = std::env::temp_dir().join(format!(
+        "run-invoker-gcloud-{}-{}",
+        std::process::id(),
+        free_port()
+    ));
     std::fs::create_dir_all(&home).unwrap();
     std::fs::write(home.join("token"), "sandbox").unwrap();
     let text = |s: &str| s.to_owned();
     let env = [
-        ("CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN", format!("{}/", sandbox.run_url())),
-        ("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", home.join("token").display().to_string()),
+        (
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN",
+            format!("{}/", sandbox.run_url()),
+        ),
+        (
+            "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
+            home.join("token").display().to_string(),
+        ),
         ("CLOUDSDK_CORE_PROJECT", text("acme-prod")),
         ("CLOUDSDK_CONFIG", home.join("config").display().to_string()),
         ("CLOUDSDK_CORE_DISABLE_PROMPTS", text("1")),
         ("CLOUDSDK_CORE_CHECK_GCE_METADATA", text("false")),
         ("CLOUDSDK_CORE_DISABLE_USAGE_REPORTING", text("true")),
-        ("CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK", text("true")),
+        (
+            "CLOUDSDK_COMPONENT_MANAGER_DISABLE_UPDATE_CHECK",
+            text("true"),
+        ),
     ];
-    Shell { program, env: env.map(|(k, v)| (k.to_owned(), v)).to_vec() }
+    Shell {
+        program,
+        env: env.map(|(k, v)| (k.to_owned(), v)).to_vec(),
+    }
 }
 
 /// The Pub/Sub emulator of the gcloud SDK. `None`: it is not installed; on CI it must be.
@@ -434,10 +558,18 @@ pub struct Deployed {
 
 pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
     let parts: Vec<&str> = s.service.split('/').collect();
-    let [p, r, n] = parts.as_slice() else { panic!("{}", s.service) };
-    let labels: Vec<(&str, &str)> = s.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let [p, r, n] = parts.as_slice() else {
+        panic!("{}", s.service)
+    };
+    let labels: Vec<(&str, &str)> = s
+        .labels
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
     sandbox.run.deploy(p, r, n, &labels);
-    sandbox.run.set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
+    sandbox
+        .run
+        .set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
     if !s.bindings.is_null() {
         sandbox.run.set_bindings(p, r, n, &s.bindings);
     }

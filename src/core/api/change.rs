@@ -33,8 +33,17 @@ pub const POLICY_LABEL_PREFIX: &str = "policy.run-invoker.dev/";
     printcolumn(name = "Outcome", type_ = "string", json_path = ".spec.outcome.phase"),
     printcolumn(name = "Added", type_ = "integer", json_path = ".spec.addedCount"),
     printcolumn(name = "Removed", type_ = "integer", json_path = ".spec.removedCount"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Project", type_ = "string", json_path = ".spec.project", priority = 1)
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Project",
+        type_ = "string",
+        json_path = ".spec.project",
+        priority = 1
+    )
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -131,7 +140,11 @@ pub struct ChangedBy {
 /// In words: `alice@acme.com with gcloud at 2026-11-24T12:00:00Z`.
 impl std::fmt::Display for ChangedBy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.principal.is_empty() { "an unnamed principal" } else { &self.principal })?;
+        f.write_str(if self.principal.is_empty() {
+            "an unnamed principal"
+        } else {
+            &self.principal
+        })?;
         if !self.via.is_empty() {
             write!(f, " (impersonated by {})", self.via.join(", "))?;
         }
@@ -143,7 +156,9 @@ impl std::fmt::Display for ChangedBy {
 }
 
 /// Why the operator wrote to IAM. Where several reasons meet in one write, the first of this list stands for it.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
 pub enum ChangeReason {
     /// Somebody agreed to a plan that was held.
     Approved,
@@ -232,7 +247,9 @@ pub struct ChangeOutcome {
 }
 
 /// Where a change stands.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
 pub enum ChangePhase {
     /// The write is about to be made, or nobody has looked yet what became of it.
     Pending,

@@ -18,9 +18,21 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Namespaces", type_ = "string", json_path = ".spec.namespaces"),
     printcolumn(name = "Projects", type_ = "string", json_path = ".spec.projects"),
     printcolumn(name = "Public", type_ = "string", json_path = ".spec.public"),
-    printcolumn(name = "Max Lifetime", type_ = "string", json_path = ".spec.maxLifetime"),
-    printcolumn(name = "Max Removals", type_ = "integer", json_path = ".spec.maxRemovals"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Max Lifetime",
+        type_ = "string",
+        json_path = ".spec.maxLifetime"
+    ),
+    printcolumn(
+        name = "Max Removals",
+        type_ = "integer",
+        json_path = ".spec.maxRemovals"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InvokerGuardrailSpec {
@@ -79,13 +91,25 @@ fn globs(description: &str, most: u32, length: u32) -> Schema {
     })
 }
 fn namespaces(_: &mut SchemaGenerator) -> Schema {
-    globs("Namespaces that this guardrail is for; * stands for any text. Omitted: all.", 64, 63)
+    globs(
+        "Namespaces that this guardrail is for; * stands for any text. Omitted: all.",
+        64,
+        63,
+    )
 }
 fn projects(_: &mut SchemaGenerator) -> Schema {
-    globs("Google Cloud projects that may be named; * stands for any text. Omitted: all.", 64, 30)
+    globs(
+        "Google Cloud projects that may be named; * stands for any text. Omitted: all.",
+        64,
+        30,
+    )
 }
 fn services(_: &mut SchemaGenerator) -> Schema {
-    globs("Cloud Run services that may be named or selected; * stands for any text. Omitted: all.", 64, 63)
+    globs(
+        "Cloud Run services that may be named or selected; * stands for any text. Omitted: all.",
+        64,
+        63,
+    )
 }
 fn members(_: &mut SchemaGenerator) -> Schema {
     globs(

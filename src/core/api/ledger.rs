@@ -26,9 +26,18 @@ use super::{ChangePolicy, ChangeReason, ChangedBy, ConditionSpec};
     printcolumn(name = "Project", type_ = "string", json_path = ".spec.project"),
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
-    printcolumn(name = "Pending", type_ = "string", json_path = ".spec.pending[*].name", priority = 1),
+    printcolumn(
+        name = "Pending",
+        type_ = "string",
+        json_path = ".spec.pending[*].name",
+        priority = 1
+    ),
     printcolumn(name = "Held", type_ = "string", json_path = ".spec.held.approve"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InvokerLedgerSpec {

@@ -16,23 +16,29 @@ mod policy;
 mod reason;
 
 pub use change::{
-    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, InvokerChange, InvokerChangeSpec,
-    OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, InvokerChange,
+    InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
 };
 pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
 pub use ledger::{
-    HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner,
-    PendingChange,
+    HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember,
+    LedgerOwner, PendingChange,
 };
 pub use policy::{
-    ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete,
-    RoleName, ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus, StatusCondition, StatusSummary,
+    ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership,
+    Mode, OnDelete, RoleName, ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus,
+    StatusCondition, StatusSummary,
 };
 pub use reason::{ConditionType, EventReason, Reason};
 
 /// The definitions of all kinds, in the order in which they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![InvokerPolicy::crd(), InvokerGuardrail::crd(), InvokerChange::crd(), InvokerLedger::crd()]
+    vec![
+        InvokerPolicy::crd(),
+        InvokerGuardrail::crd(),
+        InvokerChange::crd(),
+        InvokerLedger::crd(),
+    ]
 }
 
 /// API group of all kinds.

@@ -215,7 +215,9 @@ pub struct ServiceAccountReference {
 }
 
 /// An IAM condition.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
 #[serde(rename_all = "camelCase")]
 pub struct ConditionSpec {
     /// Short name of the condition; part of its identity in IAM.
@@ -334,7 +336,9 @@ pub struct StatusSummary {
 }
 
 /// State of a service under a policy.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
 pub enum ServiceState {
     Failed,
     NotFound,

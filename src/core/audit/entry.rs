@@ -81,7 +81,9 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
     if !payload.is_object() {
         return Err(Malformed::Field("protoPayload"));
     }
-    let method = payload["methodName"].as_str().ok_or(Malformed::Field("protoPayload.methodName"))?;
+    let method = payload["methodName"]
+        .as_str()
+        .ok_or(Malformed::Field("protoPayload.methodName"))?;
     if payload["serviceName"].as_str() != Some("run.googleapis.com") {
         return Ok(None);
     }
@@ -91,21 +93,47 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
         _ => return Ok(None),
     };
     let sets_policy = verb == "SetIamPolicy";
-    if !sets_policy && !["CreateService", "UpdateService", "ReplaceService", "DeleteService"].contains(&verb) {
+    if !sets_policy
+        && ![
+            "CreateService",
+            "UpdateService",
+            "ReplaceService",
+            "DeleteService",
+        ]
+        .contains(&verb)
+    {
         return Ok(None);
     }
     // A status with a code is a call that failed: nothing changed.
-    if payload["status"]["code"].as_i64().is_some_and(|code| code != 0) {
+    if payload["status"]["code"]
+        .as_i64()
+        .is_some_and(|code| code != 0)
+    {
         return Ok(None);
     }
-    let name = payload["resourceName"].as_str().ok_or(Malformed::Field("protoPayload.resourceName"))?;
-    let place = place(name, &value["resource"]["labels"]).ok_or(Malformed::Field("protoPayload.resourceName"))?;
-    let at: Timestamp =
-        value["timestamp"].as_str().and_then(|t| t.parse().ok()).ok_or(Malformed::Field("timestamp"))?;
-    let kind = if sets_policy { Kind::PolicySet(policy_set(payload)) } else { Kind::ServiceChanged };
+    let name = payload["resourceName"]
+        .as_str()
+        .ok_or(Malformed::Field("protoPayload.resourceName"))?;
+    let place = place(name, &value["resource"]["labels"])
+        .ok_or(Malformed::Field("protoPayload.resourceName"))?;
+    let at: Timestamp = value["timestamp"]
+        .as_str()
+        .and_then(|t| t.parse().ok())
+        .ok_or(Malformed::Field("timestamp"))?;
+    let kind = if sets_policy {
+        Kind::PolicySet(policy_set(payload))
+    } else {
+        Kind::ServiceChanged
+    };
     let (project, region, service) = place;
     let by = Arc::new(changed_by(payload, method, at));
-    Ok(Some(Entry { project, region, service, kind, by }))
+    Ok(Some(Entry {
+        project,
+        region,
+        service,
+        kind,
+        by,
+    }))
 }
 
 /// Project, region if it is said, service.
@@ -115,7 +143,10 @@ type Place = (Arc<str>, Option<Arc<str>>, Arc<str>);
 /// in the labels of the resource.
 fn place(name: &str, labels: &Value) -> Option<Place> {
     let label = |k: &str| labels[k].as_str().filter(|v| !v.is_empty());
-    let parts: Vec<&str> = name.trim_start_matches("//run.googleapis.com/").split('/').collect();
+    let parts: Vec<&str> = name
+        .trim_start_matches("//run.googleapis.com/")
+        .split('/')
+        .collect();
     let (project, region, service) = match parts.as_slice() {
         ["projects", p, "locations", r, "services", s] => (*p, Some(*r), *s),
         ["namespaces", p, "services", s] => (*p, label("location"), *s),
@@ -125,9 +156,16 @@ fn place(name: &str, labels: &Value) -> Option<Place> {
         _ => return None,
     };
     let number = project.bytes().all(|b| b.is_ascii_digit());
-    let project = if number { label("project_id")? } else { project };
-    let word =
-        |w: &str| (1..=63).contains(&w.len()) && w.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b));
+    let project = if number {
+        label("project_id")?
+    } else {
+        project
+    };
+    let word = |w: &str| {
+        (1..=63).contains(&w.len())
+            && w.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-.:".contains(&b))
+    };
     (word(project) && word(service) && region.is_none_or(word))
         .then(|| (project.into(), region.map(Into::into), service.into()))
 }
@@ -139,19 +177,34 @@ fn text(value: &Value) -> Option<&str> {
 /// What is shown to people, and kept: printable, on one line, of bounded length. Anything that a terminal could obey, or
 /// that turns the direction of a text, is a blank.
 fn shown(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_ascii_graphic() || c.is_alphanumeric() { c } else { ' ' }).take(most).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_ascii_graphic() || c.is_alphanumeric() {
+                c
+            } else {
+                ' '
+            }
+        })
+        .take(most)
+        .collect()
 }
 
 fn changed_by(payload: &Value, method: &str, at: Timestamp) -> ChangedBy {
     let auth = &payload["authenticationInfo"];
     // A workforce or workload identity has no e-mail.
-    let principal = text(&auth["principalEmail"]).or_else(|| text(&auth["principalSubject"])).unwrap_or_default();
+    let principal = text(&auth["principalEmail"])
+        .or_else(|| text(&auth["principalSubject"]))
+        .unwrap_or_default();
     let link = |d: &Value| {
         text(&d["firstPartyPrincipal"]["principalEmail"])
             .or_else(|| text(&d["principalSubject"]))
             .map(|t| shown(t, 512))
     };
-    let chain = auth["serviceAccountDelegationInfo"].as_array().into_iter().flatten().filter_map(link);
+    let chain = auth["serviceAccountDelegationInfo"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(link);
     let agent = text(&payload["requestMetadata"]["callerSuppliedUserAgent"]).unwrap_or_default();
     ChangedBy {
         principal: shown(principal, 512),
@@ -193,7 +246,10 @@ fn policy_set(payload: &Value) -> PolicySet {
     let response = response.filter(|r| !r.etag.is_empty() || !r.bindings.is_empty());
     PolicySet {
         etag_before: etag(&payload["request"]["policy"]["etag"]),
-        etag_after: response.as_ref().filter(|r| !r.etag.is_empty()).map(|r| r.etag.0.as_str().into()),
+        etag_after: response
+            .as_ref()
+            .filter(|r| !r.etag.is_empty())
+            .map(|r| r.etag.0.as_str().into()),
         after: response.map(|r| r.grants()),
         delta: delta(&payload["serviceData"]["policyDelta"]["bindingDeltas"])
             .or_else(|| delta(&payload["metadata"]["policyDelta"]["bindingDeltas"])),
@@ -203,18 +259,30 @@ fn policy_set(payload: &Value) -> PolicySet {
 fn delta(deltas: &Value) -> Option<(BTreeSet<Grant>, BTreeSet<Grant>)> {
     let (mut added, mut removed) = (BTreeSet::new(), BTreeSet::new());
     for d in deltas.as_array()? {
-        let (Some(role), Some(member)) = (d["role"].as_str().and_then(Role::from_name), text(&d["member"])) else {
+        let (Some(role), Some(member)) = (
+            d["role"].as_str().and_then(Role::from_name),
+            text(&d["member"]),
+        ) else {
             continue;
         };
         let condition = d["condition"].as_object().map(|c| {
-            let part = |k: &str| c.get(k).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let part = |k: &str| {
+                c.get(k)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+                    .to_owned()
+            };
             Arc::new(Condition {
                 title: part("title"),
                 description: part("description"),
                 expression: part("expression"),
             })
         });
-        let grant = Grant { principal: Principal::from_live(member), role, condition };
+        let grant = Grant {
+            principal: Principal::from_live(member),
+            role,
+            condition,
+        };
         match d["action"].as_str() {
             Some("ADD") => added.insert(grant),
             Some("REMOVE") => removed.insert(grant),
@@ -257,19 +325,43 @@ mod tests {
             (&*found.project, found.region.as_deref(), &*found.service),
             ("acme-prod", Some("europe-west1"), "web")
         );
-        assert_eq!(found.by.to_string(), "alice@acme.com with gcloud at 2026-11-24T12:00:00Z");
-        let Kind::PolicySet(set) = found.kind else { panic!() };
-        assert_eq!((set.etag_before.as_deref(), set.etag_after.as_deref()), (Some("BwX1"), Some("BwX2")));
-        assert_eq!(set.after.unwrap().iter().map(ToString::to_string).collect::<Vec<_>>(), ["user:mallory@acme.com"]);
+        assert_eq!(
+            found.by.to_string(),
+            "alice@acme.com with gcloud at 2026-11-24T12:00:00Z"
+        );
+        let Kind::PolicySet(set) = found.kind else {
+            panic!()
+        };
+        assert_eq!(
+            (set.etag_before.as_deref(), set.etag_after.as_deref()),
+            (Some("BwX1"), Some("BwX2"))
+        );
+        assert_eq!(
+            set.after
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            ["user:mallory@acme.com"]
+        );
         assert_eq!(set.delta, None);
     }
 
     #[test]
     fn both_forms_of_a_name_and_the_parent_of_a_new_service() {
         let cases = [
-            ("projects/acme-prod/locations/us-central1/services/web", Some(("acme-prod", Some("us-central1"), "web"))),
-            ("namespaces/acme-prod/services/web", Some(("acme-prod", Some("europe-west1"), "web"))),
-            ("namespaces/123456/services/web", Some(("acme-prod", Some("europe-west1"), "web"))),
+            (
+                "projects/acme-prod/locations/us-central1/services/web",
+                Some(("acme-prod", Some("us-central1"), "web")),
+            ),
+            (
+                "namespaces/acme-prod/services/web",
+                Some(("acme-prod", Some("europe-west1"), "web")),
+            ),
+            (
+                "namespaces/123456/services/web",
+                Some(("acme-prod", Some("europe-west1"), "web")),
+            ),
             ("projects/acme-prod/locations/us-central1", None),
             ("services/web", None),
             ("", None),
@@ -279,7 +371,9 @@ mod tests {
             let mut value = entry();
             value["protoPayload"]["resourceName"] = json!(name);
             let found = read(&value).ok().flatten();
-            let found = found.as_ref().map(|e| (&*e.project, e.region.as_deref(), &*e.service));
+            let found = found
+                .as_ref()
+                .map(|e| (&*e.project, e.region.as_deref(), &*e.service));
             assert_eq!(found, expected, "{name}");
         }
         let mut value = entry();
@@ -287,7 +381,10 @@ mod tests {
         value["protoPayload"]["methodName"] = json!("google.cloud.run.v1.Services.CreateService");
         value["resource"]["labels"]["service_name"] = json!("new");
         let found = read(&value).unwrap().unwrap();
-        assert_eq!((&*found.service, &found.kind), ("new", &Kind::ServiceChanged));
+        assert_eq!(
+            (&*found.service, &found.kind),
+            ("new", &Kind::ServiceChanged)
+        );
         value["resource"]["labels"]["location"] = json!("");
         assert_eq!(read(&value).unwrap().unwrap().region, None);
     }
@@ -295,10 +392,19 @@ mod tests {
     #[test]
     fn failed_and_foreign_entries_are_passed_over() {
         let changes: [(&str, Value); 5] = [
-            ("/protoPayload/status", json!({"code": 7, "message": "denied"})),
+            (
+                "/protoPayload/status",
+                json!({"code": 7, "message": "denied"}),
+            ),
             ("/protoPayload/serviceName", json!("storage.googleapis.com")),
-            ("/protoPayload/methodName", json!("google.cloud.run.v1.Services.GetIamPolicy")),
-            ("/protoPayload/methodName", json!("google.cloud.run.v1.Jobs.SetIamPolicy")),
+            (
+                "/protoPayload/methodName",
+                json!("google.cloud.run.v1.Services.GetIamPolicy"),
+            ),
+            (
+                "/protoPayload/methodName",
+                json!("google.cloud.run.v1.Jobs.SetIamPolicy"),
+            ),
             ("/protoPayload/methodName", json!("SetIamPolicy")),
         ];
         for (path, with) in changes {
@@ -318,11 +424,17 @@ mod tests {
             (&b"\xff\x00"[..], Malformed::NoJson),
             (b"[]", Malformed::NoJson),
             (b"{}", Malformed::Field("protoPayload")),
-            (br#"{"protoPayload":{}}"#, Malformed::Field("protoPayload.methodName")),
+            (
+                br#"{"protoPayload":{}}"#,
+                Malformed::Field("protoPayload.methodName"),
+            ),
         ] {
             assert_eq!(parse(bytes), Err(expected));
         }
-        assert_eq!(parse(&vec![b' '; MAX_BYTES + 1]), Err(Malformed::TooLarge(MAX_BYTES + 1)));
+        assert_eq!(
+            parse(&vec![b' '; MAX_BYTES + 1]),
+            Err(Malformed::TooLarge(MAX_BYTES + 1))
+        );
         let mut value = entry();
         value["timestamp"] = json!("yesterday");
         assert_eq!(read(&value), Err(Malformed::Field("timestamp")));
@@ -342,7 +454,10 @@ mod tests {
         );
         value["protoPayload"]["authenticationInfo"] = json!({});
         value["protoPayload"]["requestMetadata"] = Value::Null;
-        assert_eq!(read(&value).unwrap().unwrap().by.to_string(), "an unnamed principal at 2026-11-24T12:00:00Z");
+        assert_eq!(
+            read(&value).unwrap().unwrap().by.to_string(),
+            "an unnamed principal at 2026-11-24T12:00:00Z"
+        );
     }
 
     #[test]
@@ -368,7 +483,10 @@ mod tests {
             {"action": "ADD", "role": "roles/run.invoker", "member": "user:b@acme.com", "condition": {"title": "t", "expression": "true"}},
             {"action": "REMOVE", "role": "roles/run.invoker", "member": "user:a@acme.com"},
             {"action": "ADD", "role": "roles/owner", "member": "user:c@acme.com"}, {"odd": 1}]}});
-        let Kind::PolicySet(PolicySet { delta: Some((added, removed)), .. }) = read(&value).unwrap().unwrap().kind
+        let Kind::PolicySet(PolicySet {
+            delta: Some((added, removed)),
+            ..
+        }) = read(&value).unwrap().unwrap().kind
         else {
             panic!()
         };

@@ -36,7 +36,12 @@ pub struct Trail {
 impl Trail {
     /// Takes down a change. False: it was known, or says nothing that could be checked against reality.
     pub fn add(&mut self, set: PolicySet, by: Arc<ChangedBy>) -> bool {
-        if set.etag_after.is_none() || self.changes.iter().any(|c| c.set.etag_after == set.etag_after && c.by == by) {
+        if set.etag_after.is_none()
+            || self
+                .changes
+                .iter()
+                .any(|c| c.set.etag_after == set.etag_after && c.by == by)
+        {
             return false;
         }
         if self.changes.len() == MAX_CHANGES {
@@ -48,7 +53,9 @@ impl Trail {
 
     /// Whether it has the change that led to a version.
     pub fn tells_of(&self, etag: &str) -> bool {
-        self.changes.iter().any(|c| c.set.etag_after.as_deref() == Some(etag))
+        self.changes
+            .iter()
+            .any(|c| c.set.etag_after.as_deref() == Some(etag))
     }
 
     /// Who made each part of the drift. `settled` is the version that was last found as it should be, `live` is what is
@@ -57,7 +64,12 @@ impl Trail {
     /// Changes are followed by their etags from the live policy back, so that neither the order in which messages came
     /// in nor one that was lost or made up puts the blame on somebody: a version that the log tells of must be the one
     /// that was read, or the one that a proven change was planned from.
-    pub fn blame(&self, live: &Policy, settled: Option<&str>, drift: &Drift) -> BTreeMap<Grant, Arc<ChangedBy>> {
+    pub fn blame(
+        &self,
+        live: &Policy,
+        settled: Option<&str>,
+        drift: &Drift,
+    ) -> BTreeMap<Grant, Arc<ChangedBy>> {
         let mut found = BTreeMap::new();
         let mut version: &str = &live.etag.0;
         for step in 0..=MAX_CHANGES {
@@ -66,26 +78,38 @@ impl Trail {
             }
             let made = |c: &&Change| c.set.etag_after.as_deref() == Some(version);
             // What is real is known: a message that says otherwise was made up.
-            let honest = |c: &&Change| step > 0 || c.set.after.as_ref().is_none_or(|a| *a == live.grants());
+            let honest =
+                |c: &&Change| step > 0 || c.set.after.as_ref().is_none_or(|a| *a == live.grants());
             let mut candidates = self.changes.iter().filter(made).filter(honest);
-            let (Some(change), None) = (candidates.next(), candidates.next()) else { break };
+            let (Some(change), None) = (candidates.next(), candidates.next()) else {
+                break;
+            };
             let earlier = change.set.etag_before.as_deref();
             // How it was before, where that is known: from the change before, or because it was settled.
             let before = earlier.and_then(|e| {
-                let mut of = self.changes.iter().filter(|c| c.set.etag_after.as_deref() == Some(e));
+                let mut of = self
+                    .changes
+                    .iter()
+                    .filter(|c| c.set.etag_after.as_deref() == Some(e));
                 of.next().and_then(|c| c.set.after.as_ref())
             });
             let was_settled = earlier.is_some() && earlier == settled;
-            let sides = drift.missing.iter().map(|g| (g, false)).chain(drift.unexpected.iter().map(|g| (g, true)));
+            let sides = drift
+                .missing
+                .iter()
+                .map(|g| (g, false))
+                .chain(drift.unexpected.iter().map(|g| (g, true)));
             for (grant, there) in sides {
                 if found.contains_key(grant) {
                     continue;
                 }
-                let by_delta = change
-                    .set
-                    .delta
-                    .as_ref()
-                    .map(|(added, removed)| if there { added.contains(grant) } else { removed.contains(grant) });
+                let by_delta = change.set.delta.as_ref().map(|(added, removed)| {
+                    if there {
+                        added.contains(grant)
+                    } else {
+                        removed.contains(grant)
+                    }
+                });
                 let by_states = change.set.after.as_ref().and_then(|after| {
                     let now = after.contains(grant) == there;
                     let then = match before {
@@ -115,7 +139,10 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
     fn g(name: &str) -> Grant {
-        Grant::new(Principal::from_live(&format!("user:{name}@acme.com")), Role::Invoker)
+        Grant::new(
+            Principal::from_live(&format!("user:{name}@acme.com")),
+            Role::Invoker,
+        )
     }
     fn set(names: &[&str]) -> BTreeSet<Grant> {
         names.iter().map(|n| g(n)).collect()
@@ -132,29 +159,59 @@ mod tests {
         })
     }
     fn change(from: &str, to: &str, after: &[&str]) -> PolicySet {
-        PolicySet { etag_before: Some(from.into()), etag_after: Some(to.into()), after: Some(set(after)), delta: None }
+        PolicySet {
+            etag_before: Some(from.into()),
+            etag_after: Some(to.into()),
+            after: Some(set(after)),
+            delta: None,
+        }
     }
     fn live(etag: &str, members: &[&str]) -> Policy {
-        let members = members.iter().map(|m| format!("user:{m}@acme.com")).collect();
-        let binding = Binding { role: "roles/run.invoker".into(), members, ..Binding::default() };
-        Policy { etag: Etag(etag.into()), bindings: vec![binding], ..Policy::default() }
+        let members = members
+            .iter()
+            .map(|m| format!("user:{m}@acme.com"))
+            .collect();
+        let binding = Binding {
+            role: "roles/run.invoker".into(),
+            members,
+            ..Binding::default()
+        };
+        Policy {
+            etag: Etag(etag.into()),
+            bindings: vec![binding],
+            ..Policy::default()
+        }
     }
     fn names(blame: &BTreeMap<Grant, Arc<ChangedBy>>) -> Vec<String> {
-        blame.iter().map(|(g, b)| format!("{g}: {}", b.principal)).collect()
+        blame
+            .iter()
+            .map(|(g, b)| format!("{g}: {}", b.principal))
+            .collect()
     }
     fn drift(missing: &[&str], unexpected: &[&str]) -> Drift {
-        Drift { missing: set(missing), unexpected: set(unexpected) }
+        Drift {
+            missing: set(missing),
+            unexpected: set(unexpected),
+        }
     }
 
     #[test]
     fn each_part_of_a_drift_has_its_own_maker_in_whatever_order_messages_came() {
-        let steps = [(change("e0", "e1", &["a", "m"]), "mallory"), (change("e1", "e2", &["m"]), "bob")];
+        let steps = [
+            (change("e0", "e1", &["a", "m"]), "mallory"),
+            (change("e1", "e2", &["m"]), "bob"),
+        ];
         for order in [[0, 1], [1, 0]] {
             let mut trail = Trail::default();
-            order.iter().for_each(|i| assert!(trail.add(steps[*i].0.clone(), by(steps[*i].1))));
+            order
+                .iter()
+                .for_each(|i| assert!(trail.add(steps[*i].0.clone(), by(steps[*i].1))));
             assert!(!trail.add(steps[0].0.clone(), by("mallory")), "a duplicate");
             let blame = trail.blame(&live("e2", &["m"]), Some("e0"), &drift(&["a"], &["m"]));
-            assert_eq!(names(&blame), ["user:a@acme.com: bob", "user:m@acme.com: mallory"]);
+            assert_eq!(
+                names(&blame),
+                ["user:a@acme.com: bob", "user:m@acme.com: mallory"]
+            );
         }
     }
 
@@ -193,11 +250,20 @@ mod tests {
         let real = live("e1", &["a", "m"]);
         let mut trail = Trail::default();
         trail.add(change("e0", "e1", &["a", "x", "m"]), by("framed"));
-        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty(), "it says what is not real");
+        assert!(
+            trail.blame(&real, Some("e0"), &unexpected).is_empty(),
+            "it says what is not real"
+        );
         trail.add(change("e0", "e1", &["a", "m"]), by("mallory"));
-        assert_eq!(names(&trail.blame(&real, Some("e0"), &unexpected)), ["user:m@acme.com: mallory"]);
+        assert_eq!(
+            names(&trail.blame(&real, Some("e0"), &unexpected)),
+            ["user:m@acme.com: mallory"]
+        );
         trail.add(change("e0", "e1", &["a", "m"]), by("framed too"));
-        assert!(trail.blame(&real, Some("e0"), &unexpected).is_empty(), "two that cannot both be true");
+        assert!(
+            trail.blame(&real, Some("e0"), &unexpected).is_empty(),
+            "two that cannot both be true"
+        );
     }
 
     #[test]
@@ -207,19 +273,31 @@ mod tests {
         told.etag_before = None;
         told.delta = Some((set(&["m"]), set(&[])));
         trail.add(told, by("mallory"));
-        assert_eq!(trail.blame(&live("e9", &["a", "m"]), None, &drift(&["b"], &["m"])).len(), 1);
+        assert_eq!(
+            trail
+                .blame(&live("e9", &["a", "m"]), None, &drift(&["b"], &["m"]))
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn a_trail_is_bounded_and_circles_end() {
         let mut trail = Trail::default();
         for i in 0..100 {
-            trail.add(change(&format!("e{i}"), &format!("e{}", i + 1), &["a"]), by("x"));
+            trail.add(
+                change(&format!("e{i}"), &format!("e{}", i + 1), &["a"]),
+                by("x"),
+            );
         }
         assert_eq!(trail.changes.len(), MAX_CHANGES);
         let mut circle = Trail::default();
         circle.add(change("e1", "e2", &["m"]), by("x"));
         circle.add(change("e2", "e1", &["m"]), by("y"));
-        assert!(circle.blame(&live("e2", &["m"]), None, &drift(&[], &["m"])).is_empty());
+        assert!(
+            circle
+                .blame(&live("e2", &["m"]), None, &drift(&[], &["m"]))
+                .is_empty()
+        );
     }
 }

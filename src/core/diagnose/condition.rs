@@ -30,20 +30,29 @@ pub fn evaluate(expression: &str, at: Timestamp, url: Option<&str>) -> Truth {
     let mut context = Context::default();
     add_time_functions(&mut context);
     let now = format!("timestamp(\"{}\")", at.strftime("%Y-%m-%dT%H:%M:%SZ"));
-    let Some(time) = Program::compile(&now).ok().and_then(|p| p.execute(&context).ok()) else {
+    let Some(time) = Program::compile(&now)
+        .ok()
+        .and_then(|p| p.execute(&context).ok())
+    else {
         return Truth::Unknown("the time cannot be written".into());
     };
     let mut request = std::collections::HashMap::from([("time".to_owned(), time)]);
     if let Some(url) = url {
         let (host, path) = super::symptom::host_and_path(url);
         request.insert("host".into(), Value::from(host));
-        request.insert("path".into(), Value::from(path.split('?').next().unwrap_or_default().to_owned()));
+        request.insert(
+            "path".into(),
+            Value::from(path.split('?').next().unwrap_or_default().to_owned()),
+        );
     }
     context.add_variable_from_value("request", request);
     match program.execute(&context) {
         Ok(Value::Bool(true)) => Truth::True,
         Ok(Value::Bool(false)) => Truth::False,
-        Ok(other) => Truth::Unknown(format!("it gives {:?}, neither true nor false", other.type_of())),
+        Ok(other) => Truth::Unknown(format!(
+            "it gives {:?}, neither true nor false",
+            other.type_of()
+        )),
         Err(e) => Truth::Unknown(e.to_string()),
     }
 }
@@ -54,16 +63,23 @@ fn add_time_functions(context: &mut Context<'_>) {
         ($name:literal, $of:expr) => {
             context.add_function(
                 $name,
-                |This(this): This<Value>, Arguments(args): Arguments| -> Result<i64, ExecutionError> {
+                |This(this): This<Value>,
+                 Arguments(args): Arguments|
+                 -> Result<i64, ExecutionError> {
                     let error = |why: String| ExecutionError::function_error($name, why);
-                    let Value::Timestamp(time) = this else { return Err(error("only of a time".into())) };
+                    let Value::Timestamp(time) = this else {
+                        return Err(error("only of a time".into()));
+                    };
                     let zone = match args.first() {
                         None => TimeZone::UTC,
-                        Some(Value::String(name)) => TimeZone::get(name).map_err(|e| error(e.to_string()))?,
+                        Some(Value::String(name)) => {
+                            TimeZone::get(name).map_err(|e| error(e.to_string()))?
+                        }
                         Some(_) => return Err(error("a time zone is a text".into())),
                     };
-                    let time =
-                        Timestamp::from_second(time.timestamp()).map_err(|e| error(e.to_string()))?.to_zoned(zone);
+                    let time = Timestamp::from_second(time.timestamp())
+                        .map_err(|e| error(e.to_string()))?
+                        .to_zoned(zone);
                     let of: fn(&jiff::Zoned) -> i64 = $of;
                     Ok(of(&time))
                 },
@@ -75,7 +91,9 @@ fn add_time_functions(context: &mut Context<'_>) {
     accessor!("getDate", |t| i64::from(t.day()));
     accessor!("getDayOfMonth", |t| i64::from(t.day()) - 1);
     accessor!("getDayOfYear", |t| i64::from(t.day_of_year()) - 1);
-    accessor!("getDayOfWeek", |t| i64::from(t.weekday().to_sunday_zero_offset()));
+    accessor!("getDayOfWeek", |t| i64::from(
+        t.weekday().to_sunday_zero_offset()
+    ));
     accessor!("getHours", |t| i64::from(t.hour()));
     accessor!("getMinutes", |t| i64::from(t.minute()));
     accessor!("getSeconds", |t| i64::from(t.second()));
@@ -90,14 +108,35 @@ mod tests {
         let at: Timestamp = "2026-11-24T16:30:00Z".parse().unwrap();
         let url = Some("https://web.example.com/api/items?x=1");
         for (expression, truth) in [
-            ("request.time < timestamp(\"2027-01-01T00:00:00Z\")", Some(true)),
-            ("request.time < timestamp(\"2026-11-24T16:30:00Z\")", Some(false)),
-            ("request.time.getHours('Europe/Berlin') == 17 && request.time.getHours() == 16", Some(true)),
-            ("request.time.getDayOfWeek(\"America/New_York\") == 2", Some(true)),
-            ("request.time.getMonth() == 10 && request.time.getDate() == 24", Some(true)),
-            ("request.path.startsWith('/api/') && request.host == 'web.example.com'", Some(true)),
+            (
+                "request.time < timestamp(\"2027-01-01T00:00:00Z\")",
+                Some(true),
+            ),
+            (
+                "request.time < timestamp(\"2026-11-24T16:30:00Z\")",
+                Some(false),
+            ),
+            (
+                "request.time.getHours('Europe/Berlin') == 17 && request.time.getHours() == 16",
+                Some(true),
+            ),
+            (
+                "request.time.getDayOfWeek(\"America/New_York\") == 2",
+                Some(true),
+            ),
+            (
+                "request.time.getMonth() == 10 && request.time.getDate() == 24",
+                Some(true),
+            ),
+            (
+                "request.path.startsWith('/api/') && request.host == 'web.example.com'",
+                Some(true),
+            ),
             ("request.path == '/api/items'", Some(true)),
-            ("request.time > timestamp('2027-01-01T00:00:00Z') || request.path.endsWith('/items')", Some(true)),
+            (
+                "request.time > timestamp('2027-01-01T00:00:00Z') || request.path.endsWith('/items')",
+                Some(true),
+            ),
             ("resource.name == 'x'", None),
             ("request.time.getHours('Mars/Base') == 1", None),
             ("1 + 1", None),
@@ -107,9 +146,15 @@ mod tests {
             match truth {
                 Some(true) => assert_eq!(found, Truth::True, "{expression}"),
                 Some(false) => assert_eq!(found, Truth::False, "{expression}"),
-                None => assert!(matches!(found, Truth::Unknown(_)), "{expression}: {found:?}"),
+                None => assert!(
+                    matches!(found, Truth::Unknown(_)),
+                    "{expression}: {found:?}"
+                ),
             }
         }
-        assert!(matches!(evaluate("request.path == '/'", at, None), Truth::Unknown(_)));
+        assert!(matches!(
+            evaluate("request.path == '/'", at, None),
+            Truth::Unknown(_)
+        ));
     }
 }

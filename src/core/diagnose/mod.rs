@@ -148,16 +148,28 @@ struct Walk<'a> {
 
 /// Walks the checks.
 pub fn diagnose(facts: &Facts) -> Diagnosis {
-    let mut walk = Walk { facts, steps: Vec::new(), found: None };
+    let mut walk = Walk {
+        facts,
+        steps: Vec::new(),
+        found: None,
+    };
     walk.exists();
-    if walk.found.as_ref().is_none_or(|(c, ..)| *c != Cause::ServiceNotFound) {
+    if walk
+        .found
+        .as_ref()
+        .is_none_or(|(c, ..)| *c != Cause::ServiceNotFound)
+    {
         walk.address();
         walk.ingress();
         walk.iap();
         walk.iam_check();
         // Where somebody else decides, what IAM holds for the caller says nothing.
-        let decided =
-            |f: &(Cause, String, Fix)| matches!(f.0, Cause::IamCheckOff | Cause::IapDecides | Cause::IapAgentMissing);
+        let decided = |f: &(Cause, String, Fix)| {
+            matches!(
+                f.0,
+                Cause::IamCheckOff | Cause::IapDecides | Cause::IapAgentMissing
+            )
+        };
         if !walk.found.as_ref().is_some_and(decided) {
             walk.token();
             walk.principal_kind();
@@ -169,7 +181,10 @@ pub fn diagnose(facts: &Facts) -> Diagnosis {
     let (cause, verdict, fix) = found.unwrap_or((
         Cause::CannotTell,
         "Nothing that can be seen from here refuses this request.".into(),
-        Fix { words: "Give more to go by: --as or --token, --url, --log.".into(), ..Fix::default() },
+        Fix {
+            words: "Give more to go by: --as or --token, --url, --log.".into(),
+            ..Fix::default()
+        },
     ));
     Diagnosis {
         kind: "Diagnosis",
@@ -185,7 +200,11 @@ pub fn diagnose(facts: &Facts) -> Diagnosis {
 
 impl Walk<'_> {
     fn step(&mut self, check: &'static str, outcome: Outcome, evidence: impl Into<String>) {
-        self.steps.push(Step { check, outcome, evidence: evidence.into() });
+        self.steps.push(Step {
+            check,
+            outcome,
+            evidence: evidence.into(),
+        });
     }
 
     /// The first cause stands.
@@ -197,13 +216,21 @@ impl Walk<'_> {
         let name = self.facts.service.to_string();
         match &self.facts.front {
             Known::Is(front) if front.reconciling => {
-                self.step("exists", Outcome::Maybe, format!("{name} is there; a change of it is under way"));
+                self.step(
+                    "exists",
+                    Outcome::Maybe,
+                    format!("{name} is there; a change of it is under way"),
+                );
             }
             Known::Is(_) => self.step("exists", Outcome::Pass, format!("{name} is there")),
             Known::Absent(why) => {
                 self.step("exists", Outcome::Fail, why.clone());
                 let words = "Deploy it, or correct project, region and name.";
-                self.conclude(Cause::ServiceNotFound, format!("There is no service {name}."), words.into());
+                self.conclude(
+                    Cause::ServiceNotFound,
+                    format!("There is no service {name}."),
+                    words.into(),
+                );
             }
             Known::Hidden(why) => self.step("exists", Outcome::Unknown, why.clone()),
             Known::NotAsked => self.step("exists", Outcome::Unknown, "not asked"),
@@ -223,7 +250,9 @@ impl Walk<'_> {
             self.step(
                 "address",
                 Outcome::Fail,
-                format!("{path} ends in z; Google's front end keeps some of these paths for itself"),
+                format!(
+                    "{path} ends in z; Google's front end keeps some of these paths for itself"
+                ),
             );
             let words = "Use another path, for example /health.";
             return self.conclude(
@@ -233,11 +262,22 @@ impl Walk<'_> {
             );
         }
         let Known::Is(front) = &facts.front else {
-            return self.step("address", Outcome::Unknown, "the service's URLs are not known");
+            return self.step(
+                "address",
+                Outcome::Unknown,
+                "the service's URLs are not known",
+            );
         };
-        let known = front.urls.iter().any(|u| symptom::host_and_path(u).0 == host);
+        let known = front
+            .urls
+            .iter()
+            .any(|u| symptom::host_and_path(u).0 == host);
         if known && front.default_url_disabled && host.ends_with(".run.app") {
-            self.step("address", Outcome::Fail, "the run.app URLs are switched off");
+            self.step(
+                "address",
+                Outcome::Fail,
+                "the run.app URLs are switched off",
+            );
             let words = "Call it through its load balancer or custom domain.";
             return self.conclude(
                 Cause::DefaultUrlDisabled,
@@ -249,9 +289,23 @@ impl Walk<'_> {
             return self.step("address", Outcome::Pass, format!("{host} is the service's"));
         }
         if host.ends_with(".run.app") {
-            self.step("address", Outcome::Fail, format!("{host} is none of {}", front.urls.join(", ")));
-            let words = format!("Call {}.", front.urls.first().map_or("the service's URL", String::as_str));
-            return self.conclude(Cause::WrongUrl, "That URL is not the service's.", words.as_str().into());
+            self.step(
+                "address",
+                Outcome::Fail,
+                format!("{host} is none of {}", front.urls.join(", ")),
+            );
+            let words = format!(
+                "Call {}.",
+                front
+                    .urls
+                    .first()
+                    .map_or("the service's URL", String::as_str)
+            );
+            return self.conclude(
+                Cause::WrongUrl,
+                "That URL is not the service's.",
+                words.as_str().into(),
+            );
         }
         self.step(
             "address",
@@ -263,20 +317,40 @@ impl Walk<'_> {
     fn ingress(&mut self) {
         let facts = self.facts;
         let Known::Is(front) = &facts.front else {
-            return self.step("ingress", Outcome::Unknown, "the service's settings could not be read");
+            return self.step(
+                "ingress",
+                Outcome::Unknown,
+                "the service's settings could not be read",
+            );
         };
         let wanted = match front.ingress.as_str() {
-            "INGRESS_TRAFFIC_ALL" => return self.step("ingress", Outcome::Pass, "everybody may reach it"),
+            "INGRESS_TRAFFIC_ALL" => {
+                return self.step("ingress", Outcome::Pass, "everybody may reach it");
+            }
             "INGRESS_TRAFFIC_INTERNAL_ONLY" => "callers inside of the VPC and some Google services",
-            "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => "callers inside of the VPC, and through a load balancer",
+            "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => {
+                "callers inside of the VPC, and through a load balancer"
+            }
             "INGRESS_TRAFFIC_NONE" => "nobody",
-            _ => return self.step("ingress", Outcome::Unknown, "no ingress setting is in force"),
+            _ => {
+                return self.step(
+                    "ingress",
+                    Outcome::Unknown,
+                    "no ingress setting is in force",
+                );
+            }
         };
-        let evidence = format!("ingress lets in only {wanted}; others get 404 and leave no entry in the request log");
+        let evidence = format!(
+            "ingress lets in only {wanted}; others get 404 and leave no entry in the request log"
+        );
         if facts.symptom.status == Some(404) && !facts.symptom.logged {
             self.step("ingress", Outcome::Fail, evidence);
             let words = "Call from inside (route egress of the caller through the VPC), or through the load balancer. IAM is not the cause.";
-            self.conclude(Cause::IngressBlocks, "Ingress refuses the caller before IAM is asked.", words.into());
+            self.conclude(
+                Cause::IngressBlocks,
+                "Ingress refuses the caller before IAM is asked.",
+                words.into(),
+            );
         } else {
             self.step("ingress", Outcome::Maybe, evidence);
         }
@@ -284,9 +358,15 @@ impl Walk<'_> {
 
     fn iap(&mut self) {
         let facts = self.facts;
-        let Known::Is(front) = &facts.front else { return };
+        let Known::Is(front) = &facts.front else {
+            return;
+        };
         if !front.iap {
-            return self.step("iap", Outcome::Pass, "no Identity-Aware Proxy on the service");
+            return self.step(
+                "iap",
+                Outcome::Pass,
+                "no Identity-Aware Proxy on the service",
+            );
         }
         let agent = |p: &Principal| p.key().contains("@gcp-sa-iap.iam.gserviceaccount.com");
         let has_agent = match &facts.policy {
@@ -300,7 +380,11 @@ impl Walk<'_> {
                 "Identity-Aware Proxy is on, and its own service agent is no invoker: nobody gets through",
             );
             let words = "Grant roles/run.invoker to service-PROJECT_NUMBER@gcp-sa-iap.iam.gserviceaccount.com, IAP's service agent.";
-            return self.conclude(Cause::IapAgentMissing, "IAP may not call the service itself.", words.into());
+            return self.conclude(
+                Cause::IapAgentMissing,
+                "IAP may not call the service itself.",
+                words.into(),
+            );
         }
         self.step(
             "iap",
@@ -308,24 +392,47 @@ impl Walk<'_> {
             "Identity-Aware Proxy decides who gets in; invoker bindings of callers do not count",
         );
         let words = "Grant the caller roles/iap.httpsResourceAccessor on the IAP resource of the service; an invoker grant changes nothing.";
-        self.conclude(Cause::IapDecides, "Identity-Aware Proxy stands in front and decides.", words.into());
+        self.conclude(
+            Cause::IapDecides,
+            "Identity-Aware Proxy stands in front and decides.",
+            words.into(),
+        );
     }
 
     fn iam_check(&mut self) {
         let facts = self.facts;
         if facts.symptom.no_instance {
-            self.step("instances", Outcome::Fail, "Cloud Run says that there was no instance for the request");
+            self.step(
+                "instances",
+                Outcome::Fail,
+                "Cloud Run says that there was no instance for the request",
+            );
             let words = "Raise maximum instances or concurrency. This is not about access.";
-            self.conclude(Cause::NoInstance, "There was no instance to serve it.", words.into());
+            self.conclude(
+                Cause::NoInstance,
+                "There was no instance to serve it.",
+                words.into(),
+            );
         }
         if facts.symptom.status == Some(404) && facts.symptom.logged {
             let words = "Look at the application's routes and log.";
-            self.conclude(Cause::TheApplication, "The service itself answered 404.", words.into());
+            self.conclude(
+                Cause::TheApplication,
+                "The service itself answered 404.",
+                words.into(),
+            );
         }
-        let Known::Is(front) = &facts.front else { return };
+        let Known::Is(front) = &facts.front else {
+            return;
+        };
         if front.invoker_iam_disabled {
-            self.step("iam check", Outcome::Pass, "the IAM check is switched off: whoever passes ingress may call");
-            let words = "A 401 or 403 comes from the application itself. Note that the service is exposed.";
+            self.step(
+                "iam check",
+                Outcome::Pass,
+                "the IAM check is switched off: whoever passes ingress may call",
+            );
+            let words =
+                "A 401 or 403 comes from the application itself. Note that the service is exposed.";
             self.conclude(Cause::IamCheckOff, "IAM is not asked at all.", words.into());
         }
     }
@@ -334,12 +441,24 @@ impl Walk<'_> {
         let facts = self.facts;
         let Some(token) = &facts.token else {
             if facts.symptom.no_token {
-                self.step("token", Outcome::Fail, "Cloud Run says that no credentials came with the request");
+                self.step(
+                    "token",
+                    Outcome::Fail,
+                    "Cloud Run says that no credentials came with the request",
+                );
                 let words = "Send an ID token: Authorization: Bearer TOKEN, with the service's URL as audience. A browser sends none; for people, use IAP or gcloud run services proxy.";
-                return self.conclude(Cause::NoToken, "The request came without a token.", words.into());
+                return self.conclude(
+                    Cause::NoToken,
+                    "The request came without a token.",
+                    words.into(),
+                );
             }
             if facts.symptom.bad_token {
-                self.step("token", Outcome::Fail, "Cloud Run says that the token could not be verified");
+                self.step(
+                    "token",
+                    Outcome::Fail,
+                    "Cloud Run says that the token could not be verified",
+                );
                 let words = "Send a Google-signed ID token whose audience is the service's URL; give it here with --token to see what is wrong with it.";
                 return self.conclude(
                     Cause::NotAnIdToken,
@@ -365,7 +484,13 @@ impl Walk<'_> {
                 );
             }
             TokenKind::Unreadable(why) => {
-                return bad(self, Cause::NotAnIdToken, format!("it is no JWT: {why}"), "That is no ID token.", mint);
+                return bad(
+                    self,
+                    Cause::NotAnIdToken,
+                    format!("it is no JWT: {why}"),
+                    "That is no ID token.",
+                    mint,
+                );
             }
             TokenKind::SignatureRemoved => {
                 let evidence = "its signature reads SIGNATURE_REMOVED_BY_GOOGLE: it was taken from a request that Cloud Run had let through".into();
@@ -379,7 +504,10 @@ impl Walk<'_> {
             }
             TokenKind::Jwt => {}
         }
-        if !matches!(token.issuer.as_str(), "https://accounts.google.com" | "accounts.google.com") {
+        if !matches!(
+            token.issuer.as_str(),
+            "https://accounts.google.com" | "accounts.google.com"
+        ) {
             let evidence = format!("its issuer is {:?}, not Google", token.issuer);
             return bad(
                 self,
@@ -390,7 +518,10 @@ impl Walk<'_> {
             );
         }
         if token.expires.is_some_and(|e| e <= facts.at) {
-            let evidence = format!("it ended at {}", token.expires.map_or(String::new(), |e| e.to_string()));
+            let evidence = format!(
+                "it ended at {}",
+                token.expires.map_or(String::new(), |e| e.to_string())
+            );
             return bad(
                 self,
                 Cause::TokenExpired,
@@ -400,11 +531,23 @@ impl Walk<'_> {
             );
         }
         if let Known::Is(front) = &facts.front {
-            let accepted: Vec<&str> = front.urls.iter().chain(&front.custom_audiences).map(String::as_str).collect();
-            let fits = token.audiences.iter().any(|a| accepted.iter().any(|u| a.trim_end_matches('/') == *u || a == u));
+            let accepted: Vec<&str> = front
+                .urls
+                .iter()
+                .chain(&front.custom_audiences)
+                .map(String::as_str)
+                .collect();
+            let fits = token.audiences.iter().any(|a| {
+                accepted
+                    .iter()
+                    .any(|u| a.trim_end_matches('/') == *u || a == u)
+            });
             if !fits && !front.iap {
-                let evidence =
-                    format!("its audience is {}; accepted: {}", token.audiences.join(", "), accepted.join(", "));
+                let evidence = format!(
+                    "its audience is {}; accepted: {}",
+                    token.audiences.join(", "),
+                    accepted.join(", ")
+                );
                 return bad(
                     self,
                     Cause::WrongAudience,
@@ -417,13 +560,20 @@ impl Walk<'_> {
         self.step(
             "token",
             Outcome::Pass,
-            format!("a Google ID token for this service, of {}", token.email.as_deref().unwrap_or("nobody by e-mail")),
+            format!(
+                "a Google ID token for this service, of {}",
+                token.email.as_deref().unwrap_or("nobody by e-mail")
+            ),
         );
     }
 
     fn principal_kind(&mut self) {
         let Some(principal) = &self.facts.principal else {
-            return self.step("principal", Outcome::Unknown, "who calls is not known (--as, --token or --log)");
+            return self.step(
+                "principal",
+                Outcome::Unknown,
+                "who calls is not known (--as, --token or --log)",
+            );
         };
         if !principal.can_invoke() {
             self.step(
@@ -443,7 +593,9 @@ impl Walk<'_> {
 
     fn grants(&mut self) {
         let facts = self.facts;
-        let Some(principal) = &facts.principal else { return };
+        let Some(principal) = &facts.principal else {
+            return;
+        };
         let policy = match &facts.policy {
             Known::Is(policy) => policy,
             Known::Hidden(why) | Known::Absent(why) => {
@@ -472,8 +624,17 @@ impl Walk<'_> {
             }
             _ => Held::default(),
         };
-        let maybe: Vec<String> = here.maybe.iter().chain(&at_project.maybe).cloned().collect();
-        let outcome = if maybe.is_empty() { Outcome::Fail } else { Outcome::Maybe };
+        let maybe: Vec<String> = here
+            .maybe
+            .iter()
+            .chain(&at_project.maybe)
+            .cloned()
+            .collect();
+        let outcome = if maybe.is_empty() {
+            Outcome::Fail
+        } else {
+            Outcome::Maybe
+        };
         evidence.extend(here.maybe.iter().map(|m| format!("perhaps through {m}")));
         self.step("grants on the service", outcome, evidence.join("; "));
         match &facts.project {
@@ -498,10 +659,17 @@ impl Walk<'_> {
                 "{principal} has no grant of its own; whether it is in one of these cannot be seen here: {}.",
                 maybe.join(", ")
             );
-            let words = format!("Ask who is in it. If it should not depend on that: {}", fix.words);
+            let words = format!(
+                "Ask who is in it. If it should not depend on that: {}",
+                fix.words
+            );
             return self.conclude(Cause::MaybeThroughAGroup, verdict, Fix { words, ..fix });
         }
-        self.conclude(Cause::NotGranted, format!("{principal} may not invoke the service."), fix);
+        self.conclude(
+            Cause::NotGranted,
+            format!("{principal} may not invoke the service."),
+            fix,
+        );
     }
 
     /// IAM lets it through; what is left to refuse it?
@@ -516,7 +684,8 @@ impl Walk<'_> {
                 Outcome::Maybe,
                 format!("the policy was changed at {at}; IAM may take until {until} to act on it everywhere"),
             );
-            let words = format!("Wait until {until} and try again. Membership of groups can take hours.");
+            let words =
+                format!("Wait until {until} and try again. Membership of groups can take hours.");
             return self.conclude(
                 Cause::Propagating,
                 "The grant is there, and too young to count on.",
@@ -530,7 +699,11 @@ impl Walk<'_> {
             }
             _ => {
                 let words = "If it is refused all the same: the application answers so, a deny policy or a service perimeter stands above, or the change is younger than seven minutes.";
-                self.conclude(Cause::AccessExpected, "IAM lets this principal invoke the service.", words.into());
+                self.conclude(
+                    Cause::AccessExpected,
+                    "IAM lets this principal invoke the service.",
+                    words.into(),
+                );
             }
         }
     }
@@ -546,16 +719,31 @@ impl Walk<'_> {
         let member = principal.as_str();
         let listing = facts.declared.iter().find(|d| d.lists);
         let words = match (listing, facts.declared.first()) {
-            (Some(d), _) if !d.enforced => format!("InvokerPolicy {} lists it, in Audit: set mode: Enforce.", d.policy),
+            (Some(d), _) if !d.enforced => format!(
+                "InvokerPolicy {} lists it, in Audit: set mode: Enforce.",
+                d.policy
+            ),
             (Some(d), _) => match &d.reason {
-                Some(reason) => format!("InvokerPolicy {} lists it and says why it is not granted: {reason}", d.policy),
-                None => format!("InvokerPolicy {} lists it; the operator will grant it at its next look.", d.policy),
+                Some(reason) => format!(
+                    "InvokerPolicy {} lists it and says why it is not granted: {reason}",
+                    d.policy
+                ),
+                None => format!(
+                    "InvokerPolicy {} lists it; the operator will grant it at its next look.",
+                    d.policy
+                ),
             },
-            (None, Some(d)) => format!("Add the member to spec.invokers of InvokerPolicy {}.", d.policy),
+            (None, Some(d)) => format!(
+                "Add the member to spec.invokers of InvokerPolicy {}.",
+                d.policy
+            ),
             (None, None) => "Declare it, and only it:".into(),
         };
         if listing.is_some() {
-            return Fix { words, ..Fix::default() };
+            return Fix {
+                words,
+                ..Fix::default()
+            };
         }
         // Additive: a snippet that is applied as it is must not take anything away.
         let policy = format!(
@@ -566,13 +754,20 @@ impl Walk<'_> {
             "gcloud run services add-iam-policy-binding {} --project {} --region {} --member '{member}' --role roles/run.invoker",
             s.name, s.project, s.region
         );
-        Fix { words, policy, gcloud }
+        Fix {
+            words,
+            policy,
+            gcloud,
+        }
     }
 }
 
 impl From<&str> for Fix {
     fn from(words: &str) -> Self {
-        Self { words: words.to_owned(), ..Self::default() }
+        Self {
+            words: words.to_owned(),
+            ..Self::default()
+        }
     }
 }
 
@@ -603,27 +798,46 @@ fn held(policy: &Policy, principal: &Principal, facts: &Facts) -> Held {
                 None => Truth::True,
                 Some(c) => condition::evaluate(&c.expression, facts.at, facts.url.as_deref()),
             };
-            let title = binding.condition.as_ref().map(|c| format!(" if {}", c.title)).unwrap_or_default();
+            let title = binding
+                .condition
+                .as_ref()
+                .map(|c| format!(" if {}", c.title))
+                .unwrap_or_default();
             let what = format!("{listed} has {}{title}", binding.role);
             match (covers, truth) {
                 (Some(true), Truth::True) => held.yes = held.yes.or(Some(what)),
                 (None, Truth::True) => held.maybe.push(listed.to_string()),
                 (_, Truth::False) => {
-                    let expression = binding.condition.as_ref().map_or("", |c| c.expression.as_str());
-                    let ended = expression.starts_with("request.time < timestamp(") && !expression.contains("&&");
-                    held.no.push(format!("{what}, which is false at {} ({expression})", facts.at));
+                    let expression = binding
+                        .condition
+                        .as_ref()
+                        .map_or("", |c| c.expression.as_str());
+                    let ended = expression.starts_with("request.time < timestamp(")
+                        && !expression.contains("&&");
+                    held.no.push(format!(
+                        "{what}, which is false at {} ({expression})",
+                        facts.at
+                    ));
                     if covers == Some(true) {
-                        let cause = if ended { Cause::AccessEnded } else { Cause::ConditionFalse };
+                        let cause = if ended {
+                            Cause::AccessEnded
+                        } else {
+                            Cause::ConditionFalse
+                        };
                         let verdict = match cause {
-                            Cause::AccessEnded => format!("The access of {principal} has ended ({expression})."),
-                            _ => format!("The condition of its grant does not hold now: {expression}."),
+                            Cause::AccessEnded => {
+                                format!("The access of {principal} has ended ({expression}).")
+                            }
+                            _ => format!(
+                                "The condition of its grant does not hold now: {expression}."
+                            ),
                         };
                         held.ended.get_or_insert((cause, verdict));
                     }
                 }
-                (_, Truth::Unknown(why)) => {
-                    held.maybe.push(format!("{listed} under a condition that cannot be evaluated here ({why})"))
-                }
+                (_, Truth::Unknown(why)) => held.maybe.push(format!(
+                    "{listed} under a condition that cannot be evaluated here ({why})"
+                )),
                 (Some(false), Truth::True) => {}
             }
         }

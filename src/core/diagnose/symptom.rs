@@ -62,7 +62,9 @@ impl Symptom {
         let labels = &entry["resource"]["labels"];
         let request = &entry["httpRequest"];
         let mut symptom = Self {
-            status: request["status"].as_u64().and_then(|s| u16::try_from(s).ok()),
+            status: request["status"]
+                .as_u64()
+                .and_then(|s| u16::try_from(s).ok()),
             logged: entry["resource"]["type"] == "cloud_run_revision",
             ..Self::default()
         };
@@ -72,12 +74,23 @@ impl Symptom {
         // What Cloud Run itself refuses has its words in the entry, and no latency of the application.
         symptom.logged_by_application =
             symptom.logged && entry["textPayload"].is_null() && entry["severity"] != "WARNING";
-        let service = match (text(&labels["project_id"]), text(&labels["location"]), text(&labels["service_name"])) {
+        let service = match (
+            text(&labels["project_id"]),
+            text(&labels["location"]),
+            text(&labels["service_name"]),
+        ) {
             (Some(p), Some(r), Some(s)) => Some(RunService::new(p, r, s)),
             _ => None,
         };
         let at = text(&entry["timestamp"]).and_then(|t| t.parse().ok());
-        (symptom, Entry { service, url: text(&request["requestUrl"]), at })
+        (
+            symptom,
+            Entry {
+                service,
+                url: text(&request["requestUrl"]),
+                at,
+            },
+        )
     }
 }
 

@@ -27,7 +27,13 @@ pub struct Token {
 
 impl Token {
     fn not(kind: TokenKind) -> Self {
-        Self { kind, issuer: String::new(), audiences: Vec::new(), expires: None, email: None }
+        Self {
+            kind,
+            issuer: String::new(),
+            audiences: Vec::new(),
+            expires: None,
+            email: None,
+        }
     }
 
     /// Reads a token, with or without `Bearer`.
@@ -49,7 +55,11 @@ impl Token {
         };
         let text = |k: &str| claims[k].as_str().unwrap_or_default().to_owned();
         let audiences = match &claims["aud"] {
-            Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            Value::Array(list) => list
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
             one => one.as_str().map(str::to_owned).into_iter().collect(),
         };
         Self {
@@ -60,7 +70,9 @@ impl Token {
             },
             issuer: text("iss"),
             audiences,
-            expires: claims["exp"].as_i64().and_then(|s| Timestamp::from_second(s).ok()),
+            expires: claims["exp"]
+                .as_i64()
+                .and_then(|s| Timestamp::from_second(s).ok()),
             email: Some(text("email")).filter(|e| !e.is_empty()),
         }
     }
@@ -68,7 +80,11 @@ impl Token {
     /// Who it is of, as IAM names it.
     pub fn principal(&self) -> Option<Principal> {
         let email = self.email.as_deref()?;
-        let kind = if email.ends_with(".gserviceaccount.com") { "serviceAccount" } else { "user" };
+        let kind = if email.ends_with(".gserviceaccount.com") {
+            "serviceAccount"
+        } else {
+            "user"
+        };
         Principal::parse(&format!("{kind}:{email}")).ok()
     }
 }
@@ -91,12 +107,21 @@ mod tests {
             )
         ));
         assert_eq!(token.kind, TokenKind::Jwt);
-        assert_eq!(token.principal().unwrap().as_str(), "serviceAccount:x@p.iam.gserviceaccount.com");
+        assert_eq!(
+            token.principal().unwrap().as_str(),
+            "serviceAccount:x@p.iam.gserviceaccount.com"
+        );
         assert_eq!(token.audiences, ["https://web.run.app"]);
         assert_eq!(Token::read("ya29.abc").kind, TokenKind::Access);
-        assert_eq!(Token::read(&jwt("{}", "SIGNATURE_REMOVED_BY_GOOGLE")).kind, TokenKind::SignatureRemoved);
+        assert_eq!(
+            Token::read(&jwt("{}", "SIGNATURE_REMOVED_BY_GOOGLE")).kind,
+            TokenKind::SignatureRemoved
+        );
         for text in ["", "abc", "a.b.c", "a.!!.c"] {
-            assert!(matches!(Token::read(text).kind, TokenKind::Unreadable(_)), "{text}");
+            assert!(
+                matches!(Token::read(text).kind, TokenKind::Unreadable(_)),
+                "{text}"
+            );
         }
     }
 }

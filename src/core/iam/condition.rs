@@ -10,7 +10,9 @@ pub const EXPIRY_TITLE: &str = "run-invoker-expires";
 /// apart, and the expression is not canonicalised by anyone.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/conditions-overview>.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Condition {
     /// Required by IAM; part of the identity of the binding.
     pub title: String,
@@ -28,7 +30,11 @@ impl Condition {
     pub fn expiring(until: Timestamp, also: Option<&Self>) -> Self {
         let clock = format!("request.time < timestamp(\"{}\")", rfc3339(until));
         match also {
-            None => Self { title: EXPIRY_TITLE.into(), description: String::new(), expression: clock },
+            None => Self {
+                title: EXPIRY_TITLE.into(),
+                description: String::new(),
+                expression: clock,
+            },
             Some(c) => Self {
                 title: c.title.clone(),
                 description: c.description.clone(),
@@ -42,7 +48,10 @@ impl Condition {
         if self.title != EXPIRY_TITLE {
             return None;
         }
-        let text = self.expression.strip_prefix("request.time < timestamp(\"")?.strip_suffix("\")")?;
+        let text = self
+            .expression
+            .strip_prefix("request.time < timestamp(\"")?
+            .strip_suffix("\")")?;
         text.parse().ok()
     }
 }
@@ -60,16 +69,26 @@ mod tests {
     fn an_expiry_reads_back_as_the_same_instant() {
         let until: Timestamp = "2026-12-24T19:00:00+01:00".parse().unwrap();
         let c = Condition::expiring(until, None);
-        assert_eq!(c.expression, "request.time < timestamp(\"2026-12-24T18:00:00Z\")");
+        assert_eq!(
+            c.expression,
+            "request.time < timestamp(\"2026-12-24T18:00:00Z\")"
+        );
         assert_eq!(c.expiry(), Some(until));
     }
 
     #[test]
     fn an_expiry_with_a_condition_keeps_its_title_and_joins_the_expressions() {
-        let base = Condition { title: "office".into(), description: "d".into(), expression: "a || b".into() };
+        let base = Condition {
+            title: "office".into(),
+            description: "d".into(),
+            expression: "a || b".into(),
+        };
         let c = Condition::expiring("2026-12-24T18:00:00Z".parse().unwrap(), Some(&base));
         assert_eq!(c.title, "office");
-        assert_eq!(c.expression, "(a || b) && request.time < timestamp(\"2026-12-24T18:00:00Z\")");
+        assert_eq!(
+            c.expression,
+            "(a || b) && request.time < timestamp(\"2026-12-24T18:00:00Z\")"
+        );
         assert_eq!(c.expiry(), None);
     }
 }

@@ -24,7 +24,9 @@ impl Role {
 
     /// The managed role with this name, or `None` for a foreign one.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Invoker, Self::ServicesInvoker].into_iter().find(|r| r.as_str() == name)
+        [Self::Invoker, Self::ServicesInvoker]
+            .into_iter()
+            .find(|r| r.as_str() == name)
     }
 }
 
@@ -45,7 +47,11 @@ pub struct Grant {
 impl Grant {
     /// A grant without a condition.
     pub fn new(principal: Principal, role: Role) -> Self {
-        Self { principal, role, condition: None }
+        Self {
+            principal,
+            role,
+            condition: None,
+        }
     }
 }
 

@@ -113,7 +113,9 @@ impl Binding {
             && match (&self.condition, condition) {
                 (None, None) => true,
                 (Some(e), Some(c)) => {
-                    e.title == c.title && e.description == c.description && e.expression == c.expression
+                    e.title == c.title
+                        && e.description == c.description
+                        && e.expression == c.expression
                 }
                 _ => false,
             }
@@ -125,7 +127,9 @@ impl Policy {
     pub fn grants(&self) -> BTreeSet<Grant> {
         let mut found = BTreeSet::new();
         for binding in &self.bindings {
-            let Some(role) = Role::from_name(&binding.role) else { continue };
+            let Some(role) = Role::from_name(&binding.role) else {
+                continue;
+            };
             let condition = binding.condition.as_ref().map(|e| {
                 std::sync::Arc::new(Condition {
                     title: e.title.clone(),
@@ -134,7 +138,11 @@ impl Policy {
                 })
             });
             for member in &binding.members {
-                found.insert(Grant { principal: Principal::from_live(member), role, condition: condition.clone() });
+                found.insert(Grant {
+                    principal: Principal::from_live(member),
+                    role,
+                    condition: condition.clone(),
+                });
             }
         }
         found
@@ -142,23 +150,34 @@ impl Policy {
 
     /// Members that may invoke by a role that is not managed here, with the role, each once and in order.
     pub fn other_invokers(&self) -> BTreeSet<(Principal, &str)> {
-        let invoking = self.bindings.iter().filter(|b| OTHER_INVOKING_ROLES.contains(&b.role.as_str()));
+        let invoking = self
+            .bindings
+            .iter()
+            .filter(|b| OTHER_INVOKING_ROLES.contains(&b.role.as_str()));
         invoking
-            .flat_map(|b| b.members.iter().map(|m| (Principal::from_live(m), b.role.as_str())))
+            .flat_map(|b| {
+                b.members
+                    .iter()
+                    .map(|m| (Principal::from_live(m), b.role.as_str()))
+            })
             .filter(|(p, _)| p.kind() != PrincipalKind::Deleted)
             .collect()
     }
 
     /// Members as the cap of [`MAX_MEMBERS`] counts them: every occurrence, audit exemptions included.
     pub fn member_count(&self) -> usize {
-        let exempted = self.extra.get("auditConfigs").and_then(Value::as_array).map_or(0, |configs| {
-            configs
-                .iter()
-                .filter_map(|c| c.get("auditLogConfigs")?.as_array())
-                .flatten()
-                .filter_map(|c| Some(c.get("exemptedMembers")?.as_array()?.len()))
-                .sum()
-        });
+        let exempted = self
+            .extra
+            .get("auditConfigs")
+            .and_then(Value::as_array)
+            .map_or(0, |configs| {
+                configs
+                    .iter()
+                    .filter_map(|c| c.get("auditLogConfigs")?.as_array())
+                    .flatten()
+                    .filter_map(|c| Some(c.get("exemptedMembers")?.as_array()?.len()))
+                    .sum()
+            });
         exempted + self.bindings.iter().map(|b| b.members.len()).sum::<usize>()
     }
 
@@ -181,7 +200,9 @@ impl Policy {
         // (role, condition) of what goes, so that foreign bindings are not even looked into.
         let mut gone: BTreeMap<(Role, Option<&Condition>), BTreeSet<&str>> = BTreeMap::new();
         for g in revoke {
-            gone.entry((g.role, g.condition.as_deref())).or_default().insert(g.principal.key());
+            gone.entry((g.role, g.condition.as_deref()))
+                .or_default()
+                .insert(g.principal.key());
         }
         for ((role, condition), keys) in gone {
             next.bindings.retain_mut(|binding| {
@@ -189,14 +210,20 @@ impl Policy {
                     return true;
                 }
                 let before = binding.members.len();
-                binding.members.retain(|m| !keys.contains(Principal::from_live(m).key()));
+                binding
+                    .members
+                    .retain(|m| !keys.contains(Principal::from_live(m).key()));
                 before == binding.members.len() || !binding.members.is_empty()
             });
         }
         let present = next.grants();
         for g in grant.iter().filter(|g| !present.contains(g)) {
             let member = g.principal.as_str().to_owned();
-            match next.bindings.iter_mut().find(|b| b.matches(g.role, g.condition.as_deref())) {
+            match next
+                .bindings
+                .iter_mut()
+                .find(|b| b.matches(g.role, g.condition.as_deref()))
+            {
                 Some(binding) => binding.members.push(member),
                 None => next.bindings.push(Binding {
                     role: g.role.as_str().into(),
@@ -233,7 +260,10 @@ mod tests {
             {"role": "roles/run.invoker", "members": ["user:old@acme.com"],
              "condition": {"title": "t", "expression": "e", "location": "l"}},
         ]}));
-        let after = before.with_changes(&[invoker("user:new@acme.com")].into(), &[invoker("user:old@ACME.com")].into());
+        let after = before.with_changes(
+            &[invoker("user:new@acme.com")].into(),
+            &[invoker("user:old@ACME.com")].into(),
+        );
         assert_eq!(
             serde_json::to_value(&after).unwrap(),
             json!({
@@ -251,8 +281,9 @@ mod tests {
 
     #[test]
     fn a_binding_goes_only_with_its_last_member() {
-        let before =
-            policy(json!({"etag": "A", "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}));
+        let before = policy(
+            json!({"etag": "A", "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}),
+        );
         let after = before.with_changes(&BTreeSet::new(), &[invoker("user:a@b.co")].into());
         assert!(after.bindings.is_empty());
         assert_eq!(after.version, 3);
@@ -260,14 +291,18 @@ mod tests {
 
     #[test]
     fn a_member_that_is_there_in_another_spelling_is_not_repeated() {
-        let before = policy(json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:A@b.co"]}]}));
+        let before = policy(
+            json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:A@b.co"]}]}),
+        );
         let after = before.with_changes(&[invoker("user:a@B.co")].into(), &BTreeSet::new());
         assert_eq!(after.bindings, before.bindings);
     }
 
     #[test]
     fn hashed_conditions_are_recognised() {
-        let p = policy(json!({"bindings": [{"role": "roles/run.invoker_withcond_a1b2", "members": ["user:a@b.co"]}]}));
+        let p = policy(
+            json!({"bindings": [{"role": "roles/run.invoker_withcond_a1b2", "members": ["user:a@b.co"]}]}),
+        );
         assert!(p.has_hashed_conditions());
     }
 }

@@ -36,7 +36,9 @@ pub enum PrincipalError {
     Empty,
     #[error("names a deleted identity; write the member without `deleted:` and `?uid=`")]
     Deleted,
-    #[error("contains a character other than printable ASCII; write the identifier exactly as IAM shows it")]
+    #[error(
+        "contains a character other than printable ASCII; write the identifier exactly as IAM shows it"
+    )]
     NotAscii,
     #[error("is not a valid e-mail address after `{0}:`")]
     Email(&'static str),
@@ -138,8 +140,16 @@ impl Principal {
     /// The same principal over shared texts: members repeat over thousands of policies.
     pub fn shared(&self, mut share: impl FnMut(&Arc<str>) -> Arc<str>) -> Self {
         let text = share(&self.text);
-        let key = if self.text == self.key { text.clone() } else { share(&self.key) };
-        Self { text, key, kind: self.kind }
+        let key = if self.text == self.key {
+            text.clone()
+        } else {
+            share(&self.key)
+        };
+        Self {
+            text,
+            key,
+            kind: self.kind,
+        }
     }
 
     /// What kind of identity this is.
@@ -149,7 +159,10 @@ impl Principal {
 
     /// Whether granting this makes a service callable by anyone.
     pub fn is_public(&self) -> bool {
-        matches!(self.kind, PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers)
+        matches!(
+            self.kind,
+            PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers
+        )
     }
 
     /// Whether this is everybody of a pool, project, folder or organization: as wide as public for whoever can get in
@@ -158,7 +171,9 @@ impl Principal {
         self.kind == PrincipalKind::FederatedSet
             && (self.text.ends_with("/*")
                 || self.text.contains("/type/")
-                || self.text.starts_with("principalSet://cloudresourcemanager.googleapis.com/"))
+                || self
+                    .text
+                    .starts_with("principalSet://cloudresourcemanager.googleapis.com/"))
     }
 
     /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support federated identities.
@@ -175,7 +190,9 @@ impl Principal {
 
 /// A conservative e-mail form: printable ASCII without delimiters that IAM gives a meaning to.
 fn is_email(text: &str) -> bool {
-    let Some((local, domain)) = text.split_once('@') else { return false };
+    let Some((local, domain)) = text.split_once('@') else {
+        return false;
+    };
     let local_ok = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&b);
     !local.is_empty() && local.bytes().all(local_ok) && is_domain(domain)
 }
@@ -186,15 +203,25 @@ fn is_domain(text: &str) -> bool {
             !label.is_empty()
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-')
         })
 }
 
 /// `PROJECT_ID.svc.id.goog[NAMESPACE/SERVICE_ACCOUNT]`.
 fn is_gke_legacy(text: &str) -> bool {
-    let Some((pool, rest)) = text.split_once('[') else { return false };
-    let Some((ns, ksa)) = rest.strip_suffix(']').and_then(|r| r.split_once('/')) else { return false };
-    let name = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+    let Some((pool, rest)) = text.split_once('[') else {
+        return false;
+    };
+    let Some((ns, ksa)) = rest.strip_suffix(']').and_then(|r| r.split_once('/')) else {
+        return false;
+    };
+    let name = |s: &str| {
+        !s.is_empty()
+            && s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+    };
     pool.ends_with(".svc.id.goog") && name(ns) && name(ksa)
 }
 
@@ -284,7 +311,10 @@ mod tests {
         assert_eq!(live, Principal::from_live("user:ada@acme.com"));
         assert_eq!(live.as_str(), "user:Ada@Acme.com");
         let p = "principal://iam.googleapis.com/locations/global/workforcePools/p/subject/S";
-        assert_ne!(Principal::from_live(p), Principal::from_live(&p.to_lowercase()));
+        assert_ne!(
+            Principal::from_live(p),
+            Principal::from_live(&p.to_lowercase())
+        );
         assert_ne!(
             Principal::from_live("deleted:user:A@b.com?uid=1"),
             Principal::from_live("deleted:user:a@b.com?uid=1")

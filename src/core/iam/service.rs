@@ -11,13 +11,24 @@ pub struct RunService {
 }
 
 impl RunService {
-    pub fn new(project: impl Into<Arc<str>>, region: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { project: project.into(), region: region.into(), name: name.into() }
+    pub fn new(
+        project: impl Into<Arc<str>>,
+        region: impl Into<Arc<str>>,
+        name: impl Into<Arc<str>>,
+    ) -> Self {
+        Self {
+            project: project.into(),
+            region: region.into(),
+            name: name.into(),
+        }
     }
 
     /// `projects/P/locations/R/services/S`, as the Admin API wants it.
     pub fn resource_name(&self) -> String {
-        format!("projects/{}/locations/{}/services/{}", self.project, self.region, self.name)
+        format!(
+            "projects/{}/locations/{}/services/{}",
+            self.project, self.region, self.name
+        )
     }
 }
 

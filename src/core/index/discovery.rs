@@ -84,7 +84,11 @@ impl Project {
         self.number = number;
         let news = self.fault.as_ref().is_none_or(|f| f.class != fault.class) || !self.answered;
         // One that repeats is as it was told, but for the id of its request.
-        if self.fault.as_ref().is_none_or(|known| !known.says_the_same(&fault)) {
+        if self
+            .fault
+            .as_ref()
+            .is_none_or(|known| !known.says_the_same(&fault))
+        {
             self.fault = Some(fault);
         }
         self.answered = true;
@@ -92,7 +96,13 @@ impl Project {
     }
 
     /// Takes in listing number `number`; `None` if a newer one was taken in before.
-    pub fn show(&mut self, project: &Arc<str>, number: u64, listing: Listing, names: &mut Interner) -> Option<Shown> {
+    pub fn show(
+        &mut self,
+        project: &Arc<str>,
+        number: u64,
+        listing: Listing,
+        names: &mut Interner,
+    ) -> Option<Shown> {
         if number < self.number {
             return None;
         }
@@ -106,7 +116,8 @@ impl Project {
         self.unseen.retain(|r| listing.unreachable.contains(r));
         self.fault = None;
         self.answered = true;
-        let mut found: HashMap<RunService, ServiceInfo> = HashMap::with_capacity(listing.services.len());
+        let mut found: HashMap<RunService, ServiceInfo> =
+            HashMap::with_capacity(listing.services.len());
         for mut info in listing.services {
             info.service.project = project.clone();
             info.service.region = names.share(&info.service.region);
@@ -114,7 +125,10 @@ impl Project {
         }
         // A region that did not answer is unknown, not empty.
         let before = std::mem::take(&mut self.services);
-        for (service, info) in before.iter().filter(|(s, _)| listing.unreachable.contains(&*s.region)) {
+        for (service, info) in before
+            .iter()
+            .filter(|(s, _)| listing.unreachable.contains(&*s.region))
+        {
             found.entry(service.clone()).or_insert_with(|| info.clone());
         }
         let (mut came, mut changed) = (BTreeSet::new(), BTreeSet::new());
@@ -125,7 +139,9 @@ impl Project {
                 None => {
                     came.insert(service.clone());
                 }
-                Some(old) if old.uid == info.uid && old.invoker_iam_disabled == info.invoker_iam_disabled => {}
+                Some(old)
+                    if old.uid == info.uid
+                        && old.invoker_iam_disabled == info.invoker_iam_disabled => {}
                 _ => {
                     changed.insert(service.clone());
                 }
@@ -136,7 +152,12 @@ impl Project {
         }
         changed.extend(before.keys().filter(|s| !found.contains_key(*s)).cloned());
         self.services = found;
-        Some(Shown { came, changed, answers, first })
+        Some(Shown {
+            came,
+            changed,
+            answers,
+            first,
+        })
     }
 }
 
@@ -154,11 +175,21 @@ mod tests {
         }
     }
     fn listing(services: Vec<ServiceInfo>, unreachable: &[&str]) -> Listing {
-        Listing { services, unreachable: unreachable.iter().map(|r| (*r).to_owned()).collect() }
+        Listing {
+            services,
+            unreachable: unreachable.iter().map(|r| (*r).to_owned()).collect(),
+        }
     }
     fn show(p: &mut Project, number: u64, l: Listing) -> Vec<String> {
         let shown = p.show(&"p".into(), number, l, &mut Interner::default());
-        shown.map(|s| s.changed.union(&s.came).map(|s| s.name.to_string()).collect()).unwrap_or_default()
+        shown
+            .map(|s| {
+                s.changed
+                    .union(&s.came)
+                    .map(|s| s.name.to_string())
+                    .collect()
+            })
+            .unwrap_or_default()
     }
 
     #[test]
@@ -167,16 +198,40 @@ mod tests {
         show(&mut p, 2, listing(vec![info("r", "new", "1")], &[]));
         assert!(show(&mut p, 1, listing(vec![info("r", "old", "1")], &[])).is_empty());
         assert!(p.info(&RunService::new("p", "r", "new")).is_some());
-        assert!(!p.fail(1, Fault::new(FaultClass::Timeout, "late")), "nor does its failure");
+        assert!(
+            !p.fail(1, Fault::new(FaultClass::Timeout, "late")),
+            "nor does its failure"
+        );
         assert!(p.fault().is_none());
     }
 
     #[test]
     fn what_came_went_or_was_made_again_is_named() {
         let mut p = Project::default();
-        assert!(show(&mut p, 1, listing(vec![info("r", "a", "1"), info("r", "b", "1")], &[])).is_empty());
-        assert_eq!(show(&mut p, 2, listing(vec![info("r", "a", "2"), info("r", "c", "1")], &[])), ["a", "b", "c"]);
-        assert!(show(&mut p, 3, listing(vec![info("r", "a", "2"), info("r", "c", "1")], &[])).is_empty());
+        assert!(
+            show(
+                &mut p,
+                1,
+                listing(vec![info("r", "a", "1"), info("r", "b", "1")], &[])
+            )
+            .is_empty()
+        );
+        assert_eq!(
+            show(
+                &mut p,
+                2,
+                listing(vec![info("r", "a", "2"), info("r", "c", "1")], &[])
+            ),
+            ["a", "b", "c"]
+        );
+        assert!(
+            show(
+                &mut p,
+                3,
+                listing(vec![info("r", "a", "2"), info("r", "c", "1")], &[])
+            )
+            .is_empty()
+        );
     }
 
     #[test]
@@ -187,7 +242,14 @@ mod tests {
         assert!(p.knows("r") && !p.knows("far"));
         assert!(show(&mut p, 2, listing(vec![], &["r", "far"])).is_empty());
         assert!(p.info(&RunService::new("p", "r", "a")).is_some());
-        let shown = p.show(&"p".into(), 3, listing(vec![], &[]), &mut Interner::default()).unwrap();
+        let shown = p
+            .show(
+                &"p".into(),
+                3,
+                listing(vec![], &[]),
+                &mut Interner::default(),
+            )
+            .unwrap();
         assert!(shown.answers && p.knows("far"));
     }
 
@@ -197,6 +259,15 @@ mod tests {
         let fault = || Fault::new(FaultClass::PermissionDenied, "no");
         assert!(p.fail(1, fault()) && !p.fail(2, fault()));
         assert!(p.is_answered() && !p.knows("r"));
-        assert!(p.show(&"p".into(), 3, listing(vec![], &[]), &mut Interner::default()).unwrap().first);
+        assert!(
+            p.show(
+                &"p".into(),
+                3,
+                listing(vec![], &[]),
+                &mut Interner::default()
+            )
+            .unwrap()
+            .first
+        );
     }
 }

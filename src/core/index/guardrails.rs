@@ -22,13 +22,18 @@ pub struct Guardrails {
 
 impl Guardrails {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, ..Self::default() }
+        Self {
+            limits,
+            ..Self::default()
+        }
     }
 
     /// What a namespace has to satisfy.
     pub fn terms(&mut self, namespace: &Arc<str>) -> Arc<Terms> {
         let terms = self.terms.entry(namespace.clone());
-        terms.or_insert_with(|| Arc::new(Terms::of(namespace, self.rails.values(), self.limits))).clone()
+        terms
+            .or_insert_with(|| Arc::new(Terms::of(namespace, self.rails.values(), self.limits)))
+            .clone()
     }
 
     /// No policy is left in a namespace.
@@ -43,7 +48,11 @@ impl Guardrails {
         if let Some(seen) = &mut self.listing {
             seen.insert(name.clone());
         }
-        if self.rails.get(&name).is_some_and(|known| **known == guardrail) {
+        if self
+            .rails
+            .get(&name)
+            .is_some_and(|known| **known == guardrail)
+        {
             return BTreeSet::new();
         }
         self.rails.insert(name, Arc::new(guardrail));
@@ -89,7 +98,11 @@ impl Guardrails {
             self.rails.retain(|name, _| seen.contains(name));
             self.changed |= self.rails.len() != before;
         }
-        if std::mem::take(&mut self.changed) { self.settle() } else { BTreeSet::new() }
+        if std::mem::take(&mut self.changed) {
+            self.settle()
+        } else {
+            BTreeSet::new()
+        }
     }
 
     /// Makes the terms anew; the namespaces where they are others now.
@@ -133,9 +146,25 @@ mod tests {
     #[test]
     fn only_namespaces_whose_terms_change_are_named() {
         let mut g = asked();
-        assert_eq!(g.apply(rail("r", json!({"namespaces": ["a"], "projects": ["acme-*"]}))), names(&["a"]));
-        assert!(g.apply(rail("r", json!({"namespaces": ["a"], "projects": ["acme-*"]}))).is_empty(), "nothing new");
-        assert_eq!(g.apply(rail("r", json!({"projects": ["acme-*"]}))), names(&["b"]));
+        assert_eq!(
+            g.apply(rail(
+                "r",
+                json!({"namespaces": ["a"], "projects": ["acme-*"]})
+            )),
+            names(&["a"])
+        );
+        assert!(
+            g.apply(rail(
+                "r",
+                json!({"namespaces": ["a"], "projects": ["acme-*"]})
+            ))
+            .is_empty(),
+            "nothing new"
+        );
+        assert_eq!(
+            g.apply(rail("r", json!({"projects": ["acme-*"]}))),
+            names(&["b"])
+        );
         assert_eq!(g.remove("r"), names(&["a", "b"]));
         assert!(g.remove("r").is_empty());
     }
@@ -145,7 +174,10 @@ mod tests {
         let mut g = asked();
         g.apply(rail("r", json!({"projects": ["acme-*"]})));
         g.begin_list();
-        assert!(g.apply(rail("r", json!({"projects": ["acme-*"]}))).is_empty());
+        assert!(
+            g.apply(rail("r", json!({"projects": ["acme-*"]})))
+                .is_empty()
+        );
         assert!(g.end_list().is_empty());
         g.begin_list();
         assert_eq!(g.end_list(), names(&["a", "b"]), "it went in between");

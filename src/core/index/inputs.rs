@@ -11,7 +11,10 @@ use super::Index;
 use crate::{
     iam::{Grant, Policy, RunService, ServiceInfo},
     ledger::{Ledger, Version},
-    plan::{Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim, drift::Memory},
+    plan::{
+        Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim,
+        drift::Memory,
+    },
 };
 
 /// What is known of a service without asking anybody: what is declared, what the ledger has, what is remembered.
@@ -64,7 +67,9 @@ impl PlanInputs {
     /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
     /// does one whose guardrails cannot be read.
     pub fn wants_a_look(&self, now: Timestamp) -> bool {
-        let asks = |c: &PolicyOnService| (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none();
+        let asks = |c: &PolicyOnService| {
+            (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none()
+        };
         self.is_left_behind(now) || self.claims.iter().any(asks)
     }
 
@@ -79,7 +84,12 @@ impl PlanInputs {
     }
 
     /// The input of a plan.
-    pub fn input<'a>(&'a self, live: &'a Policy, settings: &'a Settings, now: Timestamp) -> Input<'a> {
+    pub fn input<'a>(
+        &'a self,
+        live: &'a Policy,
+        settings: &'a Settings,
+        now: Timestamp,
+    ) -> Input<'a> {
         Input {
             service: &self.service,
             claims: &self.claims,

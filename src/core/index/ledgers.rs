@@ -63,8 +63,15 @@ impl Ledgers {
 
     /// The list is complete. Returns the services whose ledgers went.
     pub fn end_list(&mut self) -> Vec<RunService> {
-        let Some(seen) = self.listing.take() else { return vec![] };
-        let gone: Vec<RunService> = self.by_service.keys().filter(|s| !seen.contains(*s)).cloned().collect();
+        let Some(seen) = self.listing.take() else {
+            return vec![];
+        };
+        let gone: Vec<RunService> = self
+            .by_service
+            .keys()
+            .filter(|s| !seen.contains(*s))
+            .cloned()
+            .collect();
         for service in &gone {
             self.drop(service);
         }
@@ -77,8 +84,17 @@ impl Ledgers {
         if let Some(seen) = &mut self.listing {
             seen.insert(service.clone());
         }
-        let version = Version::new(object.metadata.resource_version.as_deref().unwrap_or_default());
-        let known = self.by_service.get(&service).and_then(|k| k.version.as_ref());
+        let version = Version::new(
+            object
+                .metadata
+                .resource_version
+                .as_deref()
+                .unwrap_or_default(),
+        );
+        let known = self
+            .by_service
+            .get(&service)
+            .and_then(|k| k.version.as_ref());
         if known.is_some_and(|k| *k == version || version.is_older_than(k)) {
             return false;
         }
@@ -101,8 +117,14 @@ impl Ledgers {
 
     /// An object that is gone, as a watch has it. False: a newer one is known, or it was deleted here.
     pub fn remove(&mut self, service: &RunService, version: &Version) -> bool {
-        let Some(kept) = self.by_service.get(service) else { return false };
-        if kept.version.as_ref().is_some_and(|v| version.is_older_than(v)) {
+        let Some(kept) = self.by_service.get(service) else {
+            return false;
+        };
+        if kept
+            .version
+            .as_ref()
+            .is_some_and(|v| version.is_older_than(v))
+        {
             return false;
         }
         let is_news = !kept.deleted;
@@ -116,8 +138,12 @@ impl Ledgers {
     }
 
     fn disown(&mut self, service: &RunService) {
-        let owners =
-            self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter()).flat_map(|l| l.owners.iter());
+        let owners = self
+            .by_service
+            .get(service)
+            .into_iter()
+            .flat_map(|k| k.lines.iter())
+            .flat_map(|l| l.owners.iter());
         let uids: BTreeSet<Arc<str>> = owners.map(|o| o.uid.clone()).collect();
         for uid in uids {
             if let Some(services) = self.by_owner.get_mut(&uid) {
@@ -130,7 +156,13 @@ impl Ledgers {
     }
 
     /// Puts a ledger in place; `None` for a version: there is no object.
-    pub fn set(&mut self, service: &RunService, ledger: &Ledger, version: Option<Version>, names: &mut Interner) {
+    pub fn set(
+        &mut self,
+        service: &RunService,
+        ledger: &Ledger,
+        version: Option<Version>,
+        names: &mut Interner,
+    ) {
         self.disown(service);
         if ledger.is_empty() && version.is_none() {
             self.by_service.remove(service);
@@ -145,7 +177,10 @@ impl Ledgers {
             });
         }
         let lines = ledger.lines.iter().map(|(grant, owners)| Line {
-            grant: Grant { principal: grant.principal.shared(|t| names.share(t)), ..grant.clone() },
+            grant: Grant {
+                principal: grant.principal.shared(|t| names.share(t)),
+                ..grant.clone()
+            },
             owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
         });
         let rest = Rest {
@@ -164,7 +199,10 @@ impl Ledgers {
             deleted: false,
         };
         for id in ids.values() {
-            self.by_owner.entry(id.uid.clone()).or_default().insert(service.clone());
+            self.by_owner
+                .entry(id.uid.clone())
+                .or_default()
+                .insert(service.clone());
         }
         self.by_service.insert(service.clone(), kept);
     }
@@ -176,18 +214,40 @@ impl Ledgers {
         if !self.by_service.contains_key(service) {
             return;
         }
-        let gone = Kept { version: Some(last), deleted: true, ..Kept::default() };
+        let gone = Kept {
+            version: Some(last),
+            deleted: true,
+            ..Kept::default()
+        };
         self.by_service.insert(service.clone(), gone);
     }
 
     /// What is answered for on a service, and the version of the object; no version where there is none.
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
-        let Some(kept) = self.by_service.get(service) else { return (Ledger::default(), None) };
-        let lines = kept.lines.iter().map(|l| (l.grant.clone(), l.owners.iter().cloned().collect())).collect();
-        let Rest { pending, corrections, corrected_under, held, approvals } =
-            kept.rest.as_deref().cloned().unwrap_or_default();
+        let Some(kept) = self.by_service.get(service) else {
+            return (Ledger::default(), None);
+        };
+        let lines = kept
+            .lines
+            .iter()
+            .map(|l| (l.grant.clone(), l.owners.iter().cloned().collect()))
+            .collect();
+        let Rest {
+            pending,
+            corrections,
+            corrected_under,
+            held,
+            approvals,
+        } = kept.rest.as_deref().cloned().unwrap_or_default();
         (
-            Ledger { lines, pending, corrections, corrected_under, held, approvals },
+            Ledger {
+                lines,
+                pending,
+                corrections,
+                corrected_under,
+                held,
+                approvals,
+            },
             kept.version.clone().filter(|_| !kept.deleted),
         )
     }
@@ -203,7 +263,10 @@ impl Ledgers {
 
     /// Services with a ledger.
     pub fn services(&self) -> impl Iterator<Item = &RunService> {
-        self.by_service.iter().filter(|(_, k)| !k.deleted).map(|(s, _)| s)
+        self.by_service
+            .iter()
+            .filter(|(_, k)| !k.deleted)
+            .map(|(s, _)| s)
     }
 
     /// Services on which a grant belongs to this policy.
@@ -217,33 +280,54 @@ impl Ledgers {
 
     /// Whom grants on a service belong to, each once.
     pub fn owners(&self, service: &RunService) -> BTreeSet<&PolicyId> {
-        self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter()).flat_map(|l| l.owners.iter()).collect()
+        self.by_service
+            .get(service)
+            .into_iter()
+            .flat_map(|k| k.lines.iter())
+            .flat_map(|l| l.owners.iter())
+            .collect()
     }
 
     /// Grants on a service that are nobody's any more.
     pub fn abandoned(&self, service: &RunService) -> impl Iterator<Item = &Grant> {
-        let lines = self.by_service.get(service).into_iter().flat_map(|k| k.lines.iter());
+        let lines = self
+            .by_service
+            .get(service)
+            .into_iter()
+            .flat_map(|k| k.lines.iter());
         lines.filter(|l| l.owners.is_empty()).map(|l| &l.grant)
     }
 
     /// Whether a ledger has no grants.
     pub fn is_bare(&self, service: &RunService) -> bool {
-        self.by_service.get(service).is_some_and(|k| !k.deleted && k.lines.is_empty())
+        self.by_service
+            .get(service)
+            .is_some_and(|k| !k.deleted && k.lines.is_empty())
     }
 
     /// Whether a write is under way on a service, or one whose end nobody has seen.
     pub fn is_pending(&self, service: &RunService) -> bool {
-        self.by_service.get(service).and_then(|k| k.rest.as_ref()).is_some_and(|r| !r.pending.is_empty())
+        self.by_service
+            .get(service)
+            .and_then(|k| k.rest.as_ref())
+            .is_some_and(|r| !r.pending.is_empty())
     }
 
     /// Hashes of removals on a service that somebody agreed to on the ledger itself.
     pub fn approvals(&self, service: &RunService) -> impl Iterator<Item = &Arc<str>> {
-        self.by_service.get(service).and_then(|k| k.rest.as_ref()).into_iter().flat_map(|r| &r.approvals)
+        self.by_service
+            .get(service)
+            .and_then(|k| k.rest.as_ref())
+            .into_iter()
+            .flat_map(|r| &r.approvals)
     }
 
     /// Services on which a removal waits, and no policy is left to say so.
     pub fn held(&self) -> impl Iterator<Item = &RunService> {
-        self.by_service.iter().filter(|(_, k)| k.rest.as_ref().is_some_and(|r| r.held.is_some())).map(|(s, _)| s)
+        self.by_service
+            .iter()
+            .filter(|(_, k)| k.rest.as_ref().is_some_and(|r| r.held.is_some()))
+            .map(|(s, _)| s)
     }
 
     /// Services with a write whose end nobody has seen.
@@ -254,8 +338,12 @@ impl Ledgers {
     /// When drift was corrected, over all services: one time for each write.
     pub fn corrections(&self) -> impl Iterator<Item = (&RunService, Timestamp)> {
         self.by_service.iter().flat_map(|(s, k)| {
-            let times: BTreeSet<Timestamp> =
-                k.rest.iter().flat_map(|r| r.corrections.values()).flat_map(|c| c.at.iter().copied()).collect();
+            let times: BTreeSet<Timestamp> = k
+                .rest
+                .iter()
+                .flat_map(|r| r.corrections.values())
+                .flat_map(|c| c.at.iter().copied())
+                .collect();
             times.into_iter().map(move |t| (s, t))
         })
     }
@@ -263,7 +351,10 @@ impl Ledgers {
     /// When drift was corrected on one service.
     pub fn corrections_of(&self, service: &RunService) -> BTreeSet<Timestamp> {
         let rest = self.by_service.get(service).and_then(|k| k.rest.as_ref());
-        rest.iter().flat_map(|r| r.corrections.values()).flat_map(|c| c.at.iter().copied()).collect()
+        rest.iter()
+            .flat_map(|r| r.corrections.values())
+            .flat_map(|c| c.at.iter().copied())
+            .collect()
     }
 }
 
@@ -279,14 +370,24 @@ mod tests {
         RunService::new("acme-prod", "europe-west1", "web")
     }
     fn id(name: &str) -> PolicyId {
-        PolicyId { namespace: "ns".into(), name: name.into(), uid: format!("uid-{name}").into() }
+        PolicyId {
+            namespace: "ns".into(),
+            name: name.into(),
+            uid: format!("uid-{name}").into(),
+        }
     }
     fn grant(member: &str) -> Grant {
         Grant::new(Principal::from_live(member), Role::Invoker)
     }
     fn ledger(lines: &[(&str, &[&str])]) -> Ledger {
-        let lines = lines.iter().map(|(m, o)| (grant(m), o.iter().map(|n| id(n)).collect())).collect();
-        Ledger { lines, ..Ledger::default() }
+        let lines = lines
+            .iter()
+            .map(|(m, o)| (grant(m), o.iter().map(|n| id(n)).collect()))
+            .collect();
+        Ledger {
+            lines,
+            ..Ledger::default()
+        }
     }
     fn object(ledger: &Ledger, version: &str) -> InvokerLedger {
         let mut object = InvokerLedger::new("x", to_spec(&web(), ledger));
@@ -294,17 +395,34 @@ mod tests {
         object
     }
     fn known(ledgers: &Ledgers) -> Vec<String> {
-        ledgers.get(&web()).0.lines.keys().map(ToString::to_string).collect()
+        ledgers
+            .get(&web())
+            .0
+            .lines
+            .keys()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
     fn a_late_event_of_a_watch_does_not_undo_what_was_written() {
         let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
-        ledgers.set(&web(), &ledger(&[("user:new@x.co", &["p"])]), Some(Version::new("12")), &mut names);
-        assert!(!ledgers.apply(&object(&ledger(&[("user:old@x.co", &["p"])]), "9"), &mut names));
+        ledgers.set(
+            &web(),
+            &ledger(&[("user:new@x.co", &["p"])]),
+            Some(Version::new("12")),
+            &mut names,
+        );
+        assert!(!ledgers.apply(
+            &object(&ledger(&[("user:old@x.co", &["p"])]), "9"),
+            &mut names
+        ));
         assert!(!ledgers.remove(&web(), &Version::new("10")));
         assert_eq!(known(&ledgers), ["user:new@x.co"]);
-        assert!(ledgers.apply(&object(&ledger(&[("user:newer@x.co", &["q"])]), "100"), &mut names));
+        assert!(ledgers.apply(
+            &object(&ledger(&[("user:newer@x.co", &["q"])]), "100"),
+            &mut names
+        ));
         assert_eq!(known(&ledgers), ["user:newer@x.co"]);
         assert_eq!(ledgers.owned_by("uid-p").count(), 0);
         assert!(ledgers.owns("uid-q", &web()));
@@ -319,9 +437,15 @@ mod tests {
         ledgers.set(&web(), &old, Some(Version::new("5")), &mut names);
         ledgers.erase(&web(), Version::new("5"));
         assert!(!ledgers.contains(&web()) && ledgers.get(&web()).1.is_none());
-        assert!(!ledgers.apply(&object(&old, "4"), &mut names) && !ledgers.apply(&object(&old, "5"), &mut names));
+        assert!(
+            !ledgers.apply(&object(&old, "4"), &mut names)
+                && !ledgers.apply(&object(&old, "5"), &mut names)
+        );
         assert!(known(&ledgers).is_empty());
-        assert!(ledgers.apply(&object(&old, "8"), &mut names), "somebody else made it anew");
+        assert!(
+            ledgers.apply(&object(&old, "8"), &mut names),
+            "somebody else made it anew"
+        );
         ledgers.erase(&web(), Version::new("8"));
         assert!(!ledgers.remove(&web(), &Version::new("9")), "no news");
         assert_eq!(ledgers.services().count(), 0);
@@ -332,7 +456,12 @@ mod tests {
         let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
         let other = RunService::new("acme-prod", "europe-west1", "other");
         for s in [&web(), &other] {
-            ledgers.set(s, &ledger(&[("user:a@x.co", &["p"])]), Some(Version::new("1")), &mut names);
+            ledgers.set(
+                s,
+                &ledger(&[("user:a@x.co", &["p"])]),
+                Some(Version::new("1")),
+                &mut names,
+            );
         }
         ledgers.begin_list();
         ledgers.spoil(&web(), "broken", Some(Version::new("2")));

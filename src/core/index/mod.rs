@@ -69,7 +69,10 @@ pub struct Index {
 
 impl Index {
     pub fn new(limits: Limits) -> Self {
-        Self { guardrails: Guardrails::new(limits), ..Self::default() }
+        Self {
+            guardrails: Guardrails::new(limits),
+            ..Self::default()
+        }
     }
 
     pub fn policies(&self) -> &Policies {
@@ -90,7 +93,11 @@ impl Index {
 
     /// Every service that a policy means or that has a ledger.
     pub fn services(&self) -> BTreeSet<RunService> {
-        self.policies.services().chain(self.ledgers.services()).cloned().collect()
+        self.policies
+            .services()
+            .chain(self.ledgers.services())
+            .cloned()
+            .collect()
     }
 
     /// Whether a policy means a service, or it has a ledger.
@@ -101,37 +108,75 @@ impl Index {
     /// The services of a name, in whatever region, that a policy means or that have a ledger.
     pub fn named(&self, project: &str, name: &str) -> BTreeSet<RunService> {
         let fits = |s: &&RunService| *s.project == *project && *s.name == *name;
-        self.policies.services().chain(self.ledgers.services()).filter(fits).cloned().collect()
+        self.policies
+            .services()
+            .chain(self.ledgers.services())
+            .filter(fits)
+            .cloned()
+            .collect()
     }
 
     /// The services that policies mean, each with the shortest interval asked for.
     pub fn intervals(&self) -> BTreeMap<RunService, Duration> {
-        let interval =
-            |s: &RunService| self.policies.on(s).filter(|r| !r.intent.suspended).map(|r| r.intent.interval).min();
-        self.policies.services().filter_map(|s| Some((s.clone(), interval(s)?))).collect()
+        let interval = |s: &RunService| {
+            self.policies
+                .on(s)
+                .filter(|r| !r.intent.suspended)
+                .map(|r| r.intent.interval)
+                .min()
+        };
+        self.policies
+            .services()
+            .filter_map(|s| Some((s.clone(), interval(s)?)))
+            .collect()
     }
 
     /// The word of every policy that means a service, or that something there still belongs to.
     pub fn words(&self, service: &RunService) -> Vec<PolicyOnService> {
-        let meaning = self.policies.on(service).map(|r| self.word(r, service, false));
-        let owners = self.ledgers.owners(service).into_iter().filter_map(|id| self.policies.by_uid(&id.uid));
-        let left = owners.filter(|r| !r.targets().contains(service) && !self.may_select(r, service));
-        meaning.chain(left.map(|r| self.word(r, service, true))).collect()
+        let meaning = self
+            .policies
+            .on(service)
+            .map(|r| self.word(r, service, false));
+        let owners = self
+            .ledgers
+            .owners(service)
+            .into_iter()
+            .filter_map(|id| self.policies.by_uid(&id.uid));
+        let left =
+            owners.filter(|r| !r.targets().contains(service) && !self.may_select(r, service));
+        meaning
+            .chain(left.map(|r| self.word(r, service, true)))
+            .collect()
     }
 
     /// What the operator answers for on a service, and how those whom it belongs to stand to it now.
     pub fn owners(&self, service: &RunService) -> BTreeMap<Grant, Owners> {
         let (ledger, _) = self.ledgers.get(service);
         let mut states: BTreeMap<PolicyId, OwnerState> = BTreeMap::new();
-        let mut state = |id: &PolicyId| *states.entry(id.clone()).or_insert_with(|| self.owner_state(id, service));
+        let mut state = |id: &PolicyId| {
+            *states
+                .entry(id.clone())
+                .or_insert_with(|| self.owner_state(id, service))
+        };
         let lines = ledger.lines.into_iter();
-        lines.map(|(grant, ids)| (grant, ids.iter().map(|id| (id.clone(), state(id))).collect())).collect()
+        lines
+            .map(|(grant, ids)| {
+                (
+                    grant,
+                    ids.iter().map(|id| (id.clone(), state(id))).collect(),
+                )
+            })
+            .collect()
     }
 
     fn owner_state(&self, id: &PolicyId, service: &RunService) -> OwnerState {
         let Some(record) = self.policies.by_uid(&id.uid) else {
             let unread = self.policies.is_unreadable(&id.uid);
-            return if unread { OwnerState::Resting } else { OwnerState::LetGo };
+            return if unread {
+                OwnerState::Resting
+            } else {
+                OwnerState::LetGo
+            };
         };
         let intent = &record.intent;
         if !record.is_readable() {
@@ -145,28 +190,39 @@ impl Index {
                 _ => OwnerState::Resting,
             };
         }
-        if !intent.enforces() || self.stopped(record).is_some() || self.may_select(record, service) {
+        if !intent.enforces() || self.stopped(record).is_some() || self.may_select(record, service)
+        {
             return OwnerState::Resting;
         }
         if record.targets().contains(service) {
             return OwnerState::Acting;
         }
         let refused = record.terms().refuse_service(service).is_some();
-        OwnerState::Leaving(if refused { RevokeCause::Refused } else { RevokeCause::NoLongerDeclared })
+        OwnerState::Leaving(if refused {
+            RevokeCause::Refused
+        } else {
+            RevokeCause::NoLongerDeclared
+        })
     }
 
     /// From when on something on a service is to be looked at that no policy asks for: it was left, or a write's end is
     /// unknown. In the future: what is nobody's stays while somebody lists it who may not write, and that ends by itself.
     pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
         let owners = || self.ledgers.owners(service).into_iter();
-        if self.ledgers.is_pending(service) || owners().any(|id| self.owner_state(id, service) != OwnerState::Resting) {
+        if self.ledgers.is_pending(service)
+            || owners().any(|id| self.owner_state(id, service) != OwnerState::Resting)
+        {
             return Some(Timestamp::MIN);
         }
         // The last end of a listed grant; `None`: it is listed for good.
         let end = |grant: &Grant| {
             let listing = self.policies.on(service).filter(|r| !r.intent.deleting);
-            let listed = listing.flat_map(|r| r.intent.declared.iter()).filter(|d| d.grant == *grant);
-            listed.map(|d| d.expires).try_fold(Timestamp::MIN, |last, end| end.map(|e| last.max(e)))
+            let listed = listing
+                .flat_map(|r| r.intent.declared.iter())
+                .filter(|d| d.grant == *grant);
+            listed
+                .map(|d| d.expires)
+                .try_fold(Timestamp::MIN, |last, end| end.map(|e| last.max(e)))
         };
         self.ledgers.abandoned(service).filter_map(end).min()
     }
@@ -174,7 +230,10 @@ impl Index {
     /// Services with a ledger that no policy means and that are to be looked at, or whose ledger is there for nothing.
     pub fn left_behind(&self) -> Vec<RunService> {
         let unmeant = self.ledgers.services().filter(|s| !self.policies.means(s));
-        unmeant.filter(|s| self.left_behind_from(s).is_some() || self.ledgers.is_bare(s)).cloned().collect()
+        unmeant
+            .filter(|s| self.left_behind_from(s).is_some() || self.ledgers.is_bare(s))
+            .cloned()
+            .collect()
     }
 
     // What comes in from the store.
@@ -228,8 +287,15 @@ impl Index {
 
     pub fn accounts_broken(&mut self, why: &str) -> Effect {
         let policies = self.accounts.broken(why);
-        let services = policies.iter().filter_map(|k| self.policies.get(k)).flat_map(|r| r.targets().iter().cloned());
-        Effect { services: services.collect(), policies, ..Effect::default() }
+        let services = policies
+            .iter()
+            .filter_map(|k| self.policies.get(k))
+            .flat_map(|r| r.targets().iter().cloned());
+        Effect {
+            services: services.collect(),
+            policies,
+            ..Effect::default()
+        }
     }
 
     pub fn begin_ledger_list(&mut self) {
@@ -251,7 +317,12 @@ impl Index {
     }
 
     /// A ledger object that cannot be read, by its name; the service that it is about comes back.
-    pub fn spoil_ledger_named(&mut self, name: &str, why: &str, version: Version) -> Option<RunService> {
+    pub fn spoil_ledger_named(
+        &mut self,
+        name: &str,
+        why: &str,
+        version: Version,
+    ) -> Option<RunService> {
         let service = crate::ledger::service_named(name)?;
         self.ledgers.spoil(&service, why, Some(version));
         Some(service)
@@ -270,7 +341,8 @@ impl Index {
 
     /// A ledger that was just written.
     pub fn set_ledger(&mut self, service: &RunService, ledger: &Ledger, version: Version) {
-        self.ledgers.set(service, ledger, Some(version), &mut self.names);
+        self.ledgers
+            .set(service, ledger, Some(version), &mut self.names);
     }
 
     /// A ledger that was just deleted; `last` was its version.
@@ -291,7 +363,11 @@ impl Index {
     /// What to list of a project: one region each if that is all that is asked for, else every region at once.
     pub fn scopes(&self, project: &str) -> Vec<Scope> {
         let mut regions: BTreeSet<Arc<str>> = BTreeSet::new();
-        for record in self.policies.of_project(project).filter(|r| r.may_list(project)) {
+        for record in self
+            .policies
+            .of_project(project)
+            .filter(|r| r.may_list(project))
+        {
             for target in &record.intent.targets {
                 use crate::intent::Target;
                 match target {
@@ -299,29 +375,47 @@ impl Index {
                     Target::Named(service) => {
                         regions.insert(service.region.clone());
                     }
-                    Target::Selected { regions: Some(some), .. } => regions.extend(some.iter().cloned()),
+                    Target::Selected {
+                        regions: Some(some),
+                        ..
+                    } => regions.extend(some.iter().cloned()),
                     Target::Selected { regions: None, .. } => return vec![Scope::AllRegions],
                 }
             }
         }
         // One call over all regions is cheaper than many.
-        if regions.len() > 1 { vec![Scope::AllRegions] } else { regions.into_iter().map(Scope::Region).collect() }
+        if regions.len() > 1 {
+            vec![Scope::AllRegions]
+        } else {
+            regions.into_iter().map(Scope::Region).collect()
+        }
     }
 
     /// The shortest interval at which somebody asks for a project; `None`: nobody does.
     pub fn project_interval(&self, project: &str) -> Option<Duration> {
         let records = self.policies.of_project(project);
-        records.filter(|r| !r.intent.suspended && r.may_list(project)).map(|r| r.intent.interval).min()
+        records
+            .filter(|r| !r.intent.suspended && r.may_list(project))
+            .map(|r| r.intent.interval)
+            .min()
     }
 
     /// The shortest interval of any policy of a project.
     pub fn shortest_interval(&self, project: &str) -> Option<Duration> {
-        self.policies.of_project(project).map(|r| r.intent.interval).min()
+        self.policies
+            .of_project(project)
+            .map(|r| r.intent.interval)
+            .min()
     }
 
     /// Takes in listing number `number` of a project; older ones than the last are left out. Returns the services to look at
     /// and the policies whose status changes.
-    pub fn apply_listing(&mut self, project: &Arc<str>, number: u64, result: Result<Listing, Fault>) -> Effect {
+    pub fn apply_listing(
+        &mut self,
+        project: &Arc<str>,
+        number: u64,
+        result: Result<Listing, Fault>,
+    ) -> Effect {
         let mut effect = Effect::default();
         let keys: Vec<PolicyKey> = self.policies.keys_of_project(project).cloned().collect();
         if keys.is_empty() {
@@ -339,41 +433,67 @@ impl Index {
                 return effect;
             }
         };
-        let Some(shown) = entry.show(project, number, listing, &mut self.names) else { return effect };
+        let Some(shown) = entry.show(project, number, listing, &mut self.names) else {
+            return effect;
+        };
         // One that was looked at since it was last listed is no news.
-        let observed = |s: &RunService| self.policies.on(s).any(|r| r.observation(s).is_some_and(|o| o.result.is_ok()));
-        effect.services.extend(shown.came.into_iter().filter(|s| !observed(s)));
+        let observed = |s: &RunService| {
+            self.policies
+                .on(s)
+                .any(|r| r.observation(s).is_some_and(|o| o.result.is_ok()))
+        };
+        effect
+            .services
+            .extend(shown.came.into_iter().filter(|s| !observed(s)));
         effect.services.extend(shown.changed);
         for key in keys {
-            let Some(record) = self.policies.get(&key).filter(|r| r.intent.has_selector()) else { continue };
+            let Some(record) = self.policies.get(&key).filter(|r| r.intent.has_selector()) else {
+                continue;
+            };
             let before = (record.targets().clone(), record.outside());
             let touched = self.retarget(&key);
-            let Some(record) = self.policies.get(&key) else { continue };
+            let Some(record) = self.policies.get(&key) else {
+                continue;
+            };
             if before != (record.targets().clone(), record.outside()) || shown.first {
-                effect
-                    .services
-                    .extend(touched.into_iter().filter(|s| before.0.contains(s) != record.targets().contains(s)));
+                effect.services.extend(
+                    touched
+                        .into_iter()
+                        .filter(|s| before.0.contains(s) != record.targets().contains(s)),
+                );
                 effect.policies.insert(key);
             }
         }
         if shown.answers {
             // What left a policy while nobody was looking is known to have left only now.
-            effect.services.extend(self.left_behind().into_iter().filter(|s| s.project == *project));
-            let (answered, waiting): (BTreeSet<_>, BTreeSet<_>) =
-                std::mem::take(&mut self.waiting).into_iter().partition(|s| s.project == *project);
+            effect.services.extend(
+                self.left_behind()
+                    .into_iter()
+                    .filter(|s| s.project == *project),
+            );
+            let (answered, waiting): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(&mut self.waiting)
+                .into_iter()
+                .partition(|s| s.project == *project);
             self.waiting = waiting;
             effect.services.extend(answered);
         }
-        effect.services.retain(|s| self.policies.means(s) || self.ledgers.contains(s));
+        effect
+            .services
+            .retain(|s| self.policies.means(s) || self.ledgers.contains(s));
         // Only what somebody is about is kept; the rest would be memory for nothing.
         if let Some(entry) = self.projects.get_mut(project) {
-            entry.services.retain(|s, _| self.policies.means(s) || self.ledgers.contains(s));
+            entry
+                .services
+                .retain(|s, _| self.policies.means(s) || self.ledgers.contains(s));
         }
         effect
     }
 
     /// Corrections of drift over all services since a time: one for each write.
     pub fn corrections_since(&self, since: Timestamp, now: Timestamp) -> usize {
-        self.ledgers.corrections().filter(|(_, at)| *at > since && *at <= now).count()
+        self.ledgers
+            .corrections()
+            .filter(|(_, at)| *at > since && *at <= now)
+            .count()
     }
 }

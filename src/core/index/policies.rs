@@ -10,7 +10,9 @@ use jiff::Timestamp;
 
 use super::{Index, PolicyKey, RollbackState};
 use crate::{
-    api::{FINALIZER, InvokerChangeSpec, InvokerPolicy, InvokerPolicyStatus, Reason, StatusSummary},
+    api::{
+        FINALIZER, InvokerChangeSpec, InvokerPolicy, InvokerPolicyStatus, Reason, StatusSummary,
+    },
     history,
     iam::RunService,
     intent::{Intent, PolicyId, Target, Terms},
@@ -72,10 +74,17 @@ pub struct Gauges {
 
 impl Gauges {
     pub fn of(status: &InvokerPolicyStatus) -> Self {
-        let ready = status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+        let ready = status
+            .conditions
+            .iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True");
         let summary = status.summary.as_ref();
         let count = |f: fn(&StatusSummary) -> i64| summary.map_or(0, f);
-        Self { ready, missing: count(|s| s.missing), unexpected: count(|s| s.unexpected) }
+        Self {
+            ready,
+            missing: count(|s| s.missing),
+            unexpected: count(|s| s.unexpected),
+        }
     }
 }
 
@@ -191,13 +200,18 @@ impl Policies {
     }
     /// Policies that mean a service, in an order that does not depend on that of events.
     pub fn on(&self, service: &RunService) -> impl Iterator<Item = &Record> {
-        self.by_service.get(service).into_iter().flatten().filter_map(|k| self.records.get(k))
+        self.by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|k| self.records.get(k))
     }
     pub fn keys_of_project(&self, project: &str) -> impl Iterator<Item = &PolicyKey> {
         self.by_project.get(project).into_iter().flatten()
     }
     pub fn of_project(&self, project: &str) -> impl Iterator<Item = &Record> {
-        self.keys_of_project(project).filter_map(|k| self.records.get(k))
+        self.keys_of_project(project)
+            .filter_map(|k| self.records.get(k))
     }
     pub fn keys_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &PolicyKey> {
         self.by_namespace.get(namespace).into_iter().flatten()
@@ -217,7 +231,10 @@ impl Policies {
     }
 
     fn link(&mut self, service: &RunService, key: &PolicyKey) {
-        let keys = self.by_service.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
+        let keys = self
+            .by_service
+            .entry(service.clone())
+            .or_insert_with(|| Vec::with_capacity(1));
         if let Err(place) = keys.binary_search(key) {
             keys.insert(place, key.clone());
         }
@@ -235,8 +252,14 @@ impl Policies {
     fn insert(&mut self, key: PolicyKey, record: Record) {
         let intent = &record.intent;
         self.by_uid.insert(intent.id.uid.clone(), key.clone());
-        self.by_project.entry(intent.project.clone()).or_default().insert(key.clone());
-        self.by_namespace.entry(key.0.clone()).or_default().insert(key.clone());
+        self.by_project
+            .entry(intent.project.clone())
+            .or_default()
+            .insert(key.clone());
+        self.by_namespace
+            .entry(key.0.clone())
+            .or_default()
+            .insert(key.clone());
         for service in &record.targets {
             self.link(service, &key);
         }
@@ -245,7 +268,11 @@ impl Policies {
 
     /// Takes a record out of every map.
     fn take(&mut self, key: &PolicyKey) -> Option<Record> {
-        fn drop_from(map: &mut HashMap<Arc<str>, BTreeSet<PolicyKey>>, of: &Arc<str>, key: &PolicyKey) {
+        fn drop_from(
+            map: &mut HashMap<Arc<str>, BTreeSet<PolicyKey>>,
+            of: &Arc<str>,
+            key: &PolicyKey,
+        ) {
             if let Some(keys) = map.get_mut(of) {
                 keys.remove(key);
                 if keys.is_empty() {
@@ -275,7 +302,11 @@ impl Index {
         }
         self.policies.unreadable.remove(&key);
         let mut effect = Effect::default();
-        if let Some(other) = self.policies.get(&key).filter(|o| o.intent.id.uid != intent.id.uid) {
+        if let Some(other) = self
+            .policies
+            .get(&key)
+            .filter(|o| o.intent.id.uid != intent.id.uid)
+        {
             // Another object under the same name.
             let gone = other.intent.id.clone();
             effect.merge(self.remove_policy(&gone));
@@ -283,8 +314,16 @@ impl Index {
         intent.link_accounts(|account| self.accounts.email(account));
         let status = policy.status.clone().unwrap_or_default();
         let (status, gauges) = (SerializedStatus::of(&status), Gauges::of(&status));
-        let has_finalizer = policy.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER);
-        if let Some(record) = self.policies.get_mut(&key).filter(|r| r.unreadable.is_none() && same(&r.intent, &intent))
+        let has_finalizer = policy
+            .metadata
+            .finalizers
+            .iter()
+            .flatten()
+            .any(|f| f == FINALIZER);
+        if let Some(record) = self
+            .policies
+            .get_mut(&key)
+            .filter(|r| r.unreadable.is_none() && same(&r.intent, &intent))
         {
             record.has_finalizer = has_finalizer;
             if record.status != status {
@@ -319,24 +358,45 @@ impl Index {
     fn put_record(&mut self, key: &PolicyKey, mut record: Record) -> Effect {
         let mut effect = Effect::default();
         let intent = record.intent.clone();
-        let Resolved { targets, denied, outside } = self.resolve(&intent, &record.terms);
+        let Resolved {
+            targets,
+            denied,
+            outside,
+        } = self.resolve(&intent, &record.terms);
         let mut previous = self.policies.take(key);
-        let named =
-            |i: &Intent| i.accounts.iter().flat_map(|a| &a.entries).map(|e| e.account.clone()).collect::<Vec<_>>();
+        let named = |i: &Intent| {
+            i.accounts
+                .iter()
+                .flat_map(|a| &a.entries)
+                .map(|e| e.account.clone())
+                .collect::<Vec<_>>()
+        };
         if let Some(previous) = &mut previous {
             self.accounts.unname(key, named(&previous.intent).iter());
-            effect.services.extend(std::mem::take(&mut previous.targets));
+            effect
+                .services
+                .extend(std::mem::take(&mut previous.targets));
         }
         self.accounts.name(key, named(&intent).iter());
         effect.services.extend(targets.iter().cloned());
         // What it owns on services that it means no more is looked at too.
-        effect.services.extend(self.ledgers.owned_by(&intent.id.uid).cloned());
-        let unlisted = self.projects.get(&intent.project).is_none_or(|p| !p.is_answered());
-        let asked = previous.as_ref().is_some_and(|p| p.intent.requested_at != intent.requested_at);
+        effect
+            .services
+            .extend(self.ledgers.owned_by(&intent.id.uid).cloned());
+        let unlisted = self
+            .projects
+            .get(&intent.project)
+            .is_none_or(|p| !p.is_answered());
+        let asked = previous
+            .as_ref()
+            .is_some_and(|p| p.intent.requested_at != intent.requested_at);
         let allowed = record.terms.refuse_project(&intent.project).is_none();
         // A selector that was edited can mean services that no listing was asked to keep.
-        let edited = previous.as_ref().is_none_or(|p| p.intent.generation != intent.generation);
-        if allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited)) {
+        let edited = previous
+            .as_ref()
+            .is_none_or(|p| p.intent.generation != intent.generation);
+        if allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited))
+        {
             effect.lists.insert(intent.project.clone());
         }
         effect.policies.insert(key.clone());
@@ -387,10 +447,19 @@ impl Index {
 
     /// An object that could not be read is gone.
     pub fn remove_unreadable_policy(&mut self, key: &PolicyKey, uid: &str) -> Effect {
-        if self.policies.unreadable.get(key).is_some_and(|u| **u == *uid) {
+        if self
+            .policies
+            .unreadable
+            .get(key)
+            .is_some_and(|u| **u == *uid)
+        {
             self.policies.unreadable.remove(key);
         }
-        let known = self.policies.get(key).filter(|r| *r.intent.id.uid == *uid).map(|r| r.intent.id.clone());
+        let known = self
+            .policies
+            .get(key)
+            .filter(|r| *r.intent.id.uid == *uid)
+            .map(|r| r.intent.id.clone());
         let mut effect = known.map(|id| self.remove_policy(&id)).unwrap_or_default();
         effect.services.extend(self.ledgers.owned_by(uid).cloned());
         effect
@@ -399,13 +468,29 @@ impl Index {
     /// Takes a policy out. The services that it meant, or that something belongs to it on, are to be looked at.
     pub fn remove_policy(&mut self, id: &PolicyId) -> Effect {
         let key = id.key();
-        if self.policies.get(&key).is_none_or(|r| r.intent.id.uid != id.uid) {
+        if self
+            .policies
+            .get(&key)
+            .is_none_or(|r| r.intent.id.uid != id.uid)
+        {
             return Effect::default();
         }
-        let Some(record) = self.policies.take(&key) else { return Effect::default() };
-        let accounts = record.intent.accounts.iter().flat_map(|a| &a.entries).map(|e| &e.account);
+        let Some(record) = self.policies.take(&key) else {
+            return Effect::default();
+        };
+        let accounts = record
+            .intent
+            .accounts
+            .iter()
+            .flat_map(|a| &a.entries)
+            .map(|e| &e.account);
         self.accounts.unname(&key, accounts);
-        if self.policies.of_project(&record.intent.project).next().is_none() {
+        if self
+            .policies
+            .of_project(&record.intent.project)
+            .next()
+            .is_none()
+        {
             self.projects.remove(&record.intent.project);
         }
         if self.policies.keys_of_namespace(&key.0).next().is_none() {
@@ -413,7 +498,10 @@ impl Index {
         }
         let mut services = record.targets;
         services.extend(self.ledgers.owned_by(&id.uid).cloned());
-        Effect { services, ..Effect::default() }
+        Effect {
+            services,
+            ..Effect::default()
+        }
     }
 
     /// A list of policies begins.
@@ -423,9 +511,15 @@ impl Index {
 
     /// The list is complete: what is not in it is gone.
     pub fn end_policy_list(&mut self) -> Effect {
-        let Some(seen) = self.policies.listing.take() else { return Effect::default() };
+        let Some(seen) = self.policies.listing.take() else {
+            return Effect::default();
+        };
         self.policies.unreadable.retain(|k, _| seen.contains(k));
-        let gone = self.policies.iter().filter(|(k, _)| !seen.contains(*k)).map(|(_, r)| r.intent.id.clone());
+        let gone = self
+            .policies
+            .iter()
+            .filter(|(k, _)| !seen.contains(*k))
+            .map(|(_, r)| r.intent.id.clone());
         let mut effect = Effect::default();
         for id in gone.collect::<BTreeSet<_>>() {
             effect.merge(self.remove_policy(&id));
@@ -435,11 +529,21 @@ impl Index {
 
     /// Finds the services of a policy anew. Returns those that it means now or meant before.
     pub(super) fn retarget(&mut self, key: &PolicyKey) -> BTreeSet<RunService> {
-        let Some((intent, terms)) = self.policies.get(key).map(|r| (r.intent.clone(), r.terms.clone())) else {
+        let Some((intent, terms)) = self
+            .policies
+            .get(key)
+            .map(|r| (r.intent.clone(), r.terms.clone()))
+        else {
             return BTreeSet::new();
         };
-        let Resolved { targets, denied, outside } = self.resolve(&intent, &terms);
-        let Some(record) = self.policies.get_mut(key) else { return BTreeSet::new() };
+        let Resolved {
+            targets,
+            denied,
+            outside,
+        } = self.resolve(&intent, &terms);
+        let Some(record) = self.policies.get_mut(key) else {
+            return BTreeSet::new();
+        };
         let old = std::mem::replace(&mut record.targets, targets.clone());
         record.denied = denied;
         record.outside = outside;
@@ -455,9 +559,13 @@ impl Index {
 
     /// What was observed for a policy where nothing is its business any more.
     fn forget_what_it_means_no_more(&mut self, key: &PolicyKey) {
-        let Some(record) = self.policies.records.get_mut(key) else { return };
+        let Some(record) = self.policies.records.get_mut(key) else {
+            return;
+        };
         let (targets, uid) = (&record.targets, &record.intent.id.uid);
-        record.observations.retain(|s, _| targets.contains(s) || self.ledgers.owns(uid, s));
+        record
+            .observations
+            .retain(|s, _| targets.contains(s) || self.ledgers.owns(uid, s));
         record.released.retain(|s| targets.contains(s));
     }
 
@@ -472,12 +580,18 @@ impl Index {
                         resolved.targets.insert(service.clone());
                     }
                     Some(refusal) => {
-                        denied.push(DeniedTarget { service: Some(service.clone()), message: refusal.message });
+                        denied.push(DeniedTarget {
+                            service: Some(service.clone()),
+                            message: refusal.message,
+                        });
                     }
                 },
                 Target::Selected { .. } => {
                     if let Some(refusal) = terms.refuse_project(&intent.project) {
-                        denied.push(DeniedTarget { service: None, message: refusal.message });
+                        denied.push(DeniedTarget {
+                            service: None,
+                            message: refusal.message,
+                        });
                         continue;
                     }
                     let project = self.projects.get(&intent.project);
@@ -514,16 +628,27 @@ impl Index {
 
     /// Services that are a policy's business: those that it means, and those where something still belongs to it.
     pub fn services_of(&self, key: &PolicyKey) -> BTreeSet<RunService> {
-        let Some(record) = self.policies.get(key) else { return BTreeSet::new() };
+        let Some(record) = self.policies.get(key) else {
+            return BTreeSet::new();
+        };
         let owned = self.ledgers.owned_by(&record.intent.id.uid).cloned();
         record.targets.iter().cloned().chain(owned).collect()
     }
 
     /// Takes down what was observed for a policy. Services that a discovery may reach now come back.
-    pub fn observe(&mut self, key: &PolicyKey, service: &RunService, observation: Observation) -> BTreeSet<RunService> {
-        let Some(record) = self.policies.records.get_mut(key) else { return BTreeSet::new() };
+    pub fn observe(
+        &mut self,
+        key: &PolicyKey,
+        service: &RunService,
+        observation: Observation,
+    ) -> BTreeSet<RunService> {
+        let Some(record) = self.policies.records.get_mut(key) else {
+            return BTreeSet::new();
+        };
         if record.targets.contains(service) || self.ledgers.owns(&record.intent.id.uid, service) {
-            record.observations.insert(service.clone(), Box::new(observation));
+            record
+                .observations
+                .insert(service.clone(), Box::new(observation));
         } else {
             record.observations.remove(service);
         }
@@ -532,28 +657,43 @@ impl Index {
 
     /// The finalizer of a policy was put on or taken off.
     pub fn set_finalizer(&mut self, id: &PolicyId, present: bool) {
-        if let Some(record) = self.policies.get_mut(&id.key()).filter(|r| r.intent.id == *id) {
+        if let Some(record) = self
+            .policies
+            .get_mut(&id.key())
+            .filter(|r| r.intent.id == *id)
+        {
             record.has_finalizer = present;
         }
     }
 
     /// A status was computed: what the metrics show.
     pub fn set_gauges(&mut self, id: &PolicyId, gauges: Gauges) {
-        if let Some(record) = self.policies.get_mut(&id.key()).filter(|r| r.intent.id == *id) {
+        if let Some(record) = self
+            .policies
+            .get_mut(&id.key())
+            .filter(|r| r.intent.id == *id)
+        {
             record.gauges = gauges;
         }
     }
 
     /// A status was written.
     pub fn set_status(&mut self, id: &PolicyId, status: SerializedStatus) {
-        if let Some(record) = self.policies.get_mut(&id.key()).filter(|r| r.intent.id == *id) {
+        if let Some(record) = self
+            .policies
+            .get_mut(&id.key())
+            .filter(|r| r.intent.id == *id)
+        {
             record.status = status;
         }
     }
 
     /// A change was recorded for a policy. Returns whether it had an earlier one; `None`: there is no such policy.
     pub fn set_last_change(&mut self, key: &PolicyKey, uid: &str, name: &str) -> Option<bool> {
-        let record = self.policies.get_mut(key).filter(|r| *r.intent.id.uid == *uid)?;
+        let record = self
+            .policies
+            .get_mut(key)
+            .filter(|r| *r.intent.id.uid == *uid)?;
         let earlier = record.last_change.is_some() || record.status.get().last_change.is_some();
         record.last_change = Some(name.into());
         Some(earlier)
@@ -567,7 +707,11 @@ impl Index {
         found: Result<Vec<(Arc<str>, InvokerChangeSpec)>, Arc<str>>,
         now: Timestamp,
     ) -> BTreeSet<RunService> {
-        let Some(record) = self.policies.get(key).filter(|r| *r.intent.rollbacks == *asked) else {
+        let Some(record) = self
+            .policies
+            .get(key)
+            .filter(|r| *r.intent.rollbacks == *asked)
+        else {
             return BTreeSet::new();
         };
         let role = record.intent.role;
@@ -579,7 +723,9 @@ impl Index {
             }
             Ok(RollbackState::Ready(ways))
         });
-        let Some(record) = self.policies.get_mut(key) else { return BTreeSet::new() };
+        let Some(record) = self.policies.get_mut(key) else {
+            return BTreeSet::new();
+        };
         record.rollback = state.unwrap_or_else(RollbackState::Impossible);
         self.services_of(key)
     }
@@ -588,7 +734,9 @@ impl Index {
     pub(super) fn relink(&mut self, keys: BTreeSet<PolicyKey>) -> Effect {
         let mut effect = Effect::default();
         for key in keys {
-            let Some(record) = self.policies.records.get_mut(&key) else { continue };
+            let Some(record) = self.policies.records.get_mut(&key) else {
+                continue;
+            };
             Arc::make_mut(&mut record.intent).link_accounts(|account| self.accounts.email(account));
             effect.services.extend(record.targets.iter().cloned());
             effect.policies.insert(key);
@@ -600,16 +748,27 @@ impl Index {
     pub(super) fn under_new_terms(&mut self, namespaces: &BTreeSet<Arc<str>>) -> Effect {
         let mut effect = Effect::default();
         for namespace in namespaces {
-            let keys: Vec<PolicyKey> = self.policies.keys_of_namespace(namespace).cloned().collect();
+            let keys: Vec<PolicyKey> = self
+                .policies
+                .keys_of_namespace(namespace)
+                .cloned()
+                .collect();
             let terms = self.guardrails.terms(namespace);
             for key in keys {
-                let Some(record) = self.policies.get_mut(&key) else { continue };
+                let Some(record) = self.policies.get_mut(&key) else {
+                    continue;
+                };
                 record.terms = terms.clone();
                 let intent = record.intent.clone();
                 // What was granted where it may not go any more is taken back.
-                effect.services.extend(self.ledgers.owned_by(&intent.id.uid).cloned());
+                effect
+                    .services
+                    .extend(self.ledgers.owned_by(&intent.id.uid).cloned());
                 effect.services.extend(self.retarget(&key));
-                let unlisted = self.projects.get(&intent.project).is_none_or(|p| !p.is_answered());
+                let unlisted = self
+                    .projects
+                    .get(&intent.project)
+                    .is_none_or(|p| !p.is_answered());
                 let allowed = terms.refuse_project(&intent.project).is_none();
                 if allowed && (unlisted || intent.has_selector()) && !intent.suspended {
                     effect.lists.insert(intent.project.clone());
@@ -624,7 +783,8 @@ impl Index {
     fn rollback_obstacle(&self, record: &Record) -> Option<Arc<str>> {
         let names = |s: &RunService| record.denied.iter().any(|d| d.service.as_ref() == Some(s));
         // A selector that was not answered yet may still turn out to mean it.
-        let means = |s: &RunService| record.targets.contains(s) || names(s) || self.may_select(record, s);
+        let means =
+            |s: &RunService| record.targets.contains(s) || names(s) || self.may_select(record, s);
         let mut ways: Vec<_> = record.rollback.all().filter(|(s, _)| !means(s)).collect();
         ways.sort_unstable_by_key(|(s, _)| *s);
         let stray = ways.first().map(|(service, way)| {
@@ -645,20 +805,29 @@ impl Index {
                 format!("the object cannot be read: {why}; apply it again as the current definition wants it").into(),
             ));
         }
-        if let Some(why) = self.rollback_obstacle(record).filter(|_| !record.intent.deleting) {
+        if let Some(why) = self
+            .rollback_obstacle(record)
+            .filter(|_| !record.intent.deleting)
+        {
             return Some((Reason::InvalidSpec, why));
         }
         if let Some(refusal) = record.terms.frozen() {
             return Some((Reason::GuardrailViolated, refusal.message.into()));
         }
         if record.rollback.is_loading() && !record.intent.deleting {
-            return Some((Reason::Progressing, "the records to go back behind are being read".into()));
+            return Some((
+                Reason::Progressing,
+                "the records to go back behind are being read".into(),
+            ));
         }
         if record.intent.accounts.is_none() || self.accounts.are_known() {
             return None;
         }
         let Some(why) = self.accounts.unreadable() else {
-            return Some((Reason::Progressing, "the ServiceAccounts of this cluster are being read".into()));
+            return Some((
+                Reason::Progressing,
+                "the ServiceAccounts of this cluster are being read".into(),
+            ));
         };
         let message = format!(
             "the ServiceAccounts of this cluster cannot be read: {why}; grant the operator list and watch on serviceaccounts"
@@ -667,10 +836,19 @@ impl Index {
     }
 
     /// A policy's word on a service. `left`: it means the service no more, and something there still belongs to it.
-    pub(super) fn word(&self, record: &Record, service: &RunService, left: bool) -> PolicyOnService {
+    pub(super) fn word(
+        &self,
+        record: &Record,
+        service: &RunService,
+        left: bool,
+    ) -> PolicyOnService {
         let mut word = PolicyOnService::new(record.intent.clone(), record.terms.clone());
         word.left = left;
-        word.rollback = record.rollback.on(service).filter(|_| !record.intent.deleting && !left).cloned();
+        word.rollback = record
+            .rollback
+            .on(service)
+            .filter(|_| !record.intent.deleting && !left)
+            .cloned();
         word.stopped = self.stopped(record).map(|(_, why)| why);
         if !left && !self.is_established(record, service) {
             word.spread = self.reach(record).map(|r| r.spread);
@@ -687,7 +865,10 @@ impl Index {
 
     /// Whether any grant belongs to a policy.
     pub fn owns_any(&self, record: &Record) -> bool {
-        self.ledgers.owned_by(&record.intent.id.uid).next().is_some()
+        self.ledgers
+            .owned_by(&record.intent.id.uid)
+            .next()
+            .is_some()
     }
 
     /// Whether nothing is left for which the finalizer should hold a policy.
@@ -710,27 +891,45 @@ impl Index {
         if intent.has_selector() && may_look && project.is_none_or(|p| !p.is_answered()) {
             return false;
         }
-        record.targets.iter().all(|service| match record.observations.get(service) {
-            Some(observation) if observation.answers(intent) => match &observation.result {
-                Ok(findings) => findings.unexpected.is_empty(),
-                Err(fault) => fault.class.row().gone,
-            },
-            _ => false,
-        })
+        record
+            .targets
+            .iter()
+            .all(|service| match record.observations.get(service) {
+                Some(observation) if observation.answers(intent) => match &observation.result {
+                    Ok(findings) => findings.unexpected.is_empty(),
+                    Err(fault) => fault.class.row().gone,
+                },
+                _ => false,
+            })
     }
 
     /// The status that a policy should have now.
-    pub fn status_of(&self, key: &PolicyKey, propagation: Duration, now: Timestamp) -> Option<InvokerPolicyStatus> {
+    pub fn status_of(
+        &self,
+        key: &PolicyKey,
+        propagation: Duration,
+        now: Timestamp,
+    ) -> Option<InvokerPolicyStatus> {
         let record = self.policies.get(key)?;
         let intent = &record.intent;
         // Where it is not known whether its selectors mean a service, nothing is said of it.
-        let concerned = self.services_of(key).into_iter().filter(|s| !self.may_select(record, s));
-        let observations: BTreeMap<RunService, Option<&Observation>> =
-            concerned.map(|s| (s.clone(), record.observation(&s))).collect();
+        let concerned = self
+            .services_of(key)
+            .into_iter()
+            .filter(|s| !self.may_select(record, s));
+        let observations: BTreeMap<RunService, Option<&Observation>> = concerned
+            .map(|s| (s.clone(), record.observation(&s)))
+            .collect();
         let project = self.projects.get(&intent.project);
-        let selecting = intent.has_selector() && record.terms.refuse_project(&intent.project).is_none();
-        let back: Vec<(&RunService, &str)> = record.rollbacks().map(|(s, r)| (s, &*r.change)).collect();
-        let reach = if record.targets.len() > record.terms.max_new_services() { self.reach(record) } else { None };
+        let selecting =
+            intent.has_selector() && record.terms.refuse_project(&intent.project).is_none();
+        let back: Vec<(&RunService, &str)> =
+            record.rollbacks().map(|(s, r)| (s, &*r.change)).collect();
+        let reach = if record.targets.len() > record.terms.max_new_services() {
+            self.reach(record)
+        } else {
+            None
+        };
         let input = StatusInput {
             intent,
             observations: &observations,
@@ -750,11 +949,17 @@ impl Index {
 
     /// Forgets what was observed for the policies of these projects.
     pub(super) fn forget_observations(&mut self, among: &dyn Fn(&str) -> bool) {
-        let keys: Vec<PolicyKey> =
-            self.policies.iter().filter(|(_, r)| among(&r.intent.project)).map(|(k, _)| k.clone()).collect();
+        let keys: Vec<PolicyKey> = self
+            .policies
+            .iter()
+            .filter(|(_, r)| among(&r.intent.project))
+            .map(|(k, _)| k.clone())
+            .collect();
         for key in keys {
             self.retarget(&key);
-            let Some(record) = self.policies.get_mut(&key) else { continue };
+            let Some(record) = self.policies.get_mut(&key) else {
+                continue;
+            };
             record.observations.clear();
             record.released.clear();
         }
@@ -762,7 +967,10 @@ impl Index {
 
     /// How far a discovery of a policy reaches, where that waits for approval: those services.
     pub fn reached(&self, key: &PolicyKey) -> BTreeSet<RunService> {
-        let record = self.policies.get(key).filter(|r| r.targets.len() > r.terms.max_new_services());
+        let record = self
+            .policies
+            .get(key)
+            .filter(|r| r.targets.len() > r.terms.max_new_services());
         match record.and_then(|r| self.reach(r)) {
             Some(reach) if matches!(reach.spread, SelectorImpact::Held { .. }) => reach.services,
             _ => BTreeSet::new(),

@@ -38,12 +38,19 @@ impl ServiceAccounts {
     /// A policy names these accounts from now on, and no others.
     pub fn name<'a>(&mut self, policy: &PolicyKey, accounts: impl Iterator<Item = &'a AccountKey>) {
         for account in accounts {
-            self.named_by.entry(account.clone()).or_default().insert(policy.clone());
+            self.named_by
+                .entry(account.clone())
+                .or_default()
+                .insert(policy.clone());
         }
     }
 
     /// A policy names these accounts no more.
-    pub fn unname<'a>(&mut self, policy: &PolicyKey, accounts: impl Iterator<Item = &'a AccountKey>) {
+    pub fn unname<'a>(
+        &mut self,
+        policy: &PolicyKey,
+        accounts: impl Iterator<Item = &'a AccountKey>,
+    ) {
         for account in accounts {
             if let Some(policies) = self.named_by.get_mut(account) {
                 policies.remove(policy);
@@ -77,7 +84,13 @@ impl ServiceAccounts {
         if let Some(seen) = &mut self.listing {
             seen.insert(account.clone());
         }
-        let bounded = email.map(|e| if e.len() > MAX_EMAIL { "a value that is too long" } else { e });
+        let bounded = email.map(|e| {
+            if e.len() > MAX_EMAIL {
+                "a value that is too long"
+            } else {
+                e
+            }
+        });
         if self.email(&account) == bounded {
             return BTreeSet::new();
         }
@@ -101,7 +114,12 @@ impl ServiceAccounts {
     /// any if none was known before.
     pub fn end_list(&mut self) -> BTreeSet<PolicyKey> {
         let seen = self.listing.take().unwrap_or_default();
-        let gone: Vec<AccountKey> = self.emails.keys().filter(|a| !seen.contains(*a)).cloned().collect();
+        let gone: Vec<AccountKey> = self
+            .emails
+            .keys()
+            .filter(|a| !seen.contains(*a))
+            .cloned()
+            .collect();
         let mut changed = std::mem::take(&mut self.changed);
         for account in gone {
             self.emails.remove(&account);
@@ -177,7 +195,11 @@ mod tests {
     fn what_is_too_long_is_not_kept() {
         let mut accounts = known();
         accounts.apply(account("web"), Some(&"x".repeat(200_000)));
-        assert!(accounts.email(&account("web")).is_some_and(|e| e.len() < 50));
+        assert!(
+            accounts
+                .email(&account("web"))
+                .is_some_and(|e| e.len() < 50)
+        );
     }
 
     #[test]

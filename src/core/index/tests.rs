@@ -41,12 +41,19 @@ fn policy(name: &str, generation: i64, spec: &Value) -> InvokerPolicy {
 }
 
 fn id(name: &str) -> PolicyId {
-    PolicyId { namespace: "team-a".into(), name: name.into(), uid: name.into() }
+    PolicyId {
+        namespace: "team-a".into(),
+        name: name.into(),
+        uid: name.into(),
+    }
 }
 
 fn owned_by(names: &[&str]) -> Ledger {
     let owners: BTreeSet<PolicyId> = names.iter().map(|n| id(n)).collect();
-    Ledger { lines: [(grant(), owners)].into(), ..Ledger::default() }
+    Ledger {
+        lines: [(grant(), owners)].into(),
+        ..Ledger::default()
+    }
 }
 
 fn index(ledger: &Ledger) -> Index {
@@ -56,7 +63,11 @@ fn index(ledger: &Ledger) -> Index {
 }
 
 fn state(index: &Index, name: &str) -> Option<OwnerState> {
-    index.owners(&service()).get(&grant())?.get(&id(name)).copied()
+    index
+        .owners(&service())
+        .get(&grant())?
+        .get(&id(name))
+        .copied()
 }
 
 #[test]
@@ -87,7 +98,8 @@ fn a_service_that_a_policy_names_no_more_is_left_behind_until_nothing_belongs_to
 fn a_policy_that_retains_rests_while_it_goes_and_lets_go_once_it_is_gone() {
     let mut index = index(&owned_by(&["p"]));
     let mut going = policy("p", 1, &json!({"onDelete": "Retain"}));
-    going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-11-24T12:00:00Z")).unwrap();
+    going.metadata.deletion_timestamp =
+        serde_json::from_value(json!("2026-11-24T12:00:00Z")).unwrap();
     index.apply_policy(&going, Duration::ZERO);
     assert_eq!(state(&index, "p"), Some(OwnerState::Resting));
     let effect = index.remove_policy(&id("p"));
@@ -106,21 +118,43 @@ fn what_is_nobodys_is_looked_at_unless_somebody_lists_it_for_good() {
 #[test]
 fn what_is_nobodys_and_listed_for_a_time_is_looked_at_when_that_ends() {
     let end = "2026-11-24T12:01:00Z";
-    let listing =
-        policy("p", 1, &json!({"suspend": true, "invokers": [{"member": "user:a@acme.com", "expires": end}]}));
-    let grant = crate::intent::Intent::from_policy(&listing).declared.first().unwrap().grant.clone();
-    let mut index = index(&Ledger { lines: [(grant, BTreeSet::new())].into(), ..Ledger::default() });
-    assert_eq!(index.left_behind_from(&service()), Some(Timestamp::MIN), "nobody lists it");
+    let listing = policy(
+        "p",
+        1,
+        &json!({"suspend": true, "invokers": [{"member": "user:a@acme.com", "expires": end}]}),
+    );
+    let grant = crate::intent::Intent::from_policy(&listing)
+        .declared
+        .first()
+        .unwrap()
+        .grant
+        .clone();
+    let mut index = index(&Ledger {
+        lines: [(grant, BTreeSet::new())].into(),
+        ..Ledger::default()
+    });
+    assert_eq!(
+        index.left_behind_from(&service()),
+        Some(Timestamp::MIN),
+        "nobody lists it"
+    );
     index.apply_policy(&listing, Duration::ZERO);
-    assert_eq!(index.left_behind_from(&service()), Some(end.parse().unwrap()));
+    assert_eq!(
+        index.left_behind_from(&service()),
+        Some(end.parse().unwrap())
+    );
 }
 
 #[test]
 fn an_older_state_of_a_ledger_does_not_come_back() {
     let mut index = index(&owned_by(&["p"]));
-    let mut late = crate::ledger::to_object(&service(), &owned_by(&["older"]), Some(&Version::new("9")));
+    let mut late =
+        crate::ledger::to_object(&service(), &owned_by(&["older"]), Some(&Version::new("9")));
     assert!(!index.apply_ledger(&late));
     late.metadata.resource_version = Some("11".into());
     assert!(index.apply_ledger(&late));
-    assert!(!index.remove_ledger(&service(), &Version::new("10")), "gone in a state that is older than the one known");
+    assert!(
+        !index.remove_ledger(&service(), &Version::new("10")),
+        "gone in a state that is older than the one known"
+    );
 }

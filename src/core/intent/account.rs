@@ -39,7 +39,9 @@ impl Intent {
     /// Makes [`Intent::declared`] anew from what each ServiceAccount's annotation says now. `linked` gives the annotation's
     /// value, or `None` where there is no such ServiceAccount or no annotation.
     pub fn link_accounts<'a>(&mut self, linked: impl Fn(&AccountKey) -> Option<&'a str>) {
-        let Some(accounts) = &mut self.accounts else { return };
+        let Some(accounts) = &mut self.accounts else {
+            return;
+        };
         let mut declared: BTreeSet<Declared> = accounts.members.iter().cloned().collect();
         accounts.unlinked.clear();
         for entry in &accounts.entries {
@@ -64,7 +66,11 @@ impl Intent {
                 }
             };
             declared.insert(Declared {
-                grant: Grant { principal, role: self.role, condition: entry.condition.clone() },
+                grant: Grant {
+                    principal,
+                    role: self.role,
+                    condition: entry.condition.clone(),
+                },
                 expires: entry.expires,
             });
         }

@@ -26,7 +26,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { public: false, max_removals: 20, max_new_services: 50, require_guardrail: false }
+        Self {
+            public: false,
+            max_removals: 20,
+            max_new_services: 50,
+            require_guardrail: false,
+        }
     }
 }
 
@@ -116,10 +121,16 @@ impl Guardrail {
     pub fn from_object(object: &InvokerGuardrail) -> Self {
         let name: Arc<str> = object.metadata.name.as_deref().unwrap_or_default().into();
         let spec = &object.spec;
-        let globs = |list: &Option<Vec<String>>| list.as_ref().map(|l| l.iter().map(|p| WildMatch::new(p)).collect());
+        let globs = |list: &Option<Vec<String>>| {
+            list.as_ref()
+                .map(|l| l.iter().map(|p| WildMatch::new(p)).collect())
+        };
         let max_lifetime = match spec.max_lifetime.as_deref().map(|t| (t, parse_interval(t))) {
             Some((text, None)) => {
-                return Self::unreadable(name, format!("spec.maxLifetime {text:?} is no duration such as 720h"));
+                return Self::unreadable(
+                    name,
+                    format!("spec.maxLifetime {text:?} is no duration such as 720h"),
+                );
             }
             Some((_, Some(lifetime))) => Some(lifetime),
             None => None,
@@ -129,7 +140,10 @@ impl Guardrail {
             namespaces: globs(&spec.namespaces),
             projects: globs(&spec.projects),
             services: globs(&spec.services),
-            members: spec.members.as_ref().map(|l| l.iter().map(|p| MemberGlob::parse(p)).collect()),
+            members: spec
+                .members
+                .as_ref()
+                .map(|l| l.iter().map(|p| MemberGlob::parse(p)).collect()),
             public: spec.public == PublicAccess::Allow,
             max_lifetime,
             max_removals: spec.max_removals.map(|n| n as usize),
@@ -160,11 +174,15 @@ impl Guardrail {
     /// Why nobody knows what it forbids, if so.
     pub fn frozen(&self) -> Option<Refusal> {
         let why = self.unreadable.as_ref()?;
-        Some(self.no(format_args!("cannot be read, so nothing is written until it is repaired: {why}")))
+        Some(self.no(format_args!(
+            "cannot be read, so nothing is written until it is repaired: {why}"
+        )))
     }
 
     fn no(&self, why: impl std::fmt::Display) -> Refusal {
-        Refusal { message: format!("guardrail {} {why}", self.name) }
+        Refusal {
+            message: format!("guardrail {} {why}", self.name),
+        }
     }
 
     fn refuse_member(&self, declared: &Declared, now: Timestamp) -> Option<Refusal> {
@@ -174,22 +192,38 @@ impl Guardrail {
                 return Some(self.no("denies public access"));
             }
         } else {
-            let named = self.members.as_ref().is_some_and(|m| m.iter().any(|g| g.matches(principal)));
+            let named = self
+                .members
+                .as_ref()
+                .is_some_and(|m| m.iter().any(|g| g.matches(principal)));
             if self.members.is_some() && !named {
-                return Some(self.no("does not allow this member; its members say who may be declared"));
+                return Some(
+                    self.no("does not allow this member; its members say who may be declared"),
+                );
             }
-            let named_as_set =
-                self.members.as_ref().is_some_and(|m| m.iter().any(|g| g.is_about_sets() && g.matches(principal)));
+            let named_as_set = self
+                .members
+                .as_ref()
+                .is_some_and(|m| m.iter().any(|g| g.is_about_sets() && g.matches(principal)));
             if principal.is_everybody_of_something() && !self.public && !named_as_set {
-                return Some(self.no("does not name this set of everybody, and denies public access"));
+                return Some(
+                    self.no("does not name this set of everybody, and denies public access"),
+                );
             }
         }
         let most = self.max_lifetime?;
         let hours = most.as_secs().div_ceil(3600);
         match declared.expires {
-            None => Some(self.no(format_args!("wants every access to end within {hours}h; add expires"))),
-            Some(at) if at.duration_since(now) > jiff::SignedDuration::try_from(most).unwrap_or_default() => {
-                Some(self.no(format_args!("wants every access to end within {hours}h; {at} is later")))
+            None => Some(self.no(format_args!(
+                "wants every access to end within {hours}h; add expires"
+            ))),
+            Some(at)
+                if at.duration_since(now)
+                    > jiff::SignedDuration::try_from(most).unwrap_or_default() =>
+            {
+                Some(self.no(format_args!(
+                    "wants every access to end within {hours}h; {at} is later"
+                )))
             }
             Some(_) => None,
         }
@@ -207,18 +241,39 @@ pub struct Terms {
 impl PartialEq for Terms {
     fn eq(&self, other: &Self) -> bool {
         let same = |a: &Guardrail, b: &Guardrail| {
-            Guardrail { namespaces: None, ..a.clone() } == Guardrail { namespaces: None, ..b.clone() }
+            Guardrail {
+                namespaces: None,
+                ..a.clone()
+            } == Guardrail {
+                namespaces: None,
+                ..b.clone()
+            }
         };
         self.limits == other.limits
             && self.rails.len() == other.rails.len()
-            && self.rails.iter().zip(&other.rails).all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
+            && self
+                .rails
+                .iter()
+                .zip(&other.rails)
+                .all(|(a, b)| Arc::ptr_eq(a, b) || same(a, b))
     }
 }
 
 impl Terms {
     /// The terms of a namespace under all guardrails there are.
-    pub fn of<'a>(namespace: &str, rails: impl IntoIterator<Item = &'a Arc<Guardrail>>, limits: Limits) -> Self {
-        Self { rails: rails.into_iter().filter(|g| g.selects(namespace)).cloned().collect(), limits }
+    pub fn of<'a>(
+        namespace: &str,
+        rails: impl IntoIterator<Item = &'a Arc<Guardrail>>,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            rails: rails
+                .into_iter()
+                .filter(|g| g.selects(namespace))
+                .cloned()
+                .collect(),
+            limits,
+        }
     }
 
     /// Why nothing at all may be written for the namespace and nothing taken away, until somebody repairs a guardrail.
@@ -230,35 +285,53 @@ impl Terms {
     pub fn refuse_project(&self, project: &str) -> Option<Refusal> {
         if self.rails.is_empty() && self.limits.require_guardrail {
             let message = "no guardrail selects this namespace, and the operator requires one; ask the platform team";
-            return Some(Refusal { message: message.into() });
+            return Some(Refusal {
+                message: message.into(),
+            });
         }
-        let rail = self.rails.iter().find(|g| !one_of(g.projects.as_ref(), project))?;
+        let rail = self
+            .rails
+            .iter()
+            .find(|g| !one_of(g.projects.as_ref(), project))?;
         Some(rail.no(format_args!("does not allow project {project}")))
     }
 
     /// Why a service may not be touched, not even read.
     pub fn refuse_service(&self, service: &RunService) -> Option<Refusal> {
         self.refuse_project(&service.project).or_else(|| {
-            let rail = self.rails.iter().find(|g| !one_of(g.services.as_ref(), &service.name))?;
+            let rail = self
+                .rails
+                .iter()
+                .find(|g| !one_of(g.services.as_ref(), &service.name))?;
             Some(rail.no(format_args!("does not allow service {}", service.name)))
         })
     }
 
     /// Why a grant may not be declared at `now`.
     pub fn refuse_grant(&self, declared: &Declared, now: Timestamp) -> Option<Refusal> {
-        if let Some(refusal) = self.rails.iter().find_map(|g| g.refuse_member(declared, now)) {
+        if let Some(refusal) = self
+            .rails
+            .iter()
+            .find_map(|g| g.refuse_member(declared, now))
+        {
             return Some(refusal);
         }
         let principal = &declared.grant.principal;
         let everybody = principal.is_public() || principal.is_everybody_of_something();
         (self.rails.is_empty() && everybody && !self.limits.public).then(|| Refusal {
-            message: format!("{principal} stands for everybody and no guardrail allows it; ask the platform team"),
+            message: format!(
+                "{principal} stands for everybody and no guardrail allows it; ask the platform team"
+            ),
         })
     }
 
     /// The most invokers that one write may take from one service without approval.
     pub fn max_removals(&self) -> usize {
-        self.rails.iter().filter_map(|g| g.max_removals).min().unwrap_or(self.limits.max_removals)
+        self.rails
+            .iter()
+            .filter_map(|g| g.max_removals)
+            .min()
+            .unwrap_or(self.limits.max_removals)
     }
 
     /// The most services that one discovery may add to a policy without approval.
@@ -277,17 +350,23 @@ mod tests {
 
     fn rail(name: &str, spec: serde_json::Value) -> Arc<Guardrail> {
         let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
-        Arc::new(Guardrail::from_object(&serde_json::from_value(object).unwrap()))
+        Arc::new(Guardrail::from_object(
+            &serde_json::from_value(object).unwrap(),
+        ))
     }
     fn terms(rails: &[Arc<Guardrail>]) -> Terms {
         Terms::of("team-a", rails, Limits::default())
     }
     fn declared(member: &str, expires: Option<&str>) -> Declared {
         let expires = expires.map(|e| e.parse().unwrap());
-        Declared { grant: Grant::new(Principal::from_live(member), Role::Invoker), expires }
+        Declared {
+            grant: Grant::new(Principal::from_live(member), Role::Invoker),
+            expires,
+        }
     }
     fn refused(t: &Terms, member: &str) -> bool {
-        t.refuse_grant(&declared(member, None), NOW.parse().unwrap()).is_some()
+        t.refuse_grant(&declared(member, None), NOW.parse().unwrap())
+            .is_some()
     }
 
     #[test]
@@ -300,8 +379,16 @@ mod tests {
             ("*@acme.com", "user:ada@evil-acme.com", false),
             ("*@acme.com", "user:ada@acme.com.evil.org", false),
             ("*@acme.com", "domain:acme.com", false),
-            ("*@acme.com", "principal://iam.googleapis.com/projects/6/locations/global/x/subject/ada@acme.com", false),
-            ("*@acme.com", "principalSet://iam.googleapis.com/projects/6/x/attribute.email/ada@acme.com", false),
+            (
+                "*@acme.com",
+                "principal://iam.googleapis.com/projects/6/locations/global/x/subject/ada@acme.com",
+                false,
+            ),
+            (
+                "*@acme.com",
+                "principalSet://iam.googleapis.com/projects/6/x/attribute.email/ada@acme.com",
+                false,
+            ),
             ("user:*@acme.com", "group:ops@acme.com", false),
             ("domain:acme.com", "domain:ACME.com", true),
             (
@@ -309,12 +396,24 @@ mod tests {
                 "serviceAccount:w@acme-prod.iam.gserviceaccount.com",
                 true,
             ),
-            ("serviceAccount:*@acme-*.iam.gserviceaccount.com", "user:w@acme-prod.iam.gserviceaccount.com", false),
+            (
+                "serviceAccount:*@acme-*.iam.gserviceaccount.com",
+                "user:w@acme-prod.iam.gserviceaccount.com",
+                false,
+            ),
             ("*", "user:anyone@anywhere.org", true),
             ("*", "allUsers", false),
             ("*", "allAuthenticatedUsers", false),
-            ("*", "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/*", false),
-            ("*", "principalSet://cloudresourcemanager.googleapis.com/organizations/1/type/ServiceAccount", false),
+            (
+                "*",
+                "principalSet://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/*",
+                false,
+            ),
+            (
+                "*",
+                "principalSet://cloudresourcemanager.googleapis.com/organizations/1/type/ServiceAccount",
+                false,
+            ),
             ("all*", "allUsers", false),
             ("*:*", "allUsers", false),
             ("*:*", "user:ada@acme.com", false),
@@ -341,8 +440,18 @@ mod tests {
         assert!(!refused(&terms(std::slice::from_ref(&open)), "allUsers"));
         assert!(refused(&terms(&[open, shut]), "allUsers"));
         assert!(refused(&terms(&[]), "allAuthenticatedUsers"));
-        assert!(refused(&terms(&[]), "principalSet://iam.googleapis.com/x/y/*"));
-        let allowed = Terms::of("n", [], Limits { public: true, ..Limits::default() });
+        assert!(refused(
+            &terms(&[]),
+            "principalSet://iam.googleapis.com/x/y/*"
+        ));
+        let allowed = Terms::of(
+            "n",
+            [],
+            Limits {
+                public: true,
+                ..Limits::default()
+            },
+        );
         assert!(!refused(&allowed, "allUsers"));
     }
 
@@ -350,19 +459,35 @@ mod tests {
     fn every_guardrail_that_selects_the_namespace_must_be_satisfied() {
         let t = terms(&[
             rail("wide", json!({"projects": ["acme-*"]})),
-            rail("narrow", json!({"namespaces": ["team-*"], "services": ["pay-*"]})),
-            rail("others", json!({"namespaces": ["search"], "projects": ["other"]})),
+            rail(
+                "narrow",
+                json!({"namespaces": ["team-*"], "services": ["pay-*"]}),
+            ),
+            rail(
+                "others",
+                json!({"namespaces": ["search"], "projects": ["other"]}),
+            ),
         ]);
-        let service = |p: &str, n: &str| t.refuse_service(&RunService::new(p, "r1", n)).map(|r| r.message);
+        let service = |p: &str, n: &str| {
+            t.refuse_service(&RunService::new(p, "r1", n))
+                .map(|r| r.message)
+        };
         assert_eq!(service("acme-prod", "pay-web"), None);
-        assert_eq!(service("other", "pay-web").as_deref(), Some("guardrail wide does not allow project other"));
-        assert_eq!(service("acme-prod", "web").as_deref(), Some("guardrail narrow does not allow service web"));
+        assert_eq!(
+            service("other", "pay-web").as_deref(),
+            Some("guardrail wide does not allow project other")
+        );
+        assert_eq!(
+            service("acme-prod", "web").as_deref(),
+            Some("guardrail narrow does not allow service web")
+        );
     }
 
     #[test]
     fn access_must_end_within_the_longest_lifetime() {
         let t = terms(&[rail("temp", json!({"maxLifetime": "24h"}))]);
-        let ask = |at: Option<&str>| t.refuse_grant(&declared("user:a@b.co", at), NOW.parse().unwrap());
+        let ask =
+            |at: Option<&str>| t.refuse_grant(&declared("user:a@b.co", at), NOW.parse().unwrap());
         assert!(ask(None).is_some_and(|r| r.message.contains("add expires")));
         assert!(ask(Some("2026-11-24T12:00:01Z")).is_some());
         assert_eq!(ask(Some("2026-11-24T12:00:00Z")), None);
@@ -371,16 +496,33 @@ mod tests {
     #[test]
     fn limits_of_the_operator_hold_where_no_guardrail_speaks() {
         assert_eq!(terms(&[]).max_removals(), 20);
-        assert_eq!(terms(&[rail("a", json!({})), rail("b", json!({"maxRemovals": 3}))]).max_removals(), 3);
-        let strict = Terms::of("n", [], Limits { require_guardrail: true, ..Limits::default() });
+        assert_eq!(
+            terms(&[rail("a", json!({})), rail("b", json!({"maxRemovals": 3}))]).max_removals(),
+            3
+        );
+        let strict = Terms::of(
+            "n",
+            [],
+            Limits {
+                require_guardrail: true,
+                ..Limits::default()
+            },
+        );
         assert!(strict.refuse_project("acme-prod").is_some());
-        assert!(terms(&[rail("a", json!({}))]).refuse_project("acme-prod").is_none());
+        assert!(
+            terms(&[rail("a", json!({}))])
+                .refuse_project("acme-prod")
+                .is_none()
+        );
     }
 
     #[test]
     fn a_guardrail_that_cannot_be_read_freezes_instead_of_being_skipped() {
         let t = terms(&[rail("odd", json!({"maxLifetime": "soon"}))]);
-        assert!(t.frozen().is_some_and(|r| r.message.contains("maxLifetime")));
+        assert!(
+            t.frozen()
+                .is_some_and(|r| r.message.contains("maxLifetime"))
+        );
         assert!(terms(&[]).frozen().is_none());
     }
 }

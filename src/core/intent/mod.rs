@@ -12,7 +12,10 @@ use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
 
 use crate::{
-    api::{APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT, ROLLBACK, RoleName},
+    api::{
+        APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT,
+        ROLLBACK, RoleName,
+    },
     iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
 };
 
@@ -57,7 +60,10 @@ impl Target {
         match self {
             Self::Named(service) => *service == found.service,
             Self::Selected { regions, selector } => {
-                regions.as_ref().is_none_or(|r| r.contains(&found.service.region)) && selector.matches(&found.labels)
+                regions
+                    .as_ref()
+                    .is_none_or(|r| r.contains(&found.service.region))
+                    && selector.matches(&found.labels)
             }
         }
     }
@@ -129,9 +135,19 @@ impl Intent {
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let targets = targets(spec, &mut rejections);
         let (declared, entries) = declared(spec, namespace, role, &mut rejections);
-        let accounts = (!entries.is_empty())
-            .then(|| Box::new(Accounts { entries, members: declared.clone(), unlinked: Vec::new() }));
-        let annotation = |name: &str| meta.annotations.as_ref().and_then(|a| a.get(name)).map(String::as_str);
+        let accounts = (!entries.is_empty()).then(|| {
+            Box::new(Accounts {
+                entries,
+                members: declared.clone(),
+                unlinked: Vec::new(),
+            })
+        });
+        let annotation = |name: &str| {
+            meta.annotations
+                .as_ref()
+                .and_then(|a| a.get(name))
+                .map(String::as_str)
+        };
         Self {
             id: PolicyId {
                 namespace: namespace.into(),
@@ -160,7 +176,11 @@ impl Intent {
 
     /// The next time at which a declared grant ends.
     pub fn next_expiry(&self, now: Timestamp) -> Option<Timestamp> {
-        self.declared.iter().filter_map(|d| d.expires).filter(|e| *e > now).min()
+        self.declared
+            .iter()
+            .filter_map(|d| d.expires)
+            .filter(|e| *e > now)
+            .min()
     }
 
     /// Whether this policy may write to IAM: enforced and not suspended.
@@ -180,26 +200,45 @@ impl Intent {
 
     /// Whether a selector is among the targets, so that the project must be listed.
     pub fn has_selector(&self) -> bool {
-        self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))
+        self.targets
+            .iter()
+            .any(|t| matches!(t, Target::Selected { .. }))
     }
 }
 
 /// The words of an annotation that holds a list. More than a few dozen are nobody's intention.
 fn words(text: Option<&str>) -> Box<[Arc<str>]> {
-    text.unwrap_or_default().split([',', ' ']).filter(|w| !w.is_empty()).take(64).map(Into::into).collect()
+    text.unwrap_or_default()
+        .split([',', ' '])
+        .filter(|w| !w.is_empty())
+        .take(64)
+        .map(Into::into)
+        .collect()
 }
 
 fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Target> {
     let mut targets = Vec::with_capacity(spec.services.len());
     for (i, entry) in spec.services.iter().enumerate() {
-        let mut reject = |message: String| rejections.push(Rejection { field: format!("spec.services[{i}]"), message });
+        let mut reject = |message: String| {
+            rejections.push(Rejection {
+                field: format!("spec.services[{i}]"),
+                message,
+            })
+        };
         match (&entry.name, &entry.region, &entry.selector) {
             (Some(name), Some(region), None) => {
-                targets.push(Target::Named(RunService::new(spec.project.as_str(), region.as_str(), name.as_str())));
+                targets.push(Target::Named(RunService::new(
+                    spec.project.as_str(),
+                    region.as_str(),
+                    name.as_str(),
+                )));
             }
             (None, None, Some(selector)) => match Selector::try_from(selector.clone()) {
                 Ok(parsed) if !parsed.selects_all() => targets.push(Target::Selected {
-                    regions: entry.regions.as_ref().map(|r| r.iter().map(|s| s.as_str().into()).collect()),
+                    regions: entry
+                        .regions
+                        .as_ref()
+                        .map(|r| r.iter().map(|s| s.as_str().into()).collect()),
                     selector: parsed,
                 }),
                 Ok(_) => reject("selector must name at least one label".into()),
@@ -222,14 +261,23 @@ fn declared(
     let mut accounts = Vec::new();
     for (i, entry) in spec.invokers.iter().enumerate() {
         let mut reject = |field: &str, message: String| {
-            rejections.push(Rejection { field: format!("spec.invokers[{i}].{field}"), message })
+            rejections.push(Rejection {
+                field: format!("spec.invokers[{i}].{field}"),
+                message,
+            })
         };
         let expires = match entry.expires.as_deref().map(str::parse::<Timestamp>) {
             None => None,
             Some(Ok(at)) => Some(at),
             Some(Err(_)) => {
                 // Granting without the end that was meant would widen access.
-                reject("expires", format!("{:?} is no time; write for example 2026-12-24T18:00:00Z", entry.expires));
+                reject(
+                    "expires",
+                    format!(
+                        "{:?} is no time; write for example 2026-12-24T18:00:00Z",
+                        entry.expires
+                    ),
+                );
                 continue;
             }
         };
@@ -248,11 +296,19 @@ fn declared(
             (None, Some(account)) => {
                 let namespace = account.namespace.as_deref().unwrap_or(namespace);
                 let account = (namespace.into(), account.name.as_str().into());
-                accounts.push(AccountEntry { account, position: i, expires, condition });
+                accounts.push(AccountEntry {
+                    account,
+                    position: i,
+                    expires,
+                    condition,
+                });
                 continue;
             }
             _ => {
-                reject("member", "give either member or kubernetesServiceAccount".into());
+                reject(
+                    "member",
+                    "give either member or kubernetesServiceAccount".into(),
+                );
                 continue;
             }
         };
@@ -264,10 +320,20 @@ fn declared(
             }
         };
         if principal.is_public() && condition.is_some() {
-            reject("member", format!("{principal} cannot have a condition or expires"));
+            reject(
+                "member",
+                format!("{principal} cannot have a condition or expires"),
+            );
             continue;
         }
-        declared.insert(Declared { grant: Grant { principal, role, condition }, expires });
+        declared.insert(Declared {
+            grant: Grant {
+                principal,
+                role,
+                condition,
+            },
+            expires,
+        });
     }
     (declared.into_iter().collect(), accounts)
 }
@@ -287,7 +353,11 @@ fn parse_interval(text: &str) -> Option<Duration> {
     for c in text.chars() {
         match (c, number) {
             ('0'..='9', n) => {
-                number = Some(n.unwrap_or(0).checked_mul(10)?.checked_add(u64::from(c.to_digit(10)?))?);
+                number = Some(
+                    n.unwrap_or(0)
+                        .checked_mul(10)?
+                        .checked_add(u64::from(c.to_digit(10)?))?,
+                );
             }
             ('h' | 'm' | 's', Some(n)) => {
                 let unit = match c {
@@ -324,16 +394,28 @@ mod tests {
         assert_eq!(i.targets.len(), 1);
         assert_eq!(i.declared.len(), 1);
         let fields: Vec<_> = i.rejections.iter().map(|r| r.field.as_str()).collect();
-        assert_eq!(fields, ["spec.services[1]", "spec.invokers[1].member", "spec.invokers[2].expires"]);
+        assert_eq!(
+            fields,
+            [
+                "spec.services[1]",
+                "spec.invokers[1].member",
+                "spec.invokers[2].expires"
+            ]
+        );
     }
 
     #[test]
     fn an_expiry_ends_at_its_instant_and_not_before() {
-        let i = intent(json!({"project": "acme-prod", "services": [{"name": "a", "region": "r1"}],
-            "invokers": [{"member": "user:a@b.co", "expires": "2026-12-24T18:00:00Z"}]}));
+        let i = intent(
+            json!({"project": "acme-prod", "services": [{"name": "a", "region": "r1"}],
+            "invokers": [{"member": "user:a@b.co", "expires": "2026-12-24T18:00:00Z"}]}),
+        );
         let at = |s: &str| s.parse::<Timestamp>().unwrap();
         assert_eq!(i.declared[0].expires, Some(at("2026-12-24T18:00:00Z")));
-        assert_eq!(i.next_expiry(at("2026-12-24T17:59:59Z")), Some(at("2026-12-24T18:00:00Z")));
+        assert_eq!(
+            i.next_expiry(at("2026-12-24T17:59:59Z")),
+            Some(at("2026-12-24T18:00:00Z"))
+        );
         assert_eq!(i.next_expiry(at("2026-12-24T18:00:00Z")), None);
     }
 

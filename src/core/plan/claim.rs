@@ -18,7 +18,11 @@ pub enum SelectorImpact {
     /// It is not yet known how many services this discovery changes.
     Counting { unseen: usize },
     /// So many services would change at once that a person has to agree.
-    Held { services: usize, limit: usize, hash: Arc<str> },
+    Held {
+        services: usize,
+        limit: usize,
+        hash: Arc<str>,
+    },
 }
 
 /// Access to go back to, in place of what the spec says.
@@ -47,7 +51,14 @@ pub struct PolicyOnService {
 impl PolicyOnService {
     /// A claim that nothing stands in the way of.
     pub fn new(intent: Arc<Intent>, terms: Arc<Terms>) -> Self {
-        Self { intent, terms, spread: None, rollback: None, stopped: None, left: false }
+        Self {
+            intent,
+            terms,
+            spread: None,
+            rollback: None,
+            stopped: None,
+            left: false,
+        }
     }
 
     /// What is declared here.
@@ -55,7 +66,9 @@ impl PolicyOnService {
         if self.left {
             return &[];
         }
-        self.rollback.as_ref().map_or(&self.intent.declared, |r| &r.declared)
+        self.rollback
+            .as_ref()
+            .map_or(&self.intent.declared, |r| &r.declared)
     }
 
     /// Whether this policy may change the service now.
@@ -65,12 +78,22 @@ impl PolicyOnService {
 
     /// Grants that are declared and not over at `now`.
     pub fn grants_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
-        self.declared().iter().filter(move |d| d.expires.is_none_or(|e| e > now)).map(|d| &d.grant)
+        self.declared()
+            .iter()
+            .filter(move |d| d.expires.is_none_or(|e| e > now))
+            .map(|d| &d.grant)
     }
 
     /// Why something declared may not be granted on `service`.
-    pub fn refuse(&self, service: &RunService, declared: &Declared, now: Timestamp) -> Option<Refusal> {
-        self.terms.refuse_service(service).or_else(|| self.terms.refuse_grant(declared, now))
+    pub fn refuse(
+        &self,
+        service: &RunService,
+        declared: &Declared,
+        now: Timestamp,
+    ) -> Option<Refusal> {
+        self.terms
+            .refuse_service(service)
+            .or_else(|| self.terms.refuse_grant(declared, now))
     }
 }
 

@@ -44,7 +44,12 @@ pub enum Verdict {
 fn is_ours(grant: &Grant, desired: &Desired) -> bool {
     match &grant.condition {
         None => true,
-        Some(c) => c.expiry().is_some() || desired.conditions.contains(&(grant.role, Condition::clone(c))),
+        Some(c) => {
+            c.expiry().is_some()
+                || desired
+                    .conditions
+                    .contains(&(grant.role, Condition::clone(c)))
+        }
     }
 }
 
@@ -62,7 +67,11 @@ impl Circumstances<'_> {
     pub fn judge(&self, grant: &Grant, complete: bool, leaving: bool) -> Verdict {
         let desired = self.desired;
         let owned = self.ledger.get(grant).and_then(ownership::revoke_cause);
-        let ended = grant.condition.as_ref().and_then(|c| c.expiry()).is_some_and(|e| e <= self.now);
+        let ended = grant
+            .condition
+            .as_ref()
+            .and_then(|c| c.expiry())
+            .is_some_and(|e| e <= self.now);
         let cause = if leaving {
             Some(RevokeCause::PolicyDeleted)
         } else if let (Some(_), Some(_)) = (owned, desired.refused.get(grant)) {
@@ -74,23 +83,32 @@ impl Circumstances<'_> {
         } else if owned.is_some() {
             owned
         } else if complete && is_ours(grant, desired) {
-            Some(if ended { RevokeCause::Expired } else { RevokeCause::Unlisted })
+            Some(if ended {
+                RevokeCause::Expired
+            } else {
+                RevokeCause::Unlisted
+            })
         } else {
             None
         };
         match cause {
             None => Verdict::Foreign,
             // A protected member that a policy named is that policy's to take back; one that nobody named is not.
-            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => match desired.refused.get(grant) {
-                Some((refusal, _)) => Verdict::Refused(refusal.clone()),
-                None => Verdict::Protected,
-            },
+            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => {
+                match desired.refused.get(grant) {
+                    Some((refusal, _)) => Verdict::Refused(refusal.clone()),
+                    None => Verdict::Protected,
+                }
+            }
             Some(cause) => Verdict::Revoke(cause),
         }
     }
 }
 
 /// Grants that are wanted and not there.
-pub fn missing<'a>(wanted: impl Iterator<Item = &'a Grant>, live: &BTreeSet<Grant>) -> BTreeSet<Grant> {
+pub fn missing<'a>(
+    wanted: impl Iterator<Item = &'a Grant>,
+    live: &BTreeSet<Grant>,
+) -> BTreeSet<Grant> {
     wanted.filter(|g| !live.contains(g)).cloned().collect()
 }

@@ -24,7 +24,9 @@ pub struct Fight {
 
 /// 5, 10, 20 and then 30 minutes: at most three corrections at once and about five more in any hour.
 fn delay(corrections: usize) -> SignedDuration {
-    let doublings = u32::try_from(corrections.saturating_sub(CONTESTED_AT)).unwrap_or(u32::MAX).min(8);
+    let doublings = u32::try_from(corrections.saturating_sub(CONTESTED_AT))
+        .unwrap_or(u32::MAX)
+        .min(8);
     SignedDuration::from_mins((5 << doublings).min(30))
 }
 
@@ -82,7 +84,9 @@ impl Memory {
 
     /// Whether a grant was corrected lately.
     pub fn was_corrected(&self, grant: &Grant) -> bool {
-        self.corrections.get(grant).is_some_and(|times| !times.is_empty())
+        self.corrections
+            .get(grant)
+            .is_some_and(|times| !times.is_empty())
     }
 
     /// Forgets what is too old to count.
@@ -96,15 +100,24 @@ impl Memory {
     /// The fight about a grant, if there is one.
     pub fn fight(&self, grant: &Grant, now: Timestamp) -> Option<Fight> {
         let times = self.corrections.get(grant)?;
-        let corrections = times.iter().filter(|t| now.duration_since(**t) < WINDOW).count();
+        let corrections = times
+            .iter()
+            .filter(|t| now.duration_since(**t) < WINDOW)
+            .count();
         // In order, so the last is the latest.
         let last = *times.last()?;
-        (corrections >= CONTESTED_AT).then(|| Fight { corrections, not_before: last + delay(corrections) })
+        (corrections >= CONTESTED_AT).then(|| Fight {
+            corrections,
+            not_before: last + delay(corrections),
+        })
     }
 
     /// Every fight about the service.
     pub fn fights(&self, now: Timestamp) -> BTreeMap<Grant, Fight> {
-        self.corrections.keys().filter_map(|g| Some((g.clone(), self.fight(g, now)?))).collect()
+        self.corrections
+            .keys()
+            .filter_map(|g| Some((g.clone(), self.fight(g, now)?)))
+            .collect()
     }
 }
 
@@ -118,7 +131,10 @@ pub struct BreakerLimits {
 
 impl Default for BreakerLimits {
     fn default() -> Self {
-        Self { corrections: 50, window: SignedDuration::from_mins(5) }
+        Self {
+            corrections: 50,
+            window: SignedDuration::from_mins(5),
+        }
     }
 }
 
@@ -135,7 +151,10 @@ pub struct Breaker {
 
 impl Breaker {
     pub fn new(limits: BreakerLimits) -> Self {
-        Self { limits, ..Self::default() }
+        Self {
+            limits,
+            ..Self::default()
+        }
     }
 
     /// Since when it is open, if it is.
@@ -156,7 +175,8 @@ impl Breaker {
         if self.opened.is_some() {
             return false;
         }
-        self.corrected.retain(|(t, _)| now.duration_since(*t) < self.limits.window);
+        self.corrected
+            .retain(|(t, _)| now.duration_since(*t) < self.limits.window);
         if self.corrected.len() >= self.limits.corrections {
             self.opened = Some(now);
             self.unrest = Some(now);
@@ -189,7 +209,10 @@ impl Breaker {
 
     /// Whether the window passed without fresh drift.
     pub fn is_calm(&self, now: Timestamp) -> bool {
-        self.opened.is_some() && self.unrest.is_none_or(|t| now.duration_since(t) >= self.limits.window)
+        self.opened.is_some()
+            && self
+                .unrest
+                .is_none_or(|t| now.duration_since(t) >= self.limits.window)
     }
 
     /// Closes it, by hand or because it is calm.
@@ -221,13 +244,19 @@ mod tests {
         // The rival changes the grant back every single minute for a day.
         for minute in 0..1440 {
             memory.prune(at(minute));
-            if memory.fight(&grant(), at(minute)).is_none_or(|f| f.not_before <= at(minute)) {
+            if memory
+                .fight(&grant(), at(minute))
+                .is_none_or(|f| f.not_before <= at(minute))
+            {
                 memory.corrected(&grant(), at(minute));
                 writes.push(minute);
             }
         }
         assert_eq!(writes[..4], [0, 1, 2, 7]);
-        let most = writes.iter().map(|w| writes.iter().filter(|x| (*w..w + 60).contains(*x)).count()).max();
+        let most = writes
+            .iter()
+            .map(|w| writes.iter().filter(|x| (*w..w + 60).contains(*x)).count())
+            .max();
         assert!(most <= Some(8), "{writes:?}");
         assert!(writes.len() > 24, "it is still corrected");
     }
@@ -252,7 +281,10 @@ mod tests {
 
     #[test]
     fn the_breaker_opens_at_its_limit_and_closes_after_a_quiet_window_or_by_hand() {
-        let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
+        let mut breaker = Breaker::new(BreakerLimits {
+            corrections: 2,
+            window: SignedDuration::from_mins(5),
+        });
         assert!(breaker.admit(&service("a"), at(0)) && breaker.admit(&service("b"), at(0)));
         assert!(!breaker.admit(&service("c"), at(1)));
         assert!(!breaker.admit(&service("c"), at(7)) && !breaker.is_calm(at(5)));
@@ -264,7 +296,10 @@ mod tests {
 
     #[test]
     fn a_correction_counts_once_and_not_if_it_was_not_made_or_is_yet_to_come() {
-        let limits = BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) };
+        let limits = BreakerLimits {
+            corrections: 2,
+            window: SignedDuration::from_mins(5),
+        };
         let mut breaker = Breaker::new(limits);
         for _ in 0..5 {
             breaker.remember(&service("a"), at(0), at(1));
@@ -279,7 +314,10 @@ mod tests {
 
     #[test]
     fn corrections_that_are_spread_out_never_open_the_breaker() {
-        let mut breaker = Breaker::new(BreakerLimits { corrections: 2, window: SignedDuration::from_mins(5) });
+        let mut breaker = Breaker::new(BreakerLimits {
+            corrections: 2,
+            window: SignedDuration::from_mins(5),
+        });
         assert!((0..100).all(|n| breaker.admit(&service("a"), at(n * 3))));
     }
 }

@@ -41,15 +41,23 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
 /// Removals that count: access that is in force now and that nobody asked to end at a time, nor the platform team by a
 /// guardrail. What a guardrail refuses goes without asking, or a tenant could keep it by never agreeing.
 fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
-    let in_force = grant.condition.as_ref().and_then(|c| c.expiry()).is_none_or(|e| e > input.now);
+    let in_force = grant
+        .condition
+        .as_ref()
+        .and_then(|c| c.expiry())
+        .is_none_or(|e| e > input.now);
     in_force && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
 }
 
 /// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay: they only add what was
 /// declared.
 pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
-    let counted: BTreeSet<Grant> =
-        plan.revokes.iter().filter(|(g, c)| counts(g, **c, input)).map(|(g, _)| g.clone()).collect();
+    let counted: BTreeSet<Grant> = plan
+        .revokes
+        .iter()
+        .filter(|(g, c)| counts(g, **c, input))
+        .map(|(g, _)| g.clone())
+        .collect();
     if counted.is_empty() {
         return;
     }
@@ -61,14 +69,22 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .min()
         .unwrap_or(input.settings.limits.max_removals);
     // What waits for a listing counts, or one removal that is too large would go through as two that are not.
-    let waiting = plan.withheld.iter().filter(|w| w.why == WithheldReason::UnansweredSelectors).count();
+    let waiting = plan
+        .withheld
+        .iter()
+        .filter(|w| w.why == WithheldReason::UnansweredSelectors)
+        .count();
     let left = Left::of(plan, input);
     let may_be_too_many = waiting > 0 && counted.len() + waiting > limit;
     let may_be_the_last = left.is_nobody() && input.unanswered.standing;
     if !input.unanswered.failed && (may_be_too_many || may_be_the_last) {
         for grant in counted {
             plan.revokes.remove(&grant);
-            plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::UnansweredSelectors });
+            plan.withheld.push(Withheld {
+                change: Change::Revoke,
+                grant,
+                why: WithheldReason::UnansweredSelectors,
+            });
         }
         return;
     }
@@ -79,18 +95,32 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     if counted.len() <= limit && !last {
         return;
     }
-    let condition =
-        |g: &Grant| g.condition.as_ref().map_or(String::new(), |c| format!("{}\n{}", c.title, c.expression));
-    let lines: Vec<String> =
-        counted.iter().map(|g| format!("{}\n{}\n{}", g.role, g.principal.key(), condition(g))).collect();
+    let condition = |g: &Grant| {
+        g.condition
+            .as_ref()
+            .map_or(String::new(), |c| format!("{}\n{}", c.title, c.expression))
+    };
+    let lines: Vec<String> = counted
+        .iter()
+        .map(|g| format!("{}\n{}\n{}", g.role, g.principal.key(), condition(g)))
+        .collect();
     let name = input.service.resource_name();
     let head = ["removals", name.as_str(), input.live.etag.0.as_str()];
     let hash = digest(head.into_iter().chain(lines.iter().map(String::as_str)));
-    let approval = Approval { hash, removals: counted.len(), limit, last };
+    let approval = Approval {
+        hash,
+        removals: counted.len(),
+        limit,
+        last,
+    };
     let agreed = agreed(&approval.hash, &counted, input);
     for grant in counted.difference(&agreed).cloned() {
         plan.revokes.remove(&grant);
-        plan.withheld.push(Withheld { change: Change::Revoke, grant, why: WithheldReason::Approval(approval.clone()) });
+        plan.withheld.push(Withheld {
+            change: Change::Revoke,
+            grant,
+            why: WithheldReason::Approval(approval.clone()),
+        });
     }
     if !agreed.is_empty() {
         plan.approved = Some(approval);
@@ -103,7 +133,10 @@ fn agreed(hash: &Arc<str>, counted: &BTreeSet<Grant>, input: &Input<'_>) -> BTre
     if input.approvals.contains(hash) {
         return counted.clone();
     }
-    let agreeing = input.claims.iter().filter(|c| c.intent.enforces() && c.intent.approvals.contains(hash));
+    let agreeing = input
+        .claims
+        .iter()
+        .filter(|c| c.intent.enforces() && c.intent.approvals.contains(hash));
     let shown = agreeing.flat_map(|c| super::view(c, input).unexpected);
     shown.filter(|g| counted.contains(g)).collect()
 }
@@ -118,9 +151,23 @@ struct Left {
 
 impl Left {
     fn of(plan: &Plan, input: &Input<'_>) -> Self {
-        let alive = |g: &Grant| g.condition.as_ref().and_then(|c| c.expiry()).is_none_or(|e| e > input.now);
-        let comes = plan.grants.keys().filter(|g| alive(g) && !input.doubtful.contains(*g)).cloned().collect();
-        let stays = input.live.grants().into_iter().any(|g| alive(&g) && !plan.revokes.contains_key(&g));
+        let alive = |g: &Grant| {
+            g.condition
+                .as_ref()
+                .and_then(|c| c.expiry())
+                .is_none_or(|e| e > input.now)
+        };
+        let comes = plan
+            .grants
+            .keys()
+            .filter(|g| alive(g) && !input.doubtful.contains(*g))
+            .cloned()
+            .collect();
+        let stays = input
+            .live
+            .grants()
+            .into_iter()
+            .any(|g| alive(&g) && !plan.revokes.contains_key(&g));
         Self { stays, comes }
     }
 
@@ -132,14 +179,24 @@ impl Left {
 /// Whether a policy stands on the service that did not say `allowEmpty`. A policy that is deleted, or that names the service
 /// no more, said so by that; one that cannot be carried out now did not.
 fn stands(input: &Input<'_>) -> bool {
-    let standing = || input.claims.iter().filter(|c| c.intent.enforces() && !c.intent.deleting && !c.left);
+    let standing = || {
+        input
+            .claims
+            .iter()
+            .filter(|c| c.intent.enforces() && !c.intent.deleting && !c.left)
+    };
     standing().next().is_some() && !standing().any(|c| c.intent.allows_nobody())
 }
 
 /// What a discovery that reaches services which this policy never changed comes to: `None` if it may go on.
 ///
 /// `wanting` are those known to differ, `unseen` counts those that nobody has looked at yet.
-pub fn spread(intent: &Intent, wanting: &BTreeSet<RunService>, unseen: usize, limit: usize) -> Option<SelectorImpact> {
+pub fn spread(
+    intent: &Intent,
+    wanting: &BTreeSet<RunService>,
+    unseen: usize,
+    limit: usize,
+) -> Option<SelectorImpact> {
     if wanting.len() + unseen <= limit {
         return None;
     }
@@ -151,5 +208,9 @@ pub fn spread(intent: &Intent, wanting: &BTreeSet<RunService>, unseen: usize, li
     let names: Vec<String> = wanting.iter().map(RunService::resource_name).collect();
     let head = ["spread", &*intent.id.uid, generation.as_str()];
     let hash = digest(head.into_iter().chain(names.iter().map(String::as_str)));
-    Some(SelectorImpact::Held { services: wanting.len(), limit, hash })
+    Some(SelectorImpact::Held {
+        services: wanting.len(),
+        limit,
+        hash,
+    })
 }

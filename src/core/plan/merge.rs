@@ -31,7 +31,11 @@ pub struct Desired {
 impl Desired {
     /// Whether a policy for which the list of the grant's role is complete leaves it out. What a guardrail refuses one policy
     /// protects nothing from another: only who declares it oneself is not complete without it.
-    pub fn leaves_out<'a>(&self, grant: &Grant, mut complete: impl Iterator<Item = &'a PolicyId>) -> bool {
+    pub fn leaves_out<'a>(
+        &self,
+        grant: &Grant,
+        mut complete: impl Iterator<Item = &'a PolicyId>,
+    ) -> bool {
         let declared_by = self.refused.get(grant).map(|(_, by)| by);
         complete.any(|id| declared_by.is_none_or(|by| !by.contains(id)))
     }
@@ -49,14 +53,19 @@ pub fn merge(input: &Input<'_>) -> Desired {
             if claim.enforces() && intent.on_delete == OnDelete::Revoke {
                 // What it was not allowed to declare is not its to take back either; what was granted nevertheless is
                 // in the ledger.
-                let own = claim.declared().iter().filter(|d| claim.refuse(input.service, d, input.now).is_none());
+                let own = claim
+                    .declared()
+                    .iter()
+                    .filter(|d| claim.refuse(input.service, d, input.now).is_none());
                 desired.leaving.extend(own.map(|d| d.grant.clone()));
             }
             continue;
         }
         for declared in claim.declared() {
             if let Some(c) = &declared.grant.condition {
-                desired.conditions.insert((declared.grant.role, c.as_ref().clone()));
+                desired
+                    .conditions
+                    .insert((declared.grant.role, c.as_ref().clone()));
             }
             if declared.expires.is_some_and(|e| e <= input.now) {
                 if claim.enforces() {
@@ -66,18 +75,35 @@ pub fn merge(input: &Input<'_>) -> Desired {
             }
             if let Some(refusal) = claim.refuse(input.service, declared, input.now) {
                 let entry = desired.refused.entry(declared.grant.clone());
-                entry.or_insert_with(|| (refusal, BTreeSet::new())).1.insert(intent.id.clone());
+                entry
+                    .or_insert_with(|| (refusal, BTreeSet::new()))
+                    .1
+                    .insert(intent.id.clone());
                 continue;
             }
-            desired.listed.entry(declared.grant.clone()).or_default().insert(intent.id.clone());
+            desired
+                .listed
+                .entry(declared.grant.clone())
+                .or_default()
+                .insert(intent.id.clone());
             if claim.enforces() {
-                desired.granted.entry(declared.grant.clone()).or_default().insert(intent.id.clone());
+                desired
+                    .granted
+                    .entry(declared.grant.clone())
+                    .or_default()
+                    .insert(intent.id.clone());
             }
         }
         if claim.enforces() && intent.membership == Membership::Authoritative {
-            desired.authoritative.entry(intent.role).or_default().insert(intent.id.clone());
+            desired
+                .authoritative
+                .entry(intent.role)
+                .or_default()
+                .insert(intent.id.clone());
         }
     }
-    desired.refused.retain(|g, _| !desired.listed.contains_key(g));
+    desired
+        .refused
+        .retain(|g, _| !desired.listed.contains_key(g));
     desired
 }

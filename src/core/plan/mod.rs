@@ -58,7 +58,9 @@ impl Settings {
     /// Members are compared as IAM compares them, on both sides: case does not count.
     fn protects(&self, grant: &Grant) -> bool {
         let member = grant.principal.key().to_ascii_lowercase();
-        self.protected.iter().any(|glob| wildmatch::WildMatch::new(&glob.to_ascii_lowercase()).matches(&member))
+        self.protected
+            .iter()
+            .any(|glob| wildmatch::WildMatch::new(&glob.to_ascii_lowercase()).matches(&member))
     }
 }
 
@@ -142,7 +144,10 @@ pub struct Withheld {
 impl Withheld {
     /// Whether it undoes what somebody else did, and waits only for that to end.
     pub fn is_others_doing(&self) -> bool {
-        matches!(self.why, WithheldReason::Contested(_) | WithheldReason::CircuitOpen)
+        matches!(
+            self.why,
+            WithheldReason::Contested(_) | WithheldReason::CircuitOpen
+        )
     }
 }
 
@@ -192,7 +197,9 @@ impl WithheldReason {
             Self::Protected => Reason::InSync,
             Self::RejectedMember(aside) => aside.reason,
             Self::Guardrail(_) => Reason::GuardrailViolated,
-            Self::Approval(_) | Self::SelectorImpact(SelectorImpact::Held { .. }) => Reason::ApprovalRequired,
+            Self::Approval(_) | Self::SelectorImpact(SelectorImpact::Held { .. }) => {
+                Reason::ApprovalRequired
+            }
             Self::SelectorImpact(SelectorImpact::Counting { .. }) => Reason::Progressing,
             Self::Contested(_) => Reason::Drifted,
             Self::CircuitOpen => Reason::CircuitOpen,
@@ -307,8 +314,9 @@ impl Plan {
     /// Whether it still wants all of a batch.
     pub fn wants(&self, batch: &Batch) -> bool {
         // Without them the same removals would leave nobody, and would not have been planned.
-        let is_left =
-            batch.revokes.is_empty() || self.replacements.is_empty() || !self.replacements.is_disjoint(&batch.grants);
+        let is_left = batch.revokes.is_empty()
+            || self.replacements.is_empty()
+            || !self.replacements.is_disjoint(&batch.grants);
         is_left
             && batch.grants.iter().all(|g| self.grants.contains_key(g))
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
@@ -317,28 +325,44 @@ impl Plan {
     /// The removal that is held for approval and that no policy would be told of: nothing of it belongs to one any more.
     pub fn held_alone(&self) -> Option<HeldRemoval> {
         let is_nobodys = |w: &&Withheld| self.lines.get(&w.grant).is_some_and(BTreeSet::is_empty);
-        self.withheld.iter().filter(is_nobodys).find_map(|w| match &w.why {
-            WithheldReason::Approval(a) => Some(HeldRemoval { approve: a.hash.to_string(), message: w.why.explain() }),
-            _ => None,
-        })
+        self.withheld
+            .iter()
+            .filter(is_nobodys)
+            .find_map(|w| match &w.why {
+                WithheldReason::Approval(a) => Some(HeldRemoval {
+                    approve: a.hash.to_string(),
+                    message: w.why.explain(),
+                }),
+                _ => None,
+            })
     }
 
     /// Everything that is left to do waits for its turn, and says so. Of a member that IAM refused before that stays what
     /// there is to say.
     pub fn wait(&mut self, refused_before: &BTreeMap<Grant, RejectedMember>) {
-        let grants = std::mem::take(&mut self.grants).into_keys().map(|g| (Change::Grant, g));
-        let revokes = std::mem::take(&mut self.revokes).into_keys().map(|g| (Change::Revoke, g));
+        let grants = std::mem::take(&mut self.grants)
+            .into_keys()
+            .map(|g| (Change::Grant, g));
+        let revokes = std::mem::take(&mut self.revokes)
+            .into_keys()
+            .map(|g| (Change::Revoke, g));
         let why = |grant: &Grant| {
             let refused = refused_before.get(grant).cloned();
             refused.map_or(WithheldReason::Quota, WithheldReason::RejectedMember)
         };
-        let held = grants.chain(revokes).map(|(change, grant)| Withheld { change, why: why(&grant), grant });
+        let held = grants.chain(revokes).map(|(change, grant)| Withheld {
+            change,
+            why: why(&grant),
+            grant,
+        });
         self.withheld.extend(held.collect::<Vec<_>>());
     }
 
     /// Changes that are made and undo what somebody else did.
     pub fn corrections(&self) -> impl Iterator<Item = &Grant> {
-        self.drift.iter().filter(|g| self.grants.contains_key(g) || self.revokes.contains_key(g))
+        self.drift
+            .iter()
+            .filter(|g| self.grants.contains_key(g) || self.revokes.contains_key(g))
     }
 
     /// Whether anything that somebody else did is undone.
@@ -348,8 +372,16 @@ impl Plan {
 
     /// What differs from what is declared for reasons of our own. What differs because of others stays their doing.
     pub fn outstanding(&self) -> BTreeSet<Grant> {
-        let withheld = self.withheld.iter().filter(|w| !w.is_others_doing()).map(|w| &w.grant);
-        let all = self.grants.keys().chain(self.revokes.keys()).chain(withheld);
+        let withheld = self
+            .withheld
+            .iter()
+            .filter(|w| !w.is_others_doing())
+            .map(|w| &w.grant);
+        let all = self
+            .grants
+            .keys()
+            .chain(self.revokes.keys())
+            .chain(withheld);
         all.filter(|g| !self.drift.contains(*g)).cloned().collect()
     }
 
@@ -360,7 +392,10 @@ impl Plan {
 
     /// The policy to write: `live` with the changes, and with nothing else.
     pub fn applied_to(&self, live: &Policy) -> Policy {
-        live.with_changes(&self.grants.keys().cloned().collect(), &self.revokes.keys().cloned().collect())
+        live.with_changes(
+            &self.grants.keys().cloned().collect(),
+            &self.revokes.keys().cloned().collect(),
+        )
     }
 }
 
@@ -369,7 +404,13 @@ pub fn plan(input: &Input<'_>) -> Plan {
     let desired = merge(input);
     let live = input.live.grants();
     let mut plan = Plan::nothing(input.service);
-    let mut hold = |change, grant: &Grant, why| plan.withheld.push(Withheld { change, grant: grant.clone(), why });
+    let mut hold = |change, grant: &Grant, why| {
+        plan.withheld.push(Withheld {
+            change,
+            grant: grant.clone(),
+            why,
+        })
+    };
     let hashed = input.live.has_hashed_conditions();
 
     for (grant, by) in desired.listed.iter().filter(|(g, _)| !live.contains(g)) {
@@ -377,7 +418,11 @@ pub fn plan(input: &Input<'_>) -> Plan {
             None => hold(Change::Grant, grant, why_not_enforced(input, by)),
             Some(_) if hashed => hold(Change::Grant, grant, WithheldReason::HashedConditions),
             Some(enforcing) => match input.rejected.get(grant) {
-                Some(aside) => hold(Change::Grant, grant, WithheldReason::RejectedMember(aside.clone())),
+                Some(aside) => hold(
+                    Change::Grant,
+                    grant,
+                    WithheldReason::RejectedMember(aside.clone()),
+                ),
                 None => {
                     plan.grants.insert(grant.clone(), enforcing.clone());
                 }
@@ -385,7 +430,11 @@ pub fn plan(input: &Input<'_>) -> Plan {
         }
     }
     for (grant, (refusal, _)) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
-        hold(Change::Grant, grant, WithheldReason::Guardrail(refusal.clone()));
+        hold(
+            Change::Grant,
+            grant,
+            WithheldReason::Guardrail(refusal.clone()),
+        );
     }
     let circumstances = diff::Circumstances {
         desired: &desired,
@@ -394,12 +443,19 @@ pub fn plan(input: &Input<'_>) -> Plan {
         now: input.now,
     };
     for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
-        let complete = desired.leaves_out(grant, desired.authoritative.get(&grant.role).into_iter().flatten());
+        let complete = desired.leaves_out(
+            grant,
+            desired.authoritative.get(&grant.role).into_iter().flatten(),
+        );
         match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
             Verdict::Foreign => {}
-            Verdict::Refused(refusal) => hold(Change::Leave, grant, WithheldReason::Guardrail(refusal)),
+            Verdict::Refused(refusal) => {
+                hold(Change::Leave, grant, WithheldReason::Guardrail(refusal))
+            }
             Verdict::Protected => hold(Change::Revoke, grant, WithheldReason::Protected),
-            Verdict::Revoke(_) if hashed => hold(Change::Revoke, grant, WithheldReason::HashedConditions),
+            Verdict::Revoke(_) if hashed => {
+                hold(Change::Revoke, grant, WithheldReason::HashedConditions)
+            }
             Verdict::Revoke(cause) if input.unanswered.holds(grant, cause) => {
                 hold(Change::Revoke, grant, WithheldReason::UnansweredSelectors);
             }
@@ -414,7 +470,12 @@ pub fn plan(input: &Input<'_>) -> Plan {
     withhold_beyond_cap(&mut plan, input.live);
     plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
     withhold_beyond_memory(&mut plan);
-    if !plan.replacements.is_empty() && plan.replacements.iter().all(|g| !plan.grants.contains_key(g)) {
+    if !plan.replacements.is_empty()
+        && plan
+            .replacements
+            .iter()
+            .all(|g| !plan.grants.contains_key(g))
+    {
         plan.replacements.clear();
         guard::hold_blast(&mut plan, input);
     }
@@ -424,33 +485,66 @@ pub fn plan(input: &Input<'_>) -> Plan {
 /// Nobody who may write asks for it: the policies that list it are audited, suspended, or not carried out here yet.
 fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReason {
     let asking = || input.claims.iter().filter(|c| by.contains(&c.intent.id));
-    if let Some(why) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.stopped.clone()) {
+    if let Some(why) = asking()
+        .filter(|c| c.intent.enforces())
+        .find_map(|c| c.stopped.clone())
+    {
         return WithheldReason::Stopped(why);
     }
-    if let Some(spread) = asking().filter(|c| c.intent.enforces()).find_map(|c| c.spread.clone()) {
+    if let Some(spread) = asking()
+        .filter(|c| c.intent.enforces())
+        .find_map(|c| c.spread.clone())
+    {
         return WithheldReason::SelectorImpact(spread);
     }
-    if asking().any(|c| !c.intent.suspended) { WithheldReason::Audited } else { WithheldReason::Suspended }
+    if asking().any(|c| !c.intent.suspended) {
+        WithheldReason::Audited
+    } else {
+        WithheldReason::Suspended
+    }
 }
 
 /// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or too much in all.
 fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     let by = claim::fingerprint(input.claims);
     let is_drift = |g: &Grant| input.memory.is_drift(by, g);
-    let unlisted = plan.revokes.iter().filter(|(_, cause)| **cause == RevokeCause::Unlisted).map(|(g, _)| g);
+    let unlisted = plan
+        .revokes
+        .iter()
+        .filter(|(_, cause)| **cause == RevokeCause::Unlisted)
+        .map(|(g, _)| g);
     // What was approved was looked at by a person.
     if plan.approved.is_none() {
-        plan.drift = plan.grants.keys().chain(unlisted).filter(|g| is_drift(g)).cloned().collect();
+        plan.drift = plan
+            .grants
+            .keys()
+            .chain(unlisted)
+            .filter(|g| is_drift(g))
+            .cloned()
+            .collect();
     } else {
-        plan.drift = plan.grants.keys().filter(|g| is_drift(g)).cloned().collect();
+        plan.drift = plan
+            .grants
+            .keys()
+            .filter(|g| is_drift(g))
+            .cloned()
+            .collect();
     }
     for grant in plan.drift.clone() {
-        let why = match input.memory.fight(&grant, input.now).filter(|f| f.not_before > input.now) {
+        let why = match input
+            .memory
+            .fight(&grant, input.now)
+            .filter(|f| f.not_before > input.now)
+        {
             Some(fight) => WithheldReason::Contested(fight),
             None if input.circuit_open => WithheldReason::CircuitOpen,
             None => continue,
         };
-        let change = if plan.grants.remove(&grant).is_some() { Change::Grant } else { Change::Revoke };
+        let change = if plan.grants.remove(&grant).is_some() {
+            Change::Grant
+        } else {
+            Change::Revoke
+        };
         plan.revokes.remove(&grant);
         plan.withheld.push(Withheld { change, grant, why });
     }
@@ -461,8 +555,14 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
     let would_be = plan.applied_to(live).member_count();
     let mut over = would_be.saturating_sub(MAX_MEMBERS);
     while over > 0 {
-        let Some((grant, _)) = plan.grants.pop_last() else { break };
-        plan.withheld.push(Withheld { change: Change::Grant, grant, why: WithheldReason::MemberLimit { would_be } });
+        let Some((grant, _)) = plan.grants.pop_last() else {
+            break;
+        };
+        plan.withheld.push(Withheld {
+            change: Change::Grant,
+            grant,
+            why: WithheldReason::MemberLimit { would_be },
+        });
         over -= 1;
     }
 }
@@ -470,9 +570,15 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
 /// Holds back the last grants, in order, so that the store can hold what is answered for.
 fn withhold_beyond_memory(plan: &mut Plan) {
     while ownership::stored_size(&plan.lines) > MAX_STORED {
-        let Some((grant, _)) = plan.grants.pop_last() else { break };
+        let Some((grant, _)) = plan.grants.pop_last() else {
+            break;
+        };
         plan.lines.remove(&grant);
-        plan.withheld.push(Withheld { change: Change::Grant, grant, why: WithheldReason::MemoryLimit });
+        plan.withheld.push(Withheld {
+            change: Change::Grant,
+            grant,
+            why: WithheldReason::MemoryLimit,
+        });
     }
 }
 
@@ -483,11 +589,17 @@ pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>
     }
     let wanted = |g: &Grant| {
         let allowed = |c: &PolicyOnService| {
-            c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
+            c.declared()
+                .iter()
+                .any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
         };
         input.claims.iter().any(allowed)
     };
-    let public = input.live.grants().into_iter().find(|g| g.principal.is_public() && !wanted(g));
+    let public = input
+        .live
+        .grants()
+        .into_iter()
+        .find(|g| g.principal.is_public() && !wanted(g));
     if let Some(grant) = public {
         return Some(format!("{} may invoke it", grant.principal).into());
     }
@@ -510,7 +622,11 @@ pub struct View {
 /// A service as each of the policies on it sees it, in their order.
 pub fn views(input: &Input<'_>) -> Vec<View> {
     let (live, desired) = (input.live.grants(), merge(input));
-    input.claims.iter().map(|claim| view_of(claim, input, &live, &desired)).collect()
+    input
+        .claims
+        .iter()
+        .map(|claim| view_of(claim, input, &live, &desired))
+        .collect()
 }
 
 /// A service as one of the policies on it sees it.
@@ -518,14 +634,29 @@ pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
     view_of(claim, input, &input.live.grants(), &merge(input))
 }
 
-fn view_of(claim: &PolicyOnService, input: &Input<'_>, live: &BTreeSet<Grant>, desired: &Desired) -> View {
+fn view_of(
+    claim: &PolicyOnService,
+    input: &Input<'_>,
+    live: &BTreeSet<Grant>,
+    desired: &Desired,
+) -> View {
     let intent = &claim.intent;
     let unlisted = live.iter().filter(|g| !desired.listed.contains_key(g));
     if intent.deleting || claim.left {
         // What is left to take away: what belongs to this policy, or to nobody any more.
-        let own = |g: &&Grant| input.ledger.get(g).is_some_and(|o| o.is_empty() || o.contains_key(&intent.id));
-        let leaving = |g: &&Grant| desired.leaving.contains(g) && claim.declared().iter().any(|d| d.grant == **g);
-        return View { unexpected: unlisted.filter(|g| own(g) || leaving(g)).cloned().collect(), ..View::default() };
+        let own = |g: &&Grant| {
+            input
+                .ledger
+                .get(g)
+                .is_some_and(|o| o.is_empty() || o.contains_key(&intent.id))
+        };
+        let leaving = |g: &&Grant| {
+            desired.leaving.contains(g) && claim.declared().iter().any(|d| d.grant == **g)
+        };
+        return View {
+            unexpected: unlisted.filter(|g| own(g) || leaving(g)).cloned().collect(),
+            ..View::default()
+        };
     }
     let circumstances = diff::Circumstances {
         desired,
@@ -535,9 +666,16 @@ fn view_of(claim: &PolicyOnService, input: &Input<'_>, live: &BTreeSet<Grant>, d
     };
     // An audited or suspended policy is shown what it would do if it were enforced.
     let complete = (intent.membership == Membership::Authoritative).then_some(&intent.id);
-    let mut view = View { missing: diff::missing(claim.grants_at(input.now), live), ..View::default() };
+    let mut view = View {
+        missing: diff::missing(claim.grants_at(input.now), live),
+        ..View::default()
+    };
     for grant in unlisted.filter(|g| g.role == intent.role) {
-        match circumstances.judge(grant, desired.leaves_out(grant, complete.into_iter()), false) {
+        match circumstances.judge(
+            grant,
+            desired.leaves_out(grant, complete.into_iter()),
+            false,
+        ) {
             Verdict::Foreign | Verdict::Refused(_) => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());
@@ -557,15 +695,25 @@ fn view_of(claim: &PolicyOnService, input: &Input<'_>, live: &BTreeSet<Grant>, d
 pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
     let desired = merge(input);
-    let ours = |g: &Grant| input.ledger.get(g).is_some_and(|o| ownership::revoke_cause(o).is_some());
-    let enforced = input.claims.iter().any(PolicyOnService::enforces) || input.ledger.keys().any(ours);
+    let ours = |g: &Grant| {
+        input
+            .ledger
+            .get(g)
+            .is_some_and(|o| ownership::revoke_cause(o).is_some())
+    };
+    let enforced =
+        input.claims.iter().any(PolicyOnService::enforces) || input.ledger.keys().any(ours);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }
     if let Some(g) = plan.grants.keys().find(|g| live.contains(g)) {
         return Err(format!("grants {g}, which is real already"));
     }
-    if let Some(g) = plan.grants.keys().find(|g| !desired.granted.contains_key(g)) {
+    if let Some(g) = plan
+        .grants
+        .keys()
+        .find(|g| !desired.granted.contains_key(g))
+    {
         return Err(format!("grants {g}, which no enforced policy lists"));
     }
     let permitted = |g: &Grant| {
@@ -573,13 +721,23 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
             .claims
             .iter()
             .filter(|c| c.enforces() && !c.intent.deleting)
-            .any(|c| c.declared().iter().any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none()))
+            .any(|c| {
+                c.declared()
+                    .iter()
+                    .any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
+            })
     };
     if let Some(g) = plan.grants.keys().find(|g| !permitted(g)) {
         return Err(format!("grants {g}, which a guardrail refuses"));
     }
-    if let Some((g, _)) = plan.revokes.iter().find(|(g, c)| **c == RevokeCause::Refused && !ours(g)) {
-        return Err(format!("revokes {g} for a guardrail, although somebody else granted it"));
+    if let Some((g, _)) = plan
+        .revokes
+        .iter()
+        .find(|(g, c)| **c == RevokeCause::Refused && !ours(g))
+    {
+        return Err(format!(
+            "revokes {g} for a guardrail, although somebody else granted it"
+        ));
     }
     if let Some(g) = plan.revokes.keys().find(|g| desired.listed.contains_key(g)) {
         return Err(format!("revokes {g}, which a policy lists"));
@@ -595,9 +753,16 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
         return Err("exceeds the member limit".into());
     }
     let foreign = |p: &Policy| -> Vec<_> {
-        p.bindings.iter().filter(|b| crate::iam::Role::from_name(&b.role).is_none()).cloned().collect()
+        p.bindings
+            .iter()
+            .filter(|b| crate::iam::Role::from_name(&b.role).is_none())
+            .cloned()
+            .collect()
     };
-    if foreign(&after) != foreign(input.live) || after.extra != input.live.extra || after.etag != input.live.etag {
+    if foreign(&after) != foreign(input.live)
+        || after.extra != input.live.extra
+        || after.etag != input.live.etag
+    {
         return Err("touches what is not ours".into());
     }
     Ok(())

@@ -60,17 +60,29 @@ impl Search {
         self.groups.retain(|g| !g.grants.is_empty());
         let doubtful: BTreeSet<&Grant> = self.grants().collect();
         // Together, also while others are in doubt: those who come may be the ones on whose ground somebody may go.
-        let free = plan.grants.keys().filter(|g| !doubtful.contains(g) && !alone.contains_key(*g));
+        let free = plan
+            .grants
+            .keys()
+            .filter(|g| !doubtful.contains(g) && !alone.contains_key(*g));
         let free: BTreeSet<Grant> = free.cloned().collect();
         let revokes: BTreeSet<Grant> = plan.revokes.keys().cloned().collect();
         if !(free.is_empty() && revokes.is_empty()) {
-            return Batch { grants: free, revokes };
+            return Batch {
+                grants: free,
+                revokes,
+            };
         }
         if let Some(grants) = self.next_group() {
-            return Batch { grants, ..Batch::default() };
+            return Batch {
+                grants,
+                ..Batch::default()
+            };
         }
         let retried = plan.grants.keys().find(|g| alone.contains_key(*g));
-        Batch { grants: retried.into_iter().cloned().collect(), ..Batch::default() }
+        Batch {
+            grants: retried.into_iter().cloned().collect(),
+            ..Batch::default()
+        }
     }
 
     fn next_group(&mut self) -> Option<BTreeSet<Grant>> {
@@ -79,11 +91,17 @@ impl Search {
             return Some(last.grants.clone());
         }
         let whole = self.groups.pop()?.grants;
-        let (left, right): (Vec<_>, Vec<_>) =
-            whole.iter().cloned().enumerate().partition(|(i, _)| *i < whole.len() / 2);
+        let (left, right): (Vec<_>, Vec<_>) = whole
+            .iter()
+            .cloned()
+            .enumerate()
+            .partition(|(i, _)| *i < whole.len() / 2);
         for half in [right, left] {
             let grants = half.into_iter().map(|(_, g)| g).collect();
-            self.groups.push(Group { grants, refused: false });
+            self.groups.push(Group {
+                grants,
+                refused: false,
+            });
         }
         self.groups.last().map(|g| g.grants.clone())
     }
@@ -103,19 +121,27 @@ impl Search {
 
     /// A grant is known to be refused; it is not in doubt any more.
     pub fn settle(&mut self, grant: &Grant) {
-        self.accepted(&Batch { grants: [grant.clone()].into(), ..Batch::default() });
+        self.accepted(&Batch {
+            grants: [grant.clone()].into(),
+            ..Batch::default()
+        });
     }
 
     /// IAM refused a batch without naming a member.
     pub fn refused(&mut self, batch: &Batch) -> Clue {
-        let Some(first) = batch.grants.first() else { return Clue::Unrelated };
+        let Some(first) = batch.grants.first() else {
+            return Clue::Unrelated;
+        };
         if batch.grants.len() == 1 && batch.revokes.is_empty() {
             let found = first.clone();
             self.settle(&found);
             return Clue::Found(found);
         }
         self.accepted(batch);
-        self.groups.push(Group { grants: batch.grants.clone(), refused: batch.grants.len() > 1 });
+        self.groups.push(Group {
+            grants: batch.grants.clone(),
+            refused: batch.grants.len() > 1,
+        });
         Clue::Narrowed
     }
 
@@ -125,7 +151,11 @@ impl Search {
         for grant in self.grants() {
             if plan.grants.remove(grant).is_some() {
                 let (grant, why) = (grant.clone(), WithheldReason::Suspect { among });
-                plan.withheld.push(Withheld { change: Change::Grant, grant, why });
+                plan.withheld.push(Withheld {
+                    change: Change::Grant,
+                    grant,
+                    why,
+                });
             }
         }
     }
@@ -140,19 +170,25 @@ mod tests {
     };
 
     fn grant(i: usize) -> Grant {
-        Grant::new(Principal::from_live(&format!("user:m{i:03}@a.co")), Role::Invoker)
+        Grant::new(
+            Principal::from_live(&format!("user:m{i:03}@a.co")),
+            Role::Invoker,
+        )
     }
     fn plan(grants: usize, revokes: usize) -> Plan {
         let mut plan = Plan::nothing(&RunService::new("p", "r", "s"));
         plan.grants = (0..grants).map(|i| (grant(i), BTreeSet::new())).collect();
-        plan.revokes = (900..900 + revokes).map(|i| (grant(i), RevokeCause::Unlisted)).collect();
+        plan.revokes = (900..900 + revokes)
+            .map(|i| (grant(i), RevokeCause::Unlisted))
+            .collect();
         plan
     }
 
     /// Carries a plan out against an IAM that refuses `bad` without naming them; returns the writes, and whom it found.
     fn carry_out(mut plan: Plan, bad: &[usize]) -> (usize, BTreeSet<Grant>, Vec<usize>) {
         let bad: BTreeSet<Grant> = bad.iter().map(|i| grant(*i)).collect();
-        let (mut search, mut found, mut revoked_at) = (Search::default(), BTreeSet::new(), Vec::new());
+        let (mut search, mut found, mut revoked_at) =
+            (Search::default(), BTreeSet::new(), Vec::new());
         for write in 1..10_000 {
             let batch = search.next(&plan, &BTreeMap::new());
             if batch.is_empty() {
@@ -178,7 +214,10 @@ mod tests {
         for bad in [&[3][..], &[0, 7], &[0, 1, 2, 3, 4, 5, 6, 7], &[]] {
             let (writes, found, _) = carry_out(plan(8, 0), bad);
             assert_eq!(found.len(), bad.len());
-            assert!(writes <= 1 + 8 * bad.len().max(1), "{writes} writes for {bad:?}");
+            assert!(
+                writes <= 1 + 8 * bad.len().max(1),
+                "{writes} writes for {bad:?}"
+            );
         }
         let (writes, found, _) = carry_out(plan(200, 0), &[17]);
         assert_eq!(found.len(), 1);
@@ -200,15 +239,24 @@ mod tests {
         p.grants.insert(grant(50), BTreeSet::new());
         assert_eq!(search.next(&p, &BTreeMap::new()).grants, [grant(50)].into());
         p.grants.remove(&grant(50));
-        assert_eq!(search.next(&p, &BTreeMap::new()).grants, [grant(0), grant(1)].into());
+        assert_eq!(
+            search.next(&p, &BTreeMap::new()).grants,
+            [grant(0), grant(1)].into()
+        );
         p.grants.clear();
-        assert!(search.next(&p, &BTreeMap::new()).is_empty() && search.is_over(), "nobody wants them any more");
+        assert!(
+            search.next(&p, &BTreeMap::new()).is_empty() && search.is_over(),
+            "nobody wants them any more"
+        );
     }
 
     #[test]
     fn one_that_was_refused_before_is_tried_by_itself() {
         let mut search = Search::default();
-        let before = RejectedMember { reason: crate::api::Reason::InvalidMember, message: "no".into() };
+        let before = RejectedMember {
+            reason: crate::api::Reason::InvalidMember,
+            message: "no".into(),
+        };
         let (mut p, alone) = (plan(3, 0), BTreeMap::from([(grant(1), before)]));
         assert_eq!(search.next(&p, &alone).grants, [grant(0), grant(2)].into());
         p.grants.retain(|g, _| *g == grant(1));
@@ -222,7 +270,10 @@ mod tests {
         let both = search.next(&p, &BTreeMap::new());
         assert_eq!(search.refused(&both), Clue::Narrowed);
         let revokes = search.next(&p, &BTreeMap::new());
-        assert_eq!((revokes.grants.len(), search.refused(&revokes)), (0, Clue::Unrelated));
+        assert_eq!(
+            (revokes.grants.len(), search.refused(&revokes)),
+            (0, Clue::Unrelated)
+        );
     }
 
     #[test]
@@ -233,6 +284,10 @@ mod tests {
         search.refused(&batch);
         search.withhold(&mut p);
         assert!(p.grants.is_empty());
-        assert!(p.withheld.iter().all(|w| w.why == WithheldReason::Suspect { among: 3 }));
+        assert!(
+            p.withheld
+                .iter()
+                .all(|w| w.why == WithheldReason::Suspect { among: 3 })
+        );
     }
 }

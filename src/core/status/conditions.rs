@@ -38,7 +38,12 @@ pub struct Conditions<'a> {
 
 impl<'a> Conditions<'a> {
     pub fn new(old: &'a [StatusCondition], generation: i64, now: Timestamp) -> Self {
-        Self { old, new: Vec::new(), generation, now: whole_seconds(now) }
+        Self {
+            old,
+            new: Vec::new(),
+            generation,
+            now: whole_seconds(now),
+        }
     }
 
     /// Sets one condition.
@@ -50,7 +55,10 @@ impl<'a> Conditions<'a> {
             .map_or(Time(self.now), |c| c.last_transition_time.clone());
         let mut message = message.to_owned();
         if message.len() > MAX_MESSAGE {
-            let cut = (0..=MAX_MESSAGE).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
+            let cut = (0..=MAX_MESSAGE)
+                .rev()
+                .find(|i| message.is_char_boundary(*i))
+                .unwrap_or(0);
             message.truncate(cut);
         }
         self.new.push(StatusCondition {

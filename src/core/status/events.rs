@@ -18,10 +18,18 @@ pub struct Note {
 
 impl Note {
     fn normal(reason: EventReason, text: String) -> Self {
-        Self { reason, warning: false, text: shorten(text) }
+        Self {
+            reason,
+            warning: false,
+            text: shorten(text),
+        }
     }
     fn warning(reason: EventReason, text: String) -> Self {
-        Self { reason, warning: true, text: shorten(text) }
+        Self {
+            reason,
+            warning: true,
+            text: shorten(text),
+        }
     }
 }
 
@@ -40,7 +48,11 @@ pub fn notes(
         notes.push(Note::warning(EventReason::DriftDetected, text));
     }
     notes.extend(changes(service, written));
-    for h in found.held.iter().filter(|h| known.is_none_or(|k| !k.held.contains(h))) {
+    for h in found
+        .held
+        .iter()
+        .filter(|h| known.is_none_or(|k| !k.held.contains(h)))
+    {
         let reason = match h.reason {
             Reason::InvalidMember | Reason::OrganizationPolicy => EventReason::InvalidMember,
             Reason::GuardrailViolated => EventReason::GuardrailViolated,
@@ -48,14 +60,27 @@ pub fn notes(
             Reason::MemberLimit => EventReason::CloudError,
             _ => continue,
         };
-        notes.push(Note::warning(reason, format!("{place}: {}: {}", h.member, h.message)));
+        notes.push(Note::warning(
+            reason,
+            format!("{place}: {}: {}", h.member, h.message),
+        ));
     }
     if !found.contested.is_empty() && known.is_none_or(|k| k.contested.is_empty()) {
-        let text = format!("{place}: somebody else keeps changing {}", found.contested.listed(usize::MAX));
+        let text = format!(
+            "{place}: somebody else keeps changing {}",
+            found.contested.listed(usize::MAX)
+        );
         notes.push(Note::warning(EventReason::Contested, text));
     }
-    if let Some(why) = found.exposed.as_ref().filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w)) {
-        notes.push(Note::warning(EventReason::Exposed, format!("{place}: anyone can call it: {why}")));
+    if let Some(why) = found
+        .exposed
+        .as_ref()
+        .filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w))
+    {
+        notes.push(Note::warning(
+            EventReason::Exposed,
+            format!("{place}: anyone can call it: {why}"),
+        ));
     }
     notes
 }
@@ -65,13 +90,22 @@ pub fn changes(service: &RunService, written: &[Written]) -> Vec<Note> {
     let mut notes = Vec::new();
     let place = format!("{} ({})", service.name, service.region);
     for w in written {
-        for (reason, members) in [(EventReason::Granted, &w.granted), (EventReason::Revoked, &w.revoked)] {
+        for (reason, members) in [
+            (EventReason::Granted, &w.granted),
+            (EventReason::Revoked, &w.revoked),
+        ] {
             if !members.is_empty() {
-                notes.push(Note::normal(reason, format!("{place}: {}", members.listed(usize::MAX))));
+                notes.push(Note::normal(
+                    reason,
+                    format!("{place}: {}", members.listed(usize::MAX)),
+                ));
             }
         }
         if w.corrects_drift {
-            notes.push(Note::normal(EventReason::DriftCorrected, format!("{place}: {}", corrected(w))));
+            notes.push(Note::normal(
+                EventReason::DriftCorrected,
+                format!("{place}: {}", corrected(w)),
+            ));
         }
     }
     notes
@@ -79,14 +113,23 @@ pub fn changes(service: &RunService, written: &[Written]) -> Vec<Note> {
 
 /// The event of a reconcile that failed.
 pub fn failure(service: &RunService, fault: &Fault) -> Note {
-    Note::warning(EventReason::CloudError, format!("{} ({}): {}", service.name, service.region, fault.advice()))
+    Note::warning(
+        EventReason::CloudError,
+        format!("{} ({}): {}", service.name, service.region, fault.advice()),
+    )
 }
 
 /// The events of a new status that no observation gives rise to: what the policy may not touch at all, and discoveries that
 /// reach too far.
-pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide: bool) -> Vec<Note> {
+pub fn announcements(
+    old: &InvokerPolicyStatus,
+    new: &InvokerPolicyStatus,
+    wide: bool,
+) -> Vec<Note> {
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
-    let (Some(now), before) = (ready(new), ready(old)) else { return vec![] };
+    let (Some(now), before) = (ready(new), ready(old)) else {
+        return vec![];
+    };
     let reason = match now.reason.as_str() {
         "GuardrailViolated" if wide => EventReason::GuardrailViolated,
         "ApprovalRequired" if wide => EventReason::ApprovalRequired,
@@ -100,9 +143,15 @@ pub fn announcements(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus, wide:
 
 fn difference(drift: &Drift) -> String {
     let mut parts = Vec::new();
-    for (what, grants) in [("missing", &drift.missing), ("unexpected", &drift.unexpected)] {
+    for (what, grants) in [
+        ("missing", &drift.missing),
+        ("unexpected", &drift.unexpected),
+    ] {
         if !grants.is_empty() {
-            parts.push(format!("{what} {}", grants.iter().collect::<Members>().listed(usize::MAX)));
+            parts.push(format!(
+                "{what} {}",
+                grants.iter().collect::<Members>().listed(usize::MAX)
+            ));
         }
     }
     parts.join("; ")
@@ -124,6 +173,9 @@ fn shorten(text: String) -> String {
     if text.len() <= 1000 {
         return text;
     }
-    let cut = (0..=990).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    let cut = (0..=990)
+        .rev()
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0);
     format!("{}…", &text[..cut])
 }

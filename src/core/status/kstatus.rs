@@ -36,7 +36,10 @@ pub fn check(status: &InvokerPolicyStatus, generation: i64) -> Result<(), Vec<St
             let stalled = get(ConditionType::Stalled);
             for abnormal in [reconciling, stalled].into_iter().flatten() {
                 if abnormal.status != "True" {
-                    broken.push(format!("{} is present and {}", abnormal.type_, abnormal.status));
+                    broken.push(format!(
+                        "{} is present and {}",
+                        abnormal.type_, abnormal.status
+                    ));
                 }
                 if ready.status == "True" {
                     broken.push(format!("Ready and {} at once", abnormal.type_));
@@ -50,5 +53,9 @@ pub fn check(status: &InvokerPolicyStatus, generation: i64) -> Result<(), Vec<St
             }
         }
     }
-    if broken.is_empty() { Ok(()) } else { Err(broken) }
+    if broken.is_empty() {
+        Ok(())
+    } else {
+        Err(broken)
+    }
 }

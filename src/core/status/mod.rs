@@ -16,8 +16,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::{
     api::{
-        ChangedBy, ConditionType, InvokerPolicyStatus, MAX_STATUS_SERVICES, Mode, Reason, ServiceState, ServiceStatus,
-        StatusSummary,
+        ChangedBy, ConditionType, InvokerPolicyStatus, MAX_STATUS_SERVICES, Mode, Reason,
+        ServiceState, ServiceStatus, StatusSummary,
     },
     fault::{Fault, Retry},
     iam::RunService,
@@ -25,7 +25,9 @@ use crate::{
     plan::SelectorImpact,
 };
 use conditions::{Conditions, Truth};
-pub use observation::{Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written};
+pub use observation::{
+    Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written,
+};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,16 +82,35 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     let summary = summarise(facts, &services);
     let pending = !rests(intent)
         && !is_halted(facts)
-        && (facts.discovering || facts.observations.values().any(|look| look.is_none_or(|l| !l.answers(intent))));
+        && (facts.discovering
+            || facts
+                .observations
+                .values()
+                .any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
     let verdict = ready(facts, &services, &summary, pending);
-    conditions.set(ConditionType::Ready, verdict.truth, verdict.reason, &verdict.message);
+    conditions.set(
+        ConditionType::Ready,
+        verdict.truth,
+        verdict.reason,
+        &verdict.message,
+    );
     if verdict.reconciling {
-        conditions.set(ConditionType::Reconciling, Truth::True, verdict.reason, &verdict.message);
+        conditions.set(
+            ConditionType::Reconciling,
+            Truth::True,
+            verdict.reason,
+            &verdict.message,
+        );
     }
     if verdict.stalled {
-        conditions.set(ConditionType::Stalled, Truth::True, verdict.reason, &verdict.message);
+        conditions.set(
+            ConditionType::Stalled,
+            Truth::True,
+            verdict.reason,
+            &verdict.message,
+        );
     }
     set_drifted(&mut conditions, facts, &services, &summary, pending);
     set_propagated(&mut conditions, facts, old);
@@ -101,7 +122,12 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
         .collect();
     if !exposed.is_empty() {
         let message = format!("anyone can call {}", listed(&exposed, 5));
-        conditions.set(ConditionType::Exposed, Truth::True, Reason::Drifted, &message);
+        conditions.set(
+            ConditionType::Exposed,
+            Truth::True,
+            Reason::Drifted,
+            &message,
+        );
     }
 
     let fights: Vec<_> = facts
@@ -121,22 +147,38 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
         let message = format!(
             "somebody else keeps changing {}; {}let one of you own it",
             listed_with(&fights, 5, "; "),
-            if told { "" } else { "find out who (Cloud Audit Logs: SetIamPolicy), and " }
+            if told {
+                ""
+            } else {
+                "find out who (Cloud Audit Logs: SetIamPolicy), and "
+            }
         );
-        conditions.set(ConditionType::Contested, Truth::True, Reason::Drifted, &message);
+        conditions.set(
+            ConditionType::Contested,
+            Truth::True,
+            Reason::Drifted,
+            &message,
+        );
     }
 
     let all = services.len();
     services.truncate(shown(&services));
     let omitted = all - services.len();
     InvokerPolicyStatus {
-        observed_generation: if pending { old.observed_generation } else { Some(intent.generation) },
+        observed_generation: if pending {
+            old.observed_generation
+        } else {
+            Some(intent.generation)
+        },
         last_handled_requested_at: if pending {
             old.last_handled_requested_at.clone()
         } else {
             intent.requested_at.as_deref().map(str::to_owned)
         },
-        last_change: facts.last_change.map(str::to_owned).or_else(|| old.last_change.clone()),
+        last_change: facts
+            .last_change
+            .map(str::to_owned)
+            .or_else(|| old.last_change.clone()),
         conditions: conditions.into_list(),
         summary: Some(summary),
         services,
@@ -150,7 +192,12 @@ const MAX_SERVICE_BYTES: usize = 256 * 1024;
 /// How many of the entries, in their order, a status shows.
 fn shown(services: &[ServiceStatus]) -> usize {
     let lists = |s: &ServiceStatus| -> usize {
-        let members = s.missing.iter().chain(&s.unexpected).chain(&s.protected).chain(&s.also_invokers);
+        let members = s
+            .missing
+            .iter()
+            .chain(&s.unexpected)
+            .chain(&s.protected)
+            .chain(&s.also_invokers);
         members.map(|m| m.len() + 4).sum()
     };
     let mut left = MAX_SERVICE_BYTES;
@@ -160,13 +207,21 @@ fn shown(services: &[ServiceStatus]) -> usize {
         left = left.saturating_sub(bytes);
         fits
     };
-    services.iter().take(MAX_STATUS_SERVICES).take_while(fits).count()
+    services
+        .iter()
+        .take(MAX_STATUS_SERVICES)
+        .take_while(fits)
+        .count()
 }
 
 /// The same status without its services: for an object that is too large for the store with them.
 pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
     let omitted = status.services_omitted.unwrap_or(0) + status.services.len() as i64;
-    InvokerPolicyStatus { services: vec![], services_omitted: (omitted > 0).then_some(omitted), ..status }
+    InvokerPolicyStatus {
+        services: vec![],
+        services_omitted: (omitted > 0).then_some(omitted),
+        ..status
+    }
 }
 
 /// After a restart what was said before is true until a look says otherwise: a restart is no news, and must not make
@@ -179,7 +234,8 @@ fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let unseen = facts.discovering || facts.observations.values().any(Option::is_none);
     // Services that were not there before are news, seen or not.
     let known = old.summary.as_ref().is_some_and(|s| {
-        facts.discovering || s.services == (facts.observations.len() + denied_services(facts).count()) as i64
+        facts.discovering
+            || s.services == (facts.observations.len() + denied_services(facts).count()) as i64
     });
     told && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
 }
@@ -191,7 +247,10 @@ fn rests(intent: &Intent) -> bool {
 
 /// Whether nothing is done for the policy until something changes, as opposed to until something is read.
 fn is_halted(facts: &StatusInput<'_>) -> bool {
-    facts.stopped.as_ref().is_some_and(|(reason, _)| *reason != Reason::Progressing)
+    facts
+        .stopped
+        .as_ref()
+        .is_some_and(|(reason, _)| *reason != Reason::Progressing)
 }
 
 /// The state that a look shows.
@@ -207,18 +266,36 @@ pub fn state_of(look: &Observation) -> ServiceState {
 
 /// Holds that wait for a person, as opposed to a mode that was chosen.
 fn needs_person(reason: Reason) -> bool {
-    !matches!(reason, Reason::Audited | Reason::Suspended | Reason::InSync | Reason::Progressing | Reason::Drifted)
+    !matches!(
+        reason,
+        Reason::Audited
+            | Reason::Suspended
+            | Reason::InSync
+            | Reason::Progressing
+            | Reason::Drifted
+    )
 }
 
 /// Services that the policy names one by one and may not touch.
-fn denied_services<'a>(facts: &'a StatusInput<'_>) -> impl Iterator<Item = (&'a RunService, &'a str)> {
-    let denied = if facts.intent.deleting { &[] } else { facts.denied };
-    denied.iter().filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
+fn denied_services<'a>(
+    facts: &'a StatusInput<'_>,
+) -> impl Iterator<Item = (&'a RunService, &'a str)> {
+    let denied = if facts.intent.deleting {
+        &[]
+    } else {
+        facts.denied
+    };
+    denied
+        .iter()
+        .filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
 }
 
 fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
-    let before: BTreeMap<(&str, &str), &ServiceStatus> =
-        old.services.iter().map(|s| ((s.region.as_str(), s.name.as_str()), s)).collect();
+    let before: BTreeMap<(&str, &str), &ServiceStatus> = old
+        .services
+        .iter()
+        .map(|s| ((s.region.as_str(), s.name.as_str()), s))
+        .collect();
     let entry = |service: &RunService, state: ServiceState| ServiceStatus {
         region: service.region.to_string(),
         name: service.name.to_string(),
@@ -273,10 +350,10 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
             Some(entry)
         })
         .collect();
-    entries.extend(
-        denied_services(facts)
-            .map(|(service, why)| ServiceStatus { message: why.to_owned(), ..entry(service, ServiceState::Held) }),
-    );
+    entries.extend(denied_services(facts).map(|(service, why)| ServiceStatus {
+        message: why.to_owned(),
+        ..entry(service, ServiceState::Held)
+    }));
     entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
     entries
 }
@@ -284,7 +361,13 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
 fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> StatusSummary {
     let count = |state| services.iter().filter(|s| s.state == state).count() as i64;
     let sum = |f: fn(&Findings) -> usize| -> i64 {
-        facts.observations.values().flatten().filter_map(|l| l.result.as_ref().ok()).map(|s| f(s) as i64).sum()
+        facts
+            .observations
+            .values()
+            .flatten()
+            .filter_map(|l| l.result.as_ref().ok())
+            .map(|s| f(s) as i64)
+            .sum()
     };
     StatusSummary {
         services: (facts.observations.len() + denied_services(facts).count()) as i64,
@@ -307,17 +390,34 @@ struct Verdict {
 
 impl Verdict {
     fn new(truth: Truth, reason: Reason, message: impl Into<String>) -> Self {
-        Self { truth, reason, message: message.into(), reconciling: false, stalled: false }
+        Self {
+            truth,
+            reason,
+            message: message.into(),
+            reconciling: false,
+            stalled: false,
+        }
     }
     fn reconciling(self) -> Self {
-        Self { reconciling: true, ..self }
+        Self {
+            reconciling: true,
+            ..self
+        }
     }
     fn stalled(self) -> Self {
-        Self { stalled: true, ..self }
+        Self {
+            stalled: true,
+            ..self
+        }
     }
 }
 
-fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSummary, pending: bool) -> Verdict {
+fn ready(
+    facts: &StatusInput<'_>,
+    services: &[ServiceStatus],
+    summary: &StatusSummary,
+    pending: bool,
+) -> Verdict {
     let intent = facts.intent;
     if rests(intent) {
         return Verdict::new(
@@ -337,38 +437,81 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         return deleting(facts, services);
     }
     if pending {
-        let done = facts.observations.values().flatten().filter(|l| l.answers(intent)).count();
-        let message = format!("looked at {done} of {} services since the last change", facts.observations.len());
+        let done = facts
+            .observations
+            .values()
+            .flatten()
+            .filter(|l| l.answers(intent))
+            .count();
+        let message = format!(
+            "looked at {done} of {} services since the last change",
+            facts.observations.len()
+        );
         return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
     }
     if let Some(r) = intent.rejections.first() {
         let more = intent.rejections.len() - 1;
-        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-        let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
+        let tail = if more > 0 {
+            format!(" (and {more} more)")
+        } else {
+            String::new()
+        };
+        let message = format!(
+            "{}: {}{tail}; the other entries are applied",
+            r.field, r.message
+        );
         return Verdict::new(Truth::False, Reason::InvalidSpec, message).stalled();
     }
     let unlinked = intent.accounts.as_ref().map_or(&[][..], |a| &a.unlinked);
     if let Some(r) = unlinked.first() {
         let more = unlinked.len() - 1;
-        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-        let message = format!("{}: {}{tail}; the other entries are applied", r.field, r.message);
+        let tail = if more > 0 {
+            format!(" (and {more} more)")
+        } else {
+            String::new()
+        };
+        let message = format!(
+            "{}: {}{tail}; the other entries are applied",
+            r.field, r.message
+        );
         return Verdict::new(Truth::False, Reason::NoGoogleServiceAccount, message).stalled();
     }
     if let Some(b) = facts.denied.first() {
         let more = facts.denied.len() - 1;
-        let tail = if more > 0 { format!(" (and {more} more)") } else { String::new() };
-        let place = b.service.as_ref().map_or("selector".into(), |s| format!("{} ({})", s.name, s.region));
-        let message = format!("{place}: {}{tail}; it is neither read nor written", b.message);
+        let tail = if more > 0 {
+            format!(" (and {more} more)")
+        } else {
+            String::new()
+        };
+        let place = b
+            .service
+            .as_ref()
+            .map_or("selector".into(), |s| format!("{} ({})", s.name, s.region));
+        let message = format!(
+            "{place}: {}{tail}; it is neither read nor written",
+            b.message
+        );
         return Verdict::new(Truth::False, Reason::GuardrailViolated, message).stalled();
     }
     match facts.reach.map(|r| (&r.spread, &r.services)) {
         Some((SelectorImpact::Counting { unseen }, _)) => {
-            let message =
-                format!("finding out how far the selector reaches: {unseen} services are still to be looked at");
+            let message = format!(
+                "finding out how far the selector reaches: {unseen} services are still to be looked at"
+            );
             return Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling();
         }
-        Some((SelectorImpact::Held { services, limit, hash }, names)) => {
-            let names: Vec<String> = names.iter().map(|s| format!("{} ({})", s.name, s.region)).collect();
+        Some((
+            SelectorImpact::Held {
+                services,
+                limit,
+                hash,
+            },
+            names,
+        )) => {
+            let names: Vec<String> = names
+                .iter()
+                .map(|s| format!("{} ({})", s.name, s.region))
+                .collect();
             let message = format!(
                 "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. To let exactly these through: {}",
                 listed(&names, 5),
@@ -379,32 +522,57 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         None => {}
     }
     // The failure that most needs a person stands for all.
-    let faults = facts.observations.iter().filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
+    let faults = facts
+        .observations
+        .iter()
+        .filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
     let faults = faults.chain(facts.discovery.map(|f| (None, f)));
-    if let Some((service, fault)) =
-        faults.max_by_key(|(s, f)| (f.class.row().retry == Retry::Slow, std::cmp::Reverse((f.class, *s))))
-    {
-        let place = service.map_or("finding services".into(), |s| format!("{} ({})", s.name, s.region));
+    if let Some((service, fault)) = faults.max_by_key(|(s, f)| {
+        (
+            f.class.row().retry == Retry::Slow,
+            std::cmp::Reverse((f.class, *s)),
+        )
+    }) {
+        let place = service.map_or("finding services".into(), |s| {
+            format!("{} ({})", s.name, s.region)
+        });
         let failed = summary.failed - 1;
-        let more = if failed > 0 { format!(" (and {failed} more services)") } else { String::new() };
+        let more = if failed > 0 {
+            format!(" (and {failed} more services)")
+        } else {
+            String::new()
+        };
         let message = format!("{place}: {}{more}", fault.advice());
         let verdict = Verdict::new(Truth::False, fault.class.row().reason, message);
-        return if fault.class.row().retry == Retry::Slow { verdict.stalled() } else { verdict.reconciling() };
+        return if fault.class.row().retry == Retry::Slow {
+            verdict.stalled()
+        } else {
+            verdict.reconciling()
+        };
     }
     let held = facts.observations.iter().filter_map(|(s, l)| {
         let seen = l.as_ref()?.result.as_ref().ok()?;
-        seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
+        seen.held
+            .iter()
+            .find(|h| needs_person(h.reason))
+            .map(|h| (s, h))
     });
     if let Some((service, h)) = held.min_by_key(|(s, h)| (h.reason, *s)) {
-        let message =
-            format!("{} on {} ({}): {}; everything else is applied", h.member, service.name, service.region, h.message);
+        let message = format!(
+            "{} on {} ({}): {}; everything else is applied",
+            h.member, service.name, service.region, h.message
+        );
         return Verdict::new(Truth::False, h.reason, message).stalled();
     }
     if facts.observations.is_empty() {
         let message = "no service matches; check the selector's labels and regions";
         return Verdict::new(
             Truth::True,
-            if intent.mode == Mode::Audit { Reason::Audited } else { Reason::InSync },
+            if intent.mode == Mode::Audit {
+                Reason::Audited
+            } else {
+                Reason::InSync
+            },
             message,
         );
     }
@@ -416,7 +584,10 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         ));
     }
     if let Some((service, change)) = facts.back.first() {
-        warning.push_str(&format!("; {} ({}) has gone back behind {change}", service.name, service.region));
+        warning.push_str(&format!(
+            "; {} ({}) has gone back behind {change}",
+            service.name, service.region
+        ));
     }
     match intent.mode {
         Mode::Audit if summary.drifted > 0 => {
@@ -429,13 +600,22 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         Mode::Audit => Verdict::new(
             Truth::True,
             Reason::Audited,
-            format!("audit only: {} as declared{warning}", services_in_words(summary.services)),
+            format!(
+                "audit only: {} as declared{warning}",
+                services_in_words(summary.services)
+            ),
         ),
         Mode::Enforce if summary.drifted > 0 => {
             let fight = facts.observations.iter().find_map(|(s, l)| {
                 let seen = l.as_ref()?.result.as_ref().ok()?;
-                let held = seen.held.iter().find(|h| matches!(h.reason, Reason::Drifted | Reason::Progressing))?;
-                Some(format!("{} on {} ({}): {}", held.member, s.name, s.region, held.message))
+                let held = seen
+                    .held
+                    .iter()
+                    .find(|h| matches!(h.reason, Reason::Drifted | Reason::Progressing))?;
+                Some(format!(
+                    "{} on {} ({}): {}",
+                    held.member, s.name, s.region, held.message
+                ))
             });
             let message = format!(
                 "{} of {} services differ; {}",
@@ -448,7 +628,10 @@ fn ready(facts: &StatusInput<'_>, services: &[ServiceStatus], summary: &StatusSu
         Mode::Enforce => Verdict::new(
             Truth::True,
             Reason::InSync,
-            format!("{} as declared{warning}", services_in_words(summary.services)),
+            format!(
+                "{} as declared{warning}",
+                services_in_words(summary.services)
+            ),
         ),
     }
 }
@@ -464,11 +647,19 @@ pub fn approve_with(intent: &Intent, hash: &str) -> String {
 }
 
 fn services_in_words(n: i64) -> String {
-    if n == 1 { "1 service".into() } else { format!("{n} services") }
+    if n == 1 {
+        "1 service".into()
+    } else {
+        format!("{n} services")
+    }
 }
 
 fn cannot_invoke(intent: &Intent) -> String {
-    let federated = intent.declared.iter().filter(|d| !d.grant.principal.can_invoke()).count();
+    let federated = intent
+        .declared
+        .iter()
+        .filter(|d| !d.grant.principal.can_invoke())
+        .count();
     if federated == 0 {
         return String::new();
     }
@@ -501,7 +692,10 @@ fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
     }
     let held = facts.observations.iter().find_map(|(s, l)| {
         let seen = l.as_ref()?.result.as_ref().ok()?;
-        seen.held.iter().find(|h| needs_person(h.reason)).map(|h| (s, h))
+        seen.held
+            .iter()
+            .find(|h| needs_person(h.reason))
+            .map(|h| (s, h))
     });
     if let Some((service, h)) = held {
         let message = format!(
@@ -514,9 +708,16 @@ fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
         );
         return Verdict::new(Truth::False, h.reason, message).stalled();
     }
-    let left = services.iter().filter(|s| s.state != ServiceState::InSync && s.state != ServiceState::NotFound).count();
-    Verdict::new(Truth::False, Reason::Progressing, format!("being deleted; {left} services left to revoke on"))
-        .reconciling()
+    let left = services
+        .iter()
+        .filter(|s| s.state != ServiceState::InSync && s.state != ServiceState::NotFound)
+        .count();
+    Verdict::new(
+        Truth::False,
+        Reason::Progressing,
+        format!("being deleted; {left} services left to revoke on"),
+    )
+    .reconciling()
 }
 
 fn set_drifted(
@@ -534,10 +735,17 @@ fn set_drifted(
             "suspended; reality is not read",
         );
     }
-    let differing = services.iter().filter(|s| !s.missing.is_empty() || !s.unexpected.is_empty());
+    let differing = services
+        .iter()
+        .filter(|s| !s.missing.is_empty() || !s.unexpected.is_empty());
     let words: Vec<String> = differing.map(describe).collect();
     if !words.is_empty() {
-        conditions.set(ConditionType::Drifted, Truth::True, Reason::Drifted, &listed_with(&words, 5, "; "));
+        conditions.set(
+            ConditionType::Drifted,
+            Truth::True,
+            Reason::Drifted,
+            &listed_with(&words, 5, "; "),
+        );
     } else if pending || summary.failed > 0 {
         conditions.set(
             ConditionType::Drifted,
@@ -546,7 +754,12 @@ fn set_drifted(
             "not every service could be looked at",
         );
     } else {
-        conditions.set(ConditionType::Drifted, Truth::False, Reason::InSync, "reality is as declared");
+        conditions.set(
+            ConditionType::Drifted,
+            Truth::False,
+            Reason::InSync,
+            "reality is as declared",
+        );
     }
 }
 
@@ -559,13 +772,25 @@ fn describe(s: &ServiceStatus) -> String {
     if !s.unexpected.is_empty() {
         parts.push(format!("unexpected {}", listed(&s.unexpected, 3)));
     }
-    let by = s.drift_by.as_ref().map_or(String::new(), |by| format!(", by {by}"));
+    let by = s
+        .drift_by
+        .as_ref()
+        .map_or(String::new(), |by| format!(", by {by}"));
     format!("{} ({}): {}{by}", s.name, s.region, parts.join(", "))
 }
 
-fn set_propagated(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>, old: &InvokerPolicyStatus) {
+fn set_propagated(
+    conditions: &mut Conditions<'_>,
+    facts: &StatusInput<'_>,
+    old: &InvokerPolicyStatus,
+) {
     let window = jiff::SignedDuration::try_from(facts.propagation).unwrap_or_default();
-    let mut last = facts.observations.values().flatten().filter_map(|l| l.changed_at).max();
+    let mut last = facts
+        .observations
+        .values()
+        .flatten()
+        .filter_map(|l| l.changed_at)
+        .max();
     if last.is_none() {
         // After a restart the old condition is what is left of the change.
         last = old
@@ -574,18 +799,36 @@ fn set_propagated(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>, old:
             .find(|c| c.type_ == ConditionType::Propagated.as_str() && c.status == "False")
             .map(|c| c.last_transition_time.0);
     }
-    match last.map(|at| at + window).filter(|until| *until > facts.now) {
+    match last
+        .map(|at| at + window)
+        .filter(|until| *until > facts.now)
+    {
         Some(until) => {
-            let message =
-                format!("changed lately; IAM may take until {} to act on it everywhere", whole_seconds(until));
-            conditions.set(ConditionType::Propagated, Truth::False, Reason::Progressing, &message);
+            let message = format!(
+                "changed lately; IAM may take until {} to act on it everywhere",
+                whole_seconds(until)
+            );
+            conditions.set(
+                ConditionType::Propagated,
+                Truth::False,
+                Reason::Progressing,
+                &message,
+            );
         }
-        None => conditions.set(ConditionType::Propagated, Truth::True, Reason::InSync, "no recent change"),
+        None => conditions.set(
+            ConditionType::Propagated,
+            Truth::True,
+            Reason::InSync,
+            "no recent change",
+        ),
     }
 }
 
 /// The end of the propagation window, at which the status changes by itself.
-pub fn propagated_at(observations: impl Iterator<Item = Option<Timestamp>>, window: Duration) -> Option<Timestamp> {
+pub fn propagated_at(
+    observations: impl Iterator<Item = Option<Timestamp>>,
+    window: Duration,
+) -> Option<Timestamp> {
     let window = jiff::SignedDuration::try_from(window).ok()?;
     observations.flatten().max().map(|at| at + window)
 }
@@ -600,7 +843,12 @@ fn listed(items: &[String], most: usize) -> String {
 }
 
 fn listed_with(items: &[String], most: usize, separator: &str) -> String {
-    let mut text = items.iter().take(most).cloned().collect::<Vec<_>>().join(separator);
+    let mut text = items
+        .iter()
+        .take(most)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(separator);
     if items.len() > most {
         text.push_str(&format!("{separator}and {} more", items.len() - most));
     }

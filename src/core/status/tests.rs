@@ -6,7 +6,9 @@ use crate::fault::FaultClass;
 fn intent(spec: serde_json::Value, generation: i64) -> Intent {
     let mut full = json!({"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],
         "invokers": [{"member": "user:a@acme.com"}], "mode": "Enforce"});
-    full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    full.as_object_mut()
+        .unwrap()
+        .extend(spec.as_object().unwrap().clone());
     let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
         "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": generation}, "spec": full});
     Intent::from_policy(&serde_json::from_value(policy).unwrap())
@@ -32,7 +34,12 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         now: at(now),
     }
 }
-fn run(intent: &Intent, look: Option<Observation>, old: &InvokerPolicyStatus, now: &str) -> InvokerPolicyStatus {
+fn run(
+    intent: &Intent,
+    look: Option<Observation>,
+    old: &InvokerPolicyStatus,
+    now: &str,
+) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
     let observations = BTreeMap::from([(service, look.as_ref())]);
     let status = compute_status(&facts(intent, &observations, now), old);
@@ -40,10 +47,18 @@ fn run(intent: &Intent, look: Option<Observation>, old: &InvokerPolicyStatus, no
     status
 }
 fn ok(seen: Findings) -> Option<Observation> {
-    Some(Observation { generation: 1, requested_at: None, result: Ok(seen), changed_at: None })
+    Some(Observation {
+        generation: 1,
+        requested_at: None,
+        result: Ok(seen),
+        changed_at: None,
+    })
 }
 fn cond<'a>(s: &'a InvokerPolicyStatus, t: &str) -> Option<(&'a str, &'a str)> {
-    s.conditions.iter().find(|c| c.type_ == t).map(|c| (c.status.as_str(), c.reason.as_str()))
+    s.conditions
+        .iter()
+        .find(|c| c.type_ == t)
+        .map(|c| (c.status.as_str(), c.reason.as_str()))
 }
 const T0: &str = "2026-11-23T12:00:00Z";
 const T1: &str = "2026-11-23T12:01:00Z";
@@ -58,7 +73,12 @@ fn a_policy_that_was_not_looked_at_is_reconciling() {
 
 #[test]
 fn a_look_with_an_older_spec_does_not_count() {
-    let s = run(&intent(json!({}), 2), ok(Findings::default()), &Default::default(), T0);
+    let s = run(
+        &intent(json!({}), 2),
+        ok(Findings::default()),
+        &Default::default(),
+        T0,
+    );
     assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Progressing")));
 }
 
@@ -77,16 +97,31 @@ fn after_a_restart_the_old_status_stands_until_the_first_look() {
     let told = run(&i, ok(Findings::default()), &Default::default(), T0);
     assert_eq!(run(&i, None, &told, T1), told);
     let edited = intent(json!({}), 2);
-    assert_eq!(cond(&run(&edited, None, &told, T1), "Ready"), Some(("Unknown", "Progressing")));
+    assert_eq!(
+        cond(&run(&edited, None, &told, T1), "Ready"),
+        Some(("Unknown", "Progressing"))
+    );
 }
 
 #[test]
 fn an_audited_difference_is_ready_and_drifted() {
-    let seen = Findings { missing: ["user:a@acme.com"].into_iter().collect(), ..Default::default() };
-    let s = run(&intent(json!({"mode": "Audit"}), 1), ok(seen), &Default::default(), T0);
+    let seen = Findings {
+        missing: ["user:a@acme.com"].into_iter().collect(),
+        ..Default::default()
+    };
+    let s = run(
+        &intent(json!({"mode": "Audit"}), 1),
+        ok(seen),
+        &Default::default(),
+        T0,
+    );
     assert_eq!(cond(&s, "Ready"), Some(("True", "Audited")));
     assert_eq!(cond(&s, "Drifted"), Some(("True", "Drifted")));
-    assert!(s.conditions.iter().any(|c| c.message == "web (europe-west1): missing user:a@acme.com"));
+    assert!(
+        s.conditions
+            .iter()
+            .any(|c| c.message == "web (europe-west1): missing user:a@acme.com")
+    );
 }
 
 #[test]
@@ -117,11 +152,19 @@ fn a_refused_member_stalls_and_is_named() {
         reason: Reason::InvalidMember,
         message: "User x does not exist.".into(),
     };
-    let seen = Findings { missing: ["user:x@acme.com"].into_iter().collect(), held: vec![held], ..Default::default() };
+    let seen = Findings {
+        missing: ["user:x@acme.com"].into_iter().collect(),
+        held: vec![held],
+        ..Default::default()
+    };
     let s = run(&intent(json!({}), 1), ok(seen), &Default::default(), T0);
     assert_eq!(cond(&s, "Stalled"), Some(("True", "InvalidMember")));
     assert_eq!(s.services[0].state, ServiceState::Held);
-    assert!(s.services[0].message.contains("user:x@acme.com: User x does not exist."));
+    assert!(
+        s.services[0]
+            .message
+            .contains("user:x@acme.com: User x does not exist.")
+    );
 }
 
 #[test]
@@ -136,8 +179,16 @@ fn propagation_ends_by_itself_and_survives_a_restart() {
     let fresh = run(&i, look, &Default::default(), T0);
     assert_eq!(cond(&fresh, "Propagated"), Some(("False", "Progressing")));
     let restarted = run(&i, ok(Findings::default()), &fresh, T1);
-    assert_eq!(cond(&restarted, "Propagated"), Some(("False", "Progressing")));
-    let later = run(&i, ok(Findings::default()), &restarted, "2026-11-23T12:07:00Z");
+    assert_eq!(
+        cond(&restarted, "Propagated"),
+        Some(("False", "Progressing"))
+    );
+    let later = run(
+        &i,
+        ok(Findings::default()),
+        &restarted,
+        "2026-11-23T12:07:00Z",
+    );
     assert_eq!(cond(&later, "Propagated"), Some(("True", "InSync")));
 }
 
@@ -147,25 +198,49 @@ fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let look = Observation {
         generation: 1,
         requested_at: None,
-        result: Ok(Findings { missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(), ..Default::default() }),
+        result: Ok(Findings {
+            missing: (0..30).map(|i| format!("user:u{i}@a.co")).collect(),
+            ..Default::default()
+        }),
         changed_at: None,
     };
-    let fine = Observation { generation: 1, requested_at: None, result: Ok(Findings::default()), changed_at: None };
-    let observations = (0..150).map(|n| (service(n), Some(if n == 149 { &look } else { &fine }))).collect();
+    let fine = Observation {
+        generation: 1,
+        requested_at: None,
+        result: Ok(Findings::default()),
+        changed_at: None,
+    };
+    let observations = (0..150)
+        .map(|n| (service(n), Some(if n == 149 { &look } else { &fine })))
+        .collect();
     let i = intent(json!({}), 1);
     let s = compute_status(&facts(&i, &observations, T0), &Default::default());
     assert_eq!((s.services.len(), s.services_omitted), (100, Some(50)));
     assert_eq!(s.services[0].name, "s149");
-    assert_eq!(s.services[0].missing.last().map(String::as_str), Some("and 10 more"));
+    assert_eq!(
+        s.services[0].missing.last().map(String::as_str),
+        Some("and 10 more")
+    );
 }
 
 #[test]
 fn a_second_observation_that_finds_the_same_makes_no_event() {
     let service = RunService::new("acme-prod", "europe-west1", "web");
-    let held = Held { member: "user:a@acme.com".into(), reason: Reason::InvalidMember, message: "no".into() };
-    let found = Findings { held: vec![held], exposed: Some("why".into()), ..Default::default() };
+    let held = Held {
+        member: "user:a@acme.com".into(),
+        reason: Reason::InvalidMember,
+        message: "no".into(),
+    };
+    let found = Findings {
+        held: vec![held],
+        exposed: Some("why".into()),
+        ..Default::default()
+    };
     let first = events::notes(&service, None, &found, &Drift::default(), &[]);
-    assert_eq!(first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(), ["InvalidMember", "Exposed"]);
+    assert_eq!(
+        first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(),
+        ["InvalidMember", "Exposed"]
+    );
     assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
 }
 
@@ -173,7 +248,12 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
 #[test]
 fn the_status_of_a_mixed_policy_is_golden() {
     let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
-    let look = |result| Observation { generation: 1, requested_at: None, result, changed_at: Some(at(T0)) };
+    let look = |result| Observation {
+        generation: 1,
+        requested_at: None,
+        result,
+        changed_at: Some(at(T0)),
+    };
     let held = Held {
         member: "user:x@acme.com".into(),
         reason: Reason::InvalidMember,
@@ -188,7 +268,9 @@ fn the_status_of_a_mixed_policy_is_golden() {
         (
             "fine",
             look(Ok(Findings {
-                protected: ["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com"].into_iter().collect(),
+                protected: ["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com"]
+                    .into_iter()
+                    .collect(),
                 ..Findings::default()
             })),
         ),
@@ -218,8 +300,10 @@ fn the_status_of_a_mixed_policy_is_golden() {
             ))),
         ),
     ];
-    let observations: BTreeMap<RunService, Option<&Observation>> =
-        observations.iter().map(|(n, l)| (service(n), Some(l))).collect();
+    let observations: BTreeMap<RunService, Option<&Observation>> = observations
+        .iter()
+        .map(|(n, l)| (service(n), Some(l)))
+        .collect();
     let i = intent(json!({}), 1);
     let status = compute_status(&facts(&i, &observations, T0), &Default::default());
     kstatus::check(&status, 1).unwrap();

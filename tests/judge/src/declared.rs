@@ -13,8 +13,14 @@ pub type Service = (String, String, String);
 /// Services that a policy means.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
-    Named { region: String, name: String },
-    Selected { regions: Option<Vec<String>>, labels: BTreeMap<String, String> },
+    Named {
+        region: String,
+        name: String,
+    },
+    Selected {
+        regions: Option<Vec<String>>,
+        labels: BTreeMap<String, String>,
+    },
 }
 
 /// Who is declared.
@@ -84,7 +90,10 @@ impl Policy {
         let (meta, spec) = (&o["metadata"], &o["spec"]);
         let words = |name: &str| -> Vec<String> {
             let list = text(&meta["annotations"][format!("run-invoker.dev/{name}")]);
-            list.split([',', ' ']).filter(|w| !w.is_empty()).map(str::to_owned).collect()
+            list.split([',', ' '])
+                .filter(|w| !w.is_empty())
+                .map(str::to_owned)
+                .collect()
         };
         let one_of = |v: &Value, known: [&str; 2]| -> Option<bool> {
             match v.as_str() {
@@ -106,20 +115,36 @@ impl Policy {
                         .map(|(k, v)| (k.clone(), text(v)))
                         .collect(),
                 },
-                false => Target::Named { region: text(&s["region"]), name: text(&s["name"]) },
+                false => Target::Named {
+                    region: text(&s["region"]),
+                    name: text(&s["name"]),
+                },
             });
         }
         let namespace = text(&meta["namespace"]);
         let mut entries = Vec::new();
         for e in spec["invokers"].as_array()? {
-            let ends = e["expires"].as_str().map(str::parse::<Timestamp>).transpose().ok()?;
+            let ends = e["expires"]
+                .as_str()
+                .map(str::parse::<Timestamp>)
+                .transpose()
+                .ok()?;
             let ends = ends.and_then(|e| Timestamp::from_second(e.as_second()).ok());
             let c = &e["condition"];
-            let own = c.is_object().then(|| (text(&c["title"]), text(&c["description"]), text(&c["expression"])));
+            let own = c.is_object().then(|| {
+                (
+                    text(&c["title"]),
+                    text(&c["description"]),
+                    text(&c["expression"]),
+                )
+            });
             let condition = (own.is_some() || ends.is_some()).then_some(Condition { own, ends });
             let account = &e["kubernetesServiceAccount"];
             let who = if account.is_object() {
-                let of = account["namespace"].as_str().unwrap_or(&namespace).to_owned();
+                let of = account["namespace"]
+                    .as_str()
+                    .unwrap_or(&namespace)
+                    .to_owned();
                 Who::Account(of, text(&account["name"]))
             } else {
                 Who::Member(e["member"].as_str()?.to_owned())
@@ -131,11 +156,16 @@ impl Policy {
             uid: text(&meta["uid"]),
             generation: meta["generation"].as_i64().unwrap_or(0),
             deleting: meta["deletionTimestamp"].is_string(),
-            finalizer: texts(&meta["finalizers"]).iter().any(|f| f == "run-invoker.dev/revoke"),
+            finalizer: texts(&meta["finalizers"])
+                .iter()
+                .any(|f| f == "run-invoker.dev/revoke"),
             project: spec["project"].as_str()?.to_owned(),
             targets,
             entries,
-            role: spec["role"].as_str().unwrap_or("roles/run.invoker").to_owned(),
+            role: spec["role"]
+                .as_str()
+                .unwrap_or("roles/run.invoker")
+                .to_owned(),
             enforced: one_of(&spec["mode"], ["Audit", "Enforce"])?,
             suspended: spec["suspend"] == true,
             authoritative: !one_of(&spec["membership"], ["Authoritative", "Additive"])?,
@@ -158,30 +188,38 @@ impl Policy {
         service.0 == self.project
             && self.targets.iter().any(|t| match t {
                 Target::Named { region, name } => *region == service.1 && *name == service.2,
-                Target::Selected { regions, labels: wanted } => {
+                Target::Selected {
+                    regions,
+                    labels: wanted,
+                } => {
                     regions.as_ref().is_none_or(|r| r.contains(&service.1))
-                        && labels.is_some_and(|have| wanted.iter().all(|(k, v)| have.get(k) == Some(v)))
+                        && labels
+                            .is_some_and(|have| wanted.iter().all(|(k, v)| have.get(k) == Some(v)))
                 }
             })
     }
 
     pub fn has_selector(&self) -> bool {
-        self.targets.iter().any(|t| matches!(t, Target::Selected { .. }))
+        self.targets
+            .iter()
+            .any(|t| matches!(t, Target::Selected { .. }))
     }
 }
 
 /// Whether this could be the e-mail of a Google service account; what could not stands for nobody.
 fn is_account(email: &str) -> bool {
-    email
-        .split_once('@')
-        .is_some_and(|(name, domain)| !name.is_empty() && domain.contains('.') && !domain.contains('@'))
+    email.split_once('@').is_some_and(|(name, domain)| {
+        !name.is_empty() && domain.contains('.') && !domain.contains('@')
+    })
 }
 
 /// Text with `*` and `?`.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.first(), text.first()) {
         (None, None) => true,
-        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
+        (Some(b'*'), _) => {
+            glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..]))
+        }
         (Some(b'?'), Some(_)) => glob(&pattern[1..], &text[1..]),
         (Some(p), Some(t)) if p == t => glob(&pattern[1..], &text[1..]),
         _ => false,
@@ -244,12 +282,18 @@ impl Guardrail {
         let named = self.members.as_ref().is_none_or(|list| {
             let (kind, rest) = grant.member.split_once(':').unwrap_or_default();
             list.iter().any(|p| match p.split_once(':') {
-                None => matches!(kind, "user" | "group" | "serviceAccount") && matches(&p.to_lowercase(), rest),
+                None => {
+                    matches!(kind, "user" | "group" | "serviceAccount")
+                        && matches(&p.to_lowercase(), rest)
+                }
                 Some((k, p)) => k == kind && matches(&p.to_lowercase(), rest),
             })
         });
-        (if grant.is_public() { self.public } else { named })
-            && (!self.lifetime || grant.condition.as_ref().is_some_and(|c| c.ends.is_some()))
+        (if grant.is_public() {
+            self.public
+        } else {
+            named
+        }) && (!self.lifetime || grant.condition.as_ref().is_some_and(|c| c.ends.is_some()))
     }
 }
 
@@ -276,7 +320,9 @@ pub struct Declared {
 impl Declared {
     /// The guardrails of a namespace.
     pub fn rails<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Guardrail> {
-        self.guardrails.values().filter(move |g| !g.readable || g.selects(namespace))
+        self.guardrails
+            .values()
+            .filter(move |g| !g.readable || g.selects(namespace))
     }
 
     /// Whether nothing may be done for a namespace because nobody knows what its guardrails say.
@@ -300,21 +346,36 @@ impl Declared {
         let member = match &entry.who {
             Who::Member(m) => member_key(m),
             Who::Account(ns, name) => {
-                let email = self.accounts.get(&(ns.clone(), name.clone())).filter(|e| is_account(e))?;
+                let email = self
+                    .accounts
+                    .get(&(ns.clone(), name.clone()))
+                    .filter(|e| is_account(e))?;
                 format!("serviceAccount:{}", email.to_lowercase())
             }
         };
-        Some(Grant { role: policy.role.clone(), member, condition: entry.condition.clone() })
+        Some(Grant {
+            role: policy.role.clone(),
+            member,
+            condition: entry.condition.clone(),
+        })
     }
 
     fn allowed(&self, namespace: &str, grant: &Grant, public: bool) -> bool {
         let mut rails = self.rails(namespace).peekable();
-        if rails.peek().is_none() { public || !grant.is_public() } else { rails.all(|g| g.allows_grant(grant)) }
+        if rails.peek().is_none() {
+            public || !grant.is_public()
+        } else {
+            rails.all(|g| g.allows_grant(grant))
+        }
     }
 
     /// What a policy's spec lists, ended or not, forbidden or not.
     pub fn spelled_out(&self, policy: &Policy) -> Vec<Grant> {
-        policy.entries.iter().filter_map(|e| self.grant(policy, e)).collect()
+        policy
+            .entries
+            .iter()
+            .filter_map(|e| self.grant(policy, e))
+            .collect()
     }
 
     /// What a policy wants on a service now, by its spec: not ended, allowed.
@@ -326,13 +387,28 @@ impl Declared {
 
     /// Everything in the record that a policy goes back behind on a service, allowed or not.
     pub fn went_back_to(&self, policy: &Policy, service: &Service) -> Vec<Grant> {
-        let records = policy.rollbacks.iter().filter_map(|r| self.records.get(&(policy.namespace.clone(), r.clone())));
-        records.filter(|(s, _)| s == service).flat_map(|(_, before)| before.iter().cloned()).collect()
+        let records = policy
+            .rollbacks
+            .iter()
+            .filter_map(|r| self.records.get(&(policy.namespace.clone(), r.clone())));
+        records
+            .filter(|(s, _)| s == service)
+            .flat_map(|(_, before)| before.iter().cloned())
+            .collect()
     }
 
     /// What a policy goes back to on a service; `None`: it does not go back there.
-    pub fn goes_back_to(&self, policy: &Policy, service: &Service, now: Timestamp, public: bool) -> Option<Vec<Grant>> {
-        let records = policy.rollbacks.iter().filter_map(|r| self.records.get(&(policy.namespace.clone(), r.clone())));
+    pub fn goes_back_to(
+        &self,
+        policy: &Policy,
+        service: &Service,
+        now: Timestamp,
+        public: bool,
+    ) -> Option<Vec<Grant>> {
+        let records = policy
+            .rollbacks
+            .iter()
+            .filter_map(|r| self.records.get(&(policy.namespace.clone(), r.clone())));
         let (_, before) = records.rev().find(|(s, _)| s == service)?;
         let fits = |g: &&Grant| {
             g.role == policy.role

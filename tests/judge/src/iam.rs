@@ -33,7 +33,10 @@ impl std::fmt::Display for Grant {
         }
         match &self.condition {
             None => Ok(()),
-            Some(Condition { own: None, ends: Some(ends) }) => write!(f, " until {ends}"),
+            Some(Condition {
+                own: None,
+                ends: Some(ends),
+            }) => write!(f, " until {ends}"),
             Some(c) => write!(f, " if {:?}", c.own.as_ref().map(|o| &o.0)),
         }
     }
@@ -42,7 +45,10 @@ impl std::fmt::Display for Grant {
 impl Grant {
     /// Whether it lets somebody in at `now`, as far as its end tells.
     pub fn in_force(&self, now: Timestamp) -> bool {
-        self.condition.as_ref().and_then(|c| c.ends).is_none_or(|e| e > now)
+        self.condition
+            .as_ref()
+            .and_then(|c| c.ends)
+            .is_none_or(|e| e > now)
     }
 
     /// Whether it has no condition but perhaps an end.
@@ -53,7 +59,8 @@ impl Grant {
     pub fn is_public(&self) -> bool {
         // All identities of a pool are whoever its providers let in; all service accounts of an organization, whoever makes one.
         matches!(self.member.as_str(), "allUsers" | "allAuthenticatedUsers")
-            || (self.member.starts_with("principalset:") || self.member.starts_with("principalSet:"))
+            || (self.member.starts_with("principalset:")
+                || self.member.starts_with("principalSet:"))
                 && (self.member.ends_with("/*") || self.member.contains("/type/"))
     }
 }
@@ -76,17 +83,32 @@ fn condition(v: &Value) -> Option<Condition> {
     let text = |k: &str| v[k].as_str().unwrap_or_default().to_owned();
     let expression = text("expression");
     let end = |e: &str| -> Option<Timestamp> {
-        e.strip_prefix("request.time < timestamp(\"")?.strip_suffix("\")")?.parse().ok()
+        e.strip_prefix("request.time < timestamp(\"")?
+            .strip_suffix("\")")?
+            .parse()
+            .ok()
     };
     if let Some(ends) = end(&expression) {
-        return Some(Condition { own: None, ends: Some(ends) });
+        return Some(Condition {
+            own: None,
+            ends: Some(ends),
+        });
     }
     if let Some((own, clock)) = expression.rsplit_once(" && ")
-        && let (Some(ends), Some(own)) = (end(clock), own.strip_prefix('(').and_then(|o| o.strip_suffix(')')))
+        && let (Some(ends), Some(own)) = (
+            end(clock),
+            own.strip_prefix('(').and_then(|o| o.strip_suffix(')')),
+        )
     {
-        return Some(Condition { own: Some((text("title"), text("description"), own.to_owned())), ends: Some(ends) });
+        return Some(Condition {
+            own: Some((text("title"), text("description"), own.to_owned())),
+            ends: Some(ends),
+        });
     }
-    Some(Condition { own: Some((text("title"), text("description"), expression)), ends: None })
+    Some(Condition {
+        own: Some((text("title"), text("description"), expression)),
+        ends: None,
+    })
 }
 
 fn bindings(policy: &Value) -> impl Iterator<Item = &Value> {
@@ -101,9 +123,18 @@ fn is_managed(binding: &Value) -> bool {
 pub fn grants(policy: &Value) -> BTreeSet<Grant> {
     let mut found = BTreeSet::new();
     for b in bindings(policy).filter(|b| is_managed(b)) {
-        for m in b["members"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        for m in b["members"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+        {
             let role = b["role"].as_str().unwrap_or_default().to_owned();
-            found.insert(Grant { role, member: member_key(m), condition: condition(&b["condition"]) });
+            found.insert(Grant {
+                role,
+                member: member_key(m),
+                condition: condition(&b["condition"]),
+            });
         }
     }
     found
@@ -113,7 +144,12 @@ pub fn grants(policy: &Value) -> BTreeSet<Grant> {
 pub fn foreign(policy: &Value) -> (Vec<&Value>, Vec<(&String, &Value)>) {
     let others = bindings(policy).filter(|b| !is_managed(b)).collect();
     let fields = policy.as_object().into_iter().flatten();
-    (others, fields.filter(|(k, _)| !matches!(k.as_str(), "bindings" | "etag" | "version")).collect())
+    (
+        others,
+        fields
+            .filter(|(k, _)| !matches!(k.as_str(), "bindings" | "etag" | "version"))
+            .collect(),
+    )
 }
 
 /// Members of managed roles as they are spelled, with what tells their binding apart, in order.
@@ -122,8 +158,14 @@ pub fn spelled(policy: &Value) -> Vec<(String, String)> {
     managed
         .flat_map(|b| {
             let place = format!("{}{}", b["role"], b["condition"]);
-            let members = b["members"].as_array().into_iter().flatten().filter_map(Value::as_str);
-            members.map(|m| (place.clone(), m.to_owned())).collect::<Vec<_>>()
+            let members = b["members"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str);
+            members
+                .map(|m| (place.clone(), m.to_owned()))
+                .collect::<Vec<_>>()
         })
         .collect()
 }

@@ -171,8 +171,10 @@ impl Judge {
         // What it saw and told nobody is lost.
         let told_of = &self.told_of;
         let was_told = |s: &Service, at: Timestamp| told_of.get(s).is_some_and(|told| at < *told);
-        self.read.retain(|s, (by, at, _)| *by != replica || was_told(s, *at));
-        self.outside.retain(|(s, _), o| o.seen_by != replica || was_told(s, o.seen_at));
+        self.read
+            .retain(|s, (by, at, _)| *by != replica || was_told(s, *at));
+        self.outside
+            .retain(|(s, _), o| o.seen_by != replica || was_told(s, o.seen_at));
         self.told.insert(replica, Told::default());
         self.identities.insert(replica, identity.to_owned());
     }
@@ -189,7 +191,12 @@ impl Judge {
 
     /// An object changed in the store. `plural` is the name of its kind in paths.
     pub fn stored(&mut self, at: Timestamp, by: By, plural: &str, object: &Value, gone: bool) {
-        let text = |k: &str| object["metadata"][k].as_str().unwrap_or_default().to_owned();
+        let text = |k: &str| {
+            object["metadata"][k]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
         let key = (text("namespace"), text("name"));
         let kind = match plural {
             "invokerpolicies" => Kind::Policy,
@@ -221,7 +228,14 @@ impl Judge {
         self.note_listed();
     }
 
-    fn policy_stored(&mut self, at: Timestamp, by: By, key: &(String, String), object: &Value, gone: bool) {
+    fn policy_stored(
+        &mut self,
+        at: Timestamp,
+        by: By,
+        key: &(String, String),
+        object: &Value,
+        gone: bool,
+    ) {
         let before = self.store.declared.policies.get(key).cloned().flatten();
         let now = Policy::read(object);
         if gone {
@@ -253,9 +267,17 @@ impl Judge {
             self.declared_at = at;
         }
         if let By::Replica(_) = by {
-            for s in object["status"]["services"].as_array().into_iter().flatten() {
+            for s in object["status"]["services"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
                 let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-                let service = (text(&object["spec"]["project"]), text(&s["region"]), text(&s["name"]));
+                let service = (
+                    text(&object["spec"]["project"]),
+                    text(&s["region"]),
+                    text(&s["name"]),
+                );
                 self.told_of.insert(service, at);
             }
             self.note_approvals(key, object);
@@ -266,15 +288,27 @@ impl Judge {
     /// A status asks somebody to agree: what for?
     fn note_approvals(&mut self, key: &(String, String), object: &Value) {
         let project = object["spec"]["project"].as_str().unwrap_or_default();
-        for s in object["status"]["services"].as_array().into_iter().flatten() {
+        for s in object["status"]["services"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             let text = |k: &str| s[k].as_str().unwrap_or_default().to_owned();
             if let Some(hash) = s["approve"].as_str().filter(|h| !h.is_empty()) {
                 let service = (project.to_owned(), text("region"), text("name"));
-                let members = s["unexpected"].as_array().into_iter().flatten().filter_map(Value::as_str);
-                let members: BTreeSet<String> =
-                    members.map(|m| iam::member_key(m.split(' ').next().unwrap_or(m))).collect();
+                let members = s["unexpected"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Value::as_str);
+                let members: BTreeSet<String> = members
+                    .map(|m| iam::member_key(m.split(' ').next().unwrap_or(m)))
+                    .collect();
                 let shown = (hash.to_owned(), Some(key.clone()));
-                let entry = self.published.entry(shown).or_insert_with(|| (service, BTreeSet::new()));
+                let entry = self
+                    .published
+                    .entry(shown)
+                    .or_insert_with(|| (service, BTreeSet::new()));
                 entry.1.extend(members);
             }
         }
@@ -282,8 +316,15 @@ impl Judge {
 
     /// A ledger asks somebody to agree to a removal, or does so no more.
     fn note_held(&mut self, ledger: &Value, gone: bool) {
-        let agreed = ledger["metadata"]["annotations"]["run-invoker.dev/approve"].as_str().unwrap_or_default();
-        self.agreed_on_ledgers.extend(agreed.split([',', ' ']).filter(|h| !h.is_empty()).map(str::to_owned));
+        let agreed = ledger["metadata"]["annotations"]["run-invoker.dev/approve"]
+            .as_str()
+            .unwrap_or_default();
+        self.agreed_on_ledgers.extend(
+            agreed
+                .split([',', ' '])
+                .filter(|h| !h.is_empty())
+                .map(str::to_owned),
+        );
         let spec = &ledger["spec"];
         let text = |k: &str| spec[k].as_str().unwrap_or_default().to_owned();
         let service = (text("project"), text("region"), text("service"));
@@ -293,8 +334,12 @@ impl Judge {
         };
         let grants = spec["grants"].as_array().into_iter().flatten();
         let nobodys = grants.filter(|g| g["ownedBy"].as_array().is_none_or(Vec::is_empty));
-        let members = nobodys.filter_map(|g| g["member"].as_str()).map(iam::member_key).collect();
-        self.published.insert((hash.to_owned(), None), (service.clone(), members));
+        let members = nobodys
+            .filter_map(|g| g["member"].as_str())
+            .map(iam::member_key)
+            .collect();
+        self.published
+            .insert((hash.to_owned(), None), (service.clone(), members));
         self.held_alone.insert(service);
     }
 
@@ -303,14 +348,25 @@ impl Judge {
         let declared = &self.store.declared;
         for p in declared.readable().filter(|p| p.acts()) {
             let named = p.targets.iter().filter_map(|t| match t {
-                declared::Target::Named { region, name } => Some((p.project.clone(), region.clone(), name.clone())),
+                declared::Target::Named { region, name } => {
+                    Some((p.project.clone(), region.clone(), name.clone()))
+                }
                 declared::Target::Selected { .. } => None,
             });
-            let selected = declared.labels.iter().filter(|(s, l)| p.means(s, Some(l))).map(|(s, _)| s.clone());
+            let selected = declared
+                .labels
+                .iter()
+                .filter(|(s, l)| p.means(s, Some(l)))
+                .map(|(s, _)| s.clone());
             for service in named.chain(selected).collect::<BTreeSet<_>>() {
-                let back = declared.goes_back_to(p, &service, Timestamp::MIN, true).unwrap_or_default();
+                let back = declared
+                    .goes_back_to(p, &service, Timestamp::MIN, true)
+                    .unwrap_or_default();
                 for grant in declared.spelled_out(p).into_iter().chain(back) {
-                    self.listed.entry((service.clone(), grant)).or_default().insert(p.uid.clone());
+                    self.listed
+                        .entry((service.clone(), grant))
+                        .or_default()
+                        .insert(p.uid.clone());
                 }
             }
         }
@@ -319,11 +375,15 @@ impl Judge {
     fn lease(&mut self, at: Timestamp, name: &str, object: &Value, gone: bool) {
         let rest = name.strip_prefix(&self.settings.lease);
         // Of the shards, or of the only one; not the marks and not the list of members.
-        if rest.is_none_or(|r| !(r.is_empty() || r.contains("-of-") && !r.starts_with("-members"))) {
+        if rest.is_none_or(|r| !(r.is_empty() || r.contains("-of-") && !r.starts_with("-members")))
+        {
             return;
         }
         let spec = &object["spec"];
-        let holder = spec["holderIdentity"].as_str().unwrap_or_default().to_owned();
+        let holder = spec["holderIdentity"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let seconds = spec["leaseDurationSeconds"].as_i64().unwrap_or(0);
         let until = at + jiff::SignedDuration::from_secs(seconds);
         if gone || holder.is_empty() {
@@ -335,25 +395,40 @@ impl Judge {
 
     /// The operator got an answer to what a service allows.
     pub fn read(&mut self, replica: usize, at: Timestamp, service: &Service, policy: &Value) {
-        self.read.insert(service.clone(), (replica, at, iam::grants(policy)));
+        self.read
+            .insert(service.clone(), (replica, at, iam::grants(policy)));
     }
 
     /// Somebody outside changed what a service allows, or the service itself; `None`: it is gone.
-    pub fn outside(&mut self, at: Timestamp, service: &Service, before: Option<&Real>, after: Option<&Real>) {
+    pub fn outside(
+        &mut self,
+        at: Timestamp,
+        service: &Service,
+        before: Option<&Real>,
+        after: Option<&Real>,
+    ) {
         let grants = |r: Option<&Real>| r.map(|r| iam::grants(&r.policy)).unwrap_or_default();
         let (was, is) = (grants(before), grants(after));
         for grant in was.symmetric_difference(&is) {
             // What the operator has not seen as declared yet, it cannot know to be somebody else's doing.
-            let seen = self
-                .read
-                .get(service)
-                .filter(|(_, when, grants)| *when >= self.declared_at && grants.contains(grant) == was.contains(grant));
+            let seen = self.read.get(service).filter(|(_, when, grants)| {
+                *when >= self.declared_at && grants.contains(grant) == was.contains(grant)
+            });
             if let Some((seen_by, seen_at, _)) = seen {
-                let outside = Outside { at, seen_by: *seen_by, seen_at: *seen_at };
-                self.outside.insert((service.clone(), grant.clone()), outside);
+                let outside = Outside {
+                    at,
+                    seen_by: *seen_by,
+                    seen_at: *seen_at,
+                };
+                self.outside
+                    .insert((service.clone(), grant.clone()), outside);
             }
         }
-        self.records.others_changed(service, at, was.symmetric_difference(&is).cloned().collect());
+        self.records.others_changed(
+            service,
+            at,
+            was.symmetric_difference(&is).cloned().collect(),
+        );
         // What somebody else took away and gave again is theirs.
         let left: Vec<Grant> = was.difference(&is).cloned().collect();
         let made = self.made.entry(service.clone()).or_default();
@@ -367,7 +442,10 @@ impl Judge {
                 self.store.declared.labels.remove(service);
             }
             Some(real) => {
-                self.store.declared.labels.insert(service.clone(), real.labels.clone());
+                self.store
+                    .declared
+                    .labels
+                    .insert(service.clone(), real.labels.clone());
             }
         }
         self.note_listed();

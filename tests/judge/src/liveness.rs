@@ -38,18 +38,34 @@ impl Judge {
             return found;
         }
         for (service, real) in &end.services {
-            self.orphans(at, service, real, end, &mut |rule, what| found.push(Violation { rule, at, what }));
+            self.orphans(at, service, real, end, &mut |rule, what| {
+                found.push(Violation { rule, at, what })
+            });
         }
         for service in self.records.remembered() {
             let d = &self.store.declared;
-            let is_anybodys = d.policies.values().any(|p| p.as_ref().is_none_or(|p| p.project == service.0));
+            let is_anybodys = d
+                .policies
+                .values()
+                .any(|p| p.as_ref().is_none_or(|p| p.project == service.0));
             if !is_anybodys && !self.held_alone.contains(service) {
-                let what = format!("there is a ledger of {} and no policy in the project", service.2);
-                found.push(Violation { rule: "L1", at, what });
+                let what = format!(
+                    "there is a ledger of {} and no policy in the project",
+                    service.2
+                );
+                found.push(Violation {
+                    rule: "L1",
+                    at,
+                    what,
+                });
             }
         }
         for p in self.store.declared.readable() {
-            let status = self.statuses.get(&(p.namespace.clone(), p.name.clone())).cloned().unwrap_or_default();
+            let status = self
+                .statuses
+                .get(&(p.namespace.clone(), p.name.clone()))
+                .cloned()
+                .unwrap_or_default();
             if p.deleting {
                 if !condition(&status, "Stalled").is_some_and(|c| c["status"] == "True") {
                     found.push(Violation {
@@ -64,7 +80,11 @@ impl Judge {
                 continue;
             }
             if let Some(what) = self.untrue(at, p, &status, end) {
-                found.push(Violation { rule: "L5", at, what });
+                found.push(Violation {
+                    rule: "L5",
+                    at,
+                    what,
+                });
             }
         }
         found
@@ -73,14 +93,30 @@ impl Judge {
     /// When the last access ends that ends within the next hours.
     pub fn last_end(&self, now: Timestamp) -> Option<Timestamp> {
         let d = &self.store.declared;
-        let ends = d.readable().flat_map(|p| d.spelled_out(p)).filter_map(|g| g.condition?.ends);
-        ends.filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3)).max()
+        let ends = d
+            .readable()
+            .flat_map(|p| d.spelled_out(p))
+            .filter_map(|g| g.condition?.ends);
+        ends.filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3))
+            .max()
     }
 
     /// History, once everything is settled.
     pub fn history(&self, at: Timestamp, writes: &[Write], end: &End) -> Vec<Violation> {
-        let etags = end.services.iter().map(|(s, real)| (s.clone(), &real.policy["etag"])).collect();
-        self.records.lies(writes, &etags).into_iter().map(|what| Violation { rule: "S5", at, what }).collect()
+        let etags = end
+            .services
+            .iter()
+            .map(|(s, real)| (s.clone(), &real.policy["etag"]))
+            .collect();
+        self.records
+            .lies(writes, &etags)
+            .into_iter()
+            .map(|what| Violation {
+                rule: "S5",
+                at,
+                what,
+            })
+            .collect()
     }
 
     /// L3: one read for each service and interval, and no write of any kind.
@@ -90,34 +126,65 @@ impl Judge {
             // Nobody can say when such a world is settled.
             return found;
         }
-        let mut accuse = |what| found.push(Violation { rule: "L3", at, what });
+        let mut accuse = |what| {
+            found.push(Violation {
+                rule: "L3",
+                at,
+                what,
+            })
+        };
         if quiet.iam_writes > 0 {
-            accuse(format!("{} writes to IAM although nothing happened", quiet.iam_writes));
+            accuse(format!(
+                "{} writes to IAM although nothing happened",
+                quiet.iam_writes
+            ));
         }
         // Members that IAM refuses are tried again, ever more rarely, and each try is written down.
-        let retries: Vec<String> = end.services.keys().filter(|s| self.wants_refused(at, s, end)).map(ledger).collect();
+        let retries: Vec<String> = end
+            .services
+            .keys()
+            .filter(|s| self.wants_refused(at, s, end))
+            .map(ledger)
+            .collect();
         let made = |w: &str| w.starts_with("POST ") && w.contains("/invokerledgers?");
         // What a try finds out is told, too.
         let told = |w: &str| w.starts_with("PATCH ") && w.contains("/status?");
-        let is_retry =
-            |w: &&String| !retries.is_empty() && (made(w) || told(w) || retries.iter().any(|r| w.contains(r)));
+        let is_retry = |w: &&String| {
+            !retries.is_empty() && (made(w) || told(w) || retries.iter().any(|r| w.contains(r)))
+        };
         let tries = quiet.kube_writes.iter().filter(is_retry).count();
         if tries > 40 * retries.len() {
-            accuse(format!("{tries} writes for the sake of members that IAM refuses"));
+            accuse(format!(
+                "{tries} writes for the sake of members that IAM refuses"
+            ));
         }
         let writes: Vec<&String> = quiet.kube_writes.iter().filter(|w| !is_retry(w)).collect();
         if !writes.is_empty() {
-            accuse(format!("writes to the cluster although nothing happened: {writes:?}"));
+            accuse(format!(
+                "writes to the cluster although nothing happened: {writes:?}"
+            ));
         }
         for service in end.services.keys() {
-            let asks = |p: &&Policy| !p.suspended && !p.deleting && !self.store.declared.is_frozen(&p.namespace);
+            let asks = |p: &&Policy| {
+                !p.suspended && !p.deleting && !self.store.declared.is_frozen(&p.namespace)
+            };
             let d = &self.store.declared;
             let interval = d.on(service).filter(asks).map(|p| p.interval).min();
             // What was left, or is left by a deletion, and waits there for somebody, is looked at too.
             let waits = |p: &&Policy| p.project == service.0 && self.names(p, service);
-            let most = d.readable().filter(waits).map(|p| p.interval).chain(interval).min().unwrap_or(60);
+            let most = d
+                .readable()
+                .filter(waits)
+                .map(|p| p.interval)
+                .chain(interval)
+                .min()
+                .unwrap_or(60);
             let reads = quiet.reads.get(service).copied().unwrap_or(0) as i64;
-            let tries = if self.wants_refused(at, service, end) { 12 } else { 0 };
+            let tries = if self.wants_refused(at, service, end) {
+                12
+            } else {
+                0
+            };
             let least = interval.map_or(0, |i| quiet.seconds / i - 1);
             if reads < least || reads > quiet.seconds / most + 1 + tries {
                 accuse(format!(
@@ -132,10 +199,13 @@ impl Judge {
     /// Whether somebody wants a member on a service that IAM refuses.
     fn wants_refused(&self, at: Timestamp, service: &Service, end: &End) -> bool {
         let d = &self.store.declared;
-        let wanted = d.on(service).filter(|p| p.acts() && !p.deleting).flat_map(|p| {
-            let back = d.goes_back_to(p, service, at, self.settings.public);
-            back.unwrap_or_else(|| d.lists(p, at, self.settings.public))
-        });
+        let wanted = d
+            .on(service)
+            .filter(|p| p.acts() && !p.deleting)
+            .flat_map(|p| {
+                let back = d.goes_back_to(p, service, at, self.settings.public);
+                back.unwrap_or_else(|| d.lists(p, at, self.settings.public))
+            });
         wanted.into_iter().any(|g| end.refused.contains(&g.member))
     }
 
@@ -152,27 +222,56 @@ impl Judge {
         let live = iam::grants(&real.policy);
         let on: Vec<&Policy> = d.on(service).filter(|p| !p.deleting).collect();
         let wants = |p: &Policy| {
-            d.goes_back_to(p, service, at, self.settings.public).unwrap_or_else(|| d.lists(p, at, self.settings.public))
+            d.goes_back_to(p, service, at, self.settings.public)
+                .unwrap_or_else(|| d.lists(p, at, self.settings.public))
         };
         let held = self.is_held(service);
-        let active: Vec<&&Policy> = on.iter().filter(|p| p.acts() && !d.is_frozen(&p.namespace)).collect();
+        let active: Vec<&&Policy> = on
+            .iter()
+            .filter(|p| p.acts() && !d.is_frozen(&p.namespace))
+            .collect();
         for p in active.iter().filter(|p| !self.is_stopped(p)) {
-            for g in wants(p).iter().filter(|g| !live.contains(g) && !end.refused.contains(&g.member)) {
+            for g in wants(p)
+                .iter()
+                .filter(|g| !live.contains(g) && !end.refused.contains(&g.member))
+            {
                 if !held {
-                    accuse("L1", format!("{}/{} wants {g} on {}, and it is not there", p.namespace, p.name, service.2));
+                    accuse(
+                        "L1",
+                        format!(
+                            "{}/{} wants {g} on {}, and it is not there",
+                            p.namespace, p.name, service.2
+                        ),
+                    );
                 }
             }
         }
         // What anybody lists may stay, what a spec lists that is gone back from too.
         let listed: BTreeSet<Grant> = on.iter().flat_map(|p| wants(p)).collect();
-        let frozen = on.iter().any(|p| d.is_frozen(&p.namespace)) || d.guardrails.values().any(|g| !g.readable);
+        let frozen = on.iter().any(|p| d.is_frozen(&p.namespace))
+            || d.guardrails.values().any(|g| !g.readable);
         let unreadable = d.policies.values().any(Option::is_none);
-        let said = |p: &&&Policy| d.spelled_out(p).into_iter().chain(d.went_back_to(p, service)).collect::<Vec<_>>();
-        let forbidden: BTreeSet<Grant> = on.iter().flat_map(|p| said(&p)).filter(|g| !listed.contains(g)).collect();
+        let said = |p: &&&Policy| {
+            d.spelled_out(p)
+                .into_iter()
+                .chain(d.went_back_to(p, service))
+                .collect::<Vec<_>>()
+        };
+        let forbidden: BTreeSet<Grant> = on
+            .iter()
+            .flat_map(|p| said(&p))
+            .filter(|g| !listed.contains(g))
+            .collect();
         for g in live.iter().filter(|g| !listed.contains(g)) {
             let complete = |p: &Policy| p.authoritative && p.role == g.role && !self.is_stopped(p);
-            let protected = declared::matches(&self.settings.protected.to_lowercase(), &g.member.to_lowercase());
-            let unlisted = active.iter().any(|p| complete(p)) && g.is_plain() && !protected && !forbidden.contains(g);
+            let protected = declared::matches(
+                &self.settings.protected.to_lowercase(),
+                &g.member.to_lowercase(),
+            );
+            let unlisted = active.iter().any(|p| complete(p))
+                && g.is_plain()
+                && !protected
+                && !forbidden.contains(g);
             let made = self.made.get(service).is_some_and(|m| m.contains(g));
             let owners = self.listed.get(&(service.clone(), g.clone()));
             let of = |uid: &String| d.readable().find(|p| p.uid == *uid);
@@ -180,13 +279,18 @@ impl Judge {
             let excused = owners.is_some_and(|o| {
                 o.iter().any(|uid| {
                     self.let_go.contains(uid)
-                        || of(uid).is_some_and(|p| !p.acts() || d.is_frozen(&p.namespace) || self.is_stopped(p))
+                        || of(uid).is_some_and(|p| {
+                            !p.acts() || d.is_frozen(&p.namespace) || self.is_stopped(p)
+                        })
                 })
             });
             if (unlisted || made && !excused) && !held && !frozen && !unreadable {
                 accuse(
                     "L1",
-                    format!("{g} is still on {}, and nobody wants it (made by the operator: {made})", service.2),
+                    format!(
+                        "{g} is still on {}, and nobody wants it (made by the operator: {made})",
+                        service.2
+                    ),
                 );
             }
         }
@@ -196,7 +300,12 @@ impl Judge {
     fn is_held(&self, service: &Service) -> bool {
         let asks = |e: &Value| e["approve"].as_str().is_some_and(|a| !a.is_empty());
         self.held_alone.contains(service)
-            || self.store.declared.readable().filter(|p| p.project == service.0).any(|p| self.says(p, service, asks))
+            || self
+                .store
+                .declared
+                .readable()
+                .filter(|p| p.project == service.0)
+                .any(|p| self.says(p, service, asks))
     }
 
     /// Whether a policy is told that something on the service waits for a person.
@@ -205,7 +314,9 @@ impl Judge {
     }
 
     fn says(&self, p: &Policy, service: &Service, what: impl Fn(&Value) -> bool) -> bool {
-        let Some(status) = self.statuses.get(&(p.namespace.clone(), p.name.clone())) else { return false };
+        let Some(status) = self.statuses.get(&(p.namespace.clone(), p.name.clone())) else {
+            return false;
+        };
         let waits = condition(status, "Ready").is_some_and(|c| c["reason"] == "ApprovalRequired");
         waits || entries_of(status, service).any(what)
     }
@@ -218,7 +329,12 @@ impl Judge {
 
     /// Whether a policy goes back to something that is not there, so that nothing is done for it.
     fn is_stopped(&self, p: &Policy) -> bool {
-        let known = |r: &String| self.store.declared.records.contains_key(&(p.namespace.clone(), r.clone()));
+        let known = |r: &String| {
+            self.store
+                .declared
+                .records
+                .contains_key(&(p.namespace.clone(), r.clone()))
+        };
         let about = |r: &String| {
             let (s, _) = &self.store.declared.records[&(p.namespace.clone(), r.clone())];
             p.means(s, self.store.declared.labels.get(s))
@@ -233,7 +349,8 @@ impl Judge {
         let ready = condition(status, "Ready").cloned().unwrap_or_default();
         let says = ready["status"].as_str().unwrap_or("nothing").to_owned();
         if p.suspended {
-            return (says == "True").then(|| format!("{name} is suspended and says that it is ready"));
+            return (says == "True")
+                .then(|| format!("{name} is suspended and says that it is ready"));
         }
         if status["observedGeneration"].as_i64() != Some(p.generation)
             && !d.is_frozen(&p.namespace)
@@ -247,7 +364,9 @@ impl Judge {
         let fault = self.fault(at, p, end);
         match (&fault, says.as_str()) {
             (None, "True") => None,
-            (None, _) => Some(format!("everything is as {name} declares, and its status says {ready}")),
+            (None, _) => Some(format!(
+                "everything is as {name} declares, and its status says {ready}"
+            )),
             (Some(why), "True") => Some(format!("{name} says that it is ready, and {why}")),
             (Some(_), _) => None,
         }
@@ -263,7 +382,9 @@ impl Judge {
             return Some("what it goes back to is not there".into());
         }
         for t in &p.targets {
-            let Target::Named { region, name } = t else { continue };
+            let Target::Named { region, name } = t else {
+                continue;
+            };
             let service = (p.project.clone(), region.clone(), name.clone());
             if !d.rails(&p.namespace).all(|g| g.allows_service(&service)) {
                 return Some(format!("a guardrail forbids {name}"));
@@ -276,9 +397,14 @@ impl Judge {
             return Some("a guardrail forbids its project".into());
         }
         let status = self.statuses.get(&(p.namespace.clone(), p.name.clone()));
-        let mut entries = status.and_then(|s| s["services"].as_array()).into_iter().flatten();
-        let is_named =
-            |e: &Value| d.on(&(p.project.clone(), text(&e["region"]), text(&e["name"]))).any(|o| o.uid == p.uid);
+        let mut entries = status
+            .and_then(|s| s["services"].as_array())
+            .into_iter()
+            .flatten();
+        let is_named = |e: &Value| {
+            d.on(&(p.project.clone(), text(&e["region"]), text(&e["name"])))
+                .any(|o| o.uid == p.uid)
+        };
         if entries.any(|e| e["state"] == "Held" && !is_named(e)) {
             return Some("something is held where it was before".into());
         }
@@ -286,20 +412,31 @@ impl Judge {
         if spelled.len() < p.entries.len() {
             return Some("a ServiceAccount stands for nobody".into());
         }
-        for (service, real) in end.services.iter().filter(|(s, _)| d.on(s).any(|o| o.uid == p.uid)) {
+        for (service, real) in end
+            .services
+            .iter()
+            .filter(|(s, _)| d.on(s).any(|o| o.uid == p.uid))
+        {
             if self.is_held_for(p, service) {
                 return Some("something is held".into());
             }
             let live = iam::grants(&real.policy);
             let allowed = d.lists(p, at, self.settings.public);
-            let back = d.goes_back_to(p, service, at, self.settings.public).is_some();
-            if let Some(g) = spelled.iter().find(|g| !back && g.in_force(at) && !allowed.contains(g)) {
+            let back = d
+                .goes_back_to(p, service, at, self.settings.public)
+                .is_some();
+            if let Some(g) = spelled
+                .iter()
+                .find(|g| !back && g.in_force(at) && !allowed.contains(g))
+            {
                 return Some(format!("a guardrail forbids {g}"));
             }
             if !p.enforced {
                 continue;
             }
-            let wanted = d.goes_back_to(p, service, at, self.settings.public).unwrap_or(allowed);
+            let wanted = d
+                .goes_back_to(p, service, at, self.settings.public)
+                .unwrap_or(allowed);
             if let Some(g) = wanted.iter().find(|g| !live.contains(g)) {
                 return Some(format!("{g} is not on {}", service.2));
             }
@@ -307,12 +444,21 @@ impl Judge {
                 .on(service)
                 .filter(|o| !o.deleting)
                 .flat_map(|o| {
-                    let back = d.goes_back_to(o, service, at, self.settings.public).unwrap_or_default();
-                    d.lists(o, at, self.settings.public).into_iter().chain(back).chain(wanted.clone())
+                    let back = d
+                        .goes_back_to(o, service, at, self.settings.public)
+                        .unwrap_or_default();
+                    d.lists(o, at, self.settings.public)
+                        .into_iter()
+                        .chain(back)
+                        .chain(wanted.clone())
                 })
                 .collect();
-            let protected =
-                |g: &Grant| declared::matches(&self.settings.protected.to_lowercase(), &g.member.to_lowercase());
+            let protected = |g: &Grant| {
+                declared::matches(
+                    &self.settings.protected.to_lowercase(),
+                    &g.member.to_lowercase(),
+                )
+            };
             let extra = live.iter().find(|g| {
                 p.authoritative
                     && g.role == p.role
@@ -342,9 +488,16 @@ fn text(v: &Value) -> String {
 
 fn entries_of<'a>(status: &'a Value, service: &'a Service) -> impl Iterator<Item = &'a Value> {
     let here = |e: &&Value| e["name"] == service.2.as_str() && e["region"] == service.1.as_str();
-    status["services"].as_array().into_iter().flatten().filter(here)
+    status["services"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(here)
 }
 
 fn condition<'a>(status: &'a Value, type_: &str) -> Option<&'a Value> {
-    status["conditions"].as_array()?.iter().find(|c| c["type"] == type_)
+    status["conditions"]
+        .as_array()?
+        .iter()
+        .find(|c| c["type"] == type_)
 }

@@ -44,12 +44,18 @@ pub fn before(object: &Value) -> Option<(Service, Vec<iam::Grant>)> {
 /// What was really added and taken away.
 fn change_of(w: &Write) -> (BTreeSet<iam::Grant>, BTreeSet<iam::Grant>) {
     let (was, is) = (iam::grants(&w.before), iam::grants(&w.after));
-    (is.difference(&was).cloned().collect(), was.difference(&is).cloned().collect())
+    (
+        is.difference(&was).cloned().collect(),
+        was.difference(&is).cloned().collect(),
+    )
 }
 
 /// What a record says was added and taken away.
 fn told_by(record: &Value) -> (BTreeSet<iam::Grant>, BTreeSet<iam::Grant>) {
-    (grants(&record["spec"]["added"]), grants(&record["spec"]["removed"]))
+    (
+        grants(&record["spec"]["added"]),
+        grants(&record["spec"]["removed"]),
+    )
 }
 
 /// What was written from one version of a policy, and what history says of that.
@@ -57,17 +63,27 @@ type Told<'a> = (Vec<&'a Write>, Vec<&'a Value>);
 
 impl Records {
     /// Somebody outside changed these grants.
-    pub fn others_changed(&mut self, service: &Service, at: Timestamp, changed: BTreeSet<iam::Grant>) {
+    pub fn others_changed(
+        &mut self,
+        service: &Service,
+        at: Timestamp,
+        changed: BTreeSet<iam::Grant>,
+    ) {
         self.others.push((service.clone(), at, changed));
     }
 
     /// Whether others touched a service since a record was opened; of `grants` one at least, where some are given.
     fn others_since(&self, record: &Value, grants: Option<&BTreeSet<iam::Grant>>) -> bool {
-        let Some(begun) = record["spec"]["at"].as_str().and_then(|t| t.parse::<Timestamp>().ok()) else { return false };
+        let Some(begun) = record["spec"]["at"]
+            .as_str()
+            .and_then(|t| t.parse::<Timestamp>().ok())
+        else {
+            return false;
+        };
         let of = service(&record["spec"]);
-        self.others
-            .iter()
-            .any(|(s, at, changed)| *s == of && *at >= begun && grants.is_none_or(|g| !g.is_disjoint(changed)))
+        self.others.iter().any(|(s, at, changed)| {
+            *s == of && *at >= begun && grants.is_none_or(|g| !g.is_disjoint(changed))
+        })
     }
 
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
@@ -86,11 +102,18 @@ impl Records {
             }
             return;
         }
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let known = self.made.contains_key(&name);
         if gone {
             // One that never came to anything may be taken away again.
-            if self.made.get(&name).is_some_and(|o| o["spec"]["outcome"]["phase"] == "Pending") {
+            if self
+                .made
+                .get(&name)
+                .is_some_and(|o| o["spec"]["outcome"]["phase"] == "Pending")
+            {
                 self.made.remove(&name);
             }
         } else if matches!(by, By::Replica(_)) || known {
@@ -108,28 +131,63 @@ impl Records {
         let pending = |o: &Value| o["spec"]["outcome"]["phase"] == "Pending";
         let fits = |o: &Value| service(&o["spec"]) == *of && o["spec"]["etagBefore"] == *etag;
         self.made.values().any(|o| pending(o) && fits(o))
-            || self.ledgers.get(of).into_iter().flatten().any(|p| p["etagBefore"] == *etag)
+            || self
+                .ledgers
+                .get(of)
+                .into_iter()
+                .flatten()
+                .any(|p| p["etagBefore"] == *etag)
     }
 
     /// What history says that is not so, and what it does not say. `etags` are the versions that are real now: a write that
     /// was planned from one of them and had no answer may still arrive, and is truly open.
     pub fn lies(&self, writes: &[Write], etags: &BTreeMap<Service, &Value>) -> Vec<String> {
         let mut found = Vec::new();
-        for o in self.made.values().filter(|o| o["spec"]["outcome"]["phase"] == "Pending") {
-            found.push(format!("the record {} was never closed", o["metadata"]["name"]));
+        for o in self
+            .made
+            .values()
+            .filter(|o| o["spec"]["outcome"]["phase"] == "Pending")
+        {
+            found.push(format!(
+                "the record {} was never closed",
+                o["metadata"]["name"]
+            ));
         }
-        let entries = self.ledgers.iter().flat_map(|(s, open)| open.iter().map(move |o| (s, o)));
-        for (s, open) in entries.filter(|(s, o)| etags.get(s).is_none_or(|e| **e != o["etagBefore"])) {
-            found.push(format!("the ledger of {} still has an open record: {open}", s.2));
+        let entries = self
+            .ledgers
+            .iter()
+            .flat_map(|(s, open)| open.iter().map(move |o| (s, o)));
+        for (s, open) in
+            entries.filter(|(s, o)| etags.get(s).is_none_or(|e| **e != o["etagBefore"]))
+        {
+            found.push(format!(
+                "the ledger of {} still has an open record: {open}",
+                s.2
+            ));
         }
         let mut by_origin: BTreeMap<(Service, String), Told<'_>> = BTreeMap::new();
         for w in writes {
             let etag = w.before["etag"].as_str().unwrap_or_default().to_owned();
-            by_origin.entry((w.service.clone(), etag)).or_default().0.push(w);
+            by_origin
+                .entry((w.service.clone(), etag))
+                .or_default()
+                .0
+                .push(w);
         }
-        for o in self.made.values().filter(|o| o["spec"]["outcome"]["phase"] != "NotApplied") {
-            let etag = o["spec"]["etagBefore"].as_str().unwrap_or_default().to_owned();
-            by_origin.entry((service(&o["spec"]), etag)).or_default().1.push(o);
+        for o in self
+            .made
+            .values()
+            .filter(|o| o["spec"]["outcome"]["phase"] != "NotApplied")
+        {
+            let etag = o["spec"]["etagBefore"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            by_origin
+                .entry((service(&o["spec"]), etag))
+                .or_default()
+                .1
+                .push(o);
         }
         for ((s, etag), (writes, mut records)) in by_origin {
             records.sort_by_key(|o| o["spec"]["at"].as_str().map(str::to_owned));
@@ -137,8 +195,10 @@ impl Records {
             // looks like it. Nothing else excuses a record without a write.
             if records.len() > writes.len() {
                 let excused = |o: &&Value| {
-                    let touched: BTreeSet<_> =
-                        grants(&o["spec"]["added"]).union(&grants(&o["spec"]["removed"])).cloned().collect();
+                    let touched: BTreeSet<_> = grants(&o["spec"]["added"])
+                        .union(&grants(&o["spec"]["removed"]))
+                        .cloned()
+                        .collect();
                     let grants = (o["spec"]["outcome"]["phase"] != "Unknown").then_some(&touched);
                     self.others_since(o, grants)
                 };

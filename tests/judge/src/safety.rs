@@ -35,9 +35,10 @@ impl Judge {
             d.policies.values().any(Option::is_none)
                 || match asked {
                     Asked::Service(s) => d.readable().any(|p| names(d, p, s)),
-                    Asked::List(project, _) => d
-                        .readable()
-                        .any(|p| p.project == *project && d.rails(&p.namespace).all(|g| g.allows_project(project))),
+                    Asked::List(project, _) => d.readable().any(|p| {
+                        p.project == *project
+                            && d.rails(&p.namespace).all(|g| g.allows_project(project))
+                    }),
                 }
         };
         // What the operator granted, it may come back to.
@@ -46,7 +47,11 @@ impl Judge {
             Asked::List(..) => false,
         };
         if !ours && !known.iter().any(|k| may(k)) {
-            self.accuse("S4", at, format!("replica {replica} asks about {asked:?}, which no namespace may touch"));
+            self.accuse(
+                "S4",
+                at,
+                format!("replica {replica} asks about {asked:?}, which no namespace may touch"),
+            );
         }
     }
 
@@ -61,7 +66,11 @@ impl Judge {
         let mut found: Vec<(&'static str, String)> = Vec::new();
         found.extend(foreign_parts(w).map(|why| ("S1", why)));
         // A write is excused if either state of knowledge excuses it.
-        let verdicts: Vec<_> = w.known.iter().map(|k| self.judge_change(k, w, &change)).collect();
+        let verdicts: Vec<_> = w
+            .known
+            .iter()
+            .map(|k| self.judge_change(k, w, &change))
+            .collect();
         if verdicts.iter().all(|v| !v.is_empty()) {
             found.extend(verdicts.into_iter().next().into_iter().flatten());
         }
@@ -69,9 +78,16 @@ impl Judge {
             found.push(("S5", "no open record stood before the write".into()));
         }
         found.extend(self.judge_lease(w).map(|why| ("S6", why)));
-        found.extend(self.judge_fight(w, &change).into_iter().map(|why| ("S6", why)));
+        found.extend(
+            self.judge_fight(w, &change)
+                .into_iter()
+                .map(|why| ("S6", why)),
+        );
         for (rule, why) in found {
-            let what = format!("write of replica {} to {} sent at {}: {why}", w.replica, w.service.2, w.issued);
+            let what = format!(
+                "write of replica {} to {} sent at {}: {why}",
+                w.replica, w.service.2, w.issued
+            );
             self.accuse(rule, w.arrived, what);
         }
         let made = self.made.entry(w.service.clone()).or_default();
@@ -80,7 +96,12 @@ impl Judge {
     }
 
     /// S2, S3 and the limits of S6 under one state of knowledge.
-    fn judge_change(&self, known: &Known, w: &Write, change: &Change) -> Vec<(&'static str, String)> {
+    fn judge_change(
+        &self,
+        known: &Known,
+        w: &Write,
+        change: &Change,
+    ) -> Vec<(&'static str, String)> {
         let mut found = Vec::new();
         let (d, now) = (&known.declared, w.issued);
         let policies = self.about(known, &w.service);
@@ -88,16 +109,27 @@ impl Judge {
         for g in &change.added {
             let acts = |p: &&&Policy| p.acts() && !p.deleting && !d.is_frozen(&p.namespace);
             if !policies.iter().filter(acts).any(|p| wants(p, g)) {
-                found.push(("S3", format!("grants {g}, which no policy that it knew of lists and may list")));
+                found.push((
+                    "S3",
+                    format!("grants {g}, which no policy that it knew of lists and may list"),
+                ));
             }
         }
         for g in &change.removed {
             let shields = |p: &&Policy| {
-                !p.deleting && d.lists(p, now, self.settings.public).contains(g) && p.rollbacks.is_empty()
-                    || !p.deleting && !p.rollbacks.is_empty() && wants(p, g) && d.spelled_out(p).contains(g)
+                !p.deleting
+                    && d.lists(p, now, self.settings.public).contains(g)
+                    && p.rollbacks.is_empty()
+                    || !p.deleting
+                        && !p.rollbacks.is_empty()
+                        && wants(p, g)
+                        && d.spelled_out(p).contains(g)
             };
             if let Some(p) = policies.iter().find(|p| shields(p)) {
-                found.push(("S2", format!("takes {g} away, which {}/{} lists", p.namespace, p.name)));
+                found.push((
+                    "S2",
+                    format!("takes {g} away, which {}/{} lists", p.namespace, p.name),
+                ));
             } else if !self.may_go(&policies, d, g, &w.service) {
                 found.push((
                     "S2",
@@ -105,14 +137,20 @@ impl Judge {
                 ));
             }
         }
-        found.extend(self.judge_radius(&policies, d, w, change).map(|why| ("S6", why)));
+        found.extend(
+            self.judge_radius(&policies, d, w, change)
+                .map(|why| ("S6", why)),
+        );
         found
     }
 
     /// What a policy wants on a service: its spec, or what it goes back to.
     fn wants(&self, d: &Declared, p: &Policy, service: &Service, now: Timestamp) -> Vec<Grant> {
         // Records are read when they are needed; those of the store are meant.
-        let back = self.store.declared.goes_back_to(p, service, now, self.settings.public);
+        let back = self
+            .store
+            .declared
+            .goes_back_to(p, service, now, self.settings.public);
         back.unwrap_or_else(|| d.lists(p, now, self.settings.public))
     }
 
@@ -136,41 +174,65 @@ impl Judge {
         if self.listed.contains_key(&(service.clone(), g.clone())) {
             return true;
         }
-        let protected = declared::matches(&self.settings.protected.to_lowercase(), &g.member.to_lowercase());
-        let complete =
-            |p: &&&Policy| p.acts() && p.authoritative && p.role == g.role && !p.deleting && !d.is_frozen(&p.namespace);
-        let in_use = |p: &&Policy| {
-            d.spelled_out(p)
-                .iter()
-                .any(|l| l.condition.as_ref().map(|c| &c.own) == g.condition.as_ref().map(|c| &c.own))
+        let protected = declared::matches(
+            &self.settings.protected.to_lowercase(),
+            &g.member.to_lowercase(),
+        );
+        let complete = |p: &&&Policy| {
+            p.acts()
+                && p.authoritative
+                && p.role == g.role
+                && !p.deleting
+                && !d.is_frozen(&p.namespace)
         };
-        policies.iter().any(|p| complete(&p)) && !protected && (g.is_plain() || policies.iter().any(in_use))
+        let in_use = |p: &&Policy| {
+            d.spelled_out(p).iter().any(|l| {
+                l.condition.as_ref().map(|c| &c.own) == g.condition.as_ref().map(|c| &c.own)
+            })
+        };
+        policies.iter().any(|p| complete(&p))
+            && !protected
+            && (g.is_plain() || policies.iter().any(in_use))
     }
 
     /// More than may go without asking, or everybody: only with approval of exactly that.
-    fn judge_radius(&self, policies: &[&Policy], d: &Declared, w: &Write, change: &Change) -> Option<String> {
+    fn judge_radius(
+        &self,
+        policies: &[&Policy],
+        d: &Declared,
+        w: &Write,
+        change: &Change,
+    ) -> Option<String> {
         let forbidden = |g: &Grant| {
             let listed_by = |p: &&&Policy| d.spelled_out(p).contains(g);
             let mut by = policies.iter().filter(listed_by).peekable();
-            by.peek().is_some() && by.all(|p| !d.lists(p, w.issued, self.settings.public).contains(g))
+            by.peek().is_some()
+                && by.all(|p| !d.lists(p, w.issued, self.settings.public).contains(g))
         };
         // Where the service itself is forbidden to its namespace now, what was granted there is taken back without asking.
         let shut_out = |g: &Grant| {
             let of = self.listed.get(&(w.service.clone(), g.clone()));
             let owner = |p: &&Policy| of.is_some_and(|of| of.contains(&p.uid));
             let mut owners = d.readable().filter(|p| owner(p)).peekable();
-            owners.peek().is_some() && owners.all(|p| !d.rails(&p.namespace).all(|g| g.allows_service(&w.service)))
+            owners.peek().is_some()
+                && owners.all(|p| !d.rails(&p.namespace).all(|g| g.allows_service(&w.service)))
         };
-        let counted: BTreeSet<&Grant> =
-            change.removed.iter().filter(|g| g.in_force(w.issued) && !forbidden(g) && !shut_out(g)).collect();
+        let counted: BTreeSet<&Grant> = change
+            .removed
+            .iter()
+            .filter(|g| g.in_force(w.issued) && !forbidden(g) && !shut_out(g))
+            .collect();
         if counted.is_empty() {
             return None;
         }
         let acting: Vec<&&Policy> = policies.iter().filter(|p| p.acts()).collect();
         // Also those that mean the service no more and answer for what is taken away there.
         let answers = |p: &&Policy| {
-            let listed =
-                |g: &Grant| self.listed.get(&(w.service.clone(), g.clone())).is_some_and(|l| l.contains(&p.uid));
+            let listed = |g: &Grant| {
+                self.listed
+                    .get(&(w.service.clone(), g.clone()))
+                    .is_some_and(|l| l.contains(&p.uid))
+            };
             p.acts() && change.removed.iter().any(listed)
         };
         let answering: Vec<&Policy> = d.readable().filter(answers).collect();
@@ -181,24 +243,41 @@ impl Judge {
         let limit = limits.min().unwrap_or(self.settings.max_removals);
         let standing: Vec<_> = acting.iter().filter(|p| !p.deleting).collect();
         let emptied = !standing.is_empty()
-            && !standing.iter().any(|p| p.allow_empty && p.entries.is_empty())
+            && !standing
+                .iter()
+                .any(|p| p.allow_empty && p.entries.is_empty())
             && !change.left.iter().any(|g| g.in_force(w.issued));
         if counted.len() <= limit && !emptied {
             return None;
         }
         // Whoever agrees does so for what was shown there, and for nothing else.
         let shown = |key: &(String, Option<(String, String)>)| {
-            self.published.get(key).filter(|(s, _)| *s == w.service).map(|(_, members)| members)
+            self.published
+                .get(key)
+                .filter(|(s, _)| *s == w.service)
+                .map(|(_, members)| members)
         };
         let by_policies = d.readable().flat_map(|p| {
             let place = (p.namespace.clone(), p.name.clone());
-            p.approvals.iter().map(move |hash| (hash.clone(), Some(place.clone())))
+            p.approvals
+                .iter()
+                .map(move |hash| (hash.clone(), Some(place.clone())))
         });
-        let by_ledgers = self.agreed_on_ledgers.iter().map(|hash| (hash.clone(), None));
-        let agreed: BTreeSet<&String> = by_policies.chain(by_ledgers).filter_map(|k| shown(&k)).flatten().collect();
+        let by_ledgers = self
+            .agreed_on_ledgers
+            .iter()
+            .map(|hash| (hash.clone(), None));
+        let agreed: BTreeSet<&String> = by_policies
+            .chain(by_ledgers)
+            .filter_map(|k| shown(&k))
+            .flatten()
+            .collect();
         let agreed = counted.iter().all(|g| agreed.contains(&g.member));
-        let what =
-            if emptied { "the last invoker".to_owned() } else { format!("{} of at most {limit}", counted.len()) };
+        let what = if emptied {
+            "the last invoker".to_owned()
+        } else {
+            format!("{} of at most {limit}", counted.len())
+        };
         let who: Vec<String> = counted.iter().map(ToString::to_string).collect();
         (!agreed).then(|| format!("takes {what} away without approval: {}", who.join(", ")))
     }
@@ -206,11 +285,17 @@ impl Judge {
     /// No write after the Lease could have been somebody else's.
     fn judge_lease(&self, w: &Write) -> Option<String> {
         let identity = self.identities.get(&w.replica)?;
-        let held = self.leases.values().any(|h| h.holder == *identity && w.issued < h.until);
+        let held = self
+            .leases
+            .values()
+            .any(|h| h.holder == *identity && w.issued < h.until);
         (!held).then(|| {
             format!(
                 "{identity} holds no Lease any more: {:?}",
-                self.leases.values().map(|h| (&h.holder, h.until)).collect::<Vec<_>>()
+                self.leases
+                    .values()
+                    .map(|h| (&h.holder, h.until))
+                    .collect::<Vec<_>>()
             )
         })
     }
@@ -221,7 +306,9 @@ impl Judge {
         let mut corrects = false;
         for g in change.added.iter().chain(&change.removed) {
             let key = (w.service.clone(), g.clone());
-            let Some(changed) = self.outside.remove(&key) else { continue };
+            let Some(changed) = self.outside.remove(&key) else {
+                continue;
+            };
             if self.declared_at >= changed.at {
                 // Somebody declared something since: it may be that.
                 self.fights.remove(&key);
@@ -231,7 +318,10 @@ impl Judge {
             let times = self.fights.entry(key).or_default();
             times.retain(|t| w.issued.duration_since(*t) < SignedDuration::from_hours(1));
             times.push(w.issued);
-            let lately = times.iter().filter(|t| w.issued.duration_since(**t) < SignedDuration::from_mins(5)).count();
+            let lately = times
+                .iter()
+                .filter(|t| w.issued.duration_since(**t) < SignedDuration::from_mins(5))
+                .count();
             if lately > 3 || times.len() > 9 {
                 found.push(format!(
                     "corrects {g} for the {}th time within an hour, {lately} of them within five minutes",
@@ -241,7 +331,8 @@ impl Judge {
         }
         if corrects {
             let (most, window) = self.settings.breaker;
-            self.corrections.retain(|t| w.issued.duration_since(*t) < SignedDuration::from_secs(window));
+            self.corrections
+                .retain(|t| w.issued.duration_since(*t) < SignedDuration::from_secs(window));
             self.corrections.push(w.issued);
             if self.corrections.len() > most {
                 found.push(format!(
@@ -256,20 +347,32 @@ impl Judge {
 
 /// Whether a policy may touch a service, and says that it means it.
 fn names(d: &Declared, p: &Policy, service: &Service) -> bool {
-    p.means(service, d.labels.get(service)) && d.rails(&p.namespace).all(|g| g.allows_service(service))
+    p.means(service, d.labels.get(service))
+        && d.rails(&p.namespace).all(|g| g.allows_service(service))
 }
 
 /// S1: whether anything but managed members changed, or how those that stay are written.
 fn foreign_parts(w: &Write) -> Option<String> {
     if iam::foreign(&w.before) != iam::foreign(&w.after) {
-        return Some(format!("changes what is not its own: {} became {}", w.before, w.after));
+        return Some(format!(
+            "changes what is not its own: {} became {}",
+            w.before, w.after
+        ));
     }
     let after = iam::spelled(&w.after);
-    let stays: Vec<_> = iam::spelled(&w.before).into_iter().filter(|m| after.contains(m)).collect();
+    let stays: Vec<_> = iam::spelled(&w.before)
+        .into_iter()
+        .filter(|m| after.contains(m))
+        .collect();
     let kept: Vec<_> = after.into_iter().filter(|m| stays.contains(m)).collect();
     if stays != kept {
-        return Some(format!("writes members that stay in another way: {stays:?} became {kept:?}"));
+        return Some(format!(
+            "writes members that stay in another way: {stays:?} became {kept:?}"
+        ));
     }
-    let respelled = iam::grants(&w.before).intersection(&iam::grants(&w.after)).count() > stays.len();
+    let respelled = iam::grants(&w.before)
+        .intersection(&iam::grants(&w.after))
+        .count()
+        > stays.len();
     respelled.then(|| "spells a member that stays in another way".to_owned())
 }

@@ -22,9 +22,18 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub enum Delivery {
     /// An object by a watch; gone or there.
-    Object { kind: Kind, object: Value, gone: bool },
+    Object {
+        kind: Kind,
+        object: Value,
+        gone: bool,
+    },
     /// A page of a list.
-    List { kind: Kind, items: Vec<Value>, first: bool, last: bool },
+    List {
+        kind: Kind,
+        items: Vec<Value>,
+        first: bool,
+        last: bool,
+    },
     /// A whole listing of a project's services, of one region or of all.
     Services {
         project: String,
@@ -53,7 +62,8 @@ impl Known {
     pub fn knows_services(&self, service: &Service) -> bool {
         let place = (service.0.clone(), service.1.clone());
         self.listed.contains(&place)
-            || (self.listed.contains(&(service.0.clone(), "-".into())) && !self.unreachable.contains(&place))
+            || (self.listed.contains(&(service.0.clone(), "-".into()))
+                && !self.unreachable.contains(&place))
     }
 
     /// Takes in an object as it is in the store.
@@ -77,7 +87,8 @@ impl Known {
                 }
             }
             Kind::Account => {
-                let email = object["metadata"]["annotations"]["iam.gke.io/gcp-service-account"].as_str();
+                let email =
+                    object["metadata"]["annotations"]["iam.gke.io/gcp-service-account"].as_str();
                 match email {
                     Some(email) => self.declared.accounts.insert(key, email.to_owned()),
                     None => self.declared.accounts.remove(&key),
@@ -100,9 +111,22 @@ impl Known {
 
     fn take(&mut self, delivery: &Delivery) {
         match delivery {
-            Delivery::Object { kind, object, gone: true } => self.drop(*kind, &key(object)),
-            Delivery::Object { kind, object, gone: false } => self.put(*kind, object),
-            Delivery::List { kind, items, first, last } => {
+            Delivery::Object {
+                kind,
+                object,
+                gone: true,
+            } => self.drop(*kind, &key(object)),
+            Delivery::Object {
+                kind,
+                object,
+                gone: false,
+            } => self.put(*kind, object),
+            Delivery::List {
+                kind,
+                items,
+                first,
+                last,
+            } => {
                 if *first {
                     self.lists.insert(*kind, BTreeSet::new());
                 }
@@ -123,16 +147,28 @@ impl Known {
                     }
                 }
             }
-            Delivery::Services { project, region, found, unreachable } => {
+            Delivery::Services {
+                project,
+                region,
+                found,
+                unreachable,
+            } => {
                 let covers = |s: &Service| {
-                    s.0 == *project && region.as_ref().is_none_or(|r| *r == s.1) && !unreachable.contains(&s.1)
+                    s.0 == *project
+                        && region.as_ref().is_none_or(|r| *r == s.1)
+                        && !unreachable.contains(&s.1)
                 };
                 self.declared.labels.retain(|s, _| !covers(s));
                 self.declared.labels.extend(found.iter().cloned());
-                self.listed.insert((project.clone(), region.clone().unwrap_or_else(|| "-".into())));
+                self.listed.insert((
+                    project.clone(),
+                    region.clone().unwrap_or_else(|| "-".into()),
+                ));
                 if region.is_none() {
-                    self.unreachable.retain(|(p, r)| p != project || unreachable.contains(r));
-                    self.unreachable.extend(unreachable.iter().map(|r| (project.clone(), r.clone())));
+                    self.unreachable
+                        .retain(|(p, r)| p != project || unreachable.contains(r));
+                    self.unreachable
+                        .extend(unreachable.iter().map(|r| (project.clone(), r.clone())));
                 }
             }
         }

@@ -22,13 +22,18 @@ pub struct Clock {
 impl Clock {
     /// It is `at` now, and time passes as it does for the runtime: where that is paused, it jumps.
     pub fn following_runtime(at: Timestamp) -> Self {
-        Self { follows: Some((at, Instant::now())), ..Self::default() }
+        Self {
+            follows: Some((at, Instant::now())),
+            ..Self::default()
+        }
     }
 
     pub fn now(&self) -> Timestamp {
         let start = match (self.frozen_us.load(Ordering::Relaxed), self.follows) {
             (0, None) => Timestamp::now(),
-            (0, Some((at, since))) => at + SignedDuration::try_from(since.elapsed()).unwrap_or_default(),
+            (0, Some((at, since))) => {
+                at + SignedDuration::try_from(since.elapsed()).unwrap_or_default()
+            }
             (at, _) => Timestamp::from_microsecond(at).expect("set from a time"),
         };
         start + SignedDuration::from_millis(self.offset_ms.load(Ordering::Relaxed))
@@ -41,6 +46,7 @@ impl Clock {
 
     /// Moves the clock.
     pub fn advance(&self, by: SignedDuration) {
-        self.offset_ms.fetch_add(by.as_millis() as i64, Ordering::Relaxed);
+        self.offset_ms
+            .fetch_add(by.as_millis() as i64, Ordering::Relaxed);
     }
 }

@@ -37,8 +37,20 @@ pub struct Control {
 }
 
 impl Control {
-    pub fn new(kube: Arc<Kube>, run: Arc<Run>, journal: Arc<Journal>, faults: Arc<Faults>, kube_line: Line) -> Self {
-        Self { kube, run, journal, faults, kube_line }
+    pub fn new(
+        kube: Arc<Kube>,
+        run: Arc<Run>,
+        journal: Arc<Journal>,
+        faults: Arc<Faults>,
+        kube_line: Line,
+    ) -> Self {
+        Self {
+            kube,
+            run,
+            journal,
+            faults,
+            kube_line,
+        }
     }
 
     async fn act(&self, call: &Call) -> Result<Value, String> {
@@ -47,8 +59,19 @@ impl Control {
         } else {
             serde_json::from_slice(&call.body).map_err(|e| e.to_string())?
         };
-        let text = |k: &str| body[k].as_str().map(str::to_owned).ok_or_else(|| format!("{k} is needed"));
-        let set = |v: &Value| v.as_array().map(|l| l.iter().filter_map(|x| x.as_str().map(str::to_owned)).collect());
+        let text = |k: &str| {
+            body[k]
+                .as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| format!("{k} is needed"))
+        };
+        let set = |v: &Value| {
+            v.as_array().map(|l| {
+                l.iter()
+                    .filter_map(|x| x.as_str().map(str::to_owned))
+                    .collect()
+            })
+        };
         let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
         match (call.method.as_str(), parts.as_slice()) {
             ("GET", ["services"]) => Ok(self
@@ -194,8 +217,10 @@ impl Handler for Control {
             }
             if call.path == "/" {
                 let mut page = Response::new(Body::from(include_str!("page.html")));
-                page.headers_mut()
-                    .insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=utf-8"));
+                page.headers_mut().insert(
+                    "content-type",
+                    axum::http::HeaderValue::from_static("text/html; charset=utf-8"),
+                );
                 return page;
             }
             match self.act(&call).await {

@@ -41,7 +41,9 @@ impl Call {
     pub fn new(method: Method, uri: &Uri, headers: HeaderMap, body: Bytes) -> Self {
         Self {
             method,
-            path: percent_encoding::percent_decode_str(uri.path()).decode_utf8_lossy().into_owned(),
+            path: percent_encoding::percent_decode_str(uri.path())
+                .decode_utf8_lossy()
+                .into_owned(),
             query: query(uri),
             // A proxied request carries an absolute target: gcloud's regional hosts come in that way.
             target: uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
@@ -52,7 +54,10 @@ impl Call {
 
     /// The first value of a query parameter.
     pub fn param(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.query
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// The body as JSON; null where it is none.
@@ -61,11 +66,15 @@ impl Call {
     }
 
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
     }
 
     pub fn flag(&self, name: &str) -> bool {
-        self.param(name).is_some_and(|v| v == "true" || v == "1" || v.is_empty())
+        self.param(name)
+            .is_some_and(|v| v == "true" || v == "1" || v.is_empty())
     }
 }
 
@@ -77,8 +86,12 @@ pub trait Handler: Send + Sync + 'static {
 /// A JSON answer.
 pub fn json(status: u16, value: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(value.to_string()));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert("content-type", axum::http::HeaderValue::from_static("application/json"));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(
+        "content-type",
+        axum::http::HeaderValue::from_static("application/json"),
+    );
     response
 }
 
@@ -100,7 +113,11 @@ impl Line {
     /// Cuts everything under way and refuses what is new for `down`; returns when it is over.
     pub async fn outage(&self, down: Duration) {
         let until = Instant::now() + down;
-        *self.inner.down_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        *self
+            .inner
+            .down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(until);
         self.cut();
         tokio::time::sleep_until(until).await;
     }
@@ -112,7 +129,11 @@ impl Line {
     }
 
     pub fn is_down(&self) -> bool {
-        let until = self.inner.down_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = self
+            .inner
+            .down_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| until > Instant::now())
     }
 
@@ -156,12 +177,18 @@ impl Exchange {
     /// [`Cut`]. A request that hangs never ends: the client has to give up.
     pub async fn call(&self, call: Call) -> Result<Response<Body>, Cut> {
         let number = self.enter(&call);
-        let (delay, fault) = self.faults.judge(self.api, call.method.as_str(), &call.target);
+        let (delay, fault) = self
+            .faults
+            .judge(self.api, call.method.as_str(), &call.target);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
         let response = match fault {
-            Some(Fault::Error { status, body, headers }) => refused(status, &body, headers),
+            Some(Fault::Error {
+                status,
+                body,
+                headers,
+            }) => refused(status, &body, headers),
             Some(Fault::Drop) => return Err(Cut),
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::LostResponse) => {
@@ -206,12 +233,19 @@ fn refused(status: u16, body: &Value, headers: Vec<(String, String)>) -> Respons
 fn query(uri: &Uri) -> Vec<(String, String)> {
     let decode = |s: &str| {
         let spaced = s.replace('+', " ");
-        percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+        percent_encoding::percent_decode_str(&spaced)
+            .decode_utf8_lossy()
+            .into_owned()
     };
     uri.query()
         .unwrap_or_default()
         .split('&')
         .filter(|p| !p.is_empty())
-        .map(|pair| pair.split_once('=').map_or_else(|| (decode(pair), String::new()), |(k, v)| (decode(k), decode(v))))
+        .map(|pair| {
+            pair.split_once('=').map_or_else(
+                || (decode(pair), String::new()),
+                |(k, v)| (decode(k), decode(v)),
+            )
+        })
         .collect()
 }

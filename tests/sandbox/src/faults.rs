@@ -55,13 +55,26 @@ pub struct Rule {
 
 impl Rule {
     pub fn run(method: &str, contains: &str, fault: Fault) -> Self {
-        Self { api: "run".into(), method: method.into(), contains: contains.into(), times: None, skip: 0, fault }
+        Self {
+            api: "run".into(),
+            method: method.into(),
+            contains: contains.into(),
+            times: None,
+            skip: 0,
+            fault,
+        }
     }
     pub fn kube(method: &str, contains: &str, fault: Fault) -> Self {
-        Self { api: "kube".into(), ..Self::run(method, contains, fault) }
+        Self {
+            api: "kube".into(),
+            ..Self::run(method, contains, fault)
+        }
     }
     pub fn times(self, n: u32) -> Self {
-        Self { times: Some(n), ..self }
+        Self {
+            times: Some(n),
+            ..self
+        }
     }
 }
 
@@ -73,15 +86,24 @@ pub struct Faults {
 
 impl Faults {
     pub fn add(&self, rule: Rule) {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner).push(rule);
+        self.rules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(rule);
     }
 
     pub fn clear(&self) {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.rules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     pub fn rules(&self) -> Vec<Rule> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.rules
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What to do to a request: all latencies together, and the first other fault.

@@ -55,7 +55,10 @@ pub struct Journal {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self { entries: Mutex::default(), started: tokio::time::Instant::now() }
+        Self {
+            entries: Mutex::default(),
+            started: tokio::time::Instant::now(),
+        }
     }
 }
 
@@ -82,8 +85,13 @@ impl Journal {
     /// Adds the status of the answer.
     pub fn answered(&self, number: u64, status: u16) {
         let mut inner = self.lock();
-        let Some(first) = inner.1.front().map(|e| e.number) else { return };
-        if let Some(entry) = number.checked_sub(first).and_then(|i| inner.1.get_mut(i as usize)) {
+        let Some(first) = inner.1.front().map(|e| e.number) else {
+            return;
+        };
+        if let Some(entry) = number
+            .checked_sub(first)
+            .and_then(|i| inner.1.get_mut(i as usize))
+        {
             entry.status = status;
         }
     }
@@ -95,6 +103,11 @@ impl Journal {
 
     /// The requests after `number` that pass `keep`.
     pub fn since(&self, number: u64, keep: impl Fn(&Entry) -> bool) -> Vec<Entry> {
-        self.lock().1.iter().filter(|e| e.number > number && keep(e)).cloned().collect()
+        self.lock()
+            .1
+            .iter()
+            .filter(|e| e.number > number && keep(e))
+            .cloned()
+            .collect()
     }
 }

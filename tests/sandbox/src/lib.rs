@@ -55,8 +55,19 @@ impl Apis {
     }
 
     fn exchange(&self, api: Api, handler: Arc<dyn Handler>, line: Line) -> Exchange {
-        let (journal, faults, clock) = (self.journal.clone(), self.faults.clone(), self.clock.clone());
-        Exchange { api, handler, journal, faults, clock, line }
+        let (journal, faults, clock) = (
+            self.journal.clone(),
+            self.faults.clone(),
+            self.clock.clone(),
+        );
+        Exchange {
+            api,
+            handler,
+            journal,
+            faults,
+            clock,
+            line,
+        }
     }
 
     /// The Kubernetes API.
@@ -90,7 +101,11 @@ impl Default for Options {
     /// Free ports on the loopback address.
     fn default() -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { kube: any, run: any, control: any }
+        Self {
+            kube: any,
+            run: any,
+            control: any,
+        }
     }
 }
 
@@ -115,10 +130,20 @@ impl Sandbox {
         let apis = Apis::new(Clock::default());
         let kube_server = server::Server::start(options.kube, apis.kube_exchange()).await?;
         let run_server = server::Server::start(options.run, apis.run_exchange()).await?;
-        let control_server = server::Server::start(options.control, apis.control_exchange()).await?;
+        let control_server =
+            server::Server::start(options.control, apis.control_exchange()).await?;
         let (kube, run) = (apis.kube.clone(), apis.run.clone());
         let (journal, faults) = (apis.journal.clone(), apis.faults.clone());
-        Ok(Self { kube, run, journal, faults, apis, kube_server, run_server, control_server })
+        Ok(Self {
+            kube,
+            run,
+            journal,
+            faults,
+            apis,
+            kube_server,
+            run_server,
+            control_server,
+        })
     }
 
     /// Both APIs without their sockets.

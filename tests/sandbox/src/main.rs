@@ -26,7 +26,12 @@ struct Args {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let sandbox = Sandbox::start(Options { kube: args.kube, run: args.run, control: args.control }).await?;
+    let sandbox = Sandbox::start(Options {
+        kube: args.kube,
+        run: args.run,
+        control: args.control,
+    })
+    .await?;
     if let Some(path) = &args.kubeconfig {
         std::fs::write(path, sandbox.kubeconfig())?;
     }

@@ -31,10 +31,18 @@ impl Pubsub {
     /// Where it is. The SDK is where `gcloud` is, which is not asked, because that takes seconds.
     pub fn program() -> Option<PathBuf> {
         let path = std::env::var_os("PATH")?;
-        let gcloud = std::env::split_paths(&path).map(|d| d.join("gcloud")).find(|p| p.is_file());
-        let gcloud = gcloud.and_then(|g| g.canonicalize().ok()).unwrap_or_default();
-        let places = gcloud.ancestors().map(|a| a.join("platform/pubsub-emulator/bin/cloud-pubsub-emulator"));
-        let usual = PathBuf::from("/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator");
+        let gcloud = std::env::split_paths(&path)
+            .map(|d| d.join("gcloud"))
+            .find(|p| p.is_file());
+        let gcloud = gcloud
+            .and_then(|g| g.canonicalize().ok())
+            .unwrap_or_default();
+        let places = gcloud
+            .ancestors()
+            .map(|a| a.join("platform/pubsub-emulator/bin/cloud-pubsub-emulator"));
+        let usual = PathBuf::from(
+            "/usr/lib/google-cloud-sdk/platform/pubsub-emulator/bin/cloud-pubsub-emulator",
+        );
         places.chain([usual]).find(|p| p.is_file())
     }
 
@@ -43,11 +51,21 @@ impl Pubsub {
     /// # Errors
     /// When it does not come up.
     pub async fn start() -> io::Result<Option<Self>> {
-        let Some(program) = Self::program() else { return Ok(None) };
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let folder = std::env::temp_dir().join(format!("run-invoker-pubsub-{}-{port}", std::process::id()));
+        let Some(program) = Self::program() else {
+            return Ok(None);
+        };
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let folder =
+            std::env::temp_dir().join(format!("run-invoker-pubsub-{}-{port}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
-        let mut this = Self { program, child: None, folder, port };
+        let mut this = Self {
+            program,
+            child: None,
+            folder,
+            port,
+        };
         this.up().await?;
         Ok(Some(this))
     }
@@ -62,24 +80,40 @@ impl Pubsub {
     /// When it does not come up.
     pub async fn up(&mut self) -> io::Result<()> {
         let mut command = Command::new(&self.program);
-        command.args(["--host=127.0.0.1", &format!("--port={}", self.port)]).current_dir(&self.folder);
+        command
+            .args(["--host=127.0.0.1", &format!("--port={}", self.port)])
+            .current_dir(&self.folder);
         // Its script starts Java as a child, and both must go.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        self.child = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+        self.child = Some(
+            command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()?,
+        );
         let started = std::time::Instant::now();
         while let Err(why) = self.put(Self::TOPIC, &json!({})).await {
             if started.elapsed() > PATIENCE {
-                return Err(io::Error::other(format!("the Pub/Sub emulator does not come up: {why}")));
+                return Err(io::Error::other(format!(
+                    "the Pub/Sub emulator does not come up: {why}"
+                )));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.put(Self::SUBSCRIPTION, &json!({"topic": Self::TOPIC, "ackDeadlineSeconds": 10})).await
+        self.put(
+            Self::SUBSCRIPTION,
+            &json!({"topic": Self::TOPIC, "ackDeadlineSeconds": 10}),
+        )
+        .await
     }
 
     /// Kills it.
     pub fn down(&mut self) {
         if let Some(mut child) = self.child.take() {
-            Command::new("kill").args(["-9", "--", &format!("-{}", child.id())]).status().ok();
+            Command::new("kill")
+                .args(["-9", "--", &format!("-{}", child.id())])
+                .status()
+                .ok();
             child.wait().ok();
         }
     }
@@ -97,9 +131,18 @@ impl Pubsub {
         let url = format!("{}/v1/{}:publish", self.endpoint(), Self::TOPIC);
         for part in messages.chunks(500) {
             // A message that has neither data nor attributes is refused.
-            let list: Vec<Value> =
-                part.iter().map(|m| json!({"data": STANDARD.encode(m), "attributes": {"from": "test"}})).collect();
-            answered(reqwest::Client::new().post(&url).json(&json!({"messages": list})).send().await).await?;
+            let list: Vec<Value> = part
+                .iter()
+                .map(|m| json!({"data": STANDARD.encode(m), "attributes": {"from": "test"}}))
+                .collect();
+            answered(
+                reqwest::Client::new()
+                    .post(&url)
+                    .json(&json!({"messages": list}))
+                    .send()
+                    .await,
+            )
+            .await?;
         }
         Ok(())
     }

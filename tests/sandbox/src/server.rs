@@ -35,7 +35,9 @@ impl Server {
         let line = exchange.line.clone();
         let task = tokio::spawn(async move {
             loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
+                let Ok((stream, _)) = listener.accept().await else {
+                    continue;
+                };
                 if exchange.line.is_down() {
                     drop(stream);
                     continue;
@@ -47,9 +49,11 @@ impl Server {
                     // Faults cut their own connection through this.
                     let cut = Arc::new(tokio::sync::Notify::new());
                     let for_service = cut.clone();
-                    let service = service_fn(move |request| serve(request, exchange.clone(), for_service.clone()));
-                    let connection =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    let service = service_fn(move |request| {
+                        serve(request, exchange.clone(), for_service.clone())
+                    });
+                    let connection = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service);
                     tokio::select! {
                         _ = connection => {}
                         () = cut.notified() => {}
@@ -58,7 +62,11 @@ impl Server {
                 });
             }
         });
-        Ok(Self { address, line, task })
+        Ok(Self {
+            address,
+            line,
+            task,
+        })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -72,8 +80,15 @@ async fn serve(
     cut: Arc<tokio::sync::Notify>,
 ) -> Result<Response<Body>, std::convert::Infallible> {
     let (parts, body) = request.into_parts();
-    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
-    match exchange.call(Call::new(parts.method, &parts.uri, parts.headers, body)).await {
+    let body = body
+        .collect()
+        .await
+        .map(|b| b.to_bytes())
+        .unwrap_or_default();
+    match exchange
+        .call(Call::new(parts.method, &parts.uri, parts.headers, body))
+        .await
+    {
         Ok(response) => Ok(response),
         Err(Cut) => {
             cut.notify_one();

@@ -50,7 +50,12 @@ pub fn all() -> Vec<(String, Case)> {
         .flatten()
         .flatten()
         .filter(|e| e.path().extension().is_some_and(|x| x == "json"))
-        .map(|e| (e.file_name().to_string_lossy().into_owned(), load(&e.path())))
+        .map(|e| {
+            (
+                e.file_name().to_string_lossy().into_owned(),
+                load(&e.path()),
+            )
+        })
         .collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found

@@ -21,8 +21,9 @@ impl Dice {
     }
 
     fn number(&self, name: &str, n: u64) -> u64 {
-        let name =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let name = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
         mix(mix(self.seed ^ name).wrapping_add(mix(n.wrapping_add(0x9e37_79b9_7f4a_7c15))))
     }
 

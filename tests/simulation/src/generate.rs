@@ -67,8 +67,9 @@ pub fn story(seed: u64) -> Story {
     let mut services: Vec<&'static str> = SERVICES.to_vec();
     cast.0.shuffle(&mut services);
     services.truncate(n);
-    let policies: Vec<(&'static str, String)> =
-        (0..1 + cast.below(4)).map(|i| (*cast.pick(&NAMESPACES), format!("p{i}"))).collect();
+    let policies: Vec<(&'static str, String)> = (0..1 + cast.below(4))
+        .map(|i| (*cast.pick(&NAMESPACES), format!("p{i}")))
+        .collect();
     let cast = Cast {
         services,
         policies,
@@ -90,7 +91,13 @@ pub fn story(seed: u64) -> Story {
     }
     actions.extend(operations(&dice, &setup, length_ms));
     actions.sort_by_key(|a| a.at_ms);
-    Story { seed, weather: weather(&dice, length_ms), crashes: crashes(&dice, &setup, length_ms), setup, actions }
+    Story {
+        seed,
+        weather: weather(&dice, length_ms),
+        crashes: crashes(&dice, &setup, length_ms),
+        setup,
+        actions,
+    }
 }
 
 fn setup(dice: &Dice) -> Setup {
@@ -126,19 +133,40 @@ fn beginning(dice: &Dice, cast: &Cast) -> Vec<Action> {
     let mut d = dice.stream("beginning");
     let mut actions = vec![];
     for email in ["ghost1@acme.com", "ghost2@acme.com"] {
-        actions.push(at(0, What::Identity { email: email.into(), exists: false }));
+        actions.push(at(
+            0,
+            What::Identity {
+                email: email.into(),
+                exists: false,
+            },
+        ));
     }
     actions.push(at(0, What::Terse(d.chance(0.5))));
     for s in &cast.services {
         if d.chance(0.9) {
-            actions.push(at(0, What::Deploy { service: (*s).into(), labels: labels(&mut d) }));
+            actions.push(at(
+                0,
+                What::Deploy {
+                    service: (*s).into(),
+                    labels: labels(&mut d),
+                },
+            ));
         }
         // What others granted before.
         for _ in 0..d.below(3) {
             let (role, condition) = foreign(&mut d);
             let member = (*d.pick(&INTRUDERS)).to_owned();
             let condition = conditional(&member, condition);
-            actions.push(at(0, What::Member { service: (*s).into(), role, member, add: true, condition }));
+            actions.push(at(
+                0,
+                What::Member {
+                    service: (*s).into(),
+                    role,
+                    member,
+                    add: true,
+                    condition,
+                },
+            ));
         }
     }
     actions
@@ -148,7 +176,10 @@ fn beginning(dice: &Dice, cast: &Cast) -> Vec<Action> {
 fn foreign(d: &mut Stream) -> (String, Option<Value>) {
     match d.below(6) {
         0 => ("roles/run.admin".into(), None),
-        1 => (ROLE.into(), Some(json!({"title": "theirs", "expression": "request.path == '/x'"}))),
+        1 => (
+            ROLE.into(),
+            Some(json!({"title": "theirs", "expression": "request.path == '/x'"})),
+        ),
         _ => (ROLE.into(), None),
     }
 }
@@ -167,7 +198,10 @@ fn entry(d: &mut Stream, cast: &Cast, now_ms: u64) -> Value {
         // Ends within the story, or long after.
         0 => entry["expires"] = json!(expiry(now_ms + d.between(5_000, 120_000))),
         1 => entry["expires"] = json!("2099-01-01T00:00:00Z"),
-        2 => entry["condition"] = json!({"title": "office", "expression": "request.time.getHours('UTC') < 18"}),
+        2 => {
+            entry["condition"] =
+                json!({"title": "office", "expression": "request.time.getHours('UTC') < 18"})
+        }
         _ => {}
     }
     entry
@@ -181,7 +215,11 @@ fn expiry(ms: u64) -> String {
 
 fn draft(d: &mut Stream, cast: &Cast, now_ms: u64) -> Draft {
     let service = *d.pick(&cast.services);
-    let project = if service.starts_with(OTHER) { OTHER } else { PROJECT };
+    let project = if service.starts_with(OTHER) {
+        OTHER
+    } else {
+        PROJECT
+    };
     let mut targets = vec![];
     let of = |s: &&&str| s.split('/').next() == Some(project);
     for s in cast.services.iter().filter(of) {
@@ -191,7 +229,8 @@ fn draft(d: &mut Stream, cast: &Cast, now_ms: u64) -> Draft {
         }
     }
     if d.chance(0.25) {
-        let mut selector = json!({"selector": {"matchLabels": {"team": *d.pick(&["pay", "shop"])}}});
+        let mut selector =
+            json!({"selector": {"matchLabels": {"team": *d.pick(&["pay", "shop"])}}});
         if d.chance(0.3) {
             selector["regions"] = json!(["europe-west1"]);
         }
@@ -203,10 +242,10 @@ fn draft(d: &mut Stream, cast: &Cast, now_ms: u64) -> Draft {
     let mut invokers: Vec<Value> = vec![];
     for _ in 0..1 + d.below(4) {
         let e = entry(d, cast, now_ms);
-        if !invokers
-            .iter()
-            .any(|i| i["member"] == e["member"] && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"])
-        {
+        if !invokers.iter().any(|i| {
+            i["member"] == e["member"]
+                && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"]
+        }) {
             invokers.push(e);
         }
     }
@@ -219,7 +258,12 @@ fn draft(d: &mut Stream, cast: &Cast, now_ms: u64) -> Draft {
     if d.chance(0.1) {
         spec["role"] = json!("roles/run.servicesInvoker");
     }
-    Draft { project, services: json!(targets), invokers, spec }
+    Draft {
+        project,
+        services: json!(targets),
+        invokers,
+        spec,
+    }
 }
 
 impl Draft {
@@ -244,13 +288,20 @@ impl Draft {
             0..=4 => {
                 let e = entry(d, cast, now_ms);
                 let same = |i: &Value| {
-                    i["member"] == e["member"] && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"]
+                    i["member"] == e["member"]
+                        && i["kubernetesServiceAccount"] == e["kubernetesServiceAccount"]
                 };
                 if !self.invokers.iter().any(same) {
                     self.invokers.push(e);
                 }
             }
-            5 => self.spec["mode"] = json!(if self.spec["mode"] == "Audit" { "Enforce" } else { "Audit" }),
+            5 => {
+                self.spec["mode"] = json!(if self.spec["mode"] == "Audit" {
+                    "Enforce"
+                } else {
+                    "Audit"
+                })
+            }
             6 => self.spec["membership"] = json!(*d.pick(&["Authoritative", "Additive"])),
             7 => self.spec["onDelete"] = json!(*d.pick(&["Revoke", "Retain", "Revoke"])),
             8 => self.spec["suspend"] = json!(self.spec["suspend"] != true),
@@ -271,7 +322,11 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
     let mut actions = vec![];
     for (i, (namespace, name)) in cast.policies.iter().enumerate() {
         let mut d = dice.stream(&format!("author {i}"));
-        let mut now = if d.chance(0.5) { 0 } else { d.gap().as_millis() as u64 };
+        let mut now = if d.chance(0.5) {
+            0
+        } else {
+            d.gap().as_millis() as u64
+        };
         let mut current = draft(&mut d, cast, now);
         let (mut ns, mut name) = (*namespace, name.clone());
         let mut there = true;
@@ -280,8 +335,11 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         for k in 0..deeds {
             now = (now + d.gap().as_millis() as u64).min(length_ms);
             let policy = || "InvokerPolicy".to_owned();
-            let delete =
-                |ns: &str, name: &str| What::Delete { kind: policy(), namespace: ns.into(), name: name.into() };
+            let delete = |ns: &str, name: &str| What::Delete {
+                kind: policy(),
+                namespace: ns.into(),
+                name: name.into(),
+            };
             if !there {
                 there = true;
                 if d.chance(0.5) {
@@ -305,7 +363,11 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
                 }
                 3 => {
                     // A move between namespaces.
-                    let to = if ns == NAMESPACES[0] { NAMESPACES[1] } else { NAMESPACES[0] };
+                    let to = if ns == NAMESPACES[0] {
+                        NAMESPACES[1]
+                    } else {
+                        NAMESPACES[0]
+                    };
                     actions.push(at(now, What::Apply(current.object(to, &name))));
                     now += d.gap().as_millis() as u64;
                     actions.push(at(now, delete(ns, &name)));
@@ -321,12 +383,31 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
                     actions.push(at(now, What::Apply(current.object(ns, &name))));
                 }
                 5 => {
-                    let how = *d.pick(&[Agreement::Shown, Agreement::Shown, Agreement::Stale, Agreement::Garbage]);
-                    actions.push(at(now, What::Approve { namespace: ns.into(), name: name.clone(), how }));
+                    let how = *d.pick(&[
+                        Agreement::Shown,
+                        Agreement::Shown,
+                        Agreement::Stale,
+                        Agreement::Garbage,
+                    ]);
+                    actions.push(at(
+                        now,
+                        What::Approve {
+                            namespace: ns.into(),
+                            name: name.clone(),
+                            how,
+                        },
+                    ));
                 }
                 6 => {
                     let newest = d.chance(0.7).then(|| d.below(3));
-                    actions.push(at(now, What::RollBack { namespace: ns.into(), name: name.clone(), newest }));
+                    actions.push(at(
+                        now,
+                        What::RollBack {
+                            namespace: ns.into(),
+                            name: name.clone(),
+                            newest,
+                        },
+                    ));
                 }
                 7 => actions.push(at(
                     now,
@@ -338,13 +419,25 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
                     },
                 )),
                 8 if d.chance(0.4) => {
-                    actions.push(at(now, What::DropFinalizer { namespace: ns.into(), name: name.clone() }));
+                    actions.push(at(
+                        now,
+                        What::DropFinalizer {
+                            namespace: ns.into(),
+                            name: name.clone(),
+                        },
+                    ));
                 }
                 9 if d.chance(0.3) => {
                     // What an older definition let in, or a newer one.
                     let mut object = current.object(ns, &name);
                     object["spec"]["mode"] = json!("Weird");
-                    actions.push(at(now, What::Force { plural: "invokerpolicies".into(), object }));
+                    actions.push(at(
+                        now,
+                        What::Force {
+                            plural: "invokerpolicies".into(),
+                            object,
+                        },
+                    ));
                     now += d.gap().as_millis() as u64;
                     actions.push(at(now, What::Apply(current.object(ns, &name))));
                 }
@@ -357,7 +450,14 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         // Whoever is asked agrees in the end, or at least tries to.
         if d.chance(0.5) {
             now = (now + d.gap().as_millis() as u64).min(length_ms + 60_000);
-            actions.push(at(now, What::Approve { namespace: ns.into(), name, how: Agreement::Shown }));
+            actions.push(at(
+                now,
+                What::Approve {
+                    namespace: ns.into(),
+                    name,
+                    how: Agreement::Shown,
+                },
+            ));
         }
     }
     actions
@@ -367,7 +467,11 @@ fn authors(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
 fn platform(dice: &Dice, length_ms: u64) -> Vec<Action> {
     let mut d = dice.stream("platform");
     let mut actions = vec![];
-    let mut now = if d.chance(0.6) { 0 } else { d.between(0, length_ms / 2) };
+    let mut now = if d.chance(0.6) {
+        0
+    } else {
+        d.between(0, length_ms / 2)
+    };
     for _ in 0..1 + d.below(4) {
         let name = *d.pick(&["wide", "narrow"]);
         let mut spec = json!({});
@@ -375,7 +479,12 @@ fn platform(dice: &Dice, length_ms: u64) -> Vec<Action> {
             spec["namespaces"] = json!([*d.pick(&["team-a", "team-*"])]);
         }
         match d.below(6) {
-            0 => spec["members"] = json!(["*@acme.com", "serviceAccount:*@acme-prod.iam.gserviceaccount.com"]),
+            0 => {
+                spec["members"] = json!([
+                    "*@acme.com",
+                    "serviceAccount:*@acme-prod.iam.gserviceaccount.com"
+                ])
+            }
             1 => spec["members"] = json!(["user:*@acme.com"]),
             2 => spec["services"] = json!(["api*"]),
             3 => spec["projects"] = json!(["acme-prod"]),
@@ -388,12 +497,22 @@ fn platform(dice: &Dice, length_ms: u64) -> Vec<Action> {
         if d.chance(0.4) {
             actions.push(at(
                 now,
-                What::Delete { kind: "InvokerGuardrail".into(), namespace: String::new(), name: name.into() },
+                What::Delete {
+                    kind: "InvokerGuardrail".into(),
+                    namespace: String::new(),
+                    name: name.into(),
+                },
             ));
         } else if d.chance(0.2) {
             let mut broken = object.clone();
             broken["spec"]["public"] = json!("Perhaps");
-            actions.push(at(now, What::Force { plural: "invokerguardrails".into(), object: broken }));
+            actions.push(at(
+                now,
+                What::Force {
+                    plural: "invokerguardrails".into(),
+                    object: broken,
+                },
+            ));
             now += d.gap().as_millis() as u64;
             actions.push(at(now, What::Apply(object)));
         }
@@ -407,7 +526,11 @@ fn accounts(dice: &Dice, length_ms: u64) -> Vec<Action> {
     let mut d = dice.stream("accounts");
     let mut actions = vec![];
     for ns in NAMESPACES {
-        let mut now = if d.chance(0.5) { 0 } else { d.gap().as_millis() as u64 };
+        let mut now = if d.chance(0.5) {
+            0
+        } else {
+            d.gap().as_millis() as u64
+        };
         for _ in 0..1 + d.below(3) {
             let name = *d.pick(&["web", "job"]);
             let email = *d.pick(&[
@@ -415,17 +538,21 @@ fn accounts(dice: &Dice, length_ms: u64) -> Vec<Action> {
                 "W2@acme-prod.iam.gserviceaccount.com",
                 "not-an-email",
             ]);
-            let mut object =
-                json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": ns}});
+            let mut object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": ns}});
             if d.chance(0.8) {
-                object["metadata"]["annotations"] = json!({"iam.gke.io/gcp-service-account": email});
+                object["metadata"]["annotations"] =
+                    json!({"iam.gke.io/gcp-service-account": email});
             }
             actions.push(at(now, What::Apply(object)));
             now = (now + d.gap().as_millis() as u64).min(length_ms);
             if d.chance(0.25) {
                 actions.push(at(
                     now,
-                    What::Delete { kind: "ServiceAccount".into(), namespace: ns.into(), name: name.into() },
+                    What::Delete {
+                        kind: "ServiceAccount".into(),
+                        namespace: ns.into(),
+                        name: name.into(),
+                    },
                 ));
             }
         }
@@ -442,15 +569,38 @@ fn owners(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         for _ in 0..d.below(3) {
             let mut now = d.between(0, length_ms);
             match d.below(5) {
-                0 | 1 => actions.push(at(now, What::Deploy { service: service.clone(), labels: labels(&mut d) })),
+                0 | 1 => actions.push(at(
+                    now,
+                    What::Deploy {
+                        service: service.clone(),
+                        labels: labels(&mut d),
+                    },
+                )),
                 2 => {
-                    actions.push(at(now, What::Undeploy { service: service.clone() }));
+                    actions.push(at(
+                        now,
+                        What::Undeploy {
+                            service: service.clone(),
+                        },
+                    ));
                     if d.chance(0.8) {
                         now += d.gap().as_millis() as u64;
-                        actions.push(at(now, What::Deploy { service: service.clone(), labels: labels(&mut d) }));
+                        actions.push(at(
+                            now,
+                            What::Deploy {
+                                service: service.clone(),
+                                labels: labels(&mut d),
+                            },
+                        ));
                     }
                 }
-                3 => actions.push(at(now, What::IamCheck { service: service.clone(), off: d.chance(0.5) })),
+                3 => actions.push(at(
+                    now,
+                    What::IamCheck {
+                        service: service.clone(),
+                        off: d.chance(0.5),
+                    },
+                )),
                 _ => {}
             }
         }
@@ -459,11 +609,19 @@ fn owners(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         let now = d.between(0, length_ms);
         actions.push(at(
             now,
-            What::Identity { email: (*d.pick(&["ghost1@acme.com", "ghost2@acme.com"])).into(), exists: true },
+            What::Identity {
+                email: (*d.pick(&["ghost1@acme.com", "ghost2@acme.com"])).into(),
+                exists: true,
+            },
         ));
     }
     if d.chance(0.1) {
-        actions.push(at(d.between(0, length_ms), What::DeleteIdentity { member: (*d.pick(&MEMBERS[..3])).into() }));
+        actions.push(at(
+            d.between(0, length_ms),
+            What::DeleteIdentity {
+                member: (*d.pick(&MEMBERS[..3])).into(),
+            },
+        ));
     }
     actions
 }
@@ -482,19 +640,38 @@ fn rivals(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         };
         let now = d.between(0, length_ms);
         let condition = conditional(&member, condition).filter(|_| add);
-        actions.push(at(now, What::Member { service, role, member, add, condition }));
+        actions.push(at(
+            now,
+            What::Member {
+                service,
+                role,
+                member,
+                add,
+                condition,
+            },
+        ));
     }
     if d.chance(0.2) {
         // One that does not give up.
         let service = (*d.pick(&cast.services)).to_owned();
-        let (member, add) = if d.chance(0.5) { (INTRUDERS[0], true) } else { (MEMBERS[0], false) };
+        let (member, add) = if d.chance(0.5) {
+            (INTRUDERS[0], true)
+        } else {
+            (MEMBERS[0], false)
+        };
         let every = d.between(3_000, 20_000);
         let mut now = d.between(0, length_ms / 2);
         for _ in 0..4 + d.below(6) {
             let service = service.clone();
             actions.push(at(
                 now,
-                What::Member { service, role: ROLE.into(), member: member.into(), add, condition: None },
+                What::Member {
+                    service,
+                    role: ROLE.into(),
+                    member: member.into(),
+                    add,
+                    condition: None,
+                },
             ));
             now += every;
         }
@@ -513,7 +690,13 @@ fn operations(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Action> {
     }
     if d.chance(0.15) {
         let replica = d.below(setup.replicas);
-        actions.push(at(d.between(1, length_ms), What::Restart { replica, after_ms: d.between(0, 20_000) }));
+        actions.push(at(
+            d.between(1, length_ms),
+            What::Restart {
+                replica,
+                after_ms: d.between(0, 20_000),
+            },
+        ));
     }
     actions
 }
@@ -533,7 +716,16 @@ fn weather(dice: &Dice, length_ms: u64) -> Vec<Storm> {
             Side::Kube => kube_harm(&mut d),
             Side::Run => run_harm(&mut d),
         };
-        storms.push(Storm { from_ms, to_ms, side, only: only.into(), replica: None, nth: None, percent, harm });
+        storms.push(Storm {
+            from_ms,
+            to_ms,
+            side,
+            only: only.into(),
+            replica: None,
+            nth: None,
+            percent,
+            harm,
+        });
     }
     storms
 }
@@ -564,7 +756,10 @@ fn kube_harm(d: &mut Stream) -> (&'static str, Harm) {
         3 => (writes, Harm::Late),
         4 => (writes, Harm::Hung),
         5 => (writes, Harm::Slow(d.between(200, 8_000))),
-        6 => (writes, refused(500, "InternalError", "etcdserver: request timed out")),
+        6 => (
+            writes,
+            refused(500, "InternalError", "etcdserver: request timed out"),
+        ),
         7 => (
             writes,
             refused(
@@ -583,15 +778,24 @@ fn kube_harm(d: &mut Stream) -> (&'static str, Harm) {
         ),
         9 => ("watch=true", Harm::Stalled(d.between(100, 20_000))),
         10 => ("watch=true", Harm::Ended),
-        _ => ("", refused(429, "TooManyRequests", "too many requests, please try again later")),
+        _ => (
+            "",
+            refused(
+                429,
+                "TooManyRequests",
+                "too many requests, please try again later",
+            ),
+        ),
     }
 }
 
 fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
-    let google = |status: u16, name: &str, message: &str, details: Value| Harm::Refused {
+    let google = |status: u16, name: &str, message: &str, details: Value| {
+        Harm::Refused {
         status,
         body: json!({"error": {"code": status, "message": message, "status": name, "details": details}}).to_string(),
         headers: vec![],
+    }
     };
     let info = |reason: &str, metadata: Value| json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": metadata}]);
     let html = |status: u16| Harm::Refused {
@@ -609,10 +813,26 @@ fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
         5 => (calls, Harm::Slow(d.between(200, 15_000))),
         6 => (
             "setIamPolicy",
-            google(429, "RESOURCE_EXHAUSTED", quota, info("RATE_LIMIT_EXCEEDED", json!({"quota_limit_value": "30"}))),
+            google(
+                429,
+                "RESOURCE_EXHAUSTED",
+                quota,
+                info("RATE_LIMIT_EXCEEDED", json!({"quota_limit_value": "30"})),
+            ),
         ),
-        7 => (calls, google(503, "UNAVAILABLE", "The service is currently unavailable.", json!([]))),
-        8 => (calls, google(500, "INTERNAL", "Internal error encountered.", json!([]))),
+        7 => (
+            calls,
+            google(
+                503,
+                "UNAVAILABLE",
+                "The service is currently unavailable.",
+                json!([]),
+            ),
+        ),
+        8 => (
+            calls,
+            google(500, "INTERNAL", "Internal error encountered.", json!([])),
+        ),
         9 => (
             calls,
             google(
@@ -630,7 +850,10 @@ fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
                 403,
                 "PERMISSION_DENIED",
                 "Cloud Run Admin API has not been used in project 99 before or it is disabled.",
-                info("SERVICE_DISABLED", json!({"consumer": "projects/99", "service": "run.googleapis.com"})),
+                info(
+                    "SERVICE_DISABLED",
+                    json!({"consumer": "projects/99", "service": "run.googleapis.com"}),
+                ),
             ),
         ),
         _ => (
@@ -659,8 +882,17 @@ fn crashes(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Crash> {
             1 => Moment::Before(d.between(5, 120)),
             _ => Moment::After(d.between(5, 120)),
         };
-        let back_ms = if pause { d.between(200, 40_000) } else { *d.pick(&[100, 1_000, 20_000]) };
-        crashes.push(Crash { replica, moment, back_ms, pause });
+        let back_ms = if pause {
+            d.between(200, 40_000)
+        } else {
+            *d.pick(&[100, 1_000, 20_000])
+        };
+        crashes.push(Crash {
+            replica,
+            moment,
+            back_ms,
+            pause,
+        });
     };
     more(&mut d, 0.4);
     more(&mut d, 0.2);

@@ -75,7 +75,14 @@ pub struct Net {
 }
 
 impl Net {
-    pub fn new(apis: Apis, judge: Judge, seed: u64, storms: Vec<Storm>, crashes: Vec<Crash>, run: Run) -> Arc<Self> {
+    pub fn new(
+        apis: Apis,
+        judge: Judge,
+        seed: u64,
+        storms: Vec<Storm>,
+        crashes: Vec<Crash>,
+        run: Run,
+    ) -> Arc<Self> {
         let shared = Shared {
             judge,
             writes: Vec::new(),
@@ -117,7 +124,9 @@ impl Net {
         let mut shared = self.lock();
         let mut text = String::with_capacity(line.len() + 16);
         let _ = write!(text, "{:>10.3}  {line}", at as f64 / 1000.0);
-        shared.hash = text.bytes().fold(shared.hash, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        shared.hash = text.bytes().fold(shared.hash, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
         if self.keep_journal {
             shared.journal.push(text);
         }
@@ -125,7 +134,11 @@ impl Net {
 
     /// A body as the journal shows it.
     fn shown(&self, body: &Bytes) -> String {
-        if self.bodies { format!(" {}", String::from_utf8_lossy(body)) } else { String::new() }
+        if self.bodies {
+            format!(" {}", String::from_utf8_lossy(body))
+        } else {
+            String::new()
+        }
     }
 
     pub fn count(&self, what: &'static str) {
@@ -149,14 +162,19 @@ impl Net {
         let now = self.now();
         for change in changes {
             let gone = change.kind == sandbox::kube::store::Kind::Deleted;
-            shared.judge.stored(now, by, &change.table.1, &change.object, gone);
+            shared
+                .judge
+                .stored(now, by, &change.table.1, &change.object, gone);
         }
     }
 
     /// A service as it is.
     pub fn real(&self, s: &Service) -> Option<Real> {
         let found = self.apis.run.service(&s.0, &s.1, &s.2)?;
-        Some(Real { policy: found.policy.view(3), labels: found.labels })
+        Some(Real {
+            policy: found.policy.view(3),
+            labels: found.labels,
+        })
     }
 
     /// Somebody outside does something to a service; the judge sees what became of it.
@@ -164,20 +182,40 @@ impl Net {
         let before = self.real(service);
         act();
         let after = self.real(service);
-        self.lock().judge.outside(self.now(), service, before.as_ref(), after.as_ref());
+        self.lock()
+            .judge
+            .outside(self.now(), service, before.as_ref(), after.as_ref());
     }
 
     /// A request of a person to the Kubernetes API: carried out at once.
-    pub async fn person(&self, method: Method, target: &str, content: &'static str, body: &Value) -> (u16, Value) {
+    pub async fn person(
+        &self,
+        method: Method,
+        target: &str,
+        content: &'static str,
+        body: &Value,
+    ) -> (u16, Value) {
         let uri: Uri = target.parse().expect("a path");
         let mut headers = axum::http::HeaderMap::new();
-        headers.insert("content-type", axum::http::HeaderValue::from_static(content));
-        let bytes = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        headers.insert(
+            "content-type",
+            axum::http::HeaderValue::from_static(content),
+        );
+        let bytes = if body.is_null() {
+            Bytes::new()
+        } else {
+            Bytes::from(body.to_string())
+        };
         let call = Call::new(method, &uri, headers, bytes);
         let response = self.apis.kube.clone().handle(call).await;
         self.absorb(By::Somebody);
         let status = response.status().as_u16();
-        let bytes = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .map(|b| b.to_bytes())
+            .unwrap_or_default();
         (status, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 }
@@ -215,7 +253,14 @@ pub struct Cable {
 
 impl Cable {
     pub fn new(net: Arc<Net>, replica: usize, life: u64, calls: Arc<AtomicU64>) -> Arc<Self> {
-        Arc::new(Self { net, replica, life, cut: AtomicBool::new(false), paused_until: Mutex::new(None), calls })
+        Arc::new(Self {
+            net,
+            replica,
+            life,
+            cut: AtomicBool::new(false),
+            paused_until: Mutex::new(None),
+            calls,
+        })
     }
 
     /// The replica is dead: nothing of it does anything any more.
@@ -225,7 +270,10 @@ impl Cable {
 
     /// The replica is stopped for a while.
     pub fn pause(&self, time: Duration) {
-        *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        *self
+            .paused_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
     }
 
     fn die(&self) {
@@ -238,7 +286,10 @@ impl Cable {
     /// Waits out a pause; never ends for a dead replica.
     async fn awake(&self) {
         loop {
-            let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = *self
+                .paused_until
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             match until {
                 Some(until) if until > Instant::now() => sleep_until(until).await,
                 _ => break,
@@ -253,7 +304,11 @@ impl Cable {
         if self.net.calm.load(Ordering::Relaxed) {
             return self.awake().await;
         }
-        let crash = self.net.crashes.iter().find(|c| c.replica == self.replica && c.moment == moment(n));
+        let crash = self
+            .net
+            .crashes
+            .iter()
+            .find(|c| c.replica == self.replica && c.moment == moment(n));
         match crash {
             Some(c) if c.pause => {
                 self.net.count("pauses");
@@ -277,7 +332,11 @@ impl Cable {
                 && s.replica.is_none_or(|r| r == self.replica)
                 && s.nth.is_none_or(|nth| nth == n)
                 && line.contains(&s.only)
-                && self.net.dice.roll(&format!("storm {i} of replica {}", self.replica), n) * 100.0
+                && self
+                    .net
+                    .dice
+                    .roll(&format!("storm {i} of replica {}", self.replica), n)
+                    * 100.0
                     < f64::from(s.percent);
             hit.then(|| s.harm.clone())
         })
@@ -291,7 +350,11 @@ impl Cable {
         };
         let roll = self.net.dice.roll(&name, n);
         // Now and then something takes long for no reason that anybody knows.
-        let slow = if roll > 0.985 && !self.net.calm.load(Ordering::Relaxed) { 40.0 } else { 1.0 };
+        let slow = if roll > 0.985 && !self.net.calm.load(Ordering::Relaxed) {
+            40.0
+        } else {
+            1.0
+        };
         Duration::from_micros(((least + (most - least) * roll) * slow * 1000.0) as u64)
     }
 
@@ -309,20 +372,35 @@ impl Cable {
             };
             if let Some(heard) = wrong.distort(&mut call, n, before.as_ref()) {
                 let (headers, body) = (HeaderMap::new(), Bytes::from(heard.to_string()));
-                return Ok(Carried::Whole(Answer { status: 200, headers, body }));
+                return Ok(Carried::Whole(Answer {
+                    status: 200,
+                    headers,
+                    body,
+                }));
             }
         }
         let line = format!("{} {}", call.method, call.target);
         let harm = self.harm(side, n, &line);
-        self.net.note(&format!("r{} {n:>5} > {line}{}", self.replica, self.net.shown(&call.body)));
+        self.net.note(&format!(
+            "r{} {n:>5} > {line}{}",
+            self.replica,
+            self.net.shown(&call.body)
+        ));
         let issued = self.issue(side, &call, handed);
-        let (mut there, mut back) = (self.latency(side, n, "there"), self.latency(side, n, "back"));
+        let (mut there, mut back) = (
+            self.latency(side, n, "there"),
+            self.latency(side, n, "back"),
+        );
         let (mut carried_out, mut answered) = (true, true);
         match &harm {
             None | Some(Harm::Stalled(_) | Harm::Ended) => {}
             Some(Harm::Slow(ms)) if n.is_multiple_of(2) => there += Duration::from_millis(*ms),
             Some(Harm::Slow(ms)) => back += Duration::from_millis(*ms),
-            Some(Harm::Refused { status, body, headers }) => {
+            Some(Harm::Refused {
+                status,
+                body,
+                headers,
+            }) => {
                 self.net.count("refused by the weather");
                 sleep(there + back).await;
                 self.awake().await;
@@ -362,19 +440,39 @@ impl Cable {
         self.crash_at(n, Moment::After).await;
         sleep(back).await;
         self.awake().await;
-        self.net.note(&format!("r{} {n:>5} < {}", self.replica, response.status().as_u16()));
+        self.net.note(&format!(
+            "r{} {n:>5} < {}",
+            self.replica,
+            response.status().as_u16()
+        ));
         if !answered {
             return Err(Broken);
         }
         let (parts, body) = response.into_parts();
         if line.contains("watch=true") && parts.status.is_success() {
             self.net.count("watches");
-            let stalls = matches!(harm, Some(Harm::Stalled(_) | Harm::Ended)).then_some(harm).flatten();
-            return Ok(Carried::Watch(self.clone().watch(kind_of(&line), n, line, stalls, body)));
+            let stalls = matches!(harm, Some(Harm::Stalled(_) | Harm::Ended))
+                .then_some(harm)
+                .flatten();
+            return Ok(Carried::Watch(self.clone().watch(
+                kind_of(&line),
+                n,
+                line,
+                stalls,
+                body,
+            )));
         }
-        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let body = body
+            .collect()
+            .await
+            .map(|b| b.to_bytes())
+            .unwrap_or_default();
         if line.contains("IamPolicy") && self.net.bodies {
-            self.net.note(&format!("r{} {n:>5} <{}", self.replica, self.net.shown(&body)));
+            self.net.note(&format!(
+                "r{} {n:>5} <{}",
+                self.replica,
+                self.net.shown(&body)
+            ));
         }
         if side == Side::Kube && parts.status.is_success() {
             self.deliver_list(&line, &body);
@@ -382,7 +480,11 @@ impl Cable {
         if side == Side::Kube {
             self.deliver_one(&line, parts.status, &body);
         }
-        Ok(Carried::Whole(Answer { status: parts.status.as_u16(), headers: parts.headers, body }))
+        Ok(Carried::Whole(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body,
+        }))
     }
 
     /// What the judge is to know of a request when it is sent.
@@ -399,30 +501,62 @@ impl Cable {
             }
         }
         let known = shared.judge.known(self.replica, now);
-        Issued { at: handed, known, asked }
+        Issued {
+            at: handed,
+            known,
+            asked,
+        }
     }
 
     /// Tells the judge what a request for one object delivered: the object, or that it is gone.
     fn deliver_one(&self, line: &str, status: StatusCode, body: &Bytes) {
-        let Some((kind, namespace, name)) = named_by(line).filter(|_| line.starts_with("GET ")) else { return };
+        let Some((kind, namespace, name)) = named_by(line).filter(|_| line.starts_with("GET "))
+        else {
+            return;
+        };
         let (object, gone) = match serde_json::from_slice::<Value>(body) {
             // Metadata alone says nothing of what is declared.
-            Ok(object) if status.is_success() && object["kind"] != "PartialObjectMetadata" => (object, false),
-            _ if status == StatusCode::NOT_FOUND => (json!({"metadata": {"namespace": namespace, "name": name}}), true),
+            Ok(object) if status.is_success() && object["kind"] != "PartialObjectMetadata" => {
+                (object, false)
+            }
+            _ if status == StatusCode::NOT_FOUND => (
+                json!({"metadata": {"namespace": namespace, "name": name}}),
+                true,
+            ),
             _ => return,
         };
-        self.net.lock().judge.tell(self.replica, self.net.now(), Delivery::Object { kind, object, gone });
+        self.net.lock().judge.tell(
+            self.replica,
+            self.net.now(),
+            Delivery::Object { kind, object, gone },
+        );
     }
 
     /// Tells the judge what a list delivered.
     fn deliver_list(&self, line: &str, body: &Bytes) {
-        let Some(kind) = kind_of(line).filter(|_| line.starts_with("GET ")) else { return };
-        let Ok(page) = serde_json::from_slice::<Value>(body) else { return };
-        let Some(items) = page["items"].as_array() else { return };
+        let Some(kind) = kind_of(line).filter(|_| line.starts_with("GET ")) else {
+            return;
+        };
+        let Ok(page) = serde_json::from_slice::<Value>(body) else {
+            return;
+        };
+        let Some(items) = page["items"].as_array() else {
+            return;
+        };
         let first = !line.contains("continue=");
-        let last = page["metadata"]["continue"].as_str().is_none_or(str::is_empty);
-        let delivery = Delivery::List { kind, items: items.clone(), first, last };
-        self.net.lock().judge.tell(self.replica, self.net.now(), delivery);
+        let last = page["metadata"]["continue"]
+            .as_str()
+            .is_none_or(str::is_empty);
+        let delivery = Delivery::List {
+            kind,
+            items: items.clone(),
+            first,
+            last,
+        };
+        self.net
+            .lock()
+            .judge
+            .tell(self.replica, self.net.now(), delivery);
     }
 
     /// Events of a watch, each with its own time on the way.
@@ -467,14 +601,23 @@ impl Cable {
 
     fn deliver_event(&self, kind: Kind, bytes: &Bytes) {
         for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-            let Ok(event) = serde_json::from_slice::<Value>(line) else { continue };
+            let Ok(event) = serde_json::from_slice::<Value>(line) else {
+                continue;
+            };
             let gone = match event["type"].as_str() {
                 Some("ADDED" | "MODIFIED") => false,
                 Some("DELETED") => true,
                 _ => continue,
             };
-            let delivery = Delivery::Object { kind, object: event["object"].clone(), gone };
-            self.net.lock().judge.tell(self.replica, self.net.now(), delivery);
+            let delivery = Delivery::Object {
+                kind,
+                object: event["object"].clone(),
+                gone,
+            };
+            self.net
+                .lock()
+                .judge
+                .tell(self.replica, self.net.now(), delivery);
         }
     }
 }
@@ -518,7 +661,9 @@ impl Net {
                 let before = service.as_ref().and_then(|s| self.real(s));
                 let response = self.apis.run.clone().handle(call).await;
                 self.tally_answer(sets, response.status().as_u16());
-                if let (true, Some(service), Some(before)) = (sets && response.status().is_success(), service, before) {
+                if let (true, Some(service), Some(before)) =
+                    (sets && response.status().is_success(), service, before)
+                {
                     self.accepted(by, service, before, issued);
                 }
                 response
@@ -527,7 +672,9 @@ impl Net {
     }
 
     fn accepted(&self, by: usize, service: Service, before: Real, issued: Issued) {
-        let Some(after) = self.real(&service) else { return };
+        let Some(after) = self.real(&service) else {
+            return;
+        };
         let write = judge::Write {
             replica: by,
             service,
@@ -558,14 +705,22 @@ impl Net {
 fn made_up(status: u16, body: &str, headers: &[(String, String)]) -> Answer {
     let mut map = axum::http::HeaderMap::new();
     let html = body.starts_with('<');
-    let kind = if html { "text/html" } else { "application/json" };
+    let kind = if html {
+        "text/html"
+    } else {
+        "application/json"
+    };
     map.insert("content-type", axum::http::HeaderValue::from_static(kind));
     for (k, v) in headers {
         if let (Ok(k), Ok(v)) = (k.parse::<axum::http::HeaderName>(), v.parse()) {
             map.insert(k, v);
         }
     }
-    Answer { status, headers: map, body: Bytes::from(body.to_owned()) }
+    Answer {
+        status,
+        headers: map,
+        body: Bytes::from(body.to_owned()),
+    }
 }
 
 /// The one object of the judge's kinds that a path names.
@@ -573,10 +728,23 @@ fn named_by(line: &str) -> Option<(Kind, &str, &str)> {
     let path = line.split(' ').nth(1)?.split('?').next()?;
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match parts.as_slice() {
-        ["apis", "run-invoker.dev", _, "namespaces", namespace, "invokerpolicies", name] => {
-            Some((Kind::Policy, namespace, name))
-        }
-        ["api", "v1", "namespaces", namespace, "serviceaccounts", name] => Some((Kind::Account, namespace, name)),
+        [
+            "apis",
+            "run-invoker.dev",
+            _,
+            "namespaces",
+            namespace,
+            "invokerpolicies",
+            name,
+        ] => Some((Kind::Policy, namespace, name)),
+        [
+            "api",
+            "v1",
+            "namespaces",
+            namespace,
+            "serviceaccounts",
+            name,
+        ] => Some((Kind::Account, namespace, name)),
         _ => None,
     }
 }
@@ -596,12 +764,17 @@ fn kind_of(line: &str) -> Option<Kind> {
 fn asked(path: &str) -> Option<Asked> {
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
     match parts.as_slice() {
-        [_, "projects", p, "locations", r, "services"] => {
-            Some(Asked::List((*p).to_owned(), (*r != "-").then(|| (*r).to_owned())))
-        }
+        [_, "projects", p, "locations", r, "services"] => Some(Asked::List(
+            (*p).to_owned(),
+            (*r != "-").then(|| (*r).to_owned()),
+        )),
         [_, "projects", p, "locations", r, "services", s] => {
             let name = s.split(':').next().unwrap_or_default();
-            Some(Asked::Service(((*p).to_owned(), (*r).to_owned(), name.to_owned())))
+            Some(Asked::Service((
+                (*p).to_owned(),
+                (*r).to_owned(),
+                name.to_owned(),
+            )))
         }
         _ => None,
     }

@@ -51,13 +51,19 @@ pub fn client(cable: Arc<Cable>) -> Client {
         let cable = cable.clone();
         async move {
             let (parts, body) = request.into_parts();
-            let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+            let body = body
+                .collect()
+                .await
+                .map(|b| b.to_bytes())
+                .unwrap_or_default();
             let call = Call::new(parts.method, &parts.uri, parts.headers, body);
             match cable.carry(Side::Kube, call).await? {
                 Carried::Whole(answer) => Ok::<_, Broken>(whole(answer)),
                 Carried::Watch(frames) => {
                     let frames = frames.map(|f| f.map(http_body::Frame::data));
-                    Ok(http::Response::new(BodyExt::boxed_unsync(StreamBody::new(frames))))
+                    Ok(http::Response::new(BodyExt::boxed_unsync(StreamBody::new(
+                        frames,
+                    ))))
                 }
             }
         }
@@ -91,19 +97,33 @@ impl Replica {
         let now = Arc::new(move || clock.now());
         let shards = Shards::new(setup.shards);
         let permit = shards.clone();
-        let fenced = Fenced::new(cloud::google(cable.clone()), Arc::new(move |project: &str| permit.holds(project)));
-        let budget = Budget { reads_per_minute: setup.reads, writes_per_minute: setup.writes, concurrency: 64 };
+        let fenced = Fenced::new(
+            cloud::google(cable.clone()),
+            Arc::new(move |project: &str| permit.holds(project)),
+        );
+        let budget = Budget {
+            reads_per_minute: setup.reads,
+            writes_per_minute: setup.writes,
+            concurrency: 64,
+        };
         let controller = Controller::new(
             Limited::new(fenced, budget, metrics.clone()),
             Cluster::new(client.clone(), identity, HOME.into(), LEASE, KUBE_TIMEOUT),
             Options {
                 settings: settings(setup),
                 propagation: Duration::from_secs(60),
-                breaker: BreakerLimits { corrections: setup.breaker, ..BreakerLimits::default() },
-                events: setup
-                    .events
-                    .then_some(EventOptions { interval: Duration::from_secs(600), patience: Duration::from_secs(60) }),
-                retention: Retention { number: 1000, age: SignedDuration::from_hours(90 * 24) },
+                breaker: BreakerLimits {
+                    corrections: setup.breaker,
+                    ..BreakerLimits::default()
+                },
+                events: setup.events.then_some(EventOptions {
+                    interval: Duration::from_secs(600),
+                    patience: Duration::from_secs(60),
+                }),
+                retention: Retention {
+                    number: 1000,
+                    age: SignedDuration::from_hours(90 * 24),
+                },
                 workers: 64,
                 now: now.clone(),
                 seed: 7,
@@ -127,7 +147,15 @@ impl Replica {
         let running = controller.clone();
         let election = tokio::spawn(leader::run(client, lease, shards, retired));
         let work = tokio::spawn(async move { running.run(stopped).await });
-        Self { cable, controller, metrics, stop, retire, work, election }
+        Self {
+            cable,
+            controller,
+            metrics,
+            stop,
+            retire,
+            work,
+            election,
+        }
     }
 
     /// The end without a word: nothing of it does anything any more.

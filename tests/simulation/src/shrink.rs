@@ -14,7 +14,10 @@ pub fn shrink(story: &Story, rule: &str, tries: usize) -> Story {
             return false;
         }
         left -= 1;
-        play(candidate, Run::default()).violations.iter().any(|v| v.rule == rule)
+        play(candidate, Run::default())
+            .violations
+            .iter()
+            .any(|v| v.rule == rule)
     };
     loop {
         let before = best.clone();
@@ -37,9 +40,16 @@ pub fn shrink(story: &Story, rule: &str, tries: usize) -> Story {
                 chunk /= 2;
             }
         }
-        let plain = Setup { max_removals: best.setup.max_removals, breaker: best.setup.breaker, ..Setup::default() };
+        let plain = Setup {
+            max_removals: best.setup.max_removals,
+            breaker: best.setup.breaker,
+            ..Setup::default()
+        };
         for setup in [Setup::default(), plain] {
-            let candidate = Story { setup, ..best.clone() };
+            let candidate = Story {
+                setup,
+                ..best.clone()
+            };
             if candidate != best && breaks(&candidate) {
                 best = candidate;
                 break;

@@ -144,7 +144,11 @@ pub enum Harm {
     /// Takes so much longer, either way.
     Slow(u64),
     /// Answered with this instead of being carried out.
-    Refused { status: u16, body: String, headers: Vec<(String, String)> },
+    Refused {
+        status: u16,
+        body: String,
+        headers: Vec<(String, String)>,
+    },
     /// The connection is cut before anything happens.
     Dropped,
     /// Carried out, and the answer lost.
@@ -228,7 +232,11 @@ impl Story {
 /// `acme-prod/europe-west1/web` taken apart.
 pub fn parts(service: &str) -> (&str, &str, &str) {
     let mut p = service.split('/');
-    (p.next().unwrap_or_default(), p.next().unwrap_or_default(), p.next().unwrap_or_default())
+    (
+        p.next().unwrap_or_default(),
+        p.next().unwrap_or_default(),
+        p.next().unwrap_or_default(),
+    )
 }
 
 fn brief(object: &Value) -> String {
@@ -238,7 +246,11 @@ fn brief(object: &Value) -> String {
         Some(ns) => format!("{ns}/{}", name(&meta["name"])),
         None => name(&meta["name"]),
     };
-    let details = if spec.is_null() { meta["annotations"].to_string() } else { spec.to_string() };
+    let details = if spec.is_null() {
+        meta["annotations"].to_string()
+    } else {
+        spec.to_string()
+    };
     format!("{} {place} {details}", name(kind))
 }
 
@@ -246,32 +258,78 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Apply(object) => write!(f, "somebody applies {}", brief(object)),
-            Self::Delete { kind, namespace, name } => write!(f, "somebody deletes {kind} {namespace}/{name}"),
-            Self::Annotate { namespace, name, key, value } => {
+            Self::Delete {
+                kind,
+                namespace,
+                name,
+            } => write!(f, "somebody deletes {kind} {namespace}/{name}"),
+            Self::Annotate {
+                namespace,
+                name,
+                key,
+                value,
+            } => {
                 write!(f, "somebody annotates {namespace}/{name}: {key}={value:?}")
             }
-            Self::Approve { namespace, name, how } => write!(f, "somebody approves {namespace}/{name} ({how:?} hash)"),
-            Self::RollBack { namespace, name, newest: Some(n) } => {
-                write!(f, "somebody rolls {namespace}/{name} back behind record {n} from the end")
+            Self::Approve {
+                namespace,
+                name,
+                how,
+            } => write!(f, "somebody approves {namespace}/{name} ({how:?} hash)"),
+            Self::RollBack {
+                namespace,
+                name,
+                newest: Some(n),
+            } => {
+                write!(
+                    f,
+                    "somebody rolls {namespace}/{name} back behind record {n} from the end"
+                )
             }
-            Self::RollBack { namespace, name, newest: None } => write!(f, "the rollback of {namespace}/{name} ends"),
+            Self::RollBack {
+                namespace,
+                name,
+                newest: None,
+            } => write!(f, "the rollback of {namespace}/{name} ends"),
             Self::DropFinalizer { namespace, name } => {
                 write!(f, "somebody removes the finalizer of {namespace}/{name}")
             }
             Self::Force { plural, object } => write!(f, "in the store lies, of {plural}: {object}"),
-            Self::Deploy { service, labels } => write!(f, "{service} is deployed with labels {labels:?}"),
+            Self::Deploy { service, labels } => {
+                write!(f, "{service} is deployed with labels {labels:?}")
+            }
             Self::Undeploy { service } => write!(f, "{service} is deleted"),
             Self::IamCheck { service, off } => {
-                write!(f, "the IAM check of {service} is switched {}", if *off { "off" } else { "on" })
+                write!(
+                    f,
+                    "the IAM check of {service} is switched {}",
+                    if *off { "off" } else { "on" }
+                )
             }
-            Self::Member { service, role, member, add, condition } => write!(
+            Self::Member {
+                service,
+                role,
+                member,
+                add,
+                condition,
+            } => write!(
                 f,
                 "a rival {} {member} ({role}{}) on {service}",
                 if *add { "adds" } else { "removes" },
-                condition.as_ref().map_or(String::new(), |c| format!(", if {}", c["title"]))
+                condition
+                    .as_ref()
+                    .map_or(String::new(), |c| format!(", if {}", c["title"]))
             ),
             Self::Identity { email, exists } => {
-                write!(f, "{email} {}", if *exists { "begins to exist" } else { "does not exist" })
+                write!(
+                    f,
+                    "{email} {}",
+                    if *exists {
+                        "begins to exist"
+                    } else {
+                        "does not exist"
+                    }
+                )
             }
             Self::DeleteIdentity { member } => write!(f, "{member} is deleted"),
             Self::Terse(true) => f.write_str("IAM does not name refused members"),
@@ -279,7 +337,10 @@ impl fmt::Display for What {
             Self::ResetCircuit => f.write_str("somebody resets the circuit breaker"),
             Self::Compact => f.write_str("the watch history is compacted"),
             Self::Restart { replica, after_ms } => {
-                write!(f, "replica {replica} is stopped and comes back after {after_ms} ms")
+                write!(
+                    f,
+                    "replica {replica} is stopped and comes back after {after_ms} ms"
+                )
             }
         }
     }
@@ -296,10 +357,20 @@ impl fmt::Display for Story {
         if s != &Setup::default() {
             writeln!(f, "setup: {s:?}")?;
         }
-        let mut lines: Vec<(u64, String)> = self.actions.iter().map(|a| (a.at_ms, a.what.to_string())).collect();
+        let mut lines: Vec<(u64, String)> = self
+            .actions
+            .iter()
+            .map(|a| (a.at_ms, a.what.to_string()))
+            .collect();
         lines.extend(self.weather.iter().map(|s| {
-            let who = s.replica.map_or("every replica".to_owned(), |r| format!("replica {r}"));
-            let what = if s.only.is_empty() { String::new() } else { format!(" {}", s.only) };
+            let who = s
+                .replica
+                .map_or("every replica".to_owned(), |r| format!("replica {r}"));
+            let what = if s.only.is_empty() {
+                String::new()
+            } else {
+                format!(" {}", s.only)
+            };
             let until = time(s.to_ms);
             (
                 s.from_ms,
@@ -310,13 +381,23 @@ impl fmt::Display for Story {
             )
         }));
         for c in &self.crashes {
-            let verb = if c.pause { "is stopped, going on" } else { "dies, back" };
+            let verb = if c.pause {
+                "is stopped, going on"
+            } else {
+                "dies, back"
+            };
             let (at, moment) = match c.moment {
                 Moment::At(at) => (at, String::new()),
                 Moment::Before(n) => (0, format!(" (before its request {n})")),
                 Moment::After(n) => (0, format!(" (after its request {n} was carried out)")),
             };
-            lines.push((at, format!("replica {} {verb} after {} ms{moment}", c.replica, c.back_ms)));
+            lines.push((
+                at,
+                format!(
+                    "replica {} {verb} after {} ms{moment}",
+                    c.replica, c.back_ms
+                ),
+            ));
         }
         lines.sort_by_key(|(at, _)| *at);
         for (at, line) in lines {

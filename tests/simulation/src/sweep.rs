@@ -29,7 +29,8 @@ pub fn scenarios() -> Vec<(String, Story)> {
         .filter_map(|e| {
             let text = std::fs::read_to_string(e.path().join("scenario.yaml")).ok()?;
             let name = e.file_name().to_string_lossy().into_owned();
-            let scenario: Value = serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let scenario: Value =
+                serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
             Some((name, told(&scenario)))
         })
         .collect();
@@ -57,7 +58,12 @@ fn told(scenario: &Value) -> Story {
         shards: 1,
         ..usual
     };
-    Story { seed: 1, setup, actions: teller.actions, ..Story::default() }
+    Story {
+        seed: 1,
+        setup,
+        actions: teller.actions,
+        ..Story::default()
+    }
 }
 
 #[derive(Default)]
@@ -70,49 +76,89 @@ struct Teller {
 
 impl Teller {
     fn does(&mut self, what: What) {
-        self.actions.push(Action { at_ms: self.now, what });
+        self.actions.push(Action {
+            at_ms: self.now,
+            what,
+        });
     }
 
     fn deploy(&mut self, service: &Value) {
         let name = service["service"].as_str().unwrap_or_default().to_owned();
         let labels = service["labels"].as_object().into_iter().flatten();
-        let labels = labels.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect();
-        self.does(What::Deploy { service: name.clone(), labels });
+        let labels = labels
+            .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+            .collect();
+        self.does(What::Deploy {
+            service: name.clone(),
+            labels,
+        });
         for binding in service["bindings"].as_array().into_iter().flatten() {
             let role = binding["role"].as_str().unwrap_or_default();
-            for member in binding["members"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            for member in binding["members"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+            {
                 let condition = binding.get("condition").cloned();
                 let (service, role, member) = (name.clone(), role.to_owned(), member.to_owned());
-                self.does(What::Member { service, role, member, add: true, condition });
+                self.does(What::Member {
+                    service,
+                    role,
+                    member,
+                    add: true,
+                    condition,
+                });
             }
         }
     }
 
     fn apply(&mut self, mut object: Value) {
-        let kind = object["kind"].as_str().unwrap_or("InvokerPolicy").to_owned();
+        let kind = object["kind"]
+            .as_str()
+            .unwrap_or("InvokerPolicy")
+            .to_owned();
         let ours = kind.starts_with("Invoker");
         object["kind"] = json!(kind);
-        object["apiVersion"] = json!(if ours { "run-invoker.dev/v1alpha1" } else { "v1" });
-        if kind != "InvokerGuardrail" && kind != "Namespace" && object["metadata"]["namespace"].is_null() {
+        object["apiVersion"] = json!(if ours {
+            "run-invoker.dev/v1alpha1"
+        } else {
+            "v1"
+        });
+        if kind != "InvokerGuardrail"
+            && kind != "Namespace"
+            && object["metadata"]["namespace"].is_null()
+        {
             object["metadata"]["namespace"] = json!("team-a");
         }
-        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = object["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         self.objects.insert((kind, name), object.clone());
         self.does(What::Apply(object));
     }
 
     fn step(&mut self, step: &Value) {
-        let Some((what, given)) = step.as_object().and_then(|o| o.iter().next()) else { return };
+        let Some((what, given)) = step.as_object().and_then(|o| o.iter().next()) else {
+            return;
+        };
         let text = |key: &str| given[key].as_str().unwrap_or_default().to_owned();
         let policy = |name: &str| {
             let (namespace, name) = name.split_once('/').unwrap_or(("team-a", name));
             (namespace.to_owned(), name.to_owned())
         };
         match what.as_str() {
-            "apply" => given.as_array().into_iter().flatten().for_each(|o| self.apply(o.clone())),
+            "apply" => given
+                .as_array()
+                .into_iter()
+                .flatten()
+                .for_each(|o| self.apply(o.clone())),
             "patch" => {
                 let key = ("InvokerPolicy".to_owned(), text("policy"));
-                let Some(mut object) = self.objects.get(&key).cloned() else { return };
+                let Some(mut object) = self.objects.get(&key).cloned() else {
+                    return;
+                };
                 merge(&mut object, &given["merge"]);
                 self.apply(object);
             }
@@ -122,34 +168,67 @@ impl Teller {
                     ("InvokerGuardrail" | "Namespace", _) => String::new(),
                     (_, given) => given.unwrap_or("team-a").to_owned(),
                 };
-                self.does(What::Delete { kind, namespace, name: text("name") });
+                self.does(What::Delete {
+                    kind,
+                    namespace,
+                    name: text("name"),
+                });
             }
             "delete" => {
                 let (namespace, name) = policy(given.as_str().unwrap_or_default());
-                self.does(What::Delete { kind: "InvokerPolicy".into(), namespace, name });
+                self.does(What::Delete {
+                    kind: "InvokerPolicy".into(),
+                    namespace,
+                    name,
+                });
             }
             "approve" => {
                 let (namespace, name) = policy(given.as_str().unwrap_or_default());
-                self.does(What::Approve { namespace, name, how: crate::story::Agreement::Shown });
+                self.does(What::Approve {
+                    namespace,
+                    name,
+                    how: crate::story::Agreement::Shown,
+                });
             }
             "rollBack" => {
                 let (namespace, name) = policy(&text("policy"));
                 let newest = given["newest"].as_u64().map(|n| n as usize);
-                self.does(What::RollBack { namespace, name, newest });
+                self.does(What::RollBack {
+                    namespace,
+                    name,
+                    newest,
+                });
             }
             "nudge" => {
                 let (namespace, name) = policy(given.as_str().unwrap_or_default());
-                let (key, value) = ("run-invoker.dev/requested-at".to_owned(), Some(self.now.to_string()));
-                self.does(What::Annotate { namespace, name, key, value });
+                let (key, value) = (
+                    "run-invoker.dev/requested-at".to_owned(),
+                    Some(self.now.to_string()),
+                );
+                self.does(What::Annotate {
+                    namespace,
+                    name,
+                    key,
+                    value,
+                });
             }
             "deploy" => self.deploy(given),
-            "undeploy" => self.does(What::Undeploy { service: given.as_str().unwrap_or_default().into() }),
+            "undeploy" => self.does(What::Undeploy {
+                service: given.as_str().unwrap_or_default().into(),
+            }),
             "member" => {
                 let role = given["role"].as_str().unwrap_or("roles/run.invoker");
                 for (key, add) in [("add", true), ("remove", false)] {
                     if let Some(member) = given[key].as_str() {
-                        let (service, role, member) = (text("service"), role.to_owned(), member.to_owned());
-                        self.does(What::Member { service, role, member, add, condition: None });
+                        let (service, role, member) =
+                            (text("service"), role.to_owned(), member.to_owned());
+                        self.does(What::Member {
+                            service,
+                            role,
+                            member,
+                            add,
+                            condition: None,
+                        });
                     }
                 }
             }
@@ -198,7 +277,10 @@ impl Sweep {
     pub fn all(story: &Story, requests: u64, step: usize) -> Vec<Self> {
         let requests = (0..requests).step_by(step);
         let actions = (0..story.actions.len()).step_by(step).map(Self::HearsLate);
-        requests.flat_map(|n| [Self::Dies(n), Self::LosesTheAnswer(n)]).chain(actions).collect()
+        requests
+            .flat_map(|n| [Self::Dies(n), Self::LosesTheAnswer(n)])
+            .chain(actions)
+            .collect()
     }
 
     /// The story with it.
@@ -217,16 +299,30 @@ impl Sweep {
         let end = story.length_ms() + 60_000;
         match self {
             Self::Dies(n) => {
-                story.crashes.push(Crash { replica: 0, moment: Moment::After(n), back_ms: 500, pause: false });
+                story.crashes.push(Crash {
+                    replica: 0,
+                    moment: Moment::After(n),
+                    back_ms: 500,
+                    pause: false,
+                });
             }
             Self::LosesTheAnswer(n) => {
                 for side in [Side::Kube, Side::Run] {
-                    story.weather.push(storm(0, end, side, "", Some(n), Harm::Lost));
+                    story
+                        .weather
+                        .push(storm(0, end, side, "", Some(n), Harm::Lost));
                 }
             }
             Self::HearsLate(n) => {
                 let at = story.actions.get(n).map_or(0, |a| a.at_ms);
-                story.weather.push(storm(at, at + 200, Side::Kube, "watch=true", None, Harm::Stalled(8000)));
+                story.weather.push(storm(
+                    at,
+                    at + 200,
+                    Side::Kube,
+                    "watch=true",
+                    None,
+                    Harm::Stalled(8000),
+                ));
             }
         }
         story

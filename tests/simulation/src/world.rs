@@ -61,7 +61,10 @@ fn resources() -> Vec<Resource> {
             let mut all = sandbox::kube::registry::builtins();
             for crd in run_invoker::api::definitions() {
                 let crd = serde_json::to_value(crd).expect("a definition is JSON");
-                all.extend(sandbox::kube::registry::from_definition(&crd).expect("the definitions are good"));
+                all.extend(
+                    sandbox::kube::registry::from_definition(&crd)
+                        .expect("the definitions are good"),
+                );
             }
             all
         })
@@ -71,13 +74,23 @@ fn resources() -> Vec<Resource> {
 /// Plays a story.
 pub fn play(story: &Story, run: Run) -> Report {
     fastrand::seed(story.seed);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
     PANICS.with(|p| p.borrow_mut().clear());
     let mut report = runtime.block_on(World::begin(story, run));
     for what in PANICS.with(|p| std::mem::take(&mut *p.borrow_mut())) {
         let at = BEGINNING.parse().expect("a time");
-        report.violations.insert(0, Violation { rule: "P0", at, what });
+        report.violations.insert(
+            0,
+            Violation {
+                rule: "P0",
+                at,
+                what,
+            },
+        );
     }
     report
 }
@@ -117,10 +130,23 @@ impl World {
             protected: "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into(),
             lease: LEASE.into(),
         };
-        let net = Net::new(apis, Judge::new(settings), story.seed, story.weather.clone(), story.crashes.clone(), run);
+        let net = Net::new(
+            apis,
+            Judge::new(settings),
+            story.seed,
+            story.weather.clone(),
+            story.crashes.clone(),
+            run,
+        );
         for ns in [HOME, "team-a", "team-b"] {
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": ns}});
-            net.person(Method::POST, "/api/v1/namespaces", "application/json", &object).await;
+            net.person(
+                Method::POST,
+                "/api/v1/namespaces",
+                "application/json",
+                &object,
+            )
+            .await;
         }
         let calls = (0..setup.replicas).map(|_| Arc::default()).collect();
         let mut world = Self {
@@ -134,7 +160,12 @@ impl World {
             story: story.clone(),
         };
         // What is there before anybody looks.
-        let at_once: Vec<Action> = story.actions.iter().filter(|a| a.at_ms == 0).cloned().collect();
+        let at_once: Vec<Action> = story
+            .actions
+            .iter()
+            .filter(|a| a.at_ms == 0)
+            .cloned()
+            .collect();
         for action in &at_once {
             world.act(&action.what).await;
         }
@@ -168,18 +199,30 @@ impl World {
         self.lives += 1;
         // A Deployment gives every pod a name of its own.
         let identity = format!("run-invoker-{replica}-{}", self.lives);
-        let Some(calls) = self.calls.get(replica) else { return };
+        let Some(calls) = self.calls.get(replica) else {
+            return;
+        };
         let cable = Cable::new(self.net.clone(), replica, self.lives, calls.clone());
-        self.net.note(&format!("replica {replica} starts as {identity}"));
+        self.net
+            .note(&format!("replica {replica} starts as {identity}"));
         self.net.lock().judge.begins(replica, &identity);
-        if let Some(old) = self.replicas.insert(replica, Replica::start(cable, &identity, &self.setup)) {
+        if let Some(old) = self
+            .replicas
+            .insert(replica, Replica::start(cable, &identity, &self.setup))
+        {
             old.die();
         }
     }
 
     /// Everything that the story tells, at its time.
     async fn told(&mut self) {
-        let mut actions: Vec<Action> = self.story.actions.iter().filter(|a| a.at_ms > 0).cloned().collect();
+        let mut actions: Vec<Action> = self
+            .story
+            .actions
+            .iter()
+            .filter(|a| a.at_ms > 0)
+            .cloned()
+            .collect();
         actions.sort_by_key(|a| a.at_ms);
         let mut times: Vec<(u64, usize, u64, bool)> = Vec::new();
         for c in &self.story.crashes {
@@ -188,7 +231,8 @@ impl World {
             }
         }
         times.sort_unstable();
-        let (mut actions, mut times) = (actions.into_iter().peekable(), times.into_iter().peekable());
+        let (mut actions, mut times) =
+            (actions.into_iter().peekable(), times.into_iter().peekable());
         let end = self.net.started + Duration::from_millis(self.story.length_ms());
         while self.violations().is_empty() {
             let at = |ms: u64| self.net.started + Duration::from_millis(ms);
@@ -196,7 +240,10 @@ impl World {
             let next_crash = times.peek().map(|t| at(t.0));
             let next_back = self.back.first_key_value().map(|((t, _), ())| *t);
             let done = next_action.is_none() && next_crash.is_none();
-            let next = [next_action, next_crash, next_back, done.then_some(end)].into_iter().flatten().min();
+            let next = [next_action, next_crash, next_back, done.then_some(end)]
+                .into_iter()
+                .flatten()
+                .min();
             let Some(next) = next else { break };
             self.wait_until(next).await;
             if next_crash == Some(next) {
@@ -235,32 +282,46 @@ impl World {
     fn bury(&mut self) {
         let deaths = std::mem::take(&mut self.net.lock().deaths);
         for (replica, life) in deaths {
-            let lives = self.replicas.get(&replica).is_some_and(|r| r.cable.life == life);
+            let lives = self
+                .replicas
+                .get(&replica)
+                .is_some_and(|r| r.cable.life == life);
             if !lives {
                 continue;
             }
-            let back = self
-                .story
-                .crashes
-                .iter()
-                .find(|c| c.replica == replica && !c.pause && !matches!(c.moment, Moment::At(_)));
+            let back =
+                self.story.crashes.iter().find(|c| {
+                    c.replica == replica && !c.pause && !matches!(c.moment, Moment::At(_))
+                });
             let back = back.map_or(1000, |c| c.back_ms);
             self.crash(replica, back, false);
         }
-        let ended: Vec<usize> = self.replicas.iter().filter(|(_, r)| r.has_ended()).map(|(i, _)| *i).collect();
+        let ended: Vec<usize> = self
+            .replicas
+            .iter()
+            .filter(|(_, r)| r.has_ended())
+            .map(|(i, _)| *i)
+            .collect();
         for replica in ended {
             let at = self.net.now();
             let what = format!("replica {replica} ended by itself");
-            self.net.lock().judge.violations.push(Violation { rule: "P0", at, what });
+            self.net.lock().judge.violations.push(Violation {
+                rule: "P0",
+                at,
+                what,
+            });
             self.replicas.remove(&replica);
         }
     }
 
     fn crash(&mut self, replica: usize, back_ms: u64, pause: bool) {
-        let Some(found) = self.replicas.get(&replica) else { return };
+        let Some(found) = self.replicas.get(&replica) else {
+            return;
+        };
         if pause {
             self.net.count("pauses");
-            self.net.note(&format!("replica {replica} is stopped for {back_ms} ms"));
+            self.net
+                .note(&format!("replica {replica} is stopped for {back_ms} ms"));
             found.cable.pause(Duration::from_millis(back_ms));
             return;
         }
@@ -269,7 +330,10 @@ impl World {
         if let Some(found) = self.replicas.remove(&replica) {
             found.die();
         }
-        self.back.insert((Instant::now() + Duration::from_millis(back_ms), replica), ());
+        self.back.insert(
+            (Instant::now() + Duration::from_millis(back_ms), replica),
+            (),
+        );
     }
 
     /// People and weather rest: everything must become as it should be, stay so, and be told.
@@ -281,7 +345,8 @@ impl World {
                 self.wait_until(at).await;
                 self.start(replica);
             }
-            self.wait_until(Instant::now() + Duration::from_secs(5)).await;
+            self.wait_until(Instant::now() + Duration::from_secs(5))
+                .await;
             let end = self.end();
             let now = self.net.now();
             left = self.net.lock().judge.unsettled(now, &end);
@@ -303,8 +368,11 @@ impl World {
         let settled = began.elapsed();
         // What is told last, and windows that end by themselves, get their time; and access that ends soon is no quiet.
         let ends = self.net.lock().judge.last_end(self.net.now());
-        let ends = ends.and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok()).unwrap_or_default();
-        self.wait_until(Instant::now() + ends + Duration::from_secs(150)).await;
+        let ends = ends
+            .and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok())
+            .unwrap_or_default();
+        self.wait_until(Instant::now() + ends + Duration::from_secs(150))
+            .await;
         let now = self.net.now();
         let writes = self.net.lock().writes.clone();
         let end = self.end();
@@ -317,17 +385,30 @@ impl World {
 
     /// Nothing happens, and nothing may be done but to look.
     async fn quiet(&mut self) -> Vec<Violation> {
-        let intervals: Vec<i64> = self.net.lock().judge.store.declared.readable().map(|p| p.interval).collect();
+        let intervals: Vec<i64> = self
+            .net
+            .lock()
+            .judge
+            .store
+            .declared
+            .readable()
+            .map(|p| p.interval)
+            .collect();
         let longest = intervals.into_iter().max().unwrap_or(60).min(3600);
         // Now and then a whole hour.
-        let seconds = if self.story.seed.is_multiple_of(16) { 3600 } else { (longest * 3).clamp(120, 3600) };
+        let seconds = if self.story.seed.is_multiple_of(16) {
+            3600
+        } else {
+            (longest * 3).clamp(120, 3600)
+        };
         {
             let mut shared = self.net.lock();
             shared.reads.clear();
             shared.kube_writes.clear();
             shared.iam_writes = 0;
         }
-        self.wait_until(Instant::now() + Duration::from_secs(seconds as u64)).await;
+        self.wait_until(Instant::now() + Duration::from_secs(seconds as u64))
+            .await;
         let (end, now) = (self.end(), self.net.now());
         let mut shared = self.net.lock();
         let quiet = Quiet {
@@ -342,7 +423,11 @@ impl World {
         drop(shared);
         for (i, replica) in &self.replicas {
             if let Err(what) = replica.controller.health() {
-                found.push(Violation { rule: "P0", at: now, what: format!("replica {i} is not healthy: {what}") });
+                found.push(Violation {
+                    rule: "P0",
+                    at: now,
+                    what: format!("replica {i} is not healthy: {what}"),
+                });
             }
         }
         found
@@ -350,11 +435,24 @@ impl World {
 
     fn end(&self) -> End {
         let world = self.net.apis.run.world();
-        let services: BTreeMap<Service, judge::Real> =
-            self.net.apis.run.services().into_iter().filter_map(|s| Some((s.clone(), self.net.real(&s)?))).collect();
+        let services: BTreeMap<Service, judge::Real> = self
+            .net
+            .apis
+            .run
+            .services()
+            .into_iter()
+            .filter_map(|s| Some((s.clone(), self.net.real(&s)?)))
+            .collect();
         let kinds = ["user", "group", "serviceAccount", "domain"];
-        let refused: BTreeSet<String> =
-            world.unknown.iter().flat_map(|e| kinds.iter().map(move |k| format!("{k}:{}", e.to_lowercase()))).collect();
+        let refused: BTreeSet<String> = world
+            .unknown
+            .iter()
+            .flat_map(|e| {
+                kinds
+                    .iter()
+                    .map(move |k| format!("{k}:{}", e.to_lowercase()))
+            })
+            .collect();
         End { services, refused }
     }
 
@@ -363,20 +461,44 @@ impl World {
         let run = self.net.apis.run.clone();
         match what {
             What::Apply(object) => self.apply(object).await,
-            What::Delete { kind, namespace, name } => {
+            What::Delete {
+                kind,
+                namespace,
+                name,
+            } => {
                 let (status, _) = self
                     .net
-                    .person(Method::DELETE, &path(kind, namespace, name), "application/json", &Value::Null)
+                    .person(
+                        Method::DELETE,
+                        &path(kind, namespace, name),
+                        "application/json",
+                        &Value::Null,
+                    )
                     .await;
                 if status == 200 {
-                    self.net.count(if kind == "InvokerPolicy" { "policies deleted" } else { "other objects deleted" });
+                    self.net.count(if kind == "InvokerPolicy" {
+                        "policies deleted"
+                    } else {
+                        "other objects deleted"
+                    });
                 }
             }
-            What::Annotate { namespace, name, key, value } => {
-                self.annotate(namespace, name, key, value.as_deref()).await
-            }
-            What::Approve { namespace, name, how } => self.approve(namespace, name, *how).await,
-            What::RollBack { namespace, name, newest } => self.roll_back(namespace, name, *newest).await,
+            What::Annotate {
+                namespace,
+                name,
+                key,
+                value,
+            } => self.annotate(namespace, name, key, value.as_deref()).await,
+            What::Approve {
+                namespace,
+                name,
+                how,
+            } => self.approve(namespace, name, *how).await,
+            What::RollBack {
+                namespace,
+                name,
+                newest,
+            } => self.roll_back(namespace, name, *newest).await,
             What::DropFinalizer { namespace, name } => {
                 let merge = json!({"metadata": {"finalizers": null}});
                 self.net
@@ -389,15 +511,28 @@ impl World {
                     .await;
             }
             What::Force { plural, object } => {
-                let group = if plural == "serviceaccounts" { "" } else { "run-invoker.dev" };
+                let group = if plural == "serviceaccounts" {
+                    ""
+                } else {
+                    "run-invoker.dev"
+                };
                 let mut object = object.clone();
                 // It is the object that was there, in a form that nobody reads.
                 let find = |o: &Value| {
                     o["metadata"]["name"] == object["metadata"]["name"]
                         && o["metadata"]["namespace"] == object["metadata"]["namespace"]
                 };
-                let there = self.net.apis.kube.objects(group, plural).into_iter().find(|o| find(o));
-                if let Some(finalizers) = there.map(|o| o["metadata"]["finalizers"].clone()).filter(|f| !f.is_null()) {
+                let there = self
+                    .net
+                    .apis
+                    .kube
+                    .objects(group, plural)
+                    .into_iter()
+                    .find(|o| find(o));
+                if let Some(finalizers) = there
+                    .map(|o| o["metadata"]["finalizers"].clone())
+                    .filter(|f| !f.is_null())
+                {
                     object["metadata"]["finalizers"] = finalizers;
                 }
                 self.net.apis.kube.force(group, plural, object);
@@ -406,8 +541,12 @@ impl World {
             }
             What::Deploy { service, labels } => {
                 let s = parts(service);
-                let labels: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-                self.net.outside(&key(service), || run.deploy(s.0, s.1, s.2, &labels));
+                let labels: Vec<(&str, &str)> = labels
+                    .iter()
+                    .map(|(k, v)| (k.as_str(), v.as_str()))
+                    .collect();
+                self.net
+                    .outside(&key(service), || run.deploy(s.0, s.1, s.2, &labels));
             }
             What::Undeploy { service } => {
                 let s = parts(service);
@@ -418,10 +557,22 @@ impl World {
             }
             What::IamCheck { service, off } => {
                 let s = parts(service);
-                self.net.outside(&key(service), || run.set_invoker_iam_disabled(s.0, s.1, s.2, *off));
+                self.net.outside(&key(service), || {
+                    run.set_invoker_iam_disabled(s.0, s.1, s.2, *off)
+                });
             }
-            What::Member { service, role, member, add, condition } => {
-                let nobody = |u: &String| member.split_once(':').is_some_and(|(_, m)| m.eq_ignore_ascii_case(u));
+            What::Member {
+                service,
+                role,
+                member,
+                add,
+                condition,
+            } => {
+                let nobody = |u: &String| {
+                    member
+                        .split_once(':')
+                        .is_some_and(|(_, m)| m.eq_ignore_ascii_case(u))
+                };
                 if *add && run.world().unknown.iter().any(nobody) {
                     // IAM refuses it to them too.
                     return;
@@ -432,14 +583,18 @@ impl World {
                     (None, true) => run.add_member(s.0, s.1, s.2, role, member),
                     (None, false) => run.remove_member(s.0, s.1, s.2, role, member),
                     (Some(c), _) => {
-                        let mut bindings = run.policy(s.0, s.1, s.2).map_or(json!([]), |p| p["bindings"].clone());
+                        let mut bindings = run
+                            .policy(s.0, s.1, s.2)
+                            .map_or(json!([]), |p| p["bindings"].clone());
                         if bindings.is_null() {
                             bindings = json!([]);
                         }
                         if let Some(list) = bindings.as_array_mut() {
                             list.retain(|b| !(b["role"] == role.as_str() && b["condition"] == *c));
                             if *add {
-                                list.push(json!({"role": role, "members": [member], "condition": c}));
+                                list.push(
+                                    json!({"role": role, "members": [member], "condition": c}),
+                                );
                             }
                         }
                         run.set_bindings(s.0, s.1, s.2, &bindings);
@@ -459,20 +614,32 @@ impl World {
                 run.delete_identity(member, 7);
                 for (s, before) in before {
                     let after = self.net.real(&s);
-                    self.net.lock().judge.outside(self.net.now(), &s, before.as_ref(), after.as_ref());
+                    self.net.lock().judge.outside(
+                        self.net.now(),
+                        &s,
+                        before.as_ref(),
+                        after.as_ref(),
+                    );
                 }
             }
             What::Terse(terse) => run.change_world(|w| w.terse = *terse),
             What::ResetCircuit => {
-                let target = format!("/apis/coordination.k8s.io/v1/namespaces/{HOME}/leases/{LEASE}-circuit");
-                self.net.person(Method::DELETE, &target, "application/json", &Value::Null).await;
+                let target = format!(
+                    "/apis/coordination.k8s.io/v1/namespaces/{HOME}/leases/{LEASE}-circuit"
+                );
+                self.net
+                    .person(Method::DELETE, &target, "application/json", &Value::Null)
+                    .await;
             }
             What::Compact => self.net.apis.kube.compact(),
             What::Restart { replica, after_ms } => {
                 if let Some(found) = self.replicas.remove(replica) {
                     self.net.count("orderly restarts");
                     found.stop().await;
-                    self.back.insert((Instant::now() + Duration::from_millis(*after_ms), *replica), ());
+                    self.back.insert(
+                        (Instant::now() + Duration::from_millis(*after_ms), *replica),
+                        (),
+                    );
                 }
             }
         }
@@ -480,38 +647,78 @@ impl World {
 
     async fn apply(&mut self, object: &Value) {
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let target =
-            path(&text(&object["kind"]), &text(&object["metadata"]["namespace"]), &text(&object["metadata"]["name"]));
+        let target = path(
+            &text(&object["kind"]),
+            &text(&object["metadata"]["namespace"]),
+            &text(&object["metadata"]["name"]),
+        );
         let target = format!("{target}?fieldManager=git&force=true");
-        let (status, answer) = self.net.person(Method::PATCH, &target, "application/apply-patch+yaml", object).await;
+        let (status, answer) = self
+            .net
+            .person(
+                Method::PATCH,
+                &target,
+                "application/apply-patch+yaml",
+                object,
+            )
+            .await;
         match status {
             201 => self.net.count("objects created"),
             200 => self.net.count("objects changed"),
-            _ => self.net.note(&format!("refused: {status} {}", answer["message"])),
+            _ => self
+                .net
+                .note(&format!("refused: {status} {}", answer["message"])),
         }
     }
 
     async fn annotate(&mut self, namespace: &str, name: &str, key: &str, value: Option<&str>) {
         let merge = json!({"metadata": {"annotations": {key: value}}});
         self.net
-            .person(Method::PATCH, &path("InvokerPolicy", namespace, name), "application/merge-patch+json", &merge)
+            .person(
+                Method::PATCH,
+                &path("InvokerPolicy", namespace, name),
+                "application/merge-patch+json",
+                &merge,
+            )
             .await;
     }
 
     async fn status_hashes(&mut self) {
-        for object in self.net.apis.kube.objects("run-invoker.dev", "invokerpolicies") {
+        for object in self
+            .net
+            .apis
+            .kube
+            .objects("run-invoker.dev", "invokerpolicies")
+        {
             let meta = &object["metadata"];
             let place = format!(
                 "{}/{}",
                 meta["namespace"].as_str().unwrap_or_default(),
                 meta["name"].as_str().unwrap_or_default()
             );
-            let entries = object["status"]["services"].as_array().into_iter().flatten();
-            let shown = entries.filter_map(|e| e["approve"].as_str().filter(|h| !h.is_empty()).map(str::to_owned));
-            let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+            let entries = object["status"]["services"]
+                .as_array()
+                .into_iter()
+                .flatten();
+            let shown = entries.filter_map(|e| {
+                e["approve"]
+                    .as_str()
+                    .filter(|h| !h.is_empty())
+                    .map(str::to_owned)
+            });
+            let conditions = object["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten();
             let told = conditions.filter_map(|c| {
-                let (_, rest) = c["message"].as_str()?.split_once("run-invoker.dev/approve=")?;
-                Some(rest.chars().take_while(char::is_ascii_hexdigit).collect::<String>())
+                let (_, rest) = c["message"]
+                    .as_str()?
+                    .split_once("run-invoker.dev/approve=")?;
+                Some(
+                    rest.chars()
+                        .take_while(char::is_ascii_hexdigit)
+                        .collect::<String>(),
+                )
             });
             for hash in shown.chain(told) {
                 let pair = (place.clone(), hash);
@@ -526,7 +733,12 @@ impl World {
     async fn approve(&mut self, namespace: &str, name: &str, how: Agreement) {
         self.status_hashes().await;
         let place = format!("{namespace}/{name}");
-        let mine: Vec<&String> = self.hashes.iter().filter(|(p, _)| *p == place).map(|(_, h)| h).collect();
+        let mine: Vec<&String> = self
+            .hashes
+            .iter()
+            .filter(|(p, _)| *p == place)
+            .map(|(_, h)| h)
+            .collect();
         let hash = match how {
             Agreement::Shown => mine.last().copied().cloned(),
             Agreement::Stale => mine.first().copied().cloned(),
@@ -534,21 +746,33 @@ impl World {
         };
         if let Some(hash) = hash {
             self.net.count("approvals given");
-            self.annotate(namespace, name, "run-invoker.dev/approve", Some(&hash)).await;
+            self.annotate(namespace, name, "run-invoker.dev/approve", Some(&hash))
+                .await;
         }
     }
 
     async fn roll_back(&mut self, namespace: &str, name: &str, newest: Option<usize>) {
         let Some(n) = newest else {
-            return self.annotate(namespace, name, "run-invoker.dev/rollback", None).await;
+            return self
+                .annotate(namespace, name, "run-invoker.dev/rollback", None)
+                .await;
         };
-        let mut records = self.net.apis.kube.objects("run-invoker.dev", "invokerchanges");
+        let mut records = self
+            .net
+            .apis
+            .kube
+            .objects("run-invoker.dev", "invokerchanges");
         records.retain(|r| r["metadata"]["namespace"] == namespace);
         records.sort_by_key(|r| r["spec"]["at"].as_str().map(str::to_owned));
-        let found = records.iter().rev().nth(n).and_then(|r| r["metadata"]["name"].as_str());
+        let found = records
+            .iter()
+            .rev()
+            .nth(n)
+            .and_then(|r| r["metadata"]["name"].as_str());
         if let Some(record) = found.map(str::to_owned) {
             self.net.count("rollbacks");
-            self.annotate(namespace, name, "run-invoker.dev/rollback", Some(&record)).await;
+            self.annotate(namespace, name, "run-invoker.dev/rollback", Some(&record))
+                .await;
         }
     }
 }

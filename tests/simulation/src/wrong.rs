@@ -72,16 +72,22 @@ impl Wrong {
         let body: Value = serde_json::from_slice(&call.body).unwrap_or_default();
         let (is_write, path) = (call.path.ends_with(":setIamPolicy"), call.path.clone());
         let on = |kind: &str| path.contains(&format!("/{kind}"));
-        let changes = call.method == Method::POST || call.method == Method::PUT || call.method == Method::PATCH;
+        let changes = call.method == Method::POST
+            || call.method == Method::PUT
+            || call.method == Method::PATCH;
         let answer_as_sent = || Some(body.clone());
         match self {
             Self::KeepsNoLedger if on("invokerledgers") && changes => return answer_as_sent(),
             Self::KeepsNoRecord if on("invokerchanges") && changes => return answer_as_sent(),
             Self::SaysNothing if path.ends_with("/status") => return answer_as_sent(),
-            Self::HoldsDeletions if on("invokerpolicies") && body["metadata"]["finalizers"] == json!([]) => {
+            Self::HoldsDeletions
+                if on("invokerpolicies") && body["metadata"]["finalizers"] == json!([]) =>
+            {
                 return answer_as_sent();
             }
-            Self::OutlivesItsLease if on("leases") && call.method == Method::PUT && n > 30 => return answer_as_sent(),
+            Self::OutlivesItsLease if on("leases") && call.method == Method::PUT && n > 30 => {
+                return answer_as_sent();
+            }
             Self::ReadsWhatIsNobodys if path.ends_with(":getIamPolicy") && n.is_multiple_of(7) => {
                 let other = path.replace("/services/", "/services/un");
                 call.target = call.target.replace(&path, &other);
@@ -108,12 +114,19 @@ impl Wrong {
         match self {
             Self::TakesForeignRoles => bindings.retain(is_invoker),
             Self::RespellsMembers => {
-                for member in bindings.iter_mut().flat_map(|b| b["members"].as_array_mut().into_iter().flatten()) {
+                for member in bindings
+                    .iter_mut()
+                    .flat_map(|b| b["members"].as_array_mut().into_iter().flatten())
+                {
                     *member = json!(member.as_str().unwrap_or_default().to_lowercase());
                 }
             }
             Self::GrantsAStranger | Self::GrantsThePublic => {
-                let member = if self == Self::GrantsAStranger { "user:stranger@evil.com" } else { "allUsers" };
+                let member = if self == Self::GrantsAStranger {
+                    "user:stranger@evil.com"
+                } else {
+                    "allUsers"
+                };
                 bindings.push(json!({"role": "roles/run.invoker", "members": [member]}));
             }
             Self::LosesAMember => {
@@ -123,7 +136,9 @@ impl Wrong {
             Self::WritesBlindly => {
                 policy.as_object_mut()?.remove("etag");
             }
-            Self::RevokesNothing => bindings.extend(before?["bindings"].as_array()?.iter().cloned()),
+            Self::RevokesNothing => {
+                bindings.extend(before?["bindings"].as_array()?.iter().cloned())
+            }
             _ => return None,
         }
         Some(body)
@@ -131,19 +146,28 @@ impl Wrong {
 }
 
 fn lie(mut record: Value) -> Value {
-    record["spec"]["before"] = json!([{"role": "roles/run.invoker", "member": "user:nobody@acme.com"}]);
+    record["spec"]["before"] =
+        json!([{"role": "roles/run.invoker", "member": "user:nobody@acme.com"}]);
     record
 }
 
 fn say_ready(mut body: Value) -> Value {
-    for c in body["status"]["conditions"].as_array_mut().into_iter().flatten() {
+    for c in body["status"]["conditions"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
         match c["type"].as_str() {
             Some("Ready") => c["status"] = json!("True"),
             Some("Stalled" | "Drifted" | "Reconciling") => c["status"] = json!("False"),
             _ => {}
         }
     }
-    for s in body["status"]["services"].as_array_mut().into_iter().flatten() {
+    for s in body["status"]["services"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
         s["state"] = json!("InSync");
         s["missing"] = json!([]);
         s["unexpected"] = json!([]);

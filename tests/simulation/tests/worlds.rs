@@ -27,7 +27,10 @@ fn the_first_worlds_keep_every_promise() {
                     }
                     let report = play(&generate::story(seed), Run::default());
                     let broken = report.violations.first();
-                    assert!(broken.is_none(), "seed {seed}: {broken:?}\nmake simulate SEED={seed} shows its story");
+                    assert!(
+                        broken.is_none(),
+                        "seed {seed}: {broken:?}\nmake simulate SEED={seed} shows its story"
+                    );
                 }
             });
         }
@@ -42,7 +45,12 @@ fn stories_that_broke_a_promise_break_none_any_more() {
         assert!(case.found.len() > 40, "{name} does not say what was wrong");
         let report = play(&case.story, Run::default());
         let broken = report.violations.first();
-        assert!(broken.is_none(), "{name} ({}): {broken:?}\n{}", case.found, case.story);
+        assert!(
+            broken.is_none(),
+            "{name} ({}): {broken:?}\n{}",
+            case.found,
+            case.story
+        );
     }
 }
 
@@ -51,7 +59,11 @@ fn stories_that_broke_a_promise_break_none_any_more() {
 fn a_proxys_page_is_no_proof_that_an_object_is_gone() {
     for seed in 1..=24 {
         let mut story = generate::story(seed);
-        let page = Harm::Refused { status: 404, body: "<html>no such host</html>".into(), headers: vec![] };
+        let page = Harm::Refused {
+            status: 404,
+            body: "<html>no such host</html>".into(),
+            headers: vec![],
+        };
         for only in ["/invokerpolicies/", "/invokerledgers/", "/leases/"] {
             let (from_ms, to_ms) = (1_000, 60_000);
             let (side, only) = (Side::Kube, only.to_owned());
@@ -77,7 +89,11 @@ fn two_runs_of_one_seed_are_the_same_world() {
     for seed in [3, 16, 29] {
         let story = generate::story(seed);
         let (one, other) = (play(&story, Run::default()), play(&story, Run::default()));
-        assert_eq!((one.hash, one.lasted), (other.hash, other.lasted), "seed {seed}");
+        assert_eq!(
+            (one.hash, one.lasted),
+            (other.hash, other.lasted),
+            "seed {seed}"
+        );
     }
 }
 
@@ -86,7 +102,13 @@ fn the_judge_sees_every_planted_wrong() {
     let mut unseen = Vec::new();
     for wrong in Wrong::ALL {
         let found = (1..=SEEDS_FOR_A_WRONG).find_map(|seed| {
-            let report = play(&generate::story(seed), Run { wrong: Some(wrong), ..Run::default() });
+            let report = play(
+                &generate::story(seed),
+                Run {
+                    wrong: Some(wrong),
+                    ..Run::default()
+                },
+            );
             report.violations.first().map(|v| (seed, v.rule))
         });
         match found {
@@ -94,5 +116,8 @@ fn the_judge_sees_every_planted_wrong() {
             None => unseen.push(wrong),
         }
     }
-    assert!(unseen.is_empty(), "not seen in {SEEDS_FOR_A_WRONG} worlds: {unseen:?}");
+    assert!(
+        unseen.is_empty(),
+        "not seen in {SEEDS_FOR_A_WRONG} worlds: {unseen:?}"
+    );
 }

@@ -25,37 +25,68 @@ pub struct Attributes<'a> {
 
 /// Namespace and name of the ServiceAccount whose token this is.
 pub fn service_account(authorization: &str) -> Option<(&str, &str)> {
-    authorization.strip_prefix("Bearer ")?.strip_prefix("sa:")?.split_once(':')
+    authorization
+        .strip_prefix("Bearer ")?
+        .strip_prefix("sa:")?
+        .split_once(':')
 }
 
 /// Lets a request of a ServiceAccount through, or says what it may not do.
 ///
 /// # Errors
 /// 403 in the words of a real API server.
-pub fn authorize(store: &Store, account: (&str, &str), wants: &Attributes<'_>) -> Result<(), Refusal> {
-    let table = |plural: &str| -> Table { ("rbac.authorization.k8s.io".to_owned(), plural.to_owned()) };
+pub fn authorize(
+    store: &Store,
+    account: (&str, &str),
+    wants: &Attributes<'_>,
+) -> Result<(), Refusal> {
+    let table =
+        |plural: &str| -> Table { ("rbac.authorization.k8s.io".to_owned(), plural.to_owned()) };
     let rules_of = |binding: &Value| -> Option<Vec<Value>> {
-        let (kind, name) = (binding["roleRef"]["kind"].as_str()?, binding["roleRef"]["name"].as_str()?);
+        let (kind, name) = (
+            binding["roleRef"]["kind"].as_str()?,
+            binding["roleRef"]["name"].as_str()?,
+        );
         let key = match kind {
             "ClusterRole" => (String::new(), name.to_owned()),
-            _ => (binding["metadata"]["namespace"].as_str()?.to_owned(), name.to_owned()),
+            _ => (
+                binding["metadata"]["namespace"].as_str()?.to_owned(),
+                name.to_owned(),
+            ),
         };
-        let plural = if kind == "ClusterRole" { "clusterroles" } else { "roles" };
-        store.get(&table(plural), &key)?["rules"].as_array().cloned()
+        let plural = if kind == "ClusterRole" {
+            "clusterroles"
+        } else {
+            "roles"
+        };
+        store.get(&table(plural), &key)?["rules"]
+            .as_array()
+            .cloned()
     };
     let everywhere = store.list(&table("clusterrolebindings"), None);
-    let here = wants.namespace.map(|n| store.list(&table("rolebindings"), Some(n))).unwrap_or_default();
+    let here = wants
+        .namespace
+        .map(|n| store.list(&table("rolebindings"), Some(n)))
+        .unwrap_or_default();
     let allowed = everywhere
         .iter()
         .chain(&here)
-        .filter(|b| b["subjects"].as_array().into_iter().flatten().any(|s| is_subject(s, account)))
+        .filter(|b| {
+            b["subjects"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|s| is_subject(s, account))
+        })
         .filter_map(|b| rules_of(b))
         .flatten()
         .any(|rule| allows(&rule, wants));
     if allowed {
         return Ok(());
     }
-    let full = wants.subresource.map_or(wants.resource.to_owned(), |s| format!("{}/{s}", wants.resource));
+    let full = wants.subresource.map_or(wants.resource.to_owned(), |s| {
+        format!("{}/{s}", wants.resource)
+    });
     let object = wants.name.map_or(full.clone(), |name| {
         let dotted = if wants.group.is_empty() {
             wants.resource.to_owned()
@@ -64,8 +95,11 @@ pub fn authorize(store: &Store, account: (&str, &str), wants: &Attributes<'_>) -
         };
         format!("{dotted} \"{name}\"")
     });
-    let object =
-        if wants.name.is_none() && !wants.group.is_empty() { format!("{full}.{}", wants.group) } else { object };
+    let object = if wants.name.is_none() && !wants.group.is_empty() {
+        format!("{full}.{}", wants.group)
+    } else {
+        object
+    };
     let scope = match wants.namespace {
         Some(namespace) => format!("in the namespace \"{namespace}\""),
         None => "at the cluster scope".to_owned(),
@@ -94,8 +128,17 @@ fn is_subject(subject: &Value, (namespace, name): (&str, &str)) -> bool {
 }
 
 fn allows(rule: &Value, wants: &Attributes<'_>) -> bool {
-    let list = |k: &str| rule[k].as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>();
-    let full = wants.subresource.map_or(wants.resource.to_owned(), |s| format!("{}/{s}", wants.resource));
+    let list = |k: &str| {
+        rule[k]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+    };
+    let full = wants.subresource.map_or(wants.resource.to_owned(), |s| {
+        format!("{}/{s}", wants.resource)
+    });
     let any_of = wants.subresource.map(|s| format!("*/{s}"));
     let named = list("resourceNames");
     list("verbs").iter().any(|v| *v == "*" || *v == wants.verb)
@@ -123,19 +166,28 @@ mod tests {
         };
         let rule = json!({"apiGroups": ["g"], "resources": ["things", "*/status"], "verbs": ["get", "update"]});
         assert!(allows(&rule, &wants("get", "things", None, Some("a"))));
-        assert!(allows(&rule, &wants("update", "others", Some("status"), Some("a"))));
+        assert!(allows(
+            &rule,
+            &wants("update", "others", Some("status"), Some("a"))
+        ));
         assert!(!allows(&rule, &wants("update", "others", None, Some("a"))));
         assert!(!allows(&rule, &wants("list", "things", None, None)));
         let one = json!({"apiGroups": ["*"], "resources": ["things"], "verbs": ["*"], "resourceNames": ["a"]});
         assert!(allows(&one, &wants("delete", "things", None, Some("a"))));
         assert!(!allows(&one, &wants("delete", "things", None, Some("b"))));
         assert!(!allows(&one, &wants("create", "things", None, None)));
-        assert!(!allows(&one, &wants("get", "things", Some("status"), Some("a"))));
+        assert!(!allows(
+            &one,
+            &wants("get", "things", Some("status"), Some("a"))
+        ));
     }
 
     #[test]
     fn only_tokens_of_service_accounts_are_bound() {
-        assert_eq!(service_account("Bearer sa:platform:run-invoker"), Some(("platform", "run-invoker")));
+        assert_eq!(
+            service_account("Bearer sa:platform:run-invoker"),
+            Some(("platform", "run-invoker"))
+        );
         assert_eq!(service_account("Bearer sandbox"), None);
         assert_eq!(service_account(""), None);
     }

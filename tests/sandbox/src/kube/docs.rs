@@ -6,12 +6,26 @@ use serde_json::{Map, Value, json};
 
 use super::registry::Resource;
 
-const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const VERBS: [&str; 8] = [
+    "create",
+    "delete",
+    "deletecollection",
+    "get",
+    "list",
+    "patch",
+    "update",
+    "watch",
+];
 
 fn groups(resources: &[Resource]) -> BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> {
     let mut groups: BTreeMap<&str, BTreeMap<&str, Vec<&Resource>>> = BTreeMap::new();
     for r in resources {
-        groups.entry(&r.group).or_default().entry(&r.version).or_default().push(r);
+        groups
+            .entry(&r.group)
+            .or_default()
+            .entry(&r.version)
+            .or_default()
+            .push(r);
     }
     groups
 }
@@ -72,14 +86,19 @@ pub fn group_of(resources: &[Resource], name: &str) -> Option<Value> {
 }
 
 fn group<'a>(name: &str, versions: impl Iterator<Item = &'a str>) -> Value {
-    let versions: Vec<Value> = versions.map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v})).collect();
+    let versions: Vec<Value> = versions
+        .map(|v| json!({"groupVersion": format!("{name}/{v}"), "version": v}))
+        .collect();
     json!({"name": name, "preferredVersion": versions.last(), "versions": versions})
 }
 
 /// `GET /apis/GROUP/VERSION` and `GET /api/v1`.
 pub fn resource_list(resources: &[Resource], group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
-    for r in resources.iter().filter(|r| r.group == group && r.version == version) {
+    for r in resources
+        .iter()
+        .filter(|r| r.group == group && r.version == version)
+    {
         let mut entry = json!({"name": r.plural, "singularName": r.singular, "namespaced": r.namespaced, "kind": r.kind, "verbs": VERBS});
         if !r.short.is_empty() {
             entry["shortNames"] = json!(r.short);
@@ -93,7 +112,11 @@ pub fn resource_list(resources: &[Resource], group: &str, version: &str) -> Opti
                 "kind": r.kind, "verbs": ["get", "patch", "update"]}));
         }
     }
-    let gv = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let gv = if group.is_empty() {
+        version.to_owned()
+    } else {
+        format!("{group}/{version}")
+    };
     (!list.is_empty())
         .then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": gv, "resources": list}))
 }
@@ -111,7 +134,11 @@ pub fn openapi_index(resources: &[Resource]) -> Value {
 
 fn schema_name(r: &Resource) -> String {
     let reversed: Vec<&str> = r.group.split('.').rev().filter(|s| !s.is_empty()).collect();
-    let group = if reversed.is_empty() { "io.k8s.api.core".to_owned() } else { reversed.join(".") };
+    let group = if reversed.is_empty() {
+        "io.k8s.api.core".to_owned()
+    } else {
+        reversed.join(".")
+    };
     format!("{group}.{}.{}", r.version, r.kind)
 }
 
@@ -134,27 +161,40 @@ fn meta_schema() -> Value {
 pub fn openapi(resources: &[Resource], path: &str) -> Option<Value> {
     let mut schemas = Map::new();
     let mut paths = Map::new();
-    for r in resources.iter().filter(|r| r.base().trim_start_matches('/') == path) {
+    for r in resources
+        .iter()
+        .filter(|r| r.base().trim_start_matches('/') == path)
+    {
         let gvk = json!({"group": r.group, "version": r.version, "kind": r.kind});
         let mut schema = r.schema.as_ref().map_or_else(
             || json!({"type": "object", "description": format!("{} (built-in)", r.kind)}),
             |s| s.source.clone(),
         );
         schema["x-kubernetes-group-version-kind"] = json!([gvk]);
-        let properties = schema["properties"].as_object().cloned().unwrap_or_default();
+        let properties = schema["properties"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
         let mut all = json!({"apiVersion": {"type": "string", "description": "APIVersion defines the versioned schema of this representation of an object."},
             "kind": {"type": "string", "description": "Kind is a string value representing the REST resource this object represents."},
             "metadata": {"allOf": [{"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}], "description": "Standard object's metadata."}});
         if let Some(map) = all.as_object_mut() {
-            map.extend(properties.into_iter().filter(|(k, _)| k != "apiVersion" && k != "kind" && k != "metadata"));
+            map.extend(
+                properties
+                    .into_iter()
+                    .filter(|(k, _)| k != "apiVersion" && k != "kind" && k != "metadata"),
+            );
         }
         schema["properties"] = all;
         let reference = json!({"$ref": format!("#/components/schemas/{}", schema_name(r))});
         schemas.insert(schema_name(r), schema);
         let content = |s: &Value| json!({"application/json": {"schema": s}});
-        let query =
-            |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
-        let write = json!([query("dryRun"), query("fieldManager"), query("fieldValidation")]);
+        let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+        let write = json!([
+            query("dryRun"),
+            query("fieldManager"),
+            query("fieldValidation")
+        ]);
         let answer = json!({"200": {"description": "OK", "content": content(&reference)}});
         let op = |action: &str, parameters: &Value| {
             json!({"tags": [], "operationId": format!("{action}{}{}", r.version, r.kind), "parameters": parameters,
@@ -166,7 +206,10 @@ pub fn openapi(resources: &[Resource], path: &str) -> Option<Value> {
         } else {
             format!("{}/{}", r.base(), r.plural)
         };
-        paths.insert(base.clone(), json!({"get": op("list", &none), "post": op("post", &write)}));
+        paths.insert(
+            base.clone(),
+            json!({"get": op("list", &none), "post": op("post", &write)}),
+        );
         paths.insert(format!("{base}/{{name}}"), json!({"get": op("get", &none), "put": op("put", &write), "patch": op("patch", &write), "delete": op("delete", &none)}));
         if r.status_subresource {
             paths.insert(
@@ -178,7 +221,10 @@ pub fn openapi(resources: &[Resource], path: &str) -> Option<Value> {
     if paths.is_empty() {
         return None;
     }
-    schemas.insert("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta".into(), meta_schema());
+    schemas.insert(
+        "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta".into(),
+        meta_schema(),
+    );
     Some(
         json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.36.0"}, "paths": paths, "components": {"schemas": schemas}}),
     )

@@ -21,10 +21,22 @@ impl Fields {
         self.0.is_empty()
     }
     pub fn to_value(&self) -> Value {
-        Value::Object(self.0.iter().map(|(k, v)| (k.clone(), v.to_value())).collect())
+        Value::Object(
+            self.0
+                .iter()
+                .map(|(k, v)| (k.clone(), v.to_value()))
+                .collect(),
+        )
     }
     pub fn from_value(value: &Value) -> Self {
-        Self(value.as_object().into_iter().flatten().map(|(k, v)| (k.clone(), Self::from_value(v))).collect())
+        Self(
+            value
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), Self::from_value(v)))
+                .collect(),
+        )
     }
 
     /// The leaves of this set, as paths.
@@ -106,8 +118,19 @@ fn child_schema<'a>(schema: Option<&'a Schema>, key: &str, root: bool) -> Option
 
 /// The fields that an object sets.
 pub fn fields_of_object(object: &Value, schema: Option<&Schema>) -> Fields {
-    let Some(map) = object.as_object() else { return Fields::leaf() };
-    Fields(map.iter().map(|(k, v)| (format!("f:{k}"), fields_of(v, child_schema(schema, k, true)))).collect())
+    let Some(map) = object.as_object() else {
+        return Fields::leaf();
+    };
+    Fields(
+        map.iter()
+            .map(|(k, v)| {
+                (
+                    format!("f:{k}"),
+                    fields_of(v, child_schema(schema, k, true)),
+                )
+            })
+            .collect(),
+    )
 }
 
 /// The fields that a value sets.
@@ -115,11 +138,20 @@ pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Fields {
     match value {
         Value::Object(map) if !map.is_empty() && !schema.is_some_and(|s| s.atomic_map) => Fields(
             map.iter()
-                .map(|(k, v)| (format!("f:{k}"), fields_of(v, schema.and_then(|s| s.properties.get(k)).map(|a| &**a))))
+                .map(|(k, v)| {
+                    (
+                        format!("f:{k}"),
+                        fields_of(v, schema.and_then(|s| s.properties.get(k)).map(|a| &**a)),
+                    )
+                })
                 .collect(),
         ),
         Value::Array(list) if !list.is_empty() => match schema.and_then(|s| s.list_type.as_ref()) {
-            Some(ListType::Set) => Fields(list.iter().map(|v| (format!("v:{v}"), Fields::leaf())).collect()),
+            Some(ListType::Set) => Fields(
+                list.iter()
+                    .map(|v| (format!("v:{v}"), Fields::leaf()))
+                    .collect(),
+            ),
             Some(ListType::Map(keys)) => Fields(
                 list.iter()
                     .map(|v| {
@@ -166,7 +198,9 @@ pub fn ownable(object: &Value) -> Value {
 }
 
 fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
-    let [first, rest @ ..] = path else { return Some(value) };
+    let [first, rest @ ..] = path else {
+        return Some(value);
+    };
     if first == "." {
         return Some(value);
     }
@@ -179,10 +213,10 @@ fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
         }
         "k" => {
             let keys: Value = serde_json::from_str(key).ok()?;
-            let item = value
-                .as_array()?
-                .iter()
-                .find(|v| keys.as_object().is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x)))?;
+            let item = value.as_array()?.iter().find(|v| {
+                keys.as_object()
+                    .is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x))
+            })?;
             find(item, rest)
         }
         _ => None,
@@ -191,7 +225,9 @@ fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
 
 fn delete(value: &mut Value, path: &[String]) {
     let [first, rest @ ..] = path else { return };
-    let Some((kind, key)) = first.split_once(':') else { return };
+    let Some((kind, key)) = first.split_once(':') else {
+        return;
+    };
     match kind {
         "f" if rest.is_empty() => {
             if let Some(map) = value.as_object_mut() {
@@ -201,7 +237,8 @@ fn delete(value: &mut Value, path: &[String]) {
         "f" => {
             if let Some(child) = value.get_mut(key) {
                 delete(child, rest);
-                if (child.as_object().is_some_and(Map::is_empty) || child.as_array().is_some_and(Vec::is_empty))
+                if (child.as_object().is_some_and(Map::is_empty)
+                    || child.as_array().is_some_and(Vec::is_empty))
                     && let Some(map) = value.as_object_mut()
                 {
                     map.remove(key);
@@ -209,14 +246,21 @@ fn delete(value: &mut Value, path: &[String]) {
             }
         }
         "v" => {
-            let Ok(gone) = serde_json::from_str::<Value>(key) else { return };
+            let Ok(gone) = serde_json::from_str::<Value>(key) else {
+                return;
+            };
             if let Some(list) = value.as_array_mut() {
                 list.retain(|v| *v != gone);
             }
         }
         "k" => {
-            let Ok(keys) = serde_json::from_str::<Value>(key) else { return };
-            let hit = |v: &Value| keys.as_object().is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x));
+            let Ok(keys) = serde_json::from_str::<Value>(key) else {
+                return;
+            };
+            let hit = |v: &Value| {
+                keys.as_object()
+                    .is_some_and(|k| k.iter().all(|(k, x)| &v[k] == x))
+            };
             if let Some(list) = value.as_array_mut() {
                 if rest.is_empty() || rest == ["."] {
                     list.retain(|v| !hit(v));
@@ -249,7 +293,9 @@ fn merge(live: &mut Value, applied: &Value, schema: Option<&Schema>) {
             Some(ListType::Map(keys)) => {
                 for v in a {
                     match l.iter_mut().find(|x| keys.iter().all(|k| x[k] == v[k])) {
-                        Some(existing) => merge(existing, v, schema.and_then(|s| s.items.as_deref())),
+                        Some(existing) => {
+                            merge(existing, v, schema.and_then(|s| s.items.as_deref()))
+                        }
                         None => l.push(v.clone()),
                     }
                 }
@@ -270,7 +316,10 @@ pub struct Manager {
 }
 
 fn entries(object: &Value) -> Vec<Value> {
-    object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default()
+    object["metadata"]["managedFields"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn is_of(entry: &Value, manager: &Manager) -> bool {
@@ -300,25 +349,49 @@ fn entry(manager: &Manager, fields: &Fields, now: &str) -> Value {
 }
 
 /// Enters who changed what by an update or a patch.
-pub fn track_update(old: Option<&Value>, new: &mut Value, manager: &Manager, schema: Option<&Schema>, now: &str) {
+pub fn track_update(
+    old: Option<&Value>,
+    new: &mut Value,
+    manager: &Manager,
+    schema: Option<&Schema>,
+    now: &str,
+) {
     let before = old.map(ownable).unwrap_or_else(|| json!({}));
     let after = ownable(new);
-    let (was, is) = (fields_of_object(&before, schema), fields_of_object(&after, schema));
-    let is_leaves = if after == json!({}) { vec![] } else { is.leaves() };
-    let changed: Vec<Vec<String>> =
-        is_leaves.into_iter().filter(|p| !was.owns(p) || find(&before, p) != find(&after, p)).collect();
-    let removed: Vec<Vec<String>> =
-        if before == json!({}) { vec![] } else { was.leaves().into_iter().filter(|p| !is.has(p)).collect() };
+    let (was, is) = (
+        fields_of_object(&before, schema),
+        fields_of_object(&after, schema),
+    );
+    let is_leaves = if after == json!({}) {
+        vec![]
+    } else {
+        is.leaves()
+    };
+    let changed: Vec<Vec<String>> = is_leaves
+        .into_iter()
+        .filter(|p| !was.owns(p) || find(&before, p) != find(&after, p))
+        .collect();
+    let removed: Vec<Vec<String>> = if before == json!({}) {
+        vec![]
+    } else {
+        was.leaves().into_iter().filter(|p| !is.has(p)).collect()
+    };
     let mut list = old.map(entries).unwrap_or_default();
     // A writer may clear the bookkeeping on purpose by sending an empty list.
-    if new["metadata"].get("managedFields").is_some_and(|m| m == &json!([]) || m == &json!([{}])) {
+    if new["metadata"]
+        .get("managedFields")
+        .is_some_and(|m| m == &json!([]) || m == &json!([{}]))
+    {
         list.clear();
     }
     let mut own = Fields::default();
     list.retain_mut(|e| {
         let mut fields = Fields::from_value(&e["fieldsV1"]);
         let mine = is_of(e, manager);
-        for path in removed.iter().chain(if mine { [].iter() } else { changed.iter() }) {
+        for path in removed
+            .iter()
+            .chain(if mine { [].iter() } else { changed.iter() })
+        {
             fields.remove(path);
         }
         if mine {
@@ -357,9 +430,13 @@ pub struct Conflict {
 pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Option<String> {
     let schema = schema?;
     match value {
-        Value::Object(map) => map
-            .iter()
-            .find_map(|(k, v)| set_of_objects(v, schema.properties.get(k).map(|a| &**a), &format!("{path}.{k}"))),
+        Value::Object(map) => map.iter().find_map(|(k, v)| {
+            set_of_objects(
+                v,
+                schema.properties.get(k).map(|a| &**a),
+                &format!("{path}.{k}"),
+            )
+        }),
         Value::Array(list) => {
             if schema.list_type == Some(ListType::Set)
                 && let Some(i) = list.iter().position(Value::is_object)
@@ -368,7 +445,8 @@ pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Opt
                     "{path}: element {i}: associative list without keys has an element that's a map type"
                 ));
             }
-            list.iter().find_map(|v| set_of_objects(v, schema.items.as_deref(), path))
+            list.iter()
+                .find_map(|v| set_of_objects(v, schema.items.as_deref(), path))
         }
         _ => None,
     }
@@ -389,16 +467,27 @@ pub fn apply(
     let wanted = ownable(applied);
     let fields = fields_of_object(&wanted, schema);
     let mut list = entries(live);
-    let previous =
-        list.iter().find(|e| is_of(e, manager)).map(|e| Fields::from_value(&e["fieldsV1"])).unwrap_or_default();
-    let own_leaves = if wanted == json!({}) { vec![] } else { fields.leaves() };
+    let previous = list
+        .iter()
+        .find(|e| is_of(e, manager))
+        .map(|e| Fields::from_value(&e["fieldsV1"]))
+        .unwrap_or_default();
+    let own_leaves = if wanted == json!({}) {
+        vec![]
+    } else {
+        fields.leaves()
+    };
 
     let mut conflicts = Vec::new();
     for e in list.iter_mut().filter(|e| !is_of(e, manager)) {
         let mut theirs = Fields::from_value(&e["fieldsV1"]);
         let disputed: Vec<_> = own_leaves
             .iter()
-            .filter(|p| p.last().is_none_or(|l| l != ".") && theirs.has(p) && find(live, p) != find(&wanted, p))
+            .filter(|p| {
+                p.last().is_none_or(|l| l != ".")
+                    && theirs.has(p)
+                    && find(live, p) != find(&wanted, p)
+            })
             .collect();
         for path in disputed {
             if !force {
@@ -416,14 +505,22 @@ pub fn apply(
         return Err(conflicts);
     }
     let mut next = live.clone();
-    for path in previous.leaves().into_iter().filter(|p| !p.is_empty() && !fields.has(p)) {
-        let elsewhere = list.iter().any(|e| !is_of(e, manager) && Fields::from_value(&e["fieldsV1"]).has(&path));
+    for path in previous
+        .leaves()
+        .into_iter()
+        .filter(|p| !p.is_empty() && !fields.has(p))
+    {
+        let elsewhere = list
+            .iter()
+            .any(|e| !is_of(e, manager) && Fields::from_value(&e["fieldsV1"]).has(&path));
         if !elsewhere {
             delete(&mut next, &path);
         }
     }
     for (key, value) in wanted.as_object().into_iter().flatten() {
-        let slot = next.as_object_mut().map(|m| m.entry(key.clone()).or_insert(Value::Null));
+        let slot = next
+            .as_object_mut()
+            .map(|m| m.entry(key.clone()).or_insert(Value::Null));
         if let Some(slot) = slot {
             merge(slot, value, child_schema(schema, key, true));
         }
@@ -454,7 +551,12 @@ mod tests {
     use super::*;
 
     fn manager(name: &str, apply: bool) -> Manager {
-        Manager { name: name.into(), apply, subresource: String::new(), api_version: "v1".into() }
+        Manager {
+            name: name.into(),
+            apply,
+            subresource: String::new(),
+            api_version: "v1".into(),
+        }
     }
     fn base() -> Value {
         json!({"metadata": {"name": "x"}})
@@ -463,20 +565,63 @@ mod tests {
     #[test]
     fn a_field_that_is_no_longer_applied_goes_if_nobody_else_owns_it() {
         let a = manager("a", true);
-        let one = apply(&base(), &json!({"spec": {"p": 1, "q": 2}}), &a, None, false, "t").unwrap();
+        let one = apply(
+            &base(),
+            &json!({"spec": {"p": 1, "q": 2}}),
+            &a,
+            None,
+            false,
+            "t",
+        )
+        .unwrap();
         let two = apply(&one, &json!({"spec": {"p": 1}}), &a, None, false, "t").unwrap();
         assert_eq!(two["spec"], json!({"p": 1}));
-        let b = apply(&one, &json!({"spec": {"q": 2}}), &manager("b", true), None, false, "t").unwrap();
+        let b = apply(
+            &one,
+            &json!({"spec": {"q": 2}}),
+            &manager("b", true),
+            None,
+            false,
+            "t",
+        )
+        .unwrap();
         let kept = apply(&b, &json!({"spec": {"p": 1}}), &a, None, false, "t").unwrap();
         assert_eq!(kept["spec"], json!({"p": 1, "q": 2}));
     }
 
     #[test]
     fn another_value_for_somebody_elses_field_conflicts_unless_forced() {
-        let one = apply(&base(), &json!({"spec": {"p": 1}}), &manager("a", true), None, false, "t").unwrap();
-        let refused = apply(&one, &json!({"spec": {"p": 2}}), &manager("b", true), None, false, "t").unwrap_err();
-        assert_eq!((refused[0].manager.as_str(), refused[0].field.as_str()), ("a", ".spec.p"));
-        let forced = apply(&one, &json!({"spec": {"p": 2}}), &manager("b", true), None, true, "t").unwrap();
+        let one = apply(
+            &base(),
+            &json!({"spec": {"p": 1}}),
+            &manager("a", true),
+            None,
+            false,
+            "t",
+        )
+        .unwrap();
+        let refused = apply(
+            &one,
+            &json!({"spec": {"p": 2}}),
+            &manager("b", true),
+            None,
+            false,
+            "t",
+        )
+        .unwrap_err();
+        assert_eq!(
+            (refused[0].manager.as_str(), refused[0].field.as_str()),
+            ("a", ".spec.p")
+        );
+        let forced = apply(
+            &one,
+            &json!({"spec": {"p": 2}}),
+            &manager("b", true),
+            None,
+            true,
+            "t",
+        )
+        .unwrap();
         assert_eq!(forced["spec"]["p"], 2);
         assert_eq!(entries(&forced).len(), 1);
     }
@@ -485,19 +630,42 @@ mod tests {
     fn applying_the_same_again_changes_nothing() {
         let a = manager("a", true);
         let one = apply(&base(), &json!({"spec": {"p": 1}}), &a, None, false, "t1").unwrap();
-        assert_eq!(apply(&one, &json!({"spec": {"p": 1}}), &a, None, false, "t2").unwrap(), one);
+        assert_eq!(
+            apply(&one, &json!({"spec": {"p": 1}}), &a, None, false, "t2").unwrap(),
+            one
+        );
     }
 
     #[test]
     fn an_update_takes_over_the_fields_that_it_changes() {
-        let one = apply(&base(), &json!({"spec": {"p": 1, "q": 1}}), &manager("a", true), None, false, "t").unwrap();
+        let one = apply(
+            &base(),
+            &json!({"spec": {"p": 1, "q": 1}}),
+            &manager("a", true),
+            None,
+            false,
+            "t",
+        )
+        .unwrap();
         let mut two = one.clone();
         two["spec"]["p"] = json!(5);
-        track_update(Some(&one), &mut two, &manager("kubectl-edit", false), None, "t");
-        let owners: Vec<_> = entries(&two).iter().map(|e| (e["manager"].clone(), e["fieldsV1"].clone())).collect();
+        track_update(
+            Some(&one),
+            &mut two,
+            &manager("kubectl-edit", false),
+            None,
+            "t",
+        );
+        let owners: Vec<_> = entries(&two)
+            .iter()
+            .map(|e| (e["manager"].clone(), e["fieldsV1"].clone()))
+            .collect();
         assert_eq!(
             owners,
-            [(json!("a"), json!({"f:spec": {"f:q": {}}})), (json!("kubectl-edit"), json!({"f:spec": {"f:p": {}}})),]
+            [
+                (json!("a"), json!({"f:spec": {"f:q": {}}})),
+                (json!("kubectl-edit"), json!({"f:spec": {"f:p": {}}})),
+            ]
         );
     }
 
@@ -505,11 +673,27 @@ mod tests {
     fn items_of_a_map_list_merge_by_key() {
         let schema = Schema::compile(&json!({"type": "object", "properties": {"c": {"type": "array", "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["type"], "items": {"type": "object", "properties": {"type": {"type": "string"}, "v": {"type": "integer"}}}}}})).unwrap();
-        let one =
-            apply(&base(), &json!({"c": [{"type": "a", "v": 1}]}), &manager("a", true), Some(&schema), false, "t")
-                .unwrap();
-        let two = apply(&one, &json!({"c": [{"type": "b", "v": 2}]}), &manager("b", true), Some(&schema), false, "t")
-            .unwrap();
-        assert_eq!(two["c"], json!([{"type": "a", "v": 1}, {"type": "b", "v": 2}]));
+        let one = apply(
+            &base(),
+            &json!({"c": [{"type": "a", "v": 1}]}),
+            &manager("a", true),
+            Some(&schema),
+            false,
+            "t",
+        )
+        .unwrap();
+        let two = apply(
+            &one,
+            &json!({"c": [{"type": "b", "v": 2}]}),
+            &manager("b", true),
+            Some(&schema),
+            false,
+            "t",
+        )
+        .unwrap();
+        assert_eq!(
+            two["c"],
+            json!([{"type": "a", "v": 1}, {"type": "b", "v": 2}])
+        );
     }
 }

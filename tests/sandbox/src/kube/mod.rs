@@ -74,12 +74,19 @@ struct Target {
 impl Target {
     fn table(&self) -> Table {
         // Events are one thing in two groups.
-        let group = if self.resource.plural == "events" { "events.k8s.io" } else { &self.resource.group };
+        let group = if self.resource.plural == "events" {
+            "events.k8s.io"
+        } else {
+            &self.resource.group
+        };
         (group.to_owned(), self.resource.plural.clone())
     }
     fn key(&self, name: &str) -> Key {
-        let namespace =
-            if self.resource.namespaced { self.namespace.clone().unwrap_or_default() } else { String::new() };
+        let namespace = if self.resource.namespaced {
+            self.namespace.clone().unwrap_or_default()
+        } else {
+            String::new()
+        };
         (namespace, name.to_owned())
     }
     fn not_found(&self, name: &str) -> Refusal {
@@ -104,7 +111,11 @@ impl Kube {
     /// Serves these kinds. Definitions take long to compile: several servers can share them (see [`Kube::resources`]).
     pub fn serving(clock: Clock, resources: Vec<Resource>) -> Self {
         let kube = Self {
-            state: Mutex::new(State { store: Store::default(), resources, uids: 0 }),
+            state: Mutex::new(State {
+                store: Store::default(),
+                resources,
+                uids: 0,
+            }),
             changed: Changed::default(),
             clock,
         };
@@ -112,7 +123,11 @@ impl Kube {
             let mut state = kube.lock();
             let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "uid": uid(&mut state),
                 "creationTimestamp": kube.now()}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-            state.store.put(&(String::new(), "namespaces".into()), &(String::new(), name.into()), object);
+            state.store.put(
+                &(String::new(), "namespaces".into()),
+                &(String::new(), name.into()),
+                object,
+            );
         }
         kube
     }
@@ -127,7 +142,9 @@ impl Kube {
 
     /// Every object of a kind, without a request: for measuring.
     pub fn objects(&self, group: &str, plural: &str) -> Vec<Arc<Value>> {
-        self.lock().store.list(&(group.to_owned(), plural.to_owned()), None)
+        self.lock()
+            .store
+            .list(&(group.to_owned(), plural.to_owned()), None)
     }
 
     /// The kinds that are served.
@@ -139,15 +156,26 @@ impl Kube {
     pub fn force(&self, group: &str, plural: &str, mut object: Value) {
         let mut state = self.lock();
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        let key = (text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"]));
+        let key = (
+            text(&object["metadata"]["namespace"]),
+            text(&object["metadata"]["name"]),
+        );
         let table = (group.to_owned(), plural.to_owned());
         let kept = state.store.get(&table, &key);
-        for (field, fresh) in [("uid", json!(uid(&mut state))), ("creationTimestamp", json!(self.now()))] {
+        for (field, fresh) in [
+            ("uid", json!(uid(&mut state))),
+            ("creationTimestamp", json!(self.now())),
+        ] {
             if object["metadata"][field].is_null() {
-                object["metadata"][field] = kept.as_ref().map_or(fresh, |k| k["metadata"][field].clone());
+                object["metadata"][field] = kept
+                    .as_ref()
+                    .map_or(fresh, |k| k["metadata"][field].clone());
             }
         }
-        let generation = kept.as_ref().and_then(|k| k["metadata"]["generation"].as_i64()).unwrap_or(0);
+        let generation = kept
+            .as_ref()
+            .and_then(|k| k["metadata"]["generation"].as_i64())
+            .unwrap_or(0);
         object["metadata"]["generation"] = json!(generation + 1);
         state.store.put(&table, &key, object);
         drop(state);
@@ -190,7 +218,9 @@ impl Kube {
         let own = |s: &str| Some(s.to_owned());
         // `namespaces/X` alone is the namespace itself, `namespaces/X/status` its status.
         let (namespace, plural, tail) = match rest {
-            ["namespaces", ns, plural, tail @ ..] if *plural != "status" && *plural != "finalize" => {
+            ["namespaces", ns, plural, tail @ ..]
+                if *plural != "status" && *plural != "finalize" =>
+            {
                 (own(ns), *plural, tail)
             }
             [plural, tail @ ..] => (None, *plural, tail),
@@ -206,10 +236,18 @@ impl Kube {
             [name, sub] => (own(name), own(sub)),
             _ => return Err(Refusal::no_such_path()),
         };
-        if subresource.as_deref().is_some_and(|s| s != "status" || !resource.status_subresource) {
+        if subresource
+            .as_deref()
+            .is_some_and(|s| s != "status" || !resource.status_subresource)
+        {
             return Err(Refusal::no_such_path());
         }
-        Ok(Target { resource, namespace, name, subresource })
+        Ok(Target {
+            resource,
+            namespace,
+            name,
+            subresource,
+        })
     }
 
     fn handle_call(self: &Arc<Self>, call: &Call) -> Result<Response<Body>, Refusal> {
@@ -222,9 +260,13 @@ impl Kube {
         let target = self.route(call)?;
         self.authorize(call, &target)?;
         match (method, &target.name) {
-            ("GET", None) if call.flag("watch") => {
-                watch::serve(self, call, &target.resource, &target.table(), target.namespace.as_deref())
-            }
+            ("GET", None) if call.flag("watch") => watch::serve(
+                self,
+                call,
+                &target.resource,
+                &target.table(),
+                target.namespace.as_deref(),
+            ),
             ("GET", None) => self.list(call, &target),
             ("GET", Some(name)) => self.get(call, &target, name),
             ("POST", None) => self.create(call, &target),
@@ -242,7 +284,9 @@ impl Kube {
 
     /// Asks whether who calls may do this.
     fn authorize(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
-        let Some(account) = access::service_account(call.header("authorization")) else { return Ok(()) };
+        let Some(account) = access::service_account(call.header("authorization")) else {
+            return Ok(());
+        };
         let verb = match (call.method.as_str(), &target.name) {
             ("GET", None) if call.flag("watch") => "watch",
             ("GET", None) => "list",
@@ -255,7 +299,9 @@ impl Kube {
             _ => return Ok(()),
         };
         // A field selector for one name counts as the name.
-        let by_field = call.param("fieldSelector").and_then(|f| f.strip_prefix("metadata.name="));
+        let by_field = call
+            .param("fieldSelector")
+            .and_then(|f| f.strip_prefix("metadata.name="));
         let wants = access::Attributes {
             verb,
             group: &target.resource.group,
@@ -267,17 +313,33 @@ impl Kube {
         let state = self.lock();
         access::authorize(&state.store, account, &wants)?;
         // Server-side apply that makes an object needs the right to create as well.
-        let absent = |name: &String| state.store.get(&target.table(), &target.key(name)).is_none();
-        if verb == "patch" && target.subresource.is_none() && target.name.as_ref().is_some_and(absent) {
-            access::authorize(&state.store, account, &access::Attributes { verb: "create", name: None, ..wants })?;
+        let absent = |name: &String| {
+            state
+                .store
+                .get(&target.table(), &target.key(name))
+                .is_none()
+        };
+        if verb == "patch"
+            && target.subresource.is_none()
+            && target.name.as_ref().is_some_and(absent)
+        {
+            access::authorize(
+                &state.store,
+                account,
+                &access::Attributes {
+                    verb: "create",
+                    name: None,
+                    ..wants
+                },
+            )?;
         }
         Ok(())
     }
 
     /// Everything that describes the API itself.
     fn document(&self, call: &Call) -> Option<Result<Response<Body>, Refusal>> {
-        let aggregated =
-            call.header("accept").contains("as=APIGroupDiscoveryList") && call.header("accept").contains("v=v2;");
+        let aggregated = call.header("accept").contains("as=APIGroupDiscoveryList")
+            && call.header("accept").contains("v=v2;");
         let path = call.path.trim_end_matches('/');
         let resources = self.lock().resources.clone();
         let found = |v: Value| Some(Ok(answer(200, &v)));
@@ -299,20 +361,28 @@ impl Kube {
             ),
             "/api" if aggregated => with_type(docs::aggregated(&resources, true)),
             "/apis" if aggregated => with_type(docs::aggregated(&resources, false)),
-            "/api" => found(json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})),
+            "/api" => found(
+                json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}),
+            ),
             "/apis" => found(docs::group_list(&resources)),
             "/openapi/v3" => found(docs::openapi_index(&resources)),
             _ => {
                 if let Some(rest) = path.strip_prefix("/openapi/v3/") {
                     return Some(
-                        docs::openapi(&resources, rest).map(|d| answer(200, &d)).ok_or_else(Refusal::no_such_path),
+                        docs::openapi(&resources, rest)
+                            .map(|d| answer(200, &d))
+                            .ok_or_else(Refusal::no_such_path),
                     );
                 }
                 let parts: Vec<&str> = path.split('/').skip(1).collect();
                 match parts.as_slice() {
-                    ["api", "v1"] => docs::resource_list(&resources, "", "v1").map(|v| Ok(answer(200, &v))),
+                    ["api", "v1"] => {
+                        docs::resource_list(&resources, "", "v1").map(|v| Ok(answer(200, &v)))
+                    }
                     ["apis", group] => Some(
-                        docs::group_of(&resources, group).map(|v| answer(200, &v)).ok_or_else(Refusal::no_such_path),
+                        docs::group_of(&resources, group)
+                            .map(|v| answer(200, &v))
+                            .ok_or_else(Refusal::no_such_path),
                     ),
                     ["apis", group, version] => Some(
                         docs::resource_list(&resources, group, version)
@@ -336,7 +406,11 @@ impl Kube {
     }
 
     fn get(&self, call: &Call, target: &Target, name: &str) -> Result<Response<Body>, Refusal> {
-        let found = self.lock().store.get(&target.table(), &target.key(name)).ok_or_else(|| target.not_found(name))?;
+        let found = self
+            .lock()
+            .store
+            .get(&target.table(), &target.key(name))
+            .ok_or_else(|| target.not_found(name))?;
         let object = Self::present(&target.resource, &found);
         Ok(self.shaped(
             call,
@@ -350,7 +424,10 @@ impl Kube {
     fn list(&self, call: &Call, target: &Target) -> Result<Response<Body>, Refusal> {
         let selector = self.selector(call, &target.resource)?;
         let mut state = self.lock();
-        let limit = call.param("limit").and_then(|l| l.parse::<usize>().ok()).filter(|l| *l > 0);
+        let limit = call
+            .param("limit")
+            .and_then(|l| l.parse::<usize>().ok())
+            .filter(|l| *l > 0);
         let (version, all) = match call.param("continue").filter(|c| !c.is_empty()) {
             Some(token) => token.parse().ok().and_then(|t| state.store.rest(t)).ok_or_else(|| {
                 Refusal::new(410, "Expired", "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.")
@@ -380,7 +457,10 @@ impl Kube {
             meta["continue"] = json!(state.store.keep_rest(version, rest).to_string());
         }
         drop(state);
-        let items: Vec<Value> = chunk.iter().map(|o| Self::present(&target.resource, o)).collect();
+        let items: Vec<Value> = chunk
+            .iter()
+            .map(|o| Self::present(&target.resource, o))
+            .collect();
         let views: Vec<&Value> = items.iter().collect();
         Ok(self.shaped(call, &target.resource, &views, meta, None))
     }
@@ -397,7 +477,10 @@ impl Kube {
         let accept = call.header("accept");
         if accept.contains("as=Table") {
             let include = call.param("includeObject").unwrap_or("Metadata");
-            return answer(200, &table::table(resource, items, meta, include, self.clock.now()));
+            return answer(
+                200,
+                &table::table(resource, items, meta, include, self.clock.now()),
+            );
         }
         if accept.contains("as=PartialObjectMetadata") {
             let short = |o: &Value| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": o["metadata"]});
@@ -422,11 +505,13 @@ impl Kube {
     fn selector(&self, call: &Call, resource: &Resource) -> Result<Selector, Refusal> {
         let selector = Selector::parse(call.param("labelSelector"), call.param("fieldSelector"))?;
         if let Some(known) = &resource.selectable
-            && let Some(strange) = selector
-                .field_paths()
-                .find(|p| *p != "metadata.name" && *p != "metadata.namespace" && !known.iter().any(|k| k == p))
+            && let Some(strange) = selector.field_paths().find(|p| {
+                *p != "metadata.name" && *p != "metadata.namespace" && !known.iter().any(|k| k == p)
+            })
         {
-            return Err(Refusal::bad_request(format!("field label not supported: {strange}")));
+            return Err(Refusal::bad_request(format!(
+                "field label not supported: {strange}"
+            )));
         }
         Ok(selector)
     }
@@ -440,11 +525,20 @@ impl Kube {
                     field: "fieldManager".into(),
                     message: "Required value: is required for apply patch".into(),
                 };
-                return Err(Refusal::invalid("meta.k8s.io", "PatchOptions", "", &[cause]));
+                return Err(Refusal::invalid(
+                    "meta.k8s.io",
+                    "PatchOptions",
+                    "",
+                    &[cause],
+                ));
             }
-            None => {
-                call.header("user-agent").split('/').next().filter(|s| !s.is_empty()).unwrap_or("unknown").to_owned()
-            }
+            None => call
+                .header("user-agent")
+                .split('/')
+                .next()
+                .filter(|s| !s.is_empty())
+                .unwrap_or("unknown")
+                .to_owned(),
         };
         Ok(Writing {
             manager: Manager {
@@ -466,7 +560,8 @@ impl Kube {
                 .map_err(|e| Refusal::bad_request(format!("error decoding YAML: {e}")));
         }
         if call.header("content-type").contains("protobuf") {
-            return protobuf::read(&call.body).map_err(|why| Refusal::new(415, "UnsupportedMediaType", why));
+            return protobuf::read(&call.body)
+                .map_err(|why| Refusal::new(415, "UnsupportedMediaType", why));
         }
         serde_json::from_slice(&call.body)
             .map_err(|e| Refusal::bad_request(format!("the object provided is unrecognized: {e}")))
@@ -479,7 +574,15 @@ impl Kube {
         let created = self.create_locked(&mut state, target, object, &writing)?;
         drop(state);
         self.changed.raise();
-        Ok(self.shaped(call, &target.resource, &[&created], json!({}), Some(&created)).map_status(201))
+        Ok(self
+            .shaped(
+                call,
+                &target.resource,
+                &[&created],
+                json!({}),
+                Some(&created),
+            )
+            .map_status(201))
     }
 
     fn create_locked(
@@ -518,8 +621,18 @@ impl Kube {
                         field: "metadata.name".into(),
                         message: "Required value: name or generateName is required".into(),
                     }];
-                    causes.extend(resource.schema.iter().flat_map(|s| s.validate(&object, None, "")));
-                    return Err(Refusal::invalid(&resource.group, &resource.kind, "", &causes));
+                    causes.extend(
+                        resource
+                            .schema
+                            .iter()
+                            .flat_map(|s| s.validate(&object, None, "")),
+                    );
+                    return Err(Refusal::invalid(
+                        &resource.group,
+                        &resource.kind,
+                        "",
+                        &causes,
+                    ));
                 }
             }
         }
@@ -531,14 +644,19 @@ impl Kube {
                 ));
             }
             meta["namespace"] = json!(namespace);
-            let ns = state.store.get(&(String::new(), "namespaces".into()), &(String::new(), namespace.clone()));
+            let ns = state.store.get(
+                &(String::new(), "namespaces".into()),
+                &(String::new(), namespace.clone()),
+            );
             match ns {
                 None => return Err(Refusal::not_found("", "namespaces", &namespace)),
                 Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => {
                     return Err(Refusal::new(
                         403,
                         "Forbidden",
-                        format!("unable to create new content in namespace {namespace} because it is being terminated"),
+                        format!(
+                            "unable to create new content in namespace {namespace} because it is being terminated"
+                        ),
                     ));
                 }
                 Some(_) => {}
@@ -559,21 +677,40 @@ impl Kube {
                 }],
             ));
         }
-        if state.store.get(&target.table(), &target.key(&name)).is_some() {
+        if state
+            .store
+            .get(&target.table(), &target.key(&name))
+            .is_some()
+        {
             return Err(Refusal {
                 details: json!({"name": name, "group": resource.group, "kind": resource.plural}),
                 ..Refusal::new(
                     409,
                     "AlreadyExists",
-                    format!("{}.{} \"{name}\" already exists", resource.plural, resource.group),
+                    format!(
+                        "{}.{} \"{name}\" already exists",
+                        resource.plural, resource.group
+                    ),
                 )
             });
         }
-        if meta["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
-            return Err(Refusal::bad_request("resourceVersion should not be set on objects to be created"));
+        if meta["resourceVersion"]
+            .as_str()
+            .is_some_and(|v| !v.is_empty())
+        {
+            return Err(Refusal::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         if let Some(map) = meta.as_object_mut() {
-            for key in ["uid", "creationTimestamp", "deletionTimestamp", "generation", "resourceVersion", "selfLink"] {
+            for key in [
+                "uid",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "generation",
+                "resourceVersion",
+                "selfLink",
+            ] {
                 map.remove(key);
             }
             map.insert("uid".into(), json!(uid(state)));
@@ -602,9 +739,18 @@ impl Kube {
     }
 
     /// Defaulting, pruning, validation and ownership: what every write goes through.
-    fn admit(&self, target: &Target, old: Option<&Value>, mut new: Value, writing: &Writing) -> Result<Value, Refusal> {
+    fn admit(
+        &self,
+        target: &Target,
+        old: Option<&Value>,
+        mut new: Value,
+        writing: &Writing,
+    ) -> Result<Value, Refusal> {
         let resource = &target.resource;
-        let name = new["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let name = new["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let schema: Option<&Schema> = resource.schema.as_deref();
         if let Some(schema) = schema {
             let mut unknown = Vec::new();
@@ -621,7 +767,10 @@ impl Kube {
             new["kind"] = kind;
             new["apiVersion"] = version;
             if !unknown.is_empty() && writing.strict {
-                let list: Vec<String> = unknown.iter().map(|u| format!("unknown field \"{u}\"")).collect();
+                let list: Vec<String> = unknown
+                    .iter()
+                    .map(|u| format!("unknown field \"{u}\""))
+                    .collect();
                 return Err(Refusal::bad_request(format!(
                     "{} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
                     resource.kind,
@@ -640,7 +789,12 @@ impl Kube {
             }
             let causes = schema.validate(&body, old_view.as_ref(), "");
             if !causes.is_empty() {
-                return Err(Refusal::invalid(&resource.group, &resource.kind, &name, &causes));
+                return Err(Refusal::invalid(
+                    &resource.group,
+                    &resource.kind,
+                    &name,
+                    &causes,
+                ));
             }
         }
         if resource.plural == CRD.1 && resource.group == CRD.0 {
@@ -658,8 +812,13 @@ impl Kube {
             && target.resource.group == CRD.0
             && let Ok(resources) = registry::from_definition(stored)
         {
-            let (group, plural) = (stored["spec"]["group"].clone(), stored["spec"]["names"]["plural"].clone());
-            state.resources.retain(|r| !(r.custom && group == r.group.as_str() && plural == r.plural.as_str()));
+            let (group, plural) = (
+                stored["spec"]["group"].clone(),
+                stored["spec"]["names"]["plural"].clone(),
+            );
+            state.resources.retain(|r| {
+                !(r.custom && group == r.group.as_str() && plural == r.plural.as_str())
+            });
             state.resources.extend(resources);
             if stored["status"]["conditions"].is_null() {
                 let mut next = stored.clone();
@@ -678,7 +837,10 @@ impl Kube {
         let object = Self::parse(call)?;
         let writing = Self::writing(call, target, false)?;
         let mut state = self.lock();
-        let old = state.store.get(&target.table(), &target.key(name)).ok_or_else(|| target.not_found(name))?;
+        let old = state
+            .store
+            .get(&target.table(), &target.key(name))
+            .ok_or_else(|| target.not_found(name))?;
         let stored = self.replace_locked(&mut state, target, name, &old, object, &writing)?;
         drop(state);
         self.changed.raise();
@@ -698,10 +860,15 @@ impl Kube {
         } else {
             Self::parse(call)?
         };
-        if let Some(fault) =
-            apply.then(|| managed::set_of_objects(&patch, target.resource.schema.as_deref(), "")).flatten()
+        if let Some(fault) = apply
+            .then(|| managed::set_of_objects(&patch, target.resource.schema.as_deref(), ""))
+            .flatten()
         {
-            return Err(Refusal::new(500, "InternalError", format!("failed to create typed patch object: {fault}")));
+            return Err(Refusal::new(
+                500,
+                "InternalError",
+                format!("failed to create typed patch object: {fault}"),
+            ));
         }
         let Some(old) = old else {
             if !apply || target.subresource.is_some() {
@@ -711,9 +878,15 @@ impl Kube {
             let mut fresh = patch.clone();
             fresh["metadata"]["name"] = json!(name);
             let base = json!({"apiVersion": target.resource.api_version(), "kind": target.resource.kind, "metadata": fresh["metadata"]});
-            let mut object =
-                managed::apply(&base, &fresh, &writing.manager, target.resource.schema.as_deref(), true, &self.now())
-                    .unwrap_or(base);
+            let mut object = managed::apply(
+                &base,
+                &fresh,
+                &writing.manager,
+                target.resource.schema.as_deref(),
+                true,
+                &self.now(),
+            )
+            .unwrap_or(base);
             if object["metadata"]["resourceVersion"].is_string() {
                 return Err(Refusal::conflict(
                     &target.resource.group,
@@ -731,7 +904,10 @@ impl Kube {
         };
         let current = shown.unwrap_or_default();
         let next = if apply {
-            if patch["metadata"].get("managedFields").is_some_and(|m| !m.is_null()) {
+            if patch["metadata"]
+                .get("managedFields")
+                .is_some_and(|m| !m.is_null())
+            {
                 return Err(Refusal::bad_request("metadata.managedFields must be nil"));
             }
             writing.applied = true;
@@ -740,7 +916,9 @@ impl Kube {
                 // Each endpoint owns its half.
                 if let Some(map) = applied.as_object_mut() {
                     if target.subresource.is_some() {
-                        map.retain(|k, _| k == "status" || k == "apiVersion" || k == "kind" || k == "metadata");
+                        map.retain(|k, _| {
+                            k == "status" || k == "apiVersion" || k == "kind" || k == "metadata"
+                        });
                         map.insert("metadata".into(), json!({}));
                     } else {
                         map.remove("status");
@@ -783,7 +961,8 @@ impl Kube {
             })?;
             next
         } else if content.starts_with("application/merge-patch+json")
-            || (content.starts_with("application/strategic-merge-patch+json") && !target.resource.custom)
+            || (content.starts_with("application/strategic-merge-patch+json")
+                && !target.resource.custom)
         {
             let mut next = current.clone();
             json_patch::merge(&mut next, &patch);
@@ -812,7 +991,9 @@ impl Kube {
         writing: &Writing,
     ) -> Result<Value, Refusal> {
         let resource = &target.resource;
-        let asked = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        let asked = new["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default();
         if !asked.is_empty() && old["metadata"]["resourceVersion"] != asked {
             return Err(Refusal::conflict(
                 &resource.group,
@@ -821,7 +1002,10 @@ impl Kube {
                 "the object has been modified; please apply your changes to the latest version and try again",
             ));
         }
-        if new["metadata"]["uid"].as_str().is_some_and(|u| !u.is_empty() && old["metadata"]["uid"] != u) {
+        if new["metadata"]["uid"]
+            .as_str()
+            .is_some_and(|u| !u.is_empty() && old["metadata"]["uid"] != u)
+        {
             return Err(Refusal::conflict(
                 &resource.group,
                 &resource.plural,
@@ -830,7 +1014,9 @@ impl Kube {
             ));
         }
         if new["metadata"]["name"].as_str().is_some_and(|n| n != name) {
-            return Err(Refusal::bad_request("the name of the object does not match the name on the URL"));
+            return Err(Refusal::bad_request(
+                "the name of the object does not match the name on the URL",
+            ));
         }
         if resource.plural == "events" {
             new = watch::event_in(resource, &watch::stored_event(&new));
@@ -858,7 +1044,9 @@ impl Kube {
             meta.insert("managedFields".into(), m.clone());
         }
         meta.retain(|_, v| {
-            !v.is_null() && v.as_object().is_none_or(|o| !o.is_empty()) && v.as_array().is_none_or(|a| !a.is_empty())
+            !v.is_null()
+                && v.as_object().is_none_or(|o| !o.is_empty())
+                && v.as_array().is_none_or(|a| !a.is_empty())
         });
         new["metadata"] = Value::Object(meta);
         new["kind"] = json!(resource.kind);
@@ -885,8 +1073,17 @@ impl Kube {
             }
         }
         if old["metadata"]["deletionTimestamp"].is_string() {
-            let had = |f: &Value| old["metadata"]["finalizers"].as_array().is_some_and(|l| l.contains(f));
-            if let Some(f) = new["metadata"]["finalizers"].as_array().into_iter().flatten().find(|f| !had(f)) {
+            let had = |f: &Value| {
+                old["metadata"]["finalizers"]
+                    .as_array()
+                    .is_some_and(|l| l.contains(f))
+            };
+            if let Some(f) = new["metadata"]["finalizers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|f| !had(f))
+            {
                 return Err(Refusal::invalid(
                     &resource.group,
                     &resource.kind,
@@ -912,7 +1109,8 @@ impl Kube {
                 map
             };
             if relevant(&new) != relevant(old) {
-                new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
+                new["metadata"]["generation"] =
+                    json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
             }
         }
         let same = |a: &Value, b: &Value| {
@@ -921,7 +1119,11 @@ impl Kube {
                 if let Some(m) = v["metadata"].as_object_mut() {
                     m.remove("resourceVersion");
                 }
-                for e in v["metadata"]["managedFields"].as_array_mut().into_iter().flatten() {
+                for e in v["metadata"]["managedFields"]
+                    .as_array_mut()
+                    .into_iter()
+                    .flatten()
+                {
                     e["time"] = Value::Null;
                 }
                 v
@@ -929,13 +1131,21 @@ impl Kube {
             strip(a) == strip(b)
         };
         if same(&new, old) || writing.dry_run {
-            let shown = if writing.dry_run { new } else { (**old).clone() };
+            let shown = if writing.dry_run {
+                new
+            } else {
+                (**old).clone()
+            };
             return Ok(Self::present(resource, &shown));
         }
         let gone = new["metadata"]["deletionTimestamp"].is_string()
-            && new["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+            && new["metadata"]["finalizers"]
+                .as_array()
+                .is_none_or(Vec::is_empty);
         if gone {
-            state.store.put(&target.table(), &target.key(name), new.clone());
+            state
+                .store
+                .put(&target.table(), &target.key(name), new.clone());
             self.remove_locked(state, &target.table(), &target.key(name));
             return Ok(Self::present(resource, &new));
         }
@@ -949,10 +1159,16 @@ impl Kube {
         let mut state = self.lock();
         let table = target.table();
         let key = target.key(name);
-        let old = state.store.get(&table, &key).ok_or_else(|| target.not_found(name))?;
+        let old = state
+            .store
+            .get(&table, &key)
+            .ok_or_else(|| target.not_found(name))?;
         for (field, value) in [
             ("uid", &options["preconditions"]["uid"]),
-            ("resourceVersion", &options["preconditions"]["resourceVersion"]),
+            (
+                "resourceVersion",
+                &options["preconditions"]["resourceVersion"],
+            ),
         ] {
             if value.is_string() && old["metadata"][field] != *value {
                 return Err(Refusal::conflict(
@@ -982,7 +1198,9 @@ impl Kube {
     /// Deletes, or marks for deletion while finalizers are there; returns what is still there.
     fn delete_locked(&self, state: &mut State, table: &Table, key: &Key) -> Option<Arc<Value>> {
         let old = state.store.get(table, key)?;
-        let finalizers = old["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
+        let finalizers = old["metadata"]["finalizers"]
+            .as_array()
+            .is_some_and(|f| !f.is_empty());
         let is_namespace = table.0.is_empty() && table.1 == "namespaces";
         if is_namespace {
             let mut next = (*old).clone();
@@ -1008,16 +1226,25 @@ impl Kube {
         let mut next = (*old).clone();
         next["metadata"]["deletionTimestamp"] = json!(self.now());
         next["metadata"]["deletionGracePeriodSeconds"] = json!(0);
-        next["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
+        next["metadata"]["generation"] =
+            json!(old["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
         Some(state.store.put(table, key, next))
     }
 
     fn remove_locked(&self, state: &mut State, table: &Table, key: &Key) {
-        let Some(gone) = state.store.remove(table, key) else { return };
+        let Some(gone) = state.store.remove(table, key) else {
+            return;
+        };
         if table.0 == CRD.0 && table.1 == CRD.1 {
             let own = (
-                gone["spec"]["group"].as_str().unwrap_or_default().to_owned(),
-                gone["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned(),
+                gone["spec"]["group"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                gone["spec"]["names"]["plural"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
             );
             for object in state.store.list(&own, None) {
                 let meta = &object["metadata"];
@@ -1027,12 +1254,16 @@ impl Kube {
                 );
                 state.store.remove(&own, &key);
             }
-            state.resources.retain(|r| !(r.custom && r.group == own.0 && r.plural == own.1));
+            state
+                .resources
+                .retain(|r| !(r.custom && r.group == own.0 && r.plural == own.1));
         }
         let namespaces = (String::new(), "namespaces".to_owned());
         let ns = (String::new(), key.0.clone());
-        let terminating =
-            state.store.get(&namespaces, &ns).is_some_and(|n| n["metadata"]["deletionTimestamp"].is_string());
+        let terminating = state
+            .store
+            .get(&namespaces, &ns)
+            .is_some_and(|n| n["metadata"]["deletionTimestamp"].is_string());
         if !key.0.is_empty() && terminating && state.store.namespace_is_empty(&key.0) {
             state.store.remove(&namespaces, &ns);
         }
@@ -1043,7 +1274,10 @@ impl Kube {
         let mut state = self.lock();
         let table = target.table();
         let items = state.store.list(&table, target.namespace.as_deref());
-        for object in items.iter().filter(|o| selector.matches(&Self::present(&target.resource, o))) {
+        for object in items
+            .iter()
+            .filter(|o| selector.matches(&Self::present(&target.resource, o)))
+        {
             let meta = &object["metadata"];
             let key = (
                 meta["namespace"].as_str().unwrap_or_default().to_owned(),
@@ -1065,7 +1299,8 @@ trait MapStatus {
 }
 impl MapStatus for Response<Body> {
     fn map_status(mut self, status: u16) -> Self {
-        *self.status_mut() = axum::http::StatusCode::from_u16(status).unwrap_or(axum::http::StatusCode::OK);
+        *self.status_mut() =
+            axum::http::StatusCode::from_u16(status).unwrap_or(axum::http::StatusCode::OK);
         self
     }
 }
@@ -1080,11 +1315,16 @@ fn valid_name(name: &str) -> bool {
     name.len() <= 253
         && edge(name.chars().next())
         && edge(name.chars().last())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
 }
 
 impl Handler for Kube {
     fn handle(self: Arc<Self>, call: Call) -> BoxFuture<'static, Response<Body>> {
-        Box::pin(async move { self.handle_call(&call).unwrap_or_else(Refusal::into_response) })
+        Box::pin(async move {
+            self.handle_call(&call)
+                .unwrap_or_else(Refusal::into_response)
+        })
     }
 }

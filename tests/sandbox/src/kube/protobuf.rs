@@ -63,7 +63,11 @@ fn entry(bytes: &[u8], value: fn(&[u8]) -> Value) -> Option<(String, Value)> {
 }
 
 fn insert(object: &mut Map<String, Value>, name: &str, pair: (String, Value)) {
-    if let Some(map) = object.entry(name).or_insert_with(|| json!({})).as_object_mut() {
+    if let Some(map) = object
+        .entry(name)
+        .or_insert_with(|| json!({}))
+        .as_object_mut()
+    {
         map.insert(pair.0, pair.1);
     }
 }
@@ -119,10 +123,18 @@ pub fn read(body: &[u8]) -> Result<Value, String> {
             ("Secret" | "ConfigMap" | "Namespace", 1, Wire::Bytes(b)) => {
                 object.insert("metadata".into(), meta(b).ok_or_else(broken)?);
             }
-            ("Secret", 2, Wire::Bytes(b)) => insert(&mut object, "data", entry(b, base64).ok_or_else(broken)?),
+            ("Secret", 2, Wire::Bytes(b)) => {
+                insert(&mut object, "data", entry(b, base64).ok_or_else(broken)?)
+            }
             ("Secret", 3, Wire::Bytes(b)) => drop(object.insert("type".into(), text(b))),
-            ("Secret", 4, Wire::Bytes(b)) => insert(&mut object, "stringData", entry(b, text).ok_or_else(broken)?),
-            ("ConfigMap", 2, Wire::Bytes(b)) => insert(&mut object, "data", entry(b, text).ok_or_else(broken)?),
+            ("Secret", 4, Wire::Bytes(b)) => insert(
+                &mut object,
+                "stringData",
+                entry(b, text).ok_or_else(broken)?,
+            ),
+            ("ConfigMap", 2, Wire::Bytes(b)) => {
+                insert(&mut object, "data", entry(b, text).ok_or_else(broken)?)
+            }
             ("Secret", 5, Wire::Number(n)) | ("ConfigMap", 4, Wire::Number(n)) => {
                 object.insert("immutable".into(), json!(n != 0));
             }

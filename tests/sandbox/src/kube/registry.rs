@@ -42,7 +42,11 @@ pub struct Resource {
 
 impl Resource {
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.clone()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// `/api/v1` or `/apis/GROUP/VERSION`.
@@ -97,17 +101,66 @@ fn workloads() -> Vec<Resource> {
     let rbac = "rbac.authorization.k8s.io";
     let ready: &[(&str, &str, &str)] = &[("Replicas", "integer", ".spec.replicas"), age];
     [
-        ("", "Secret", "secrets", &[][..], true, &[("Type", "string", ".type"), age][..]),
-        ("", "Service", "services", &["svc"][..], true, &[("Cluster-IP", "string", ".spec.clusterIP"), age]),
+        (
+            "",
+            "Secret",
+            "secrets",
+            &[][..],
+            true,
+            &[("Type", "string", ".type"), age][..],
+        ),
+        (
+            "",
+            "Service",
+            "services",
+            &["svc"][..],
+            true,
+            &[("Cluster-IP", "string", ".spec.clusterIP"), age],
+        ),
         ("", "Pod", "pods", &["po"][..], true, &[age]),
-        ("apps", "Deployment", "deployments", &["deploy"][..], true, ready),
-        ("apps", "ReplicaSet", "replicasets", &["rs"][..], true, ready),
+        (
+            "apps",
+            "Deployment",
+            "deployments",
+            &["deploy"][..],
+            true,
+            ready,
+        ),
+        (
+            "apps",
+            "ReplicaSet",
+            "replicasets",
+            &["rs"][..],
+            true,
+            ready,
+        ),
         (rbac, "ClusterRole", "clusterroles", &[], false, &[age]),
-        (rbac, "ClusterRoleBinding", "clusterrolebindings", &[], false, &[age]),
+        (
+            rbac,
+            "ClusterRoleBinding",
+            "clusterrolebindings",
+            &[],
+            false,
+            &[age],
+        ),
         (rbac, "Role", "roles", &[], true, &[age]),
         (rbac, "RoleBinding", "rolebindings", &[], true, &[age]),
-        ("policy", "PodDisruptionBudget", "poddisruptionbudgets", &["pdb"][..], true, &[age]),
-        ("networking.k8s.io", "NetworkPolicy", "networkpolicies", &["netpol"][..], true, &[age]),
+        (
+            "policy",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            &["pdb"][..],
+            true,
+            &[age],
+        ),
+        (
+            "networking.k8s.io",
+            "NetworkPolicy",
+            "networkpolicies",
+            &["netpol"][..],
+            true,
+            &[age],
+        ),
     ]
     .into_iter()
     .map(|(group, kind, plural, short, namespaced, columns)| {
@@ -126,9 +179,25 @@ pub fn builtins() -> Vec<Resource> {
 fn core() -> Vec<Resource> {
     let age = ("Age", "date", ".metadata.creationTimestamp");
     vec![
-        builtin("", "v1", "Namespace", "namespaces", &["ns"], false, &[("Status", "string", ".status.phase"), age]),
+        builtin(
+            "",
+            "v1",
+            "Namespace",
+            "namespaces",
+            &["ns"],
+            false,
+            &[("Status", "string", ".status.phase"), age],
+        ),
         builtin("", "v1", "ConfigMap", "configmaps", &["cm"], true, &[age]),
-        builtin("", "v1", "ServiceAccount", "serviceaccounts", &["sa"], true, &[age]),
+        builtin(
+            "",
+            "v1",
+            "ServiceAccount",
+            "serviceaccounts",
+            &["sa"],
+            true,
+            &[age],
+        ),
         builtin(
             "",
             "v1",
@@ -188,24 +257,45 @@ pub fn from_definition(definition: &Value) -> Result<Vec<Resource>, Refusal> {
     let spec = &definition["spec"];
     let name = definition["metadata"]["name"].as_str().unwrap_or_default();
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-    let texts = |v: &Value| v.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+    let texts = |v: &Value| {
+        v.as_array()
+            .into_iter()
+            .flatten()
+            .map(text)
+            .collect::<Vec<_>>()
+    };
     let (group, names) = (text(&spec["group"]), &spec["names"]);
     let (plural, kind) = (text(&names["plural"]), text(&names["kind"]));
     let mut causes = Vec::new();
-    let mut wrong =
-        |field: &str, message: String| causes.push(Cause { reason: "FieldValueInvalid", field: field.into(), message });
+    let mut wrong = |field: &str, message: String| {
+        causes.push(Cause {
+            reason: "FieldValueInvalid",
+            field: field.into(),
+            message,
+        })
+    };
     if name != format!("{plural}.{group}") {
-        wrong("metadata.name", format!("Invalid value: \"{name}\": must be spec.names.plural+\".\"+spec.group"));
+        wrong(
+            "metadata.name",
+            format!("Invalid value: \"{name}\": must be spec.names.plural+\".\"+spec.group"),
+        );
     }
     if !matches!(spec["scope"].as_str(), Some("Namespaced" | "Cluster")) {
         wrong("spec.scope", "Required value".into());
     }
     let versions = spec["versions"].as_array().cloned().unwrap_or_default();
     if versions.iter().filter(|v| v["storage"] == true).count() != 1 {
-        wrong("spec.versions", "Invalid value: must have exactly one version marked as storage version".into());
+        wrong(
+            "spec.versions",
+            "Invalid value: must have exactly one version marked as storage version".into(),
+        );
     }
     let mut resources = Vec::new();
-    for (i, v) in versions.iter().enumerate().filter(|(_, v)| v["served"] == true) {
+    for (i, v) in versions
+        .iter()
+        .enumerate()
+        .filter(|(_, v)| v["served"] == true)
+    {
         let path = format!("spec.versions[{i}].schema.openAPIV3Schema");
         let schema = match Schema::compile(&v["schema"]["openAPIV3Schema"]) {
             Ok(schema) => schema,
@@ -240,9 +330,13 @@ pub fn from_definition(definition: &Value) -> Result<Vec<Resource>, Refusal> {
             group: group.clone(),
             version: text(&v["name"]),
             kind: kind.clone(),
-            list_kind: names["listKind"].as_str().map_or_else(|| format!("{kind}List"), str::to_owned),
+            list_kind: names["listKind"]
+                .as_str()
+                .map_or_else(|| format!("{kind}List"), str::to_owned),
             plural: plural.clone(),
-            singular: names["singular"].as_str().map_or_else(|| kind.to_lowercase(), str::to_owned),
+            singular: names["singular"]
+                .as_str()
+                .map_or_else(|| kind.to_lowercase(), str::to_owned),
             short: texts(&names["shortNames"]),
             categories: texts(&names["categories"]),
             namespaced: spec["scope"] == "Namespaced",
@@ -263,6 +357,11 @@ pub fn from_definition(definition: &Value) -> Result<Vec<Resource>, Refusal> {
     if causes.is_empty() {
         Ok(resources)
     } else {
-        Err(Refusal::invalid("apiextensions.k8s.io", "CustomResourceDefinition", name, &causes))
+        Err(Refusal::invalid(
+            "apiextensions.k8s.io",
+            "CustomResourceDefinition",
+            name,
+            &causes,
+        ))
     }
 }

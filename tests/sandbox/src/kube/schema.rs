@@ -66,7 +66,11 @@ impl Schema {
     pub fn compile(source: &Value) -> Result<Self, Vec<(String, String)>> {
         let mut errors = Vec::new();
         let schema = Self::node(source, "", &mut errors);
-        if errors.is_empty() { Ok(schema) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(schema)
+        } else {
+            Err(errors)
+        }
     }
 
     fn node(s: &Value, path: &str, errors: &mut Vec<(String, String)>) -> Self {
@@ -112,48 +116,74 @@ impl Schema {
             ..Self::default()
         };
         if node.type_.is_empty() && !node.int_or_string && !node.preserve {
-            errors
-                .push((format!("{path}.type"), "Required value: must not be empty for specified object fields".into()));
+            errors.push((
+                format!("{path}.type"),
+                "Required value: must not be empty for specified object fields".into(),
+            ));
         }
         if let Some(pattern) = s["pattern"].as_str() {
             match regex::Regex::new(pattern) {
                 Ok(r) => node.pattern = Some((pattern.to_owned(), r)),
-                Err(e) => errors.push((format!("{path}.pattern"), format!("Invalid value: \"{pattern}\": {e}"))),
+                Err(e) => errors.push((
+                    format!("{path}.pattern"),
+                    format!("Invalid value: \"{pattern}\": {e}"),
+                )),
             }
         }
         for (name, child) in s["properties"].as_object().into_iter().flatten() {
             let at = format!("{path}.properties[{name}]");
-            node.properties.insert(name.clone(), Arc::new(Self::node(child, &at, errors)));
+            node.properties
+                .insert(name.clone(), Arc::new(Self::node(child, &at, errors)));
         }
         match &s["additionalProperties"] {
             Value::Object(_) => {
                 let at = format!("{path}.additionalProperties");
-                node.additional = Some(Arc::new(Self::node(&s["additionalProperties"], &at, errors)));
+                node.additional = Some(Arc::new(Self::node(
+                    &s["additionalProperties"],
+                    &at,
+                    errors,
+                )));
             }
             Value::Bool(true) => node.preserve = true,
             _ => {}
         }
         if s["items"].is_object() {
-            node.items = Some(Arc::new(Self::node(&s["items"], &format!("{path}.items"), errors)));
+            node.items = Some(Arc::new(Self::node(
+                &s["items"],
+                &format!("{path}.items"),
+                errors,
+            )));
         }
-        node.list_type = (node.type_ == "array").then(|| match s["x-kubernetes-list-type"].as_str() {
-            Some("set") => ListType::Set,
-            Some("map") => ListType::Map(
-                s["x-kubernetes-list-map-keys"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|v| v.as_str().map(str::to_owned))
-                    .collect(),
-            ),
-            _ => ListType::Atomic,
-        });
+        node.list_type =
+            (node.type_ == "array").then(|| match s["x-kubernetes-list-type"].as_str() {
+                Some("set") => ListType::Set,
+                Some("map") => ListType::Map(
+                    s["x-kubernetes-list-map-keys"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .filter_map(|v| v.as_str().map(str::to_owned))
+                        .collect(),
+                ),
+                _ => ListType::Atomic,
+            });
         if node.list_type == Some(ListType::Set)
-            && node.items.as_ref().is_some_and(|i| i.type_ == "object" && !i.atomic_map)
+            && node
+                .items
+                .as_ref()
+                .is_some_and(|i| i.type_ == "object" && !i.atomic_map)
         {
-            errors.push((format!("{path}.items"), "Forbidden: items of a set must be scalars or atomic".into()));
+            errors.push((
+                format!("{path}.items"),
+                "Forbidden: items of a set must be scalars or atomic".into(),
+            ));
         }
-        for (i, rule) in s["x-kubernetes-validations"].as_array().into_iter().flatten().enumerate() {
+        for (i, rule) in s["x-kubernetes-validations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
             let source = rule["rule"].as_str().unwrap_or_default().to_owned();
             match Program::compile(&source) {
                 Ok(program) => {
@@ -208,13 +238,17 @@ impl Schema {
     pub fn prune(&self, value: &mut Value, path: &str, unknown: &mut Vec<String>) {
         match value {
             Value::Object(map) => {
-                let known = |k: &str| self.properties.contains_key(k) || self.additional.is_some() || self.preserve;
+                let known = |k: &str| {
+                    self.properties.contains_key(k) || self.additional.is_some() || self.preserve
+                };
                 let strange: Vec<String> = map.keys().filter(|k| !known(k)).cloned().collect();
                 for key in strange {
                     unknown.push(join(path, &key));
                     map.remove(&key);
                 }
-                map.retain(|k, v| !v.is_null() || self.properties.get(k).is_none_or(|c| c.nullable));
+                map.retain(|k, v| {
+                    !v.is_null() || self.properties.get(k).is_none_or(|c| c.nullable)
+                });
                 for (key, v) in map.iter_mut() {
                     if let Some(child) = self.properties.get(key).or(self.additional.as_ref()) {
                         child.prune(v, &join(path, key), unknown);
@@ -244,7 +278,11 @@ impl Schema {
 
     fn check(&self, value: &Value, path: &str, causes: &mut Vec<Cause>) {
         let mut wrong = |reason: &'static str, message: String| {
-            causes.push(Cause { reason, field: path.trim_start_matches('.').to_owned(), message });
+            causes.push(Cause {
+                reason,
+                field: path.trim_start_matches('.').to_owned(),
+                message,
+            });
         };
         if value.is_null() {
             if !self.nullable {
@@ -292,7 +330,10 @@ impl Schema {
             let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
             wrong(
                 "FieldValueNotSupported",
-                format!("Unsupported value: {value}: supported values: {}", list.join(", ")),
+                format!(
+                    "Unsupported value: {value}: supported values: {}",
+                    list.join(", ")
+                ),
             );
         }
         let name = path.trim_start_matches('.').to_owned();
@@ -302,11 +343,16 @@ impl Schema {
                 if let Some(min) = self.min_length.filter(|m| n < *m) {
                     wrong(
                         "FieldValueInvalid",
-                        format!("Invalid value: \"{s}\": {name} in body should be at least {min} chars long"),
+                        format!(
+                            "Invalid value: \"{s}\": {name} in body should be at least {min} chars long"
+                        ),
                     );
                 }
                 if let Some(max) = self.max_length.filter(|m| n > *m) {
-                    wrong("FieldValueTooLong", format!("Too long: may not be more than {max} bytes"));
+                    wrong(
+                        "FieldValueTooLong",
+                        format!("Too long: may not be more than {max} bytes"),
+                    );
                 }
                 if let Some((pattern, _)) = self.pattern.as_ref().filter(|(_, r)| !r.is_match(s)) {
                     wrong(
@@ -317,7 +363,9 @@ impl Schema {
                 if self.format == "date-time" && s.parse::<jiff::Timestamp>().is_err() {
                     wrong(
                         "FieldValueInvalid",
-                        format!("Invalid value: \"{s}\": {name} in body must be of type date-time: \"{s}\""),
+                        format!(
+                            "Invalid value: \"{s}\": {name} in body must be of type date-time: \"{s}\""
+                        ),
                     );
                 }
             }
@@ -326,13 +374,17 @@ impl Schema {
                 if let Some(min) = self.minimum.filter(|m| n < *m) {
                     wrong(
                         "FieldValueInvalid",
-                        format!("Invalid value: {n}: {name} in body should be greater than or equal to {min}"),
+                        format!(
+                            "Invalid value: {n}: {name} in body should be greater than or equal to {min}"
+                        ),
                     );
                 }
                 if let Some(max) = self.maximum.filter(|m| n > *m) {
                     wrong(
                         "FieldValueInvalid",
-                        format!("Invalid value: {n}: {name} in body should be less than or equal to {max}"),
+                        format!(
+                            "Invalid value: {n}: {name} in body should be less than or equal to {max}"
+                        ),
                     );
                 }
             }
@@ -341,15 +393,22 @@ impl Schema {
                 if let Some(min) = self.min_items.filter(|m| n < *m) {
                     wrong(
                         "FieldValueInvalid",
-                        format!("Invalid value: {n}: {name} in body should have at least {min} items"),
+                        format!(
+                            "Invalid value: {n}: {name} in body should have at least {min} items"
+                        ),
                     );
                 }
                 if let Some(max) = self.max_items.filter(|m| n > *m) {
-                    wrong("FieldValueTooMany", format!("Too many: {n}: must have at most {max} items"));
+                    wrong(
+                        "FieldValueTooMany",
+                        format!("Too many: {n}: must have at most {max} items"),
+                    );
                 }
                 let key_of = |v: &Value| match &self.list_type {
                     Some(ListType::Set) => Some(v.clone()),
-                    Some(ListType::Map(keys)) => Some(Value::Array(keys.iter().map(|k| v[k].clone()).collect())),
+                    Some(ListType::Map(keys)) => {
+                        Some(Value::Array(keys.iter().map(|k| v[k].clone()).collect()))
+                    }
                     _ => None,
                 };
                 let mut seen = Vec::new();
@@ -377,7 +436,12 @@ impl Schema {
                         message: "Required value".into(),
                     });
                 }
-                if !self.any_of.is_empty() && !self.any_of.iter().any(|r| r.iter().all(|f| map.contains_key(f))) {
+                if !self.any_of.is_empty()
+                    && !self
+                        .any_of
+                        .iter()
+                        .any(|r| r.iter().all(|f| map.contains_key(f)))
+                {
                     causes.push(Cause {
                         reason: "FieldValueInvalid",
                         field: name.clone(),
@@ -410,7 +474,10 @@ impl Schema {
             let verdict = rule.program.execute(&context);
             let message = match verdict {
                 Ok(cel::Value::Bool(true)) => continue,
-                Ok(_) => rule.message.clone().unwrap_or_else(|| format!("failed rule: {}", rule.source)),
+                Ok(_) => rule
+                    .message
+                    .clone()
+                    .unwrap_or_else(|| format!("failed rule: {}", rule.source)),
                 Err(e) => format!("rule evaluation error: {e} ({})", rule.source),
             };
             let shown = match value {
@@ -459,7 +526,11 @@ impl Schema {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
 }
 
 /// JSON to CEL. Whole numbers are `int`, as a Kubernetes schema says, not `uint`.
@@ -507,8 +578,10 @@ mod tests {
 
     #[test]
     fn defaults_fill_what_is_absent_and_pruning_names_what_is_unknown() {
-        let s = schema(json!({"type": "object", "properties": {"a": {"type": "string", "default": "x"},
-            "n": {"type": "object", "default": {}, "properties": {"b": {"type": "integer", "default": 3}}}}}));
+        let s = schema(
+            json!({"type": "object", "properties": {"a": {"type": "string", "default": "x"},
+            "n": {"type": "object", "default": {}, "properties": {"b": {"type": "integer", "default": 3}}}}}),
+        );
         let mut v = json!({"zzz": 1, "n": {"q": 1}});
         let mut unknown = vec![];
         s.prune(&mut v, "", &mut unknown);
@@ -519,8 +592,10 @@ mod tests {
 
     #[test]
     fn rules_run_with_the_old_value_and_name_the_field() {
-        let s = schema(json!({"type": "object", "properties": {"p": {"type": "string",
-            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "cannot change"}]}}}));
+        let s = schema(
+            json!({"type": "object", "properties": {"p": {"type": "string",
+            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "cannot change"}]}}}),
+        );
         assert!(s.validate(&json!({"p": "a"}), None, "").is_empty());
         let causes = s.validate(&json!({"p": "b"}), Some(&json!({"p": "a"})), "");
         assert_eq!(
@@ -534,13 +609,18 @@ mod tests {
         let s = schema(
             json!({"type": "object", "properties": {"l": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}}}),
         );
-        assert_eq!(s.validate(&json!({"l": ["a", "a"]}), None, "")[0].reason, "FieldValueDuplicate");
+        assert_eq!(
+            s.validate(&json!({"l": ["a", "a"]}), None, "")[0].reason,
+            "FieldValueDuplicate"
+        );
     }
 
     #[test]
     fn duration_and_regular_expressions_work_in_rules() {
-        let s = schema(json!({"type": "object", "properties": {"i": {"type": "string", "x-kubernetes-validations": [
-            {"rule": "self.matches('^[0-9]+s$')", "message": "m"}, {"rule": "duration(self) >= duration('10s')", "message": "d"}]}}}));
+        let s = schema(
+            json!({"type": "object", "properties": {"i": {"type": "string", "x-kubernetes-validations": [
+            {"rule": "self.matches('^[0-9]+s$')", "message": "m"}, {"rule": "duration(self) >= duration('10s')", "message": "d"}]}}}),
+        );
         assert!(s.validate(&json!({"i": "12s"}), None, "").is_empty());
         assert_eq!(s.validate(&json!({"i": "5s"}), None, "").len(), 1);
     }

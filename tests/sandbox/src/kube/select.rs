@@ -28,18 +28,28 @@ impl Selector {
         let mut selector = Self::default();
         for part in split_outside_parentheses(labels.unwrap_or_default()) {
             selector.labels.push(requirement(&part).ok_or_else(|| {
-                Refusal::bad_request(format!("unable to parse requirement: found '{part}' in labelSelector"))
+                Refusal::bad_request(format!(
+                    "unable to parse requirement: found '{part}' in labelSelector"
+                ))
             })?);
         }
-        for part in fields.unwrap_or_default().split(',').filter(|p| !p.is_empty()) {
+        for part in fields
+            .unwrap_or_default()
+            .split(',')
+            .filter(|p| !p.is_empty())
+        {
             let (path, equal, value) = if let Some((p, v)) = part.split_once("!=") {
                 (p, false, v)
             } else if let Some((p, v)) = part.split_once("==").or_else(|| part.split_once('=')) {
                 (p, true, v)
             } else {
-                return Err(Refusal::bad_request(format!("invalid field selector: {part}")));
+                return Err(Refusal::bad_request(format!(
+                    "invalid field selector: {part}"
+                )));
             };
-            selector.fields.push((path.to_owned(), equal, value.to_owned()));
+            selector
+                .fields
+                .push((path.to_owned(), equal, value.to_owned()));
         }
         Ok(selector)
     }
@@ -78,12 +88,23 @@ fn split_outside_parentheses(text: &str) -> Vec<String> {
         }
     }
     parts.push(current);
-    parts.into_iter().map(|p| p.trim().to_owned()).filter(|p| !p.is_empty()).collect()
+    parts
+        .into_iter()
+        .map(|p| p.trim().to_owned())
+        .filter(|p| !p.is_empty())
+        .collect()
 }
 
 fn requirement(text: &str) -> Option<Requirement> {
     let list = |s: &str| -> Option<Vec<String>> {
-        Some(s.trim().strip_prefix('(')?.strip_suffix(')')?.split(',').map(|v| v.trim().to_owned()).collect())
+        Some(
+            s.trim()
+                .strip_prefix('(')?
+                .strip_suffix(')')?
+                .split(',')
+                .map(|v| v.trim().to_owned())
+                .collect(),
+        )
     };
     if let Some((k, v)) = text.split_once(" notin ") {
         return Some(Requirement::NotIn(k.trim().into(), list(v)?));

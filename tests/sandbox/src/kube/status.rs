@@ -22,13 +22,22 @@ pub struct Cause {
 
 impl Refusal {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: json!({}) }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            details: json!({}),
+        }
     }
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequest", message)
     }
     pub fn not_found(group: &str, plural: &str, name: &str) -> Self {
-        let full = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
+        let full = if group.is_empty() {
+            plural.to_owned()
+        } else {
+            format!("{plural}.{group}")
+        };
         Self {
             details: json!({"name": name, "group": group, "kind": plural}),
             ..Self::new(404, "NotFound", format!("{full} \"{name}\" not found"))
@@ -40,17 +49,34 @@ impl Refusal {
     pub fn conflict(group: &str, plural: &str, name: &str, why: &str) -> Self {
         Self {
             details: json!({"name": name, "group": group, "kind": plural}),
-            ..Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {plural}.{group} \"{name}\": {why}"))
+            ..Self::new(
+                409,
+                "Conflict",
+                format!("Operation cannot be fulfilled on {plural}.{group} \"{name}\": {why}"),
+            )
         }
     }
     pub fn invalid(group: &str, kind: &str, name: &str, causes: &[Cause]) -> Self {
-        let lines: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
-        let text = if lines.len() == 1 { lines[0].clone() } else { format!("[{}]", lines.join(", ")) };
-        let list: Vec<Value> =
-            causes.iter().map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field})).collect();
+        let lines: Vec<String> = causes
+            .iter()
+            .map(|c| format!("{}: {}", c.field, c.message))
+            .collect();
+        let text = if lines.len() == 1 {
+            lines[0].clone()
+        } else {
+            format!("[{}]", lines.join(", "))
+        };
+        let list: Vec<Value> = causes
+            .iter()
+            .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
+            .collect();
         Self {
             details: json!({"name": name, "group": group, "kind": kind, "causes": list}),
-            ..Self::new(422, "Invalid", format!("{kind}.{group} \"{name}\" is invalid: {text}"))
+            ..Self::new(
+                422,
+                "Invalid",
+                format!("{kind}.{group} \"{name}\" is invalid: {text}"),
+            )
         }
     }
 
@@ -64,9 +90,10 @@ impl Refusal {
             // What nobody serves is answered by the mux, in plain text.
             let mut response = Response::new(Body::from(self.message));
             *response.status_mut() = axum::http::StatusCode::NOT_FOUND;
-            response
-                .headers_mut()
-                .insert("content-type", axum::http::HeaderValue::from_static("text/plain; charset=utf-8"));
+            response.headers_mut().insert(
+                "content-type",
+                axum::http::HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
             return response;
         }
         crate::exchange::json(self.code, &self.to_value())

@@ -59,18 +59,30 @@ impl Store {
     }
 
     pub fn list(&self, table: &Table, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        let Some(objects) = self.tables.get(table) else { return vec![] };
-        objects.iter().filter(|(k, _)| namespace.is_none_or(|n| k.0 == n)).map(|(_, v)| v.clone()).collect()
+        let Some(objects) = self.tables.get(table) else {
+            return vec![];
+        };
+        objects
+            .iter()
+            .filter(|(k, _)| namespace.is_none_or(|n| k.0 == n))
+            .map(|(_, v)| v.clone())
+            .collect()
     }
 
     pub fn namespace_is_empty(&self, namespace: &str) -> bool {
-        self.tables.values().all(|t| !t.keys().any(|k| k.0 == namespace))
+        self.tables
+            .values()
+            .all(|t| !t.keys().any(|k| k.0 == namespace))
     }
 
     pub fn in_namespace(&self, namespace: &str) -> Vec<(Table, Key)> {
         self.tables
             .iter()
-            .flat_map(|(t, o)| o.keys().filter(|k| k.0 == namespace).map(|k| (t.clone(), k.clone())))
+            .flat_map(|(t, o)| {
+                o.keys()
+                    .filter(|k| k.0 == namespace)
+                    .map(|k| (t.clone(), k.clone()))
+            })
             .collect()
     }
 
@@ -79,8 +91,16 @@ impl Store {
         self.version += 1;
         object["metadata"]["resourceVersion"] = Value::String(self.version.to_string());
         let object = Arc::new(object);
-        let before = self.tables.entry(table.clone()).or_default().insert(key.clone(), object.clone());
-        let kind = if before.is_some() { Kind::Modified } else { Kind::Added };
+        let before = self
+            .tables
+            .entry(table.clone())
+            .or_default()
+            .insert(key.clone(), object.clone());
+        let kind = if before.is_some() {
+            Kind::Modified
+        } else {
+            Kind::Added
+        };
         self.record(table, kind, object.clone(), before);
         object
     }
@@ -96,9 +116,25 @@ impl Store {
         Some(last)
     }
 
-    fn record(&mut self, table: &Table, kind: Kind, object: Arc<Value>, before: Option<Arc<Value>>) {
-        let capacity = if self.log_capacity == 0 { 20_000 } else { self.log_capacity };
-        self.log.push_back(Change { version: self.version, table: table.clone(), kind, object, before });
+    fn record(
+        &mut self,
+        table: &Table,
+        kind: Kind,
+        object: Arc<Value>,
+        before: Option<Arc<Value>>,
+    ) {
+        let capacity = if self.log_capacity == 0 {
+            20_000
+        } else {
+            self.log_capacity
+        };
+        self.log.push_back(Change {
+            version: self.version,
+            table: table.clone(),
+            kind,
+            object,
+            before,
+        });
         while self.log.len() > capacity {
             if let Some(old) = self.log.pop_front() {
                 self.compacted = old.version;
@@ -119,7 +155,14 @@ impl Store {
             return None;
         }
         let start = self.log.partition_point(|c| c.version <= version);
-        Some(self.log.iter().skip(start).filter(|c| c.table == *table).cloned().collect())
+        Some(
+            self.log
+                .iter()
+                .skip(start)
+                .filter(|c| c.table == *table)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// Changes to every table after `version`, as far as the log reaches back.

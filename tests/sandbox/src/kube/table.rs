@@ -9,10 +9,16 @@ use super::registry::Resource;
 /// `[?(@.type=="Ready")]`.
 pub fn lookup<'a>(root: &'a Value, path: &str) -> Vec<&'a Value> {
     let mut found = vec![root];
-    let mut rest = path.trim().trim_start_matches('{').trim_end_matches('}').trim_start_matches('$');
+    let mut rest = path
+        .trim()
+        .trim_start_matches('{')
+        .trim_end_matches('}')
+        .trim_start_matches('$');
     while !rest.is_empty() {
         if let Some(inner) = rest.strip_prefix('[') {
-            let Some(end) = closing(inner) else { return vec![] };
+            let Some(end) = closing(inner) else {
+                return vec![];
+            };
             let (index, tail) = (&inner[..end], &inner[end + 1..]);
             rest = tail;
             found = found.into_iter().flat_map(|v| bracket(v, index)).collect();
@@ -55,23 +61,37 @@ fn closing(text: &str) -> Option<usize> {
 
 fn bracket<'a>(value: &'a Value, index: &str) -> Vec<&'a Value> {
     if index == "*" {
-        return value.as_array().map(|l| l.iter().collect()).unwrap_or_default();
+        return value
+            .as_array()
+            .map(|l| l.iter().collect())
+            .unwrap_or_default();
     }
     if let Some(filter) = index.strip_prefix("?(@").and_then(|f| f.strip_suffix(')')) {
-        let Some((path, wanted)) = filter.split_once("==") else { return vec![] };
+        let Some((path, wanted)) = filter.split_once("==") else {
+            return vec![];
+        };
         let wanted = wanted.trim().trim_matches(|c| c == '"' || c == '\'');
-        let hit = |v: &&Value| lookup(v, path.trim()).first().and_then(|v| v.as_str()) == Some(wanted);
-        return value.as_array().map(|l| l.iter().filter(hit).collect()).unwrap_or_default();
+        let hit =
+            |v: &&Value| lookup(v, path.trim()).first().and_then(|v| v.as_str()) == Some(wanted);
+        return value
+            .as_array()
+            .map(|l| l.iter().filter(hit).collect())
+            .unwrap_or_default();
     }
     if let Ok(i) = index.parse::<usize>() {
         return value.get(i).into_iter().collect();
     }
-    value.get(index.trim_matches(|c| c == '"' || c == '\'')).into_iter().collect()
+    value
+        .get(index.trim_matches(|c| c == '"' || c == '\''))
+        .into_iter()
+        .collect()
 }
 
 /// How long ago, as kubectl writes it.
 pub fn age(at: &str, now: Timestamp) -> String {
-    let Ok(at) = at.parse::<Timestamp>() else { return "<unknown>".into() };
+    let Ok(at) = at.parse::<Timestamp>() else {
+        return "<unknown>".into();
+    };
     let s = (now - at).get_seconds().max(0);
     let (m, h, d) = (s / 60, s / 3600, s / 86_400);
     match s {
@@ -86,7 +106,13 @@ pub fn age(at: &str, now: Timestamp) -> String {
 }
 
 /// Turns objects into a `meta.k8s.io/v1` Table.
-pub fn table(resource: &Resource, items: &[&Value], list_meta: Value, include: &str, now: Timestamp) -> Value {
+pub fn table(
+    resource: &Resource,
+    items: &[&Value],
+    list_meta: Value,
+    include: &str,
+    now: Timestamp,
+) -> Value {
     let mut columns = vec![
         json!({"name": "Name", "type": "string", "format": "name", "description": "Name must be unique within a namespace.", "priority": 0}),
     ];
@@ -125,7 +151,10 @@ mod tests {
     #[test]
     fn paths_of_printer_columns_are_understood() {
         let v = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "x", "status": "y"}]}, "a.b": 1});
-        assert_eq!(lookup(&v, ".status.conditions[?(@.type==\"Ready\")].status"), [&json!("True")]);
+        assert_eq!(
+            lookup(&v, ".status.conditions[?(@.type==\"Ready\")].status"),
+            [&json!("True")]
+        );
         assert_eq!(lookup(&v, ".status.conditions[1].type"), [&json!("x")]);
         assert_eq!(lookup(&v, ".status.conditions[*].type").len(), 2);
         assert_eq!(lookup(&v, ".a\\.b"), [&json!(1)]);

@@ -50,7 +50,8 @@ pub fn serve(
         ));
     }
     // Without a version (or with 0) a watch begins with what is there.
-    let from_start = initial == Some(true) || (initial.is_none() && (asked.is_empty() || asked == "0"));
+    let from_start =
+        initial == Some(true) || (initial.is_none() && (asked.is_empty() || asked == "0"));
     let (mut position, first) = {
         let state = kube.lock();
         if from_start {
@@ -59,7 +60,9 @@ pub fn serve(
             let position = if asked.is_empty() || asked == "0" {
                 state.store.version()
             } else {
-                asked.parse().map_err(|_| Refusal::bad_request(format!("invalid resource version {asked:?}")))?
+                asked.parse().map_err(|_| {
+                    Refusal::bad_request(format!("invalid resource version {asked:?}"))
+                })?
             };
             (position, vec![])
         }
@@ -91,13 +94,20 @@ pub fn serve(
             }
             line("BOOKMARK", object)
         };
-        for object in first.iter().filter(|o| selector.matches(&Kube::present(&resource, o))) {
+        for object in first
+            .iter()
+            .filter(|o| selector.matches(&Kube::present(&resource, o)))
+        {
             if sender.send(line("ADDED", shape(object))).await.is_err() {
                 return;
             }
         }
         // A watch list ends its first part with a bookmark that says so.
-        if from_start && initial == Some(true) && bookmarks && sender.send(bookmark(position, true)).await.is_err() {
+        if from_start
+            && initial == Some(true)
+            && bookmarks
+            && sender.send(bookmark(position, true)).await.is_err()
+        {
             return;
         }
         let deadline = tokio::time::Instant::now() + timeout;
@@ -114,15 +124,19 @@ pub fn serve(
                 let gone = Refusal::new(
                     410,
                     "Expired",
-                    format!("too old resource version: {position} ({})", kube.lock().store.compacted()),
+                    format!(
+                        "too old resource version: {position} ({})",
+                        kube.lock().store.compacted()
+                    ),
                 );
                 let _ = sender.send(line("ERROR", gone.to_value())).await;
                 return;
             };
-            for change in changes
-                .into_iter()
-                .filter(|c| namespace.as_deref().is_none_or(|n| c.object["metadata"]["namespace"] == n))
-            {
+            for change in changes.into_iter().filter(|c| {
+                namespace
+                    .as_deref()
+                    .is_none_or(|n| c.object["metadata"]["namespace"] == n)
+            }) {
                 let fits = |o: &Value| selector.matches(&Kube::present(&resource, o));
                 let was = change.before.as_deref().is_some_and(fits);
                 let is = change.kind != Kind::Deleted && fits(&change.object);
@@ -132,7 +146,11 @@ pub fn serve(
                     (true, false) => "DELETED",
                     (false, false) => continue,
                 };
-                if sender.send(line(type_, shape(&change.object))).await.is_err() {
+                if sender
+                    .send(line(type_, shape(&change.object)))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -150,11 +168,14 @@ pub fn serve(
             }
         }
     });
-    let stream = futures::stream::unfold(receiver, |mut r| async move { r.recv().await.map(|item| (item, r)) });
+    let stream = futures::stream::unfold(receiver, |mut r| async move {
+        r.recv().await.map(|item| (item, r))
+    });
     let mut response = Response::new(Body::from_stream(stream));
-    response
-        .headers_mut()
-        .insert("content-type", axum::http::HeaderValue::from_static("application/json;stream=watch"));
+    response.headers_mut().insert(
+        "content-type",
+        axum::http::HeaderValue::from_static("application/json;stream=watch"),
+    );
     Ok(response)
 }
 
@@ -205,7 +226,9 @@ pub fn event_in(resource: &Resource, event: &Value) -> Value {
             }
         }
         let time = map.get("eventTime").cloned().unwrap_or_default();
-        let last = map.get("series").map_or_else(|| time.clone(), |s| s["lastObservedTime"].clone());
+        let last = map
+            .get("series")
+            .map_or_else(|| time.clone(), |s| s["lastObservedTime"].clone());
         for (key, value) in [("firstTimestamp", time), ("lastTimestamp", last)] {
             if map.get(key).is_none_or(Value::is_null) && !value.is_null() {
                 map.insert(key.into(), value);

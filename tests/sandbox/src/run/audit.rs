@@ -36,8 +36,15 @@ impl Caller {
     /// A bearer token `as:E-MAIL` or `as:E-MAIL,E-MAIL…` says who calls, and who is behind; any other is nobody in
     /// particular.
     pub fn of(call: &Call) -> Self {
-        let token = call.header("authorization").trim_start_matches("Bearer ").trim();
-        let mut names = token.strip_prefix("as:").unwrap_or("somebody@acme.com").split(',').map(str::to_owned);
+        let token = call
+            .header("authorization")
+            .trim_start_matches("Bearer ")
+            .trim();
+        let mut names = token
+            .strip_prefix("as:")
+            .unwrap_or("somebody@acme.com")
+            .split(',')
+            .map(str::to_owned);
         Self {
             principal: names.next().unwrap_or_default(),
             via: names.collect(),
@@ -143,10 +150,17 @@ impl Audit {
         let mut state = self.lock();
         let mut authentication = json!({"principalEmail": caller.principal});
         if !caller.via.is_empty() {
-            authentication["serviceAccountDelegationInfo"] =
-                caller.via.iter().map(|v| json!({"firstPartyPrincipal": {"principalEmail": v}})).collect();
+            authentication["serviceAccountDelegationInfo"] = caller
+                .via
+                .iter()
+                .map(|v| json!({"firstPartyPrincipal": {"principalEmail": v}}))
+                .collect();
         }
-        let permission = if sets_policy { "run.services.setIamPolicy" } else { "run.services.update" };
+        let permission = if sets_policy {
+            "run.services.setIamPolicy"
+        } else {
+            "run.services.update"
+        };
         let mut payload = json!({
             "@type": "type.googleapis.com/google.cloud.audit.AuditLog",
             "serviceName": "run.googleapis.com",
@@ -168,9 +182,17 @@ impl Audit {
                 payload["serviceData"] = json!({"@type": "type.googleapis.com/google.iam.v1.logging.AuditData", "policyDelta": {"bindingDeltas": deltas}});
             }
         }
-        let severity = if change.failed.is_some() { "ERROR" } else { "NOTICE" };
+        let severity = if change.failed.is_some() {
+            "ERROR"
+        } else {
+            "NOTICE"
+        };
         // What takes long logs when it begins and when it has ended.
-        let parts: &[Option<&str>] = if sets_policy { &[None] } else { &[Some("first"), Some("last")] };
+        let parts: &[Option<&str>] = if sets_policy {
+            &[None]
+        } else {
+            &[Some("first"), Some("last")]
+        };
         for part in parts {
             state.numbers += 1;
             let now = clock.now().to_string();
@@ -203,10 +225,16 @@ fn deltas(before: &Value, after: &Value) -> Vec<Value> {
     let members = |bindings: &Value| -> BTreeSet<(String, String, String)> {
         let list = bindings.as_array().into_iter().flatten();
         list.flat_map(|b| {
-            let condition = if b["condition"].is_null() { String::new() } else { b["condition"].to_string() };
+            let condition = if b["condition"].is_null() {
+                String::new()
+            } else {
+                b["condition"].to_string()
+            };
             let role = b["role"].as_str().unwrap_or_default().to_owned();
             let names = b["members"].as_array().cloned().unwrap_or_default();
-            names.into_iter().filter_map(move |m| Some((role.clone(), m.as_str()?.to_owned(), condition.clone())))
+            names.into_iter().filter_map(move |m| {
+                Some((role.clone(), m.as_str()?.to_owned(), condition.clone()))
+            })
         })
         .collect()
     };
@@ -219,5 +247,7 @@ fn deltas(before: &Value, after: &Value) -> Vec<Value> {
         line
     };
     let added = after.difference(&before).map(|m| line("ADD", m));
-    added.chain(before.difference(&after).map(|m| line("REMOVE", m))).collect()
+    added
+        .chain(before.difference(&after).map(|m| line("REMOVE", m)))
+        .collect()
 }

@@ -53,7 +53,13 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: u16, status: &'static str, message: impl Into<String>) -> Self {
-        Self { code, status, message: message.into(), details: vec![], retry_after: None }
+        Self {
+            code,
+            status,
+            message: message.into(),
+            details: vec![],
+            retry_after: None,
+        }
     }
     fn invalid(message: impl Into<String>) -> Self {
         Self::new(400, "INVALID_ARGUMENT", message)
@@ -118,7 +124,11 @@ pub struct Run {
 
 impl Run {
     pub fn new(clock: Clock) -> Self {
-        Self { state: Mutex::default(), clock, audit: Audit::default() }
+        Self {
+            state: Mutex::default(),
+            clock,
+            audit: Audit::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -127,23 +137,33 @@ impl Run {
 
     /// Deploys a service; one that is there keeps its uid and its policy and gets the labels.
     pub fn deploy(&self, project: &str, region: &str, name: &str, labels: &[(&str, &str)]) {
-        let labels: BTreeMap<_, _> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let labels: BTreeMap<_, _> = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         let mut state = self.lock();
         state.uids += 1;
         let uid = format!("00000000-0000-4000-9000-{:012x}", state.uids);
         let created = self.clock.now().to_string();
-        let service = state.services.entry((project.into(), region.into(), name.into())).or_insert_with(|| Service {
-            uid,
-            labels: BTreeMap::new(),
-            invoker_iam_disabled: false,
-            front: Value::Null,
-            created,
-            generation: 0,
-            policy: StoredPolicy::default(),
-        });
+        let service = state
+            .services
+            .entry((project.into(), region.into(), name.into()))
+            .or_insert_with(|| Service {
+                uid,
+                labels: BTreeMap::new(),
+                invoker_iam_disabled: false,
+                front: Value::Null,
+                created,
+                generation: 0,
+                policy: StoredPolicy::default(),
+            });
         service.labels = labels;
         service.generation += 1;
-        let verb = if service.generation == 1 { "CreateService" } else { "ReplaceService" };
+        let verb = if service.generation == 1 {
+            "CreateService"
+        } else {
+            "ReplaceService"
+        };
         let key = (project.into(), region.into(), name.into());
         drop(state);
         self.enter_service("v1", verb, &key);
@@ -167,7 +187,9 @@ impl Run {
     fn edit(&self, service: &ServiceKey, edit: impl FnOnce(&mut StoredPolicy, Vec<u8>)) {
         let mut state = self.lock();
         let etag = state.next_etag(&self.clock);
-        let Some(found) = state.services.get_mut(service) else { return };
+        let Some(found) = state.services.get_mut(service) else {
+            return;
+        };
         let before = found.policy.view(3);
         edit(&mut found.policy, etag);
         let after = found.policy.view(3);
@@ -196,7 +218,13 @@ impl Run {
     }
 
     /// Switches the invoker check of a service off or on.
-    pub fn set_invoker_iam_disabled(&self, project: &str, region: &str, name: &str, disabled: bool) {
+    pub fn set_invoker_iam_disabled(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        disabled: bool,
+    ) {
         let key = (project.into(), region.into(), name.into());
         if let Some(s) = self.lock().services.get_mut(&key)
             && s.invoker_iam_disabled != disabled
@@ -217,7 +245,10 @@ impl Run {
     /// The policy of a service as a version 3 reader sees it, without a request.
     pub fn policy(&self, project: &str, region: &str, name: &str) -> Option<Value> {
         let state = self.lock();
-        state.services.get(&(project.into(), region.into(), name.into())).map(|s| s.policy.view(3))
+        state
+            .services
+            .get(&(project.into(), region.into(), name.into()))
+            .map(|s| s.policy.view(3))
     }
 
     /// Members of a role without a condition, sorted.
@@ -238,7 +269,10 @@ impl Run {
     /// Replaces the bindings of a service as somebody else would, in one step and with a new etag.
     pub fn set_bindings(&self, project: &str, region: &str, name: &str, bindings: &Value) {
         let bindings = bindings.as_array().cloned().unwrap_or_default();
-        self.edit(&(project.into(), region.into(), name.into()), |policy, etag| policy.replace(bindings, etag));
+        self.edit(
+            &(project.into(), region.into(), name.into()),
+            |policy, etag| policy.replace(bindings, etag),
+        );
     }
 
     /// Sets fields of the v2 service, as an update does.
@@ -253,7 +287,9 @@ impl Run {
 
     /// Sets the bindings of a project's own allow policy.
     pub fn set_project_bindings(&self, project: &str, bindings: &Value) {
-        self.lock().projects.insert(project.into(), bindings.clone());
+        self.lock()
+            .projects
+            .insert(project.into(), bindings.clone());
     }
 
     /// Adds one member to a role, as `add-iam-policy-binding` does.
@@ -266,10 +302,21 @@ impl Run {
         self.edit_member(project, region, name, role, member, false);
     }
 
-    fn edit_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str, add: bool) {
-        self.edit(&(project.into(), region.into(), name.into()), |policy, etag| {
-            policy.edit_member(role, member, add, etag);
-        });
+    fn edit_member(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        role: &str,
+        member: &str,
+        add: bool,
+    ) {
+        self.edit(
+            &(project.into(), region.into(), name.into()),
+            |policy, etag| {
+                policy.edit_member(role, member, add, etag);
+            },
+        );
     }
 
     /// Deletes an identity: its members turn into `deleted:…?uid=…` everywhere.
@@ -277,7 +324,9 @@ impl Run {
         let mut state = self.lock();
         let etag = state.next_etag(&self.clock);
         for service in state.services.values_mut() {
-            service.policy.rename_member(member, &format!("deleted:{member}?uid={uid}"), &etag);
+            service
+                .policy
+                .rename_member(member, &format!("deleted:{member}?uid={uid}"), &etag);
         }
         if let Some((_, email)) = member.split_once(':') {
             state.world.unknown.insert(email.to_owned());
@@ -286,7 +335,10 @@ impl Run {
 
     /// A service as it is.
     pub fn service(&self, project: &str, region: &str, name: &str) -> Option<Service> {
-        self.lock().services.get(&(project.into(), region.into(), name.into())).cloned()
+        self.lock()
+            .services
+            .get(&(project.into(), region.into(), name.into()))
+            .cloned()
     }
 
     /// Who exists, and what is allowed.
@@ -326,7 +378,11 @@ impl State {
         write: bool,
     ) -> Result<(), Problem> {
         if self.world.gone.contains(project) {
-            return Err(Problem::new(404, "NOT_FOUND", format!("Project '{project}' not found or deleted.")));
+            return Err(Problem::new(
+                404,
+                "NOT_FOUND",
+                format!("Project '{project}' not found or deleted."),
+            ));
         }
         if self.world.disabled.contains(project) {
             let mut p = Problem::new(
@@ -342,18 +398,34 @@ impl State {
             ];
             return Err(p);
         }
-        if self.world.denied.contains(&(project.to_owned(), permission.to_owned())) {
+        if self
+            .world
+            .denied
+            .contains(&(project.to_owned(), permission.to_owned()))
+        {
             return Err(Problem::new(
                 403,
                 "PERMISSION_DENIED",
-                format!("Permission '{permission}' denied on resource '{resource}' (or resource may not exist)."),
+                format!(
+                    "Permission '{permission}' denied on resource '{resource}' (or resource may not exist)."
+                ),
             ));
         }
-        let quota = if write { self.world.write_quota } else { self.world.read_quota };
+        let quota = if write {
+            self.world.write_quota
+        } else {
+            self.world.read_quota
+        };
         if let Some(quota) = quota {
-            let used = self.used.entry((project.to_owned(), region.to_owned(), write)).or_default();
+            let used = self
+                .used
+                .entry((project.to_owned(), region.to_owned(), write))
+                .or_default();
             let now = Instant::now();
-            while used.front().is_some_and(|t| now - *t >= Duration::from_secs(60)) {
+            while used
+                .front()
+                .is_some_and(|t| now - *t >= Duration::from_secs(60))
+            {
                 used.pop_front();
             }
             if used.len() >= quota {
@@ -365,7 +437,9 @@ impl State {
                         "Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."
                     ),
                 );
-                p.retry_after = used.front().map(|t| (Duration::from_secs(60) - (now - *t)).as_secs() + 1);
+                p.retry_after = used
+                    .front()
+                    .map(|t| (Duration::from_secs(60) - (now - *t)).as_secs() + 1);
                 p.details = vec![
                     json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
                     "metadata": {"quota_limit": format!("{kind}PerMinutePerProjectRegion"), "quota_location": region, "service": "run.googleapis.com"}}),
@@ -393,11 +467,15 @@ mod tests {
         let run = Run::new(Clock::default());
         run.change_world(|w| w.write_quota = Some(2));
         let mut state = run.lock();
-        let mut write = |region: &str| state.gate("p", region, "run.services.setIamPolicy", "r", true);
+        let mut write =
+            |region: &str| state.gate("p", region, "run.services.setIamPolicy", "r", true);
         assert!(write("europe-west1").is_ok() && write("europe-west1").is_ok());
         let refused = write("europe-west1").unwrap_err();
         assert_eq!((refused.code, refused.status), (429, "RESOURCE_EXHAUSTED"));
         assert!(refused.retry_after.is_some_and(|s| (1..=60).contains(&s)));
-        assert!(write("us-central1").is_ok(), "another region has its own quota");
+        assert!(
+            write("us-central1").is_ok(),
+            "another region has its own quota"
+        );
     }
 }

@@ -22,7 +22,11 @@ pub struct StoredPolicy {
 impl StoredPolicy {
     fn etag_text(&self) -> String {
         // A policy that was never set has the etag ACAB in public samples.
-        if self.etag.is_empty() { "ACAB".into() } else { STANDARD.encode(&self.etag) }
+        if self.etag.is_empty() {
+            "ACAB".into()
+        } else {
+            STANDARD.encode(&self.etag)
+        }
     }
 
     fn has_conditions(&self) -> bool {
@@ -41,15 +45,22 @@ impl StoredPolicy {
                 if b["condition"].is_object() {
                     let mut hasher = DefaultHasher::new();
                     b["condition"].to_string().hash(&mut hasher);
-                    b["role"] =
-                        json!(format!("{}_withcond_{:020x}", b["role"].as_str().unwrap_or_default(), hasher.finish()));
+                    b["role"] = json!(format!(
+                        "{}_withcond_{:020x}",
+                        b["role"].as_str().unwrap_or_default(),
+                        hasher.finish()
+                    ));
                     if let Some(map) = b.as_object_mut() {
                         map.remove("condition");
                     }
                 }
             }
         }
-        let shown = if version >= 3 && self.has_conditions() { 3 } else { 1 };
+        let shown = if version >= 3 && self.has_conditions() {
+            3
+        } else {
+            1
+        };
         let mut policy = json!({"version": shown, "etag": self.etag_text()});
         if !bindings.is_empty() {
             policy["bindings"] = json!(bindings);
@@ -64,9 +75,14 @@ impl StoredPolicy {
     }
 
     pub fn edit_member(&mut self, role: &str, member: &str, add: bool, etag: Vec<u8>) {
-        let index = self.bindings.iter().position(|b| b["role"] == role && b["condition"].is_null());
+        let index = self
+            .bindings
+            .iter()
+            .position(|b| b["role"] == role && b["condition"].is_null());
         match (index, add) {
-            (None, true) => self.bindings.push(json!({"role": role, "members": [member]})),
+            (None, true) => self
+                .bindings
+                .push(json!({"role": role, "members": [member]})),
             (Some(i), true) => {
                 if let Some(list) = self.bindings[i]["members"].as_array_mut()
                     && !list.iter().any(|m| m == member)
@@ -127,12 +143,16 @@ impl StoredPolicy {
                 ));
             }
             if version < 3 && self.has_conditions() {
-                return Err(Problem::invalid("Policy version must be 3 to change a policy that contains conditions."));
+                return Err(Problem::invalid(
+                    "Policy version must be 3 to change a policy that contains conditions.",
+                ));
             }
         }
         let bindings = normalise(policy["bindings"].as_array().cloned().unwrap_or_default());
         if version < 3 && bindings.iter().any(|b| b["condition"].is_object()) {
-            return Err(Problem::invalid("Policy version must be 3 to set a policy that contains conditions."));
+            return Err(Problem::invalid(
+                "Policy version must be 3 to set a policy that contains conditions.",
+            ));
         }
         self.judge(&bindings, world)?;
         self.bindings = bindings;
@@ -147,14 +167,24 @@ impl StoredPolicy {
             let role = b["role"].as_str().unwrap_or_default();
             let conditional = b["condition"].is_object();
             if role.contains("_withcond_") {
-                return Err(Problem::invalid("Policy cannot contain both conditions and condition hashes."));
+                return Err(Problem::invalid(
+                    "Policy cannot contain both conditions and condition hashes.",
+                ));
             }
             if !(role.starts_with("roles/") || role.contains("/roles/")) {
-                return Err(Problem::invalid(format!("Role {role} is not supported for this resource.")));
+                return Err(Problem::invalid(format!(
+                    "Role {role} is not supported for this resource."
+                )));
             }
             if conditional
-                && (b["condition"]["expression"].as_str().unwrap_or_default().is_empty()
-                    || b["condition"]["title"].as_str().unwrap_or_default().is_empty())
+                && (b["condition"]["expression"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .is_empty()
+                    || b["condition"]["title"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .is_empty())
             {
                 return Err(Problem::invalid("Request contains an invalid argument."));
             }
@@ -162,7 +192,9 @@ impl StoredPolicy {
                 let m = m.as_str().unwrap_or_default();
                 total += 1;
                 if conditional && (m == "allUsers" || m == "allAuthenticatedUsers") {
-                    return Err(Problem::invalid("Conditions are not supported with public members."));
+                    return Err(Problem::invalid(
+                        "Conditions are not supported with public members.",
+                    ));
                 }
             }
         }
@@ -185,16 +217,26 @@ impl StoredPolicy {
 /// Bytes in JSON: "either standard or URL-safe base64 encoding with/without paddings are accepted"
 /// (<https://protobuf.dev/programming-guides/json/>). gcloud sends the URL-safe alphabet.
 fn bytes_of(text: &str) -> Option<Vec<u8>> {
-    let standard: String = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
-    base64::engine::general_purpose::STANDARD_NO_PAD.decode(standard).ok()
+    let standard: String = text
+        .trim_end_matches('=')
+        .replace('-', "+")
+        .replace('_', "/");
+    base64::engine::general_purpose::STANDARD_NO_PAD
+        .decode(standard)
+        .ok()
 }
 
 /// Members of one role and condition come together in one binding; empty bindings are not kept.
 fn normalise(bindings: Vec<Value>) -> Vec<Value> {
     let mut out: Vec<Value> = Vec::new();
     for b in bindings {
-        let Some(members) = b["members"].as_array().filter(|m| !m.is_empty()) else { continue };
-        match out.iter_mut().find(|o| o["role"] == b["role"] && o.get("condition") == b.get("condition")) {
+        let Some(members) = b["members"].as_array().filter(|m| !m.is_empty()) else {
+            continue;
+        };
+        match out
+            .iter_mut()
+            .find(|o| o["role"] == b["role"] && o.get("condition") == b.get("condition"))
+        {
             Some(existing) => {
                 if let Some(list) = existing["members"].as_array_mut() {
                     for m in members {
@@ -227,7 +269,11 @@ fn triples(bindings: &[Value]) -> impl Iterator<Item = (String, String, String)>
 /// Refuses what no identity answers to. One such member fails the whole request.
 fn existence(member: &str, fresh: bool, world: &World) -> Result<(), Problem> {
     let refuse = |text: String| {
-        Err(Problem::invalid(if world.terse { "Request contains an invalid argument.".into() } else { text }))
+        Err(Problem::invalid(if world.terse {
+            "Request contains an invalid argument.".into()
+        } else {
+            text
+        }))
     };
     if member == "allUsers" || member == "allAuthenticatedUsers" {
         return Ok(());
@@ -237,11 +283,18 @@ fn existence(member: &str, fresh: bool, world: &World) -> Result<(), Problem> {
     };
     if kind == "deleted" {
         // What is there may be written back; nobody can add such a member.
-        return if fresh { Err(Problem::invalid("Request contains an invalid argument.")) } else { Ok(()) };
+        return if fresh {
+            Err(Problem::invalid("Request contains an invalid argument."))
+        } else {
+            Ok(())
+        };
     }
-    let known = !world.unknown.contains(&rest.to_ascii_lowercase()) && !world.unknown.contains(rest);
+    let known =
+        !world.unknown.contains(&rest.to_ascii_lowercase()) && !world.unknown.contains(rest);
     match kind {
-        "user" | "group" | "serviceAccount" if !rest.contains('@') && !rest.contains(".svc.id.goog[") => {
+        "user" | "group" | "serviceAccount"
+            if !rest.contains('@') && !rest.contains(".svc.id.goog[") =>
+        {
             Err(Problem::invalid("Request contains an invalid argument."))
         }
         "user" if !known => refuse(format!("User {rest} does not exist.")),
@@ -257,8 +310,12 @@ fn existence(member: &str, fresh: bool, world: &World) -> Result<(), Problem> {
 
 /// Domain restricted sharing, which judges what is new.
 fn permitted(member: &str, world: &World) -> Result<(), Problem> {
-    let Some(domains) = &world.permitted_domains else { return Ok(()) };
-    let domain = member.split_once(':').map(|(_, r)| r.rsplit('@').next().unwrap_or(r).to_ascii_lowercase());
+    let Some(domains) = &world.permitted_domains else {
+        return Ok(());
+    };
+    let domain = member
+        .split_once(':')
+        .map(|(_, r)| r.rsplit('@').next().unwrap_or(r).to_ascii_lowercase());
     let fine = match &domain {
         None => false,
         Some(d) => domains.contains(d) || d.ends_with(".gserviceaccount.com"),
@@ -279,7 +336,11 @@ mod tests {
     use super::*;
 
     fn set(p: &mut StoredPolicy, policy: Value) -> Result<(), Problem> {
-        p.set(&json!({"policy": policy}), &World::default(), vec![7, p.etag.len() as u8 + 1])
+        p.set(
+            &json!({"policy": policy}),
+            &World::default(),
+            vec![7, p.etag.len() as u8 + 1],
+        )
     }
 
     #[test]
@@ -296,7 +357,12 @@ mod tests {
         let etag = p.view(3)["etag"].clone();
         set(&mut p, json!({"version": 3, "etag": etag, "bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"], "condition": {"title": "t", "expression": "e"}}]})).unwrap();
         assert_eq!(p.view(3)["version"], 3);
-        assert!(p.view(1)["bindings"][0]["role"].as_str().unwrap().contains("_withcond_"));
+        assert!(
+            p.view(1)["bindings"][0]["role"]
+                .as_str()
+                .unwrap()
+                .contains("_withcond_")
+        );
         let hidden = p.view(1);
         assert_eq!(set(&mut p, hidden).unwrap_err().code, 400);
     }
@@ -304,7 +370,11 @@ mod tests {
     #[test]
     fn a_stale_etag_is_refused() {
         let mut p = StoredPolicy::default();
-        set(&mut p, json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]})).unwrap();
+        set(
+            &mut p,
+            json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co"]}]}),
+        )
+        .unwrap();
         let refused = set(&mut p, json!({"etag": "ACAB", "bindings": []})).unwrap_err();
         assert_eq!((refused.code, refused.status), (409, "ABORTED"));
     }
@@ -312,28 +382,49 @@ mod tests {
     #[test]
     fn one_unknown_member_refuses_everything() {
         let mut p = StoredPolicy::default();
-        let world = World { unknown: ["x@b.co".to_owned()].into(), ..World::default() };
+        let world = World {
+            unknown: ["x@b.co".to_owned()].into(),
+            ..World::default()
+        };
         let policy = json!({"policy": {"bindings": [{"role": "roles/run.invoker", "members": ["user:a@b.co", "group:x@b.co"]}]}});
-        assert_eq!(p.set(&policy, &world, vec![1]).unwrap_err().message, "Group x@b.co does not exist.");
+        assert_eq!(
+            p.set(&policy, &world, vec![1]).unwrap_err().message,
+            "Group x@b.co does not exist."
+        );
         assert_eq!(p.view(3), json!({"etag": "ACAB"}));
     }
 
     #[test]
     fn an_organization_judges_only_what_is_new() {
         let mut p = StoredPolicy::default();
-        set(&mut p, json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:a@other.com"]}]})).unwrap();
-        let world = World { permitted_domains: Some(["acme.com".to_owned()].into()), ..World::default() };
+        set(
+            &mut p,
+            json!({"bindings": [{"role": "roles/run.invoker", "members": ["user:a@other.com"]}]}),
+        )
+        .unwrap();
+        let world = World {
+            permitted_domains: Some(["acme.com".to_owned()].into()),
+            ..World::default()
+        };
         let old = json!({"policy": {"bindings": [{"role": "roles/run.invoker", "members": ["user:a@other.com", "user:b@acme.com"]}]}});
         p.set(&old, &world, vec![1]).unwrap();
         let new = json!({"policy": {"bindings": [{"role": "roles/run.invoker", "members": ["allUsers"]}]}});
-        assert_eq!(p.set(&new, &world, vec![1]).unwrap_err().status, "FAILED_PRECONDITION");
+        assert_eq!(
+            p.set(&new, &world, vec![1]).unwrap_err().status,
+            "FAILED_PRECONDITION"
+        );
     }
 
     #[test]
     fn one_member_too_many_refuses_everything() {
         let mut p = StoredPolicy::default();
-        let members = |n: usize| -> Vec<String> { (0..n).map(|i| format!("user:u{i}@b.co")).collect() };
-        set(&mut p, json!({"bindings": [{"role": "roles/run.invoker", "members": members(1500)}]})).unwrap();
+        let members =
+            |n: usize| -> Vec<String> { (0..n).map(|i| format!("user:u{i}@b.co")).collect() };
+        set(
+            &mut p,
+            json!({"bindings": [{"role": "roles/run.invoker", "members": members(1500)}]}),
+        )
+        .unwrap();
         let etag = p.view(3)["etag"].clone();
         let refused =
             set(&mut p, json!({"etag": etag, "bindings": [{"role": "roles/run.invoker", "members": members(1501)}]}))

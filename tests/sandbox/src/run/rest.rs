@@ -22,15 +22,18 @@ pub fn answer(run: &Run, call: &Call) -> Response<Body> {
             );
             let mut response = Response::new(Body::from(page));
             *response.status_mut() = axum::http::StatusCode::NOT_FOUND;
-            response
-                .headers_mut()
-                .insert("content-type", axum::http::HeaderValue::from_static("text/html; charset=UTF-8"));
+            response.headers_mut().insert(
+                "content-type",
+                axum::http::HeaderValue::from_static("text/html; charset=UTF-8"),
+            );
             response
         }
         Err(problem) => {
             let mut response = respond(problem.code, &problem.to_value());
             if let Some(seconds) = problem.retry_after {
-                response.headers_mut().insert("retry-after", axum::http::HeaderValue::from(seconds));
+                response
+                    .headers_mut()
+                    .insert("retry-after", axum::http::HeaderValue::from(seconds));
             }
             response
         }
@@ -56,22 +59,56 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
         ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
         ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
         ("POST", ["v1", "projects", p, "subscriptions", s]) => match s.split_once(':') {
-            Some((s, "testIamPermissions")) => {
-                subscription(run, p, s).map(|_| call.json()).map(|asked| json!({"permissions": asked["permissions"]}))
-            }
+            Some((s, "testIamPermissions")) => subscription(run, p, s)
+                .map(|_| call.json())
+                .map(|asked| json!({"permissions": asked["permissions"]})),
             _ => Err(unknown_path()),
         },
         ("GET", ["v1", "projects", p, "locations"]) => locations(run, p),
-        ("GET", ["v1", "projects", p, "locations", r, "services"]) => list_v1(run, call, p, (*r != "-").then_some(*r)),
-        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services"]) => {
-            list_v1(run, call, p, Some(&region_of_host(call)?))
+        ("GET", ["v1", "projects", p, "locations", r, "services"]) => {
+            list_v1(run, call, p, (*r != "-").then_some(*r))
         }
-        ("GET", ["apis", "serving.knative.dev", "v1", "namespaces", p, "services", s]) => {
-            get(run, p, &region_of_host(call)?, s, Version::V1, false)
-        }
-        (_, [version @ ("v1" | "v2"), "projects", p, "locations", r, "services", s]) => {
+        (
+            "GET",
+            [
+                "apis",
+                "serving.knative.dev",
+                "v1",
+                "namespaces",
+                p,
+                "services",
+            ],
+        ) => list_v1(run, call, p, Some(&region_of_host(call)?)),
+        (
+            "GET",
+            [
+                "apis",
+                "serving.knative.dev",
+                "v1",
+                "namespaces",
+                p,
+                "services",
+                s,
+            ],
+        ) => get(run, p, &region_of_host(call)?, s, Version::V1, false),
+        (
+            _,
+            [
+                version @ ("v1" | "v2"),
+                "projects",
+                p,
+                "locations",
+                r,
+                "services",
+                s,
+            ],
+        ) => {
             let (name, verb) = s.split_once(':').map_or((*s, ""), |(n, v)| (n, v));
-            let version = if *version == "v1" { Version::V1 } else { Version::V2 };
+            let version = if *version == "v1" {
+                Version::V1
+            } else {
+                Version::V2
+            };
             match (method, verb) {
                 ("GET", "") => get(run, p, r, name, version, integers(call)),
                 ("GET", "getIamPolicy") => get_policy(run, call, p, r, name),
@@ -92,13 +129,16 @@ enum Version {
 
 /// `$alt=json;enum-encoding=int` asks for enums as numbers.
 fn integers(call: &Call) -> bool {
-    call.param("$alt").is_some_and(|v| v.contains("enum-encoding=int"))
+    call.param("$alt")
+        .is_some_and(|v| v.contains("enum-encoding=int"))
 }
 
 /// Knative-style paths are served by regional hosts: `REGION-run.googleapis.com`.
 fn region_of_host(call: &Call) -> Result<String, Problem> {
     let host = call.header("host");
-    let found = regex::Regex::new(r"^([a-z]+-[a-z]+[0-9]+)-").ok().and_then(|r| Some(r.captures(host)?[1].to_owned()));
+    let found = regex::Regex::new(r"^([a-z]+-[a-z]+[0-9]+)-")
+        .ok()
+        .and_then(|r| Some(r.captures(host)?[1].to_owned()));
     found.ok_or_else(|| {
         Problem::new(
             404,
@@ -116,7 +156,9 @@ fn missing(p: &str, r: &str, s: &str) -> Problem {
     Problem::new(
         404,
         "NOT_FOUND",
-        format!("Resource '{s}' of kind 'SERVICE' in region '{r}' in project '{p}' does not exist."),
+        format!(
+            "Resource '{s}' of kind 'SERVICE' in region '{r}' in project '{p}' does not exist."
+        ),
     )
 }
 
@@ -133,18 +175,35 @@ fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
         .ok()
         .filter(|v| [0, 1, 3].contains(v))
         .ok_or_else(|| Problem::invalid(format!("Invalid requested policy version: {asked}.")))?;
-    state.services.get(&key(p, r, s)).map(|x| x.policy.view(version)).ok_or_else(|| missing(p, r, s))
+    state
+        .services
+        .get(&key(p, r, s))
+        .map(|x| x.policy.view(version))
+        .ok_or_else(|| missing(p, r, s))
 }
 
 fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, "-", "resourcemanager.projects.getIamPolicy", &format!("projects/{p}"), false)?;
+    state.gate(
+        p,
+        "-",
+        "resourcemanager.projects.getIamPolicy",
+        &format!("projects/{p}"),
+        false,
+    )?;
     let bindings = state.projects.get(p).cloned().unwrap_or_else(|| json!([]));
     Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
 /// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do not get that far.
-fn set_policy(run: &Run, call: &Call, version: Version, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
+fn set_policy(
+    run: &Run,
+    call: &Call,
+    version: Version,
+    p: &str,
+    r: &str,
+    s: &str,
+) -> Result<Value, Problem> {
     let mut bindings = None;
     let result = try_set_policy(run, call, p, r, s, &mut bindings);
     let failed = match &result {
@@ -194,7 +253,10 @@ fn try_set_policy(
     }
     let etag = state.next_etag(&run.clock);
     let world = state.world.clone();
-    let service = state.services.get_mut(&key(p, r, s)).ok_or_else(|| missing(p, r, s))?;
+    let service = state
+        .services
+        .get_mut(&key(p, r, s))
+        .ok_or_else(|| missing(p, r, s))?;
     let before = service.policy.view(3);
     service.policy.set(&request, &world, etag)?;
     let after = service.policy.view(3);
@@ -207,22 +269,40 @@ fn project_permissions(run: &Run, call: &Call, p: &str) -> Result<Value, Problem
     let state = run.lock();
     let asked = call.json();
     let held = held_permissions(&state, p, &asked);
-    let there = state.services.keys().any(|k| k.0 == p) || state.world.denied.iter().any(|(q, _)| q == p);
-    Ok(if held.is_empty() || !there { json!({}) } else { json!({"permissions": held}) })
+    let there =
+        state.services.keys().any(|k| k.0 == p) || state.world.denied.iter().any(|(q, _)| q == p);
+    Ok(if held.is_empty() || !there {
+        json!({})
+    } else {
+        json!({"permissions": held})
+    })
 }
 
 fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
     let list = asked["permissions"].as_array().into_iter().flatten();
-    list.filter(|v| v.as_str().is_some_and(|v| !state.world.denied.contains(&(p.to_owned(), v.to_owned()))))
-        .cloned()
-        .collect()
+    list.filter(|v| {
+        v.as_str()
+            .is_some_and(|v| !state.world.denied.contains(&(p.to_owned(), v.to_owned())))
+    })
+    .cloned()
+    .collect()
 }
 
 fn sinks(run: &Run, p: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, "-", "logging.sinks.list", &format!("projects/{p}"), false)?;
+    state.gate(
+        p,
+        "-",
+        "logging.sinks.list",
+        &format!("projects/{p}"),
+        false,
+    )?;
     let list = state.world.sinks.get(p).cloned().unwrap_or_default();
-    Ok(if list.is_empty() { json!({}) } else { json!({"sinks": list}) })
+    Ok(if list.is_empty() {
+        json!({})
+    } else {
+        json!({"sinks": list})
+    })
 }
 
 fn subscription(run: &Run, p: &str, s: &str) -> Result<Value, Problem> {
@@ -233,7 +313,13 @@ fn subscription(run: &Run, p: &str, s: &str) -> Result<Value, Problem> {
         .subscriptions
         .get(&name)
         .cloned()
-        .ok_or_else(|| Problem::new(404, "NOT_FOUND", format!("Resource not found (resource={s}).")))?;
+        .ok_or_else(|| {
+            Problem::new(
+                404,
+                "NOT_FOUND",
+                format!("Resource not found (resource={s})."),
+            )
+        })?;
     found["name"] = json!(name);
     Ok(found)
 }
@@ -245,43 +331,89 @@ fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result
         return Ok(json!({}));
     }
     let held = held_permissions(&state, p, &call.json());
-    Ok(if held.is_empty() { json!({}) } else { json!({"permissions": held}) })
+    Ok(if held.is_empty() {
+        json!({})
+    } else {
+        json!({"permissions": held})
+    })
 }
 
-fn get(run: &Run, p: &str, r: &str, s: &str, version: Version, integers: bool) -> Result<Value, Problem> {
+fn get(
+    run: &Run,
+    p: &str,
+    r: &str,
+    s: &str,
+    version: Version,
+    integers: bool,
+) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(p, r, "run.services.get", &resource(p, r, s), false)?;
     match (state.services.get(&key(p, r, s)), version) {
         (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers)),
         (Some(service), Version::V1) => Ok(v1(&key(p, r, s), service)),
-        (None, Version::V2) => {
-            Err(Problem::new(404, "NOT_FOUND", format!("service \"{}\" not found", resource(p, r, s))))
-        }
+        (None, Version::V2) => Err(Problem::new(
+            404,
+            "NOT_FOUND",
+            format!("service \"{}\" not found", resource(p, r, s)),
+        )),
         (None, Version::V1) => Err(missing(p, r, s)),
     }
 }
 
 fn locations(run: &Run, p: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, "-", "run.locations.list", &format!("projects/{p}"), false)?;
+    state.gate(
+        p,
+        "-",
+        "run.locations.list",
+        &format!("projects/{p}"),
+        false,
+    )?;
     let mut regions: Vec<&str> = vec!["europe-west1", "us-central1", "asia-northeast1"];
-    regions.extend(state.services.keys().filter(|k| k.0 == p).map(|k| k.1.as_str()));
+    regions.extend(
+        state
+            .services
+            .keys()
+            .filter(|k| k.0 == p)
+            .map(|k| k.1.as_str()),
+    );
     regions.sort_unstable();
     regions.dedup();
-    let list: Vec<Value> =
-        regions.iter().map(|r| json!({"name": format!("projects/{p}/locations/{r}"), "locationId": r})).collect();
+    let list: Vec<Value> = regions
+        .iter()
+        .map(|r| json!({"name": format!("projects/{p}/locations/{r}"), "locationId": r}))
+        .collect();
     Ok(json!({"locations": list}))
 }
 
 fn list_v2(run: &Run, call: &Call, p: &str, r: &str) -> Result<Value, Problem> {
     if r == "-" {
-        return Err(Problem::invalid("The parent location must be a valid GCP region and cannot be the - wildcard."));
+        return Err(Problem::invalid(
+            "The parent location must be a valid GCP region and cannot be the - wildcard.",
+        ));
     }
     let mut state = run.lock();
-    state.gate(p, r, "run.services.list", &format!("projects/{p}/locations/{r}"), false)?;
-    let size = call.param("pageSize").and_then(|v| v.parse::<usize>().ok()).filter(|n| *n > 0).unwrap_or(100);
-    let (page, next) = page(&state, p, Some(r), size, call.param("pageToken").unwrap_or_default())?;
-    let mut value = json!({"services": page.iter().map(|(k, s)| v2(k, s, integers(call))).collect::<Vec<_>>()});
+    state.gate(
+        p,
+        r,
+        "run.services.list",
+        &format!("projects/{p}/locations/{r}"),
+        false,
+    )?;
+    let size = call
+        .param("pageSize")
+        .and_then(|v| v.parse::<usize>().ok())
+        .filter(|n| *n > 0)
+        .unwrap_or(100);
+    let (page, next) = page(
+        &state,
+        p,
+        Some(r),
+        size,
+        call.param("pageToken").unwrap_or_default(),
+    )?;
+    let mut value =
+        json!({"services": page.iter().map(|(k, s)| v2(k, s, integers(call))).collect::<Vec<_>>()});
     if let Some(next) = next {
         value["nextPageToken"] = json!(next);
     }
@@ -291,9 +423,25 @@ fn list_v2(run: &Run, call: &Call, p: &str, r: &str) -> Result<Value, Problem> {
 fn list_v1(run: &Run, call: &Call, p: &str, region: Option<&str>) -> Result<Value, Problem> {
     let mut state = run.lock();
     let place = region.unwrap_or("-");
-    state.gate(p, place, "run.services.list", &format!("projects/{p}/locations/{place}"), false)?;
-    let size = call.param("limit").and_then(|v| v.parse::<usize>().ok()).filter(|n| *n > 0).unwrap_or(usize::MAX);
-    let (page, next) = page(&state, p, region, size, call.param("continue").unwrap_or_default())?;
+    state.gate(
+        p,
+        place,
+        "run.services.list",
+        &format!("projects/{p}/locations/{place}"),
+        false,
+    )?;
+    let size = call
+        .param("limit")
+        .and_then(|v| v.parse::<usize>().ok())
+        .filter(|n| *n > 0)
+        .unwrap_or(usize::MAX);
+    let (page, next) = page(
+        &state,
+        p,
+        region,
+        size,
+        call.param("continue").unwrap_or_default(),
+    )?;
     let mut meta = json!({"selfLink": "/apis/serving.knative.dev/v1/namespaces/services", "resourceVersion": "0"});
     if let Some(next) = next {
         meta["continue"] = json!(next);
@@ -324,7 +472,9 @@ fn page<'a>(
             .and_then(|t| t.parse().ok())
             .ok_or_else(|| Problem::invalid("Invalid page token."))?
     };
-    let fits = |k: &ServiceKey| k.0 == p && region.map_or(!state.world.unreachable.contains(&k.1), |r| k.1 == r);
+    let fits = |k: &ServiceKey| {
+        k.0 == p && region.map_or(!state.world.unreachable.contains(&k.1), |r| k.1 == r)
+    };
     let all: Vec<Found<'a>> = state.services.iter().filter(|(k, _)| fits(k)).collect();
     let rest = all.get(start..).unwrap_or_default();
     let next = (rest.len() > size).then(|| format!("page-{}", start + size));
@@ -335,7 +485,10 @@ fn host(k: &ServiceKey) -> String {
     format!(
         "https://{}-abcdefghij-{}.a.run.app",
         k.2,
-        k.1.chars().filter(|c| c.is_ascii_alphanumeric()).take(2).collect::<String>()
+        k.1.chars()
+            .filter(|c| c.is_ascii_alphanumeric())
+            .take(2)
+            .collect::<String>()
     )
 }
 
@@ -343,7 +496,11 @@ fn v2(k: &ServiceKey, s: &Service, integers: bool) -> Value {
     let (ingress, stage, succeeded): (Value, Value, Value) = if integers {
         (json!(1), json!(4), json!(4))
     } else {
-        (json!("INGRESS_TRAFFIC_ALL"), json!("GA"), json!("CONDITION_SUCCEEDED"))
+        (
+            json!("INGRESS_TRAFFIC_ALL"),
+            json!("GA"),
+            json!("CONDITION_SUCCEEDED"),
+        )
     };
     let mut v = json!({"name": resource(&k.0, &k.1, &k.2), "uid": s.uid, "generation": s.generation.to_string(), "observedGeneration": s.generation.to_string(),
         "createTime": s.created, "updateTime": s.created, "creator": "deployer@acme.com", "lastModifier": "deployer@acme.com", "client": "gcloud",

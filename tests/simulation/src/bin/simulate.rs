@@ -73,7 +73,11 @@ fn main() {
     let args = Args::parse();
     simulation::world::watch_for_panics();
     if let Some(filter) = &args.log {
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .without_time()
+            .with_writer(std::io::stderr)
+            .init();
     }
     let one = match (&args.story, args.seed) {
         (Some(path), _) => Some(corpus::load(path).story),
@@ -91,14 +95,27 @@ fn main() {
 
 fn sweeps(step: usize, args: &Args) -> i32 {
     let mut failed = 0;
-    for (name, story) in sweep::scenarios().into_iter().filter(|(n, _)| n.contains(&args.only)) {
-        let base = play(&story, Run { journal: true, ..Run::default() });
+    for (name, story) in sweep::scenarios()
+        .into_iter()
+        .filter(|(n, _)| n.contains(&args.only))
+    {
+        let base = play(
+            &story,
+            Run {
+                journal: true,
+                ..Run::default()
+            },
+        );
         if let Some(v) = base.violations.first() {
             println!("{name}: as it is: {v}");
             failed += 1;
             continue;
         }
-        let requests = base.journal.iter().filter(|l| l.contains("  r0 ") && l.contains(" > ")).count() as u64;
+        let requests = base
+            .journal
+            .iter()
+            .filter(|l| l.contains("  r0 ") && l.contains(" > "))
+            .count() as u64;
         let all = Sweep::all(&story, requests.min(400), step);
         let (next, broken) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
@@ -113,15 +130,25 @@ fn sweeps(step: usize, args: &Args) -> i32 {
                                 found: format!("{sweep:?} over {name}: {v}"),
                                 story: sweep.over(&story),
                             };
-                            corpus::write(&PathBuf::from(format!("target/{name}-{sweep:?}.json")), &case);
-                            broken.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{sweep:?}: {v}"));
+                            corpus::write(
+                                &PathBuf::from(format!("target/{name}-{sweep:?}.json")),
+                                &case,
+                            );
+                            broken
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .push(format!("{sweep:?}: {v}"));
                         }
                     }
                 });
             }
         });
         let broken = broken.into_inner().unwrap_or_else(PoisonError::into_inner);
-        println!("{name}: {} worlds over {requests} requests, {} failed", all.len(), broken.len());
+        println!(
+            "{name}: {} worlds over {requests} requests, {} failed",
+            all.len(),
+            broken.len()
+        );
         broken.iter().take(3).for_each(|b| println!("  {b}"));
         failed += broken.len();
     }
@@ -132,17 +159,32 @@ fn show(story: &Story, args: &Args) -> i32 {
     let first = play(story, Run::default());
     let broken = first.violations.first().filter(|_| !args.whole);
     let story = broken.map_or_else(|| story.clone(), |v| shrink::shrink(story, v.rule, 400));
-    let report = play(&story, Run { journal: true, ..Run::default() });
+    let report = play(
+        &story,
+        Run {
+            journal: true,
+            ..Run::default()
+        },
+    );
     for line in &report.journal {
         println!("{line}");
     }
     println!("\n{story}");
-    println!("journal {:016x}, lasted {:?}, settled after {:?}", report.hash, report.lasted, report.settled_after);
+    println!(
+        "journal {:016x}, lasted {:?}, settled after {:?}",
+        report.hash, report.lasted, report.settled_after
+    );
     for v in &report.violations {
         println!("BROKEN {v} (at {})", v.at);
     }
-    if let (Some(name), Some(found), Some(v)) = (&args.keep, &args.found, report.violations.first()) {
-        let case = Case { seed: args.seed, rule: v.rule.to_owned(), found: found.clone(), story };
+    if let (Some(name), Some(found), Some(v)) = (&args.keep, &args.found, report.violations.first())
+    {
+        let case = Case {
+            seed: args.seed,
+            rule: v.rule.to_owned(),
+            found: found.clone(),
+            story,
+        };
         corpus::save(name, &case);
     }
     i32::from(!report.violations.is_empty())
@@ -210,7 +252,11 @@ fn many(args: &Args) -> i32 {
         && let Some(first) = report.violations.first()
     {
         let story = generate::story(*seed);
-        let story = if args.whole { story } else { shrink::shrink(&story, first.rule, 400) };
+        let story = if args.whole {
+            story
+        } else {
+            shrink::shrink(&story, first.rule, 400)
+        };
         println!("\nseed {seed} breaks {first}\n\nthe shortest story that still does:\n{story}");
     }
     i32::from(failed)
