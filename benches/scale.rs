@@ -1,11 +1,13 @@
 //! `make bench`: the release binary on the sandbox, with 50 ms between it and Cloud Run.
 //!
-//! Each policy names one service of its own, enforced, read every 60 s. The sandbox shares the machine with the operator, so
-//! times are upper bounds. The budgets of calls per minute are raised out of the way and reported; with the default budget
-//! of 30 writes a minute and region, that budget is the bound and nothing else.
+//! Each policy names one service of its own, enforced, read every 60 s. The sandbox shares the
+//! machine with the operator, so times are upper bounds. The budgets of calls per minute are raised
+//! out of the way and reported; with the default budget of 30 writes a minute and region, that
+//! budget is the bound and nothing else.
 //!
-//! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift is undone that the
-//! audit log tells of, through Google's Pub/Sub emulator, which must be installed for that.
+//! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift
+//! is undone that the audit log tells of, through Google's Pub/Sub emulator, which must be
+//! installed for that.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::{
@@ -288,8 +290,8 @@ async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
     (bench, config)
 }
 
-/// Milliseconds from the moment at which a drift is published to the answer to the write that undoes it, one at a time and
-/// a hundred at once; and the calls for each.
+/// Milliseconds from the moment at which a drift is published to the answer to the write that
+/// undoes it, one at a time and a hundred at once; and the calls for each.
 async fn events(size: usize) -> Value {
     let pubsub = Pubsub::start()
         .await
@@ -397,7 +399,8 @@ async fn run(size: usize) -> Value {
         calls.push(made as f64);
     }
     bench.all_ready(Instant::now()).await;
-    // A look is at least half an interval after the last, so the rhythm is steady after one and a half.
+    // A look is at least half an interval after the last, so the rhythm is steady after one and a
+    // half.
     tokio::time::sleep(INTERVAL.mul_f64(1.6)).await;
 
     // A whole interval in which nothing changes.

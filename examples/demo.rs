@@ -1,4 +1,5 @@
-//! `make demo`: the sandbox, the real operator binary, sample policies, drift from outside; told as it happens.
+//! `make demo`: the sandbox, the real operator binary, sample policies, drift from outside; told as
+//! it happens.
 //!
 //! Exits non-zero if any step of the story did not happen. `--keep` leaves everything running.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
@@ -245,7 +246,8 @@ impl Stage {
         (count(":getIamPolicy"), count(":setIamPolicy"))
     }
 
-    /// What `gcloud run services add-iam-policy-binding` sends: one read and one write by v1, with the etag.
+    /// What `gcloud run services add-iam-policy-binding` sends: one read and one write by v1, with
+    /// the etag.
     async fn gcloud_add(&self, region: &str, name: &str, member: &str) -> anyhow::Result<()> {
         self.command(&format!(
             "gcloud run services add-iam-policy-binding {name} \\"

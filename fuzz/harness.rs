@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all. Shared by the cargo-fuzz targets and by `tests/fuzz.rs`, which runs a bounded number
-//! of mutations on stable Rust.
+//! What must hold for any bytes at all. Shared by the cargo-fuzz targets and by `tests/fuzz.rs`,
+//! which runs a bounded number of mutations on stable Rust.
 
 use std::collections::{BTreeMap, BTreeSet};
 

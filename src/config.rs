@@ -36,7 +36,8 @@ pub struct CloudArgs {
     #[arg(long, env = "RUN_INVOKER_ANONYMOUS")]
     pub anonymous: bool,
 
-    /// Project that pays for API quota (needs serviceusage.services.use there); the credential's own if not given.
+    /// Project that pays for API quota (needs serviceusage.services.use there); the credential's
+    /// own if not given.
     #[arg(long, env = "RUN_INVOKER_QUOTA_PROJECT")]
     pub quota_project: Option<String>,
 
@@ -44,13 +45,13 @@ pub struct CloudArgs {
     #[arg(long, env = "RUN_INVOKER_CLOUD_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub cloud_timeout: Duration,
 
-    /// Reads per minute and project and region; at least 6. Never exceeded in any 60 seconds. Projects were seen with a quota
-    /// of 600.
+    /// Reads per minute and project and region; at least 6. Never exceeded in any 60 seconds.
+    /// Projects were seen with a quota of 600.
     #[arg(long, env = "RUN_INVOKER_READS_PER_MINUTE", default_value_t = 300, value_parser = clap::value_parser!(u32).range(6..))]
     pub reads_per_minute: u32,
 
-    /// Writes per minute and project and region. Projects were seen with a quota of 30, and of 60; a 429 that names the limit
-    /// is believed, and half of it is used from then on.
+    /// Writes per minute and project and region. Projects were seen with a quota of 30, and of 60;
+    /// a 429 that names the limit is believed, and half of it is used from then on.
     #[arg(long, env = "RUN_INVOKER_WRITES_PER_MINUTE", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub writes_per_minute: u32,
 
@@ -69,10 +70,12 @@ impl CloudArgs {
     }
 }
 
-/// What a plan depends on besides policies, guardrails and reality; the operator's and the plugin's.
+/// What a plan depends on besides policies, guardrails and reality; the operator's and the
+/// plugin's.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Members that are never removed because no policy lists them; * stands for anything. Repeat, or separate by commas.
+    /// Members that are never removed because no policy lists them; * stands for anything. Repeat,
+    /// or separate by commas.
     #[arg(
         long = "protected-member",
         env = "RUN_INVOKER_PROTECTED_MEMBERS",
@@ -85,7 +88,8 @@ pub struct PlanArgs {
     #[arg(long, env = "RUN_INVOKER_PUBLIC", value_enum, default_value = "deny")]
     pub public: Public,
 
-    /// The most invokers that one write may take from one service without approval, where no guardrail says otherwise.
+    /// The most invokers that one write may take from one service without approval, where no
+    /// guardrail says otherwise.
     #[arg(long, env = "RUN_INVOKER_MAX_REMOVALS", default_value_t = 20)]
     pub max_removals: u32,
 
@@ -119,7 +123,8 @@ impl PlanArgs {
 
 /// Keeps the IAM invokers of Cloud Run services as InvokerPolicy objects declare them.
 ///
-/// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application Default Credentials.
+/// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application
+/// Default Credentials.
 #[derive(Clone, Debug, Parser)]
 #[command(version, name = "run-invoker")]
 pub struct Args {
@@ -137,7 +142,8 @@ pub struct Args {
     #[command(flatten)]
     pub plan: PlanArgs,
 
-    /// The most writes that correct drift, over all services, within the window; beyond that corrections rest.
+    /// The most writes that correct drift, over all services, within the window; beyond that
+    /// corrections rest.
     #[arg(long, env = "RUN_INVOKER_BREAKER_CORRECTIONS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub breaker_corrections: u32,
 
@@ -145,8 +151,9 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_BREAKER_WINDOW", default_value = "5m", value_parser = duration)]
     pub breaker_window: Duration,
 
-    /// Pub/Sub subscription with Cloud Audit Logs of Cloud Run, as projects/PROJECT/subscriptions/NAME. Repeat, or separate
-    /// by commas. Without one, drift is found by periodic reads alone.
+    /// Pub/Sub subscription with Cloud Audit Logs of Cloud Run, as
+    /// projects/PROJECT/subscriptions/NAME. Repeat, or separate by commas. Without one, drift is
+    /// found by periodic reads alone.
     #[arg(long = "event-subscription", env = "RUN_INVOKER_EVENT_SUBSCRIPTIONS", value_delimiter = ',', value_parser = subscription)]
     pub event_subscriptions: Vec<String>,
 
@@ -154,12 +161,13 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_EVENT_ENDPOINT", default_value = crate::subscription::DEFAULT_ENDPOINT)]
     pub event_endpoint: String,
 
-    /// With audit events, services are read periodically no more often than this, as a safety net; while events cannot be
-    /// relied on, at the interval of their policies.
+    /// With audit events, services are read periodically no more often than this, as a safety net;
+    /// while events cannot be relied on, at the interval of their policies.
     #[arg(long, env = "RUN_INVOKER_EVENT_INTERVAL", default_value = "1h", value_parser = duration)]
     pub event_interval: Duration,
 
-    /// A change that was read and that no audit event told of within so long means that events are missing.
+    /// A change that was read and that no audit event told of within so long means that events are
+    /// missing.
     #[arg(long, env = "RUN_INVOKER_EVENT_PATIENCE", default_value = "5m", value_parser = duration)]
     pub event_patience: Duration,
 
@@ -171,7 +179,8 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES_FOR", default_value = "2160h", value_parser = duration)]
     pub keep_changes_for: Duration,
 
-    /// Over how many shards projects are spread; replicas share them. All replicas must have the same number.
+    /// Over how many shards projects are spread; replicas share them. All replicas must have the
+    /// same number.
     #[arg(long, env = "RUN_INVOKER_SHARDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
 
@@ -212,7 +221,8 @@ pub struct Args {
     )]
     pub log_format: LogFormat,
 
-    /// Send spans to this OpenTelemetry collector (OTLP over HTTP), for example http://collector:4318.
+    /// Send spans to this OpenTelemetry collector (OTLP over HTTP), for example
+    /// http://collector:4318.
     #[arg(long, env = "RUN_INVOKER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
 

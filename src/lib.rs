@@ -1,4 +1,5 @@
-//! run-invoker keeps the IAM invokers of Cloud Run services as `InvokerPolicy` objects declare them.
+//! run-invoker keeps the IAM invokers of Cloud Run services as `InvokerPolicy` objects declare
+//! them.
 //!
 //! The way of a change, which is also the order of the modules:
 //!
@@ -26,7 +27,8 @@
 //! | [`render`] ●, [`cli`] | the kubectl plugin: what it says, and what it does |
 //! | [`leader`], [`metrics`], [`http`], [`config`], [`telemetry`] | the process around it |
 //!
-//! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every module to this map.
+//! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every
+//! module to this map.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 #[cfg(feature = "cli")]

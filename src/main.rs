@@ -22,7 +22,8 @@ fn main() -> anyhow::Result<()> {
     if let Err(why) = args.check() {
         anyhow::bail!(why);
     }
-    // Outside of the runtime: spans are exported from a thread of their own, with a blocking client.
+    // Outside of the runtime: spans are exported from a thread of their own, with a blocking
+    // client.
     let _guard = telemetry::init(&args.log, args.log_format, args.otlp_endpoint.as_deref())?;
     // Two threads carry ten thousand services; more would only be memory.
     tokio::runtime::Builder::new_multi_thread()
@@ -98,7 +99,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tokio::spawn(async move { axum::serve(listener, router(endpoints)).await });
 
     if !args.event_subscriptions.is_empty() {
-        // An emulator takes plain text and no credentials; whatever has TLS gets those that Cloud Run gets.
+        // An emulator takes plain text and no credentials; whatever has TLS gets those that Cloud
+        // Run gets.
         let anonymous = args.cloud.anonymous || args.event_endpoint.starts_with("http://");
         let source = Source::new(&args.event_endpoint, google::credentials(anonymous)?).await?;
         for subscription in args.event_subscriptions.iter().cloned() {

@@ -1,4 +1,5 @@
-//! Prometheus metrics (product.md §5). Label values come from small enums and from names of policies, never from members.
+//! Prometheus metrics (product.md §5). Label values come from small enums and from names of
+//! policies, never from members.
 
 use std::{sync::Arc, time::Duration};
 
@@ -58,7 +59,8 @@ const SECONDS: &[f64] = &[
 ];
 
 impl Metrics {
-    /// Registers everything. `per_policy` switches the series that grow with the number of policies.
+    /// Registers everything. `per_policy` switches the series that grow with the number of
+    /// policies.
     ///
     /// # Errors
     /// When two metrics have one name, which would be a bug.
@@ -285,7 +287,8 @@ impl Metrics {
             .set(now.as_second());
     }
 
-    /// Whether a shard is worked on here; `interval` is the shortest at which a service of it is read; `None`: there is nothing to do in it.
+    /// Whether a shard is worked on here; `interval` is the shortest at which a service of it is
+    /// read; `None`: there is nothing to do in it.
     pub fn shard(&self, shard: usize, owned: bool, interval: Option<Duration>) {
         let label = shard.to_string();
         self.shard_owned
@@ -297,7 +300,8 @@ impl Metrics {
                 .with_label_values(&[&label])
                 .set(interval.as_secs() as i64),
             None => {
-                // Whoever works on it tells; and where there is nothing to do, silence means nothing.
+                // Whoever works on it tells; and where there is nothing to do, silence means
+                // nothing.
                 let _ = self
                     .last_audit_timestamp_seconds
                     .remove_label_values(&[&label]);
@@ -311,7 +315,8 @@ impl Metrics {
         self.events_total.with_label_values(&[result]).inc();
     }
 
-    /// A service of a priority was taken up, or a listing went on, after waiting for its turn and its quota.
+    /// A service of a priority was taken up, or a listing went on, after waiting for its turn and
+    /// its quota.
     pub fn waited(&self, priority: &'static str, took: Duration) {
         self.limiter_wait_seconds
             .with_label_values(&[priority])
@@ -363,14 +368,14 @@ impl Metrics {
     }
 }
 
-/// The series of all policies, written at the scrape: kept in a registry, three of them would cost more memory than all
-/// else that is known of a policy.
+/// The series of all policies, written at the scrape: kept in a registry, three of them would cost
+/// more memory than all else that is known of a policy.
 #[derive(Clone, Debug, Default)]
 pub struct PolicySeries(String);
 
 impl PolicySeries {
-    /// From namespace, name, ready, missing and unexpected of each policy. Names are DNS labels, so nothing in them needs
-    /// escaping.
+    /// From namespace, name, ready, missing and unexpected of each policy. Names are DNS labels, so
+    /// nothing in them needs escaping.
     pub fn of<'a>(
         policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone,
     ) -> Self {

@@ -1,7 +1,7 @@
 //! A Pub/Sub subscription that a sink of Cloud Audit Logs feeds, read with Google's own client.
 //!
-//! Messages are acknowledged as soon as they were taken in: what they stand for is kept by nobody but reality, and a
-//! process that starts anew reads all of it anyway.
+//! Messages are acknowledged as soon as they were taken in: what they stand for is kept by nobody
+//! but reality, and a process that starts anew reads all of it anyway.
 
 use std::{sync::Arc, time::Duration};
 
@@ -116,7 +116,8 @@ impl Source {
             .set_max_outstanding_bytes(MAX_BYTES)
             .set_max_lease_extension(Duration::from_secs(10))
             .build();
-        // Waiting for a message must not be given up half-way, or a stream that takes long to open never does.
+        // Waiting for a message must not be given up half-way, or a stream that takes long to open
+        // never does.
         let receive = |mut stream: MessageStream| async move {
             let next = stream.next().await;
             (stream, next)
@@ -134,8 +135,9 @@ impl Source {
                     if !ear.listens() {
                         return Ok(());
                     }
-                    // The client tries to reconnect in silence, with pauses of up to a minute: a look of our own says
-                    // earlier that it is cut off, and a stream that is opened anew says earlier that it is not.
+                    // The client tries to reconnect in silence, with pauses of up to a minute: a
+                    // look of our own says earlier that it is cut off, and a stream that is opened
+                    // anew says earlier that it is not.
                     if probed.elapsed() >= PROBE {
                         self.probe().await?;
                         probed = Instant::now();

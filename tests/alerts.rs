@@ -1,5 +1,6 @@
-//! The alerts and the dashboards: that alerts fire and stay silent as they should (promtool), that each has a runbook, that
-//! every series they look at is really exported, and that every panel has something to show.
+//! The alerts and the dashboards: that alerts fire and stay silent as they should (promtool), that
+//! each has a runbook, that every series they look at is really exported, and that every panel has
+//! something to show.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -165,8 +166,9 @@ fn start(program: &std::path::Path, args: &[String], env: &[(&str, &str)]) -> Ru
     )
 }
 
-/// Real Prometheus and Alertmanager around the real operator: drift is made, the alert arrives at a receiver, the drift is
-/// put right, and the receiver hears that too. The only thing changed in the rules is how long a state must last.
+/// Real Prometheus and Alertmanager around the real operator: drift is made, the alert arrives at a
+/// receiver, the drift is put right, and the receiver hears that too. The only thing changed in the
+/// rules is how long a state must last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_alert_about_drift_arrives_and_is_taken_back() {
     let tools = ["prometheus", "alertmanager"]
@@ -430,7 +432,8 @@ fn the_dashboards_are_whole() {
     );
 }
 
-/// Asks the live Prometheus what Grafana would ask it, and keeps the answers in `target/dashboards` for `make picture`.
+/// Asks the live Prometheus what Grafana would ask it, and keeps the answers in `target/dashboards`
+/// for `make picture`.
 async fn every_panel_shows_something(prometheus: u16) {
     let out = repository("target/dashboards");
     fs::create_dir_all(&out).unwrap();

@@ -1,4 +1,5 @@
-//! Holds every module to the map in `src/lib.rs`: which of our modules it may use, and what a pure one may not touch.
+//! Holds every module to the map in `src/lib.rs`: which of our modules it may use, and what a pure
+//! one may not touch.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
@@ -7,7 +8,8 @@ use std::{
     path::Path,
 };
 
-/// Module and the modules it may use. An edge that is not here is forbidden. Those of the pure crate, `src/core`, come first.
+/// Module and the modules it may use. An edge that is not here is forbidden. Those of the pure
+/// crate, `src/core`, come first.
 const MAP: &[(&str, &[&str])] = &[
     ("iam", &[]),
     ("api", &[]),
@@ -186,7 +188,8 @@ fn the_map_names_every_module() {
     assert_eq!(declared, MAP.iter().map(|(n, _)| *n).collect());
 }
 
-/// What the pure crate may depend on. What is not in its manifest cannot be used: that is its purity.
+/// What the pure crate may depend on. What is not in its manifest cannot be used: that is its
+/// purity.
 const PURE: &[&str] = &[
     "base64",
     "jiff",

@@ -1,5 +1,5 @@
-//! The Helm chart: lint, schema, goldens of what it renders, and that the rights it asks for are those that the operator uses:
-//! no fewer and no more.
+//! The Helm chart: lint, schema, goldens of what it renders, and that the rights it asks for are
+//! those that the operator uses: no fewer and no more.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -160,7 +160,8 @@ fn the_deployment_is_restricted_and_its_arguments_are_the_operators() {
         let deployment = of_kind(&rendered, "Deployment").next().unwrap();
         let pod = &deployment["spec"]["template"]["spec"];
         let container = &pod["containers"][0];
-        // The profile "restricted": https://kubernetes.io/docs/concepts/security/pod-security-standards/
+        // The profile "restricted":
+        // https://kubernetes.io/docs/concepts/security/pod-security-standards/
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
         assert_eq!(
             pod["securityContext"]["seccompProfile"]["type"],
@@ -283,8 +284,9 @@ async fn with_several_shards_too() {
     a_life_with_the_rights_of_the_chart(2).await;
 }
 
-/// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it brings: the sandbox refuses
-/// everything else. In its life everything happens that it ever asks the API server for, so no right may be left unused.
+/// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it
+/// brings: the sandbox refuses everything else. In its life everything happens that it ever asks
+/// the API server for, so no right may be left unused.
 async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
     let client = common::client(&sandbox.kubeconfig()).await;
@@ -415,7 +417,8 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
         closed != ChangePhase::Pending,
         "what an older version left open stays open"
     );
-    // Drift twice in the same words, so that an event is counted; then a third time, which opens the breaker.
+    // Drift twice in the same words, so that an event is counted; then a third time, which opens
+    // the breaker.
     for turn in 0..3 {
         sandbox.run.add_member(
             "acme-prod",
@@ -556,8 +559,8 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     );
 }
 
-/// Real helm, from the first installation to the end: on the sandbox, or on the cluster that `CHART_KUBECONFIG` names
-/// (`make chart KUBECONFIG=FILE`).
+/// Real helm, from the first installation to the end: on the sandbox, or on the cluster that
+/// `CHART_KUBECONFIG` names (`make chart KUBECONFIG=FILE`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();

@@ -1,7 +1,8 @@
 #![cfg(feature = "cli")]
-//! The kubectl plugin: each folder of `tests/cli` is a case, a world and a script; what the real program prints on both streams
-//! and its exit code are a golden transcript. Time is frozen. And two properties: what `plan` prints is what the operator then
-//! does, and what `export` writes is no drift.
+//! The kubectl plugin: each folder of `tests/cli` is a case, a world and a script; what the real
+//! program prints on both streams and its exit code are a golden transcript. Time is frozen. And
+//! two properties: what `plan` prints is what the operator then does, and what `export` writes is
+//! no drift.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -360,7 +361,8 @@ async fn looked_at(client: &Client) {
     .await;
 }
 
-/// What IAM holds becomes policies; these are applied, and neither differ nor write, in audit and then enforced.
+/// What IAM holds becomes policies; these are applied, and neither differ nor write, in audit and
+/// then enforced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_export_writes_is_no_drift() {
     for seed in 0..12 {
@@ -570,7 +572,8 @@ async fn the_plan_is_what_the_operator_then_does() {
                 .collect::<BTreeMap<_, _>>()
         };
         let before = live();
-        // All at once: what the operator does on the way from one policy to the next is another plan.
+        // All at once: what the operator does on the way from one policy to the next is another
+        // plan.
         for policy in &policies {
             put(&client, policy).await;
         }

@@ -1,5 +1,6 @@
-//! Real clients against the sandbox: `kubectl`, `gcloud`, and Google's Python library, so that the sandbox is not shaped
-//! after our own client. `make tools` fetches kubectl and the Python library; gcloud is used where it is installed.
+//! Real clients against the sandbox: `kubectl`, `gcloud`, and Google's Python library, so that the
+//! sandbox is not shaped after our own client. `make tools` fetches kubectl and the Python library;
+//! gcloud is used where it is installed.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;

@@ -1,5 +1,5 @@
-//! The sandbox's Kubernetes API against a real API server: the same requests to both, and the answers compared. Runs where
-//! `KUBEBUILDER_ASSETS` says where a real one is.
+//! The sandbox's Kubernetes API against a real API server: the same requests to both, and the
+//! answers compared. Runs where `KUBEBUILDER_ASSETS` says where a real one is.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -444,7 +444,8 @@ async fn ask(client: &Client, r: &Request) -> (u16, Value) {
     )
 }
 
-/// What must be equal: code, reason and fields of a refusal; the whole object but for times, ids and versions.
+/// What must be equal: code, reason and fields of a refusal; the whole object but for times, ids
+/// and versions.
 fn essence(status: u16, value: &Value) -> Value {
     if value["kind"] == "Status" || value["text"].is_string() {
         let fields: BTreeSet<String> = value["details"]["causes"]
@@ -497,7 +498,8 @@ fn scrub(value: &mut Value) {
     }
 }
 
-/// `.` marks that a container itself is owned. The sandbox keeps leaves only, which no client looks at.
+/// `.` marks that a container itself is owned. The sandbox keeps leaves only, which no client looks
+/// at.
 fn scrub_fields(fields: &mut Value) {
     if let Some(map) = fields.as_object_mut() {
         map.remove(".");

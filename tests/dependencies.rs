@@ -1,4 +1,5 @@
-//! Licences and duplicates of what is built into the operator: the part of deny.toml that must hold on every machine.
+//! Licences and duplicates of what is built into the operator: the part of deny.toml that must hold
+//! on every machine.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
@@ -103,7 +104,8 @@ fn there_is_one_tls_provider_and_no_new_duplicate() {
             "{banned} came into the tree"
         );
     }
-    // Each of these is two versions apart inside kube's or Google's own trees; a new one wants a reason here.
+    // Each of these is two versions apart inside kube's or Google's own trees; a new one wants a
+    // reason here.
     let known = [
         "base64",
         // The regular expressions of jsonschema and the parser behind CEL; in the plugin only.

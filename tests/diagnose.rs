@@ -1,5 +1,6 @@
 #![cfg(feature = "cli")]
-//! Every row of the troubleshooting matrix as a case that the diagnosis names correctly, and what it never advises.
+//! Every row of the troubleshooting matrix as a case that the diagnosis names correctly, and what
+//! it never advises.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;

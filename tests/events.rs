@@ -1,5 +1,5 @@
-//! Audit events: from a change of somebody else to its correction, with the name of who made it. With the real Pub/Sub
-//! emulator, and real gcloud where that makes the change.
+//! Audit events: from a change of somebody else to its correction, with the name of who made it.
+//! With the real Pub/Sub emulator, and real gcloud where that makes the change.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -189,7 +189,8 @@ impl World {
 
 const A: &str = "user:a@acme.com";
 
-/// The way a change of a colleague goes, with everything real that can be had: gcloud makes it, the emulator carries it.
+/// The way a change of a colleague goes, with everything real that can be had: gcloud makes it, the
+/// emulator carries it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn drift_by_gcloud_is_healed_in_seconds_and_has_a_name() {
     let Some(pubsub) = common::pubsub().await else {
@@ -240,12 +241,14 @@ async fn drift_by_gcloud_is_healed_in_seconds_and_has_a_name() {
         by.user_agent
     );
     assert_eq!(by.method, "google.cloud.run.v1.Services.SetIamPolicy");
-    // Two calls are gcloud's own. Ours: one read, one write, one read-back; the event about our own write costs nothing.
+    // Two calls are gcloud's own. Ours: one read, one write, one read-back; the event about our own
+    // write costs nothing.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(world.calls(from), (1 + 2, 1 + 1, 0));
 }
 
-/// Both names of the method, with and without what was added, in audit and in force, one change after the other.
+/// Both names of the method, with and without what was added, in audit and in force, one change
+/// after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() {
     let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
@@ -504,7 +507,8 @@ async fn forged_messages_cause_no_calls_or_few() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(world.calls(from), (0, 0, 0));
 
-    // A flood about one service, each message as new: few reads, nothing written, and the other service is served.
+    // A flood about one service, each message as new: few reads, nothing written, and the other
+    // service is served.
     let web = format!("projects/{P}/locations/{R}/services/web");
     let started = Instant::now();
     for i in 0..2000 {
@@ -536,7 +540,8 @@ async fn forged_messages_cause_no_calls_or_few() {
     assert!(world.calls(from).2 <= 3, "{:?}", world.calls(from));
 }
 
-/// A service that a selector newly matches, one that anyone can call, one that is deleted and made again: at once.
+/// A service that a selector newly matches, one that anyone can call, one that is deleted and made
+/// again: at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn changes_of_services_are_listed_at_once() {
     let setup = with_events(Duration::from_secs(300));
@@ -705,7 +710,8 @@ async fn the_subscriber_and_the_emulator_come_and_go() {
     assert_eq!(world.calls(from).1, 1);
 }
 
-/// Events that do not come in: intervals shrink by themselves, the operator says so, and both end when events are back.
+/// Events that do not come in: intervals shrink by themselves, the operator says so, and both end
+/// when events are back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn silence_shrinks_the_intervals_and_an_event_stretches_them_again() {
     let world = World::one("Enforce", &with_events(Duration::from_secs(2))).await;
@@ -786,7 +792,8 @@ async fn silence_shrinks_the_intervals_and_an_event_stretches_them_again() {
     .await;
 }
 
-/// Two replicas share the shards and one subscription: what one of them gets for the other reaches the other.
+/// Two replicas share the shards and one subscription: what one of them gets for the other reaches
+/// the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn replicas_share_a_subscription() {
     let Some(pubsub) = common::pubsub().await else {

@@ -1,5 +1,5 @@
-//! Bad weather that needs more than a scenario file: a rival writer, killed and stopped processes, two replicas, a real
-//! API server that goes away.
+//! Bad weather that needs more than a scenario file: a rival writer, killed and stopped processes,
+//! two replicas, a real API server that goes away.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -87,7 +87,8 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
     in_sync(&client, 1, 20).await;
 
     let done = Arc::new(AtomicBool::new(false));
-    // Somebody asks for a look all the time, so that the operator is always between a read and a write.
+    // Somebody asks for a look all the time, so that the operator is always between a read and a
+    // write.
     let asking = {
         let (client, done) = (client.clone(), done.clone());
         tokio::spawn(async move {
@@ -103,8 +104,8 @@ async fn a_rival_writer_loses_nothing_in_a_thousand_contended_rounds() {
             }
         })
     };
-    // The rival does its read-modify-write as Google asks for: foreign members in a foreign role, and an invoker that
-    // nobody declared.
+    // The rival does its read-modify-write as Google asks for: foreign members in a foreign role,
+    // and an invoker that nobody declared.
     let http = reqwest::Client::builder()
         .user_agent("rival")
         .build()
@@ -208,7 +209,8 @@ async fn a_service_at_the_edge_of_contention_converges_within_ten_seconds() {
         .await
         .unwrap();
     in_sync(&client, 1, 20).await;
-    // Every write of the operator meets a change in between, eight times in a row: more than it tries at once.
+    // Every write of the operator meets a change in between, eight times in a row: more than it
+    // tries at once.
     sandbox.faults.add(
         Rule::run("POST", ":setIamPolicy", Fault::Error {
             status: 409,
@@ -627,7 +629,8 @@ async fn no_member_appears_in_metrics_or_in_logs_at_info() {
         "roles/run.invoker",
         "user:intruder@secret.example",
     );
-    // One is refused by a guardrail, one by IAM; others lose access by a plan that is held, and one comes back for ever.
+    // One is refused by a guardrail, one by IAM; others lose access by a plan that is held, and one
+    // comes back for ever.
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"},
         "spec": {"members": ["*@secret.example"], "maxRemovals": 1}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());

@@ -1,6 +1,6 @@
-//! A bounded run of the fuzz targets on stable Rust: the whole corpus, and mutations of it from a fixed seed, so that a
-//! failure comes again. `FUZZ_ROUNDS=1000000 cargo test --release --test fuzz` runs longer. With cargo-fuzz and nightly:
-//! `cd fuzz && cargo +nightly fuzz run member`.
+//! A bounded run of the fuzz targets on stable Rust: the whole corpus, and mutations of it from a
+//! fixed seed, so that a failure comes again. `FUZZ_ROUNDS=1000000 cargo test --release --test
+//! fuzz` runs longer. With cargo-fuzz and nightly: `cd fuzz && cargo +nightly fuzz run member`.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -24,7 +24,8 @@ impl Dice {
     }
 }
 
-/// Pieces that matter to these formats, for the mutations that flipping bits would take ages to find.
+/// Pieces that matter to these formats, for the mutations that flipping bits would take ages to
+/// find.
 const PIECES: &[&str] = &[
     "*",
     "?",

@@ -1,4 +1,5 @@
-//! The samples for Argo CD, Flux and Terraform: the health check runs, the copies agree, the permissions are the five.
+//! The samples for Argo CD, Flux and Terraform: the health check runs, the copies agree, the
+//! permissions are the five.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{collections::BTreeSet, fs, path::Path};
@@ -11,7 +12,8 @@ fn file(path: &str) -> String {
         .unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// Runs the health check as Argo CD does: the object is the global `obj`, and a table with status and message comes back.
+/// Runs the health check as Argo CD does: the object is the global `obj`, and a table with status
+/// and message comes back.
 fn health(object: &Value) -> (String, String) {
     let lua = Lua::new();
     lua.globals()

@@ -1,4 +1,5 @@
-//! Texts that people read. `INSTA_UPDATE=always cargo test --test goldens` writes them anew; the diff is for review.
+//! Texts that people read. `INSTA_UPDATE=always cargo test --test goldens` writes them anew; the
+//! diff is for review.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::process::Command;

@@ -1,8 +1,10 @@
-//! Whole stories: each folder of `tests/scenarios` is one, run by this harness on the sandbox's Kubernetes API and, where
-//! `KUBEBUILDER_ASSETS` says where it is, on a real API server. Cloud Run is the sandbox's in both.
+//! Whole stories: each folder of `tests/scenarios` is one, run by this harness on the sandbox's
+//! Kubernetes API and, where `KUBEBUILDER_ASSETS` says where it is, on a real API server. Cloud Run
+//! is the sandbox's in both.
 //!
-//! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM may follow, and all
-//! conditions must pass a kstatus check. `SCENARIO=name,name cargo test --test scenarios` runs only these.
+//! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM
+//! may follow, and all conditions must pass a kstatus check. `SCENARIO=name,name cargo test --test
+//! scenarios` runs only these.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -65,8 +67,8 @@ struct SettingsDef {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Step {
-    /// Objects, as `kubectl apply --server-side` sends them. The kind is InvokerPolicy and the namespace `team-a` unless
-    /// given.
+    /// Objects, as `kubectl apply --server-side` sends them. The kind is InvokerPolicy and the
+    /// namespace `team-a` unless given.
     Apply(Vec<Value>),
     /// Deletes an object that is no policy.
     Remove {
@@ -199,7 +201,8 @@ struct Expect {
     /// `status.lastChange` is the name of a record that is there.
     #[serde(default)]
     last_change: bool,
-    /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED -REMOVED`.
+    /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED
+    /// -REMOVED`.
     changes: Option<Vec<String>>,
     #[serde(default = "ten")]
     within_seconds: f64,

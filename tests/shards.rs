@@ -1,5 +1,6 @@
-//! Three replicas as processes of their own share four shards: one is killed, one is stopped beyond its Leases and wakes up,
-//! one is cut off from the API server. On the sandbox, and on a real API server where `KUBEBUILDER_ASSETS` says where it is.
+//! Three replicas as processes of their own share four shards: one is killed, one is stopped beyond
+//! its Leases and wakes up, one is cut off from the API server. On the sandbox, and on a real API
+//! server where `KUBEBUILDER_ASSETS` says where it is.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
@@ -285,7 +286,8 @@ impl Fleet {
             .members(&project(n), REGION, "web", "roles/run.invoker")
     }
 
-    /// Somebody grants himself access everywhere; waits until the operator took it back. How long that took for the last.
+    /// Somebody grants himself access everywhere; waits until the operator took it back. How long
+    /// that took for the last.
     async fn drift_is_corrected(&self, member: &str, within: u64) -> Duration {
         let started = Instant::now();
         for n in 0..PROJECTS {
@@ -406,7 +408,8 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     );
     fleet.all_ready().await;
 
-    // One is killed: its shards have new owners, and their projects a first look, within ten seconds by default settings.
+    // One is killed: its shards have new owners, and their projects a first look, within ten
+    // seconds by default settings.
     let killed = Instant::now();
     let looked = fleet.sandbox.journal.last();
     let lost: Vec<String> = {
@@ -450,8 +453,9 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     fleet.shared_among(&["b", "c"], 20).await;
     fleet.all_ready().await;
 
-    // One is stopped right after a change was declared, with work under way or about to begin: its time runs out, and others
-    // take over. When it wakes up, what it believes is stale, and it must not write.
+    // One is stopped right after a change was declared, with work under way or about to begin: its
+    // time runs out, and others take over. When it wakes up, what it believes is stale, and it must
+    // not write.
     let shards_of_b = b.owned().await;
     fleet.set_invokers("user:b@acme.com").await;
     b.signal("-STOP");
@@ -493,7 +497,8 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
         "the one that woke up wrote on stale belief; it had {shards_of_b:?}"
     );
 
-    // One is cut off from the API server, not from Google: it lets go by itself, and the other one takes over.
+    // One is cut off from the API server, not from Google: it lets go by itself, and the other one
+    // takes over.
     let shards_of_c = c.owned().await;
     assert!(!shards_of_c.is_empty());
     c.wire.cut.store(true, Ordering::Release);
@@ -543,7 +548,8 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     );
 }
 
-/// By what the documents say, not by the code: the highest of SHA-256("SHARD/PROJECT"), first eight bytes.
+/// By what the documents say, not by the code: the highest of SHA-256("SHARD/PROJECT"), first eight
+/// bytes.
 fn shard_of(project: &str) -> usize {
     use sha2::Digest as _;
     (0..SHARDS)
@@ -765,7 +771,8 @@ async fn the_circuit_breaker_counts_over_all_replicas_and_opens_and_closes_for_a
             "user:x@evil.com",
         )
     };
-    // One after the other, so that each replica can hear of what the others did: three are corrected, the fourth is not.
+    // One after the other, so that each replica can hear of what the others did: three are
+    // corrected, the fourth is not.
     eventually(Duration::from_secs(10), "settled", || async {
         for policy in api
             .list(&ListParams::default())

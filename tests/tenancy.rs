@@ -1,8 +1,10 @@
-//! Nothing that a namespace writes makes a call for what it may not touch, nor a grant for whom it may not declare.
+//! Nothing that a namespace writes makes a call for what it may not touch, nor a grant for whom it
+//! may not declare.
 //!
-//! What is allowed is decided here a second time, by other code, from the text of the guardrails: `allowed` shares nothing
-//! with `src/core/intent/guardrail.rs`. Random worlds go through the index and the plan; one of them goes through the whole
-//! operator on the sandbox, where the journal shows every call.
+//! What is allowed is decided here a second time, by other code, from the text of the guardrails:
+//! `allowed` shares nothing with `src/core/intent/guardrail.rs`. Random worlds go through the index
+//! and the plan; one of them goes through the whole operator on the sandbox, where the journal
+//! shows every call.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;

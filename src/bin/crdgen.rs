@@ -1,5 +1,5 @@
-//! Writes the definitions of this operator's kinds into a folder: `crdgen crds`. With `--check` it writes nothing and
-//! fails if a file is not what it would write.
+//! Writes the definitions of this operator's kinds into a folder: `crdgen crds`. With `--check` it
+//! writes nothing and fails if a file is not what it would write.
 
 use std::{path::PathBuf, process::ExitCode};
 

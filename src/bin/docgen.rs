@@ -1,5 +1,6 @@
-//! Writes the reference pages of `docs/reference` from the code and the chart: resources, metrics, flags, chart values.
-//! With `--check` it writes nothing and fails if a page is not what it would write.
+//! Writes the reference pages of `docs/reference` from the code and the chart: resources, metrics,
+//! flags, chart values. With `--check` it writes nothing and fails if a page is not what it would
+//! write.
 
 use std::{fmt::Write as _, fs, path::Path, process::ExitCode};
 

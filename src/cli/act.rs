@@ -1,5 +1,5 @@
-//! `approve`, `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the operator acts on, so that
-//! guardrails and the record hold.
+//! `approve`, `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the
+//! operator acts on, so that guardrails and the record hold.
 
 use kube::{
     Api, ResourceExt as _,

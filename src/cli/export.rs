@@ -1,4 +1,5 @@
-//! `export`: policies from what IAM holds today, or from what Config Connector and Terraform declare.
+//! `export`: policies from what IAM holds today, or from what Config Connector and Terraform
+//! declare.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,11 +38,13 @@ pub struct ExportCommand {
     #[arg(long)]
     pub selector: Option<String>,
 
-    /// One policy for all services of a project with the same invokers, instead of one for each service.
+    /// One policy for all services of a project with the same invokers, instead of one for each
+    /// service.
     #[arg(long)]
     pub group: bool,
 
-    /// Config Connector YAML (a file or a folder) or the output of terraform show -json, in place of Google.
+    /// Config Connector YAML (a file or a folder) or the output of terraform show -json, in place
+    /// of Google.
     #[arg(long, value_name = "PATH")]
     pub from: Vec<PathBuf>,
 
@@ -215,7 +218,8 @@ fn outer_parts(text: &str) -> anyhow::Result<Vec<String>> {
     Ok(parts)
 }
 
-/// The end of a grant, where it has exactly the form that `expires` takes: any other spelling would come back as a difference.
+/// The end of a grant, where it has exactly the form that `expires` takes: any other spelling would
+/// come back as a difference.
 fn end_of(condition: &Condition) -> Option<Timestamp> {
     condition
         .expiry()
@@ -275,11 +279,12 @@ fn invoker(grant: &Grant) -> Value {
 const MOST: usize = 200;
 const MOST_SERVICES: usize = 64;
 
-/// What services must have in common to be in one policy; without `--group` the service is part of it.
+/// What services must have in common to be in one policy; without `--group` the service is part of
+/// it.
 type Common = (Arc<str>, Role, Vec<Grant>, Option<RunService>);
 
-/// Policies in Audit, in a fixed order. What applies to a service in two roles, or to more members than one policy takes,
-/// becomes several.
+/// Policies in Audit, in a fixed order. What applies to a service in two roles, or to more members
+/// than one policy takes, becomes several.
 fn policies(
     held: &Held,
     group: bool,
@@ -301,7 +306,8 @@ fn policies(
                     )),
                 }
             }
-            // A service that nobody may invoke is worth a policy that says so; a second role that nobody uses is not.
+            // A service that nobody may invoke is worth a policy that says so; a second role that
+            // nobody uses is not.
             if of_role.is_empty()
                 && (role == Role::ServicesInvoker
                     || grants.iter().any(|g| g.role == Role::ServicesInvoker))
@@ -356,8 +362,8 @@ fn policies(
     made
 }
 
-/// What fits into one policy each: at most [`MOST`], and no member twice under one title or end, which the API server takes for
-/// a mistake.
+/// What fits into one policy each: at most [`MOST`], and no member twice under one title or end,
+/// which the API server takes for a mistake.
 fn slices(grants: &[Grant]) -> Vec<Vec<Grant>> {
     let mut layers: Vec<Vec<Grant>> = vec![Vec::new()];
     let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! Policies and guardrails from files, checked as the API server checks them: schema, unknown fields, CEL rules.
+//! Policies and guardrails from files, checked as the API server checks them: schema, unknown
+//! fields, CEL rules.
 
 use std::{
     fmt, fs,
@@ -44,7 +45,8 @@ pub struct Loaded {
     pub others: usize,
 }
 
-/// Reads files, folders (every `.yaml`, `.yml` and `.json` in them, in order) and `-` for the standard input.
+/// Reads files, folders (every `.yaml`, `.yml` and `.json` in them, in order) and `-` for the
+/// standard input.
 ///
 /// # Errors
 /// When a path cannot be read. What is wrong inside of a file is a [`Problem`].
@@ -87,7 +89,8 @@ fn files_of(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The documents of a YAML stream. A separator is a line of its own, so one in a text block is none.
+/// The documents of a YAML stream. A separator is a line of its own, so one in a text block is
+/// none.
 fn documents(text: &str) -> Vec<(usize, String)> {
     let mut found = vec![(1, String::new())];
     for (n, line) in text.lines().enumerate() {
@@ -197,7 +200,8 @@ fn read_as<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
-/// A kind as the API server checks it, made ready once: compiling a schema takes longer than checking hundreds of objects.
+/// A kind as the API server checks it, made ready once: compiling a schema takes longer than
+/// checking hundreds of objects.
 struct Checked {
     kind: String,
     api_version: String,

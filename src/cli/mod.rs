@@ -1,5 +1,5 @@
-//! The kubectl plugin: arguments to calls, exit codes. It shares gather, plan and render with the operator, so what it shows
-//! is what the operator would do.
+//! The kubectl plugin: arguments to calls, exit codes. It shares gather, plan and render with the
+//! operator, so what it shows is what the operator would do.
 //!
 //! Exit codes: 0 nothing to do, 1 error, 2 there are differences.
 
@@ -152,7 +152,8 @@ pub enum Command {
   kubectl invoker access --project acme-prod --project acme-shop -o html > access.html")]
     Access(access::AccessCommand),
 
-    /// What stands between the operator and its work: definitions, leadership, permissions, events, quota.
+    /// What stands between the operator and its work: definitions, leadership, permissions, events,
+    /// quota.
     #[command(after_help = "Examples:
   kubectl invoker doctor
   kubectl invoker doctor --project acme-prod --event-subscription projects/acme-ops/subscriptions/run-invoker-events")]

@@ -17,11 +17,13 @@ use crate::{
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanCommand {
-    /// Files or folders with policies and guardrails; - is the standard input. They count as applied.
+    /// Files or folders with policies and guardrails; - is the standard input. They count as
+    /// applied.
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub files: Vec<PathBuf>,
 
-    /// Look at no cluster: files and Google only. What the operator granted before is not known then.
+    /// Look at no cluster: files and Google only. What the operator granted before is not known
+    /// then.
     #[arg(long)]
     pub offline: bool,
 

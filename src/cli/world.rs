@@ -1,4 +1,5 @@
-//! All that a command plans on: policies, guardrails, ledger and links in an index like the operator's, and reality.
+//! All that a command plans on: policies, guardrails, ledger and links in an index like the
+//! operator's, and reality.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -89,7 +90,8 @@ impl ClusterSnapshot {
     /// Brings declarations together. Files go before objects of the same name in the cluster.
     ///
     /// # Errors
-    /// When a file or the cluster cannot be read. What is wrong inside of a file comes back with the world.
+    /// When a file or the cluster cannot be read. What is wrong inside of a file comes back with
+    /// the world.
     pub async fn declared(
         context: &Context,
         args: &WorldArgs,
@@ -154,7 +156,8 @@ impl ClusterSnapshot {
         for file in &loaded.policies {
             let key = key_of(file);
             let mut policy = file.clone();
-            // What is applied stays the object that it was: what was granted for it is still its own.
+            // What is applied stays the object that it was: what was granted for it is still its
+            // own.
             match policies.get(&key) {
                 Some(there) => {
                     policy.metadata.uid = there.metadata.uid.clone();
@@ -283,8 +286,8 @@ impl ClusterSnapshot {
         Ok(())
     }
 
-    /// Lists every project that a policy is about, and reads the IAM policy of every service that one means or that the
-    /// ledger knows: what the operator would read, in the same budget.
+    /// Lists every project that a policy is about, and reads the IAM policy of every service that
+    /// one means or that the ledger knows: what the operator would read, in the same budget.
     pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
         let projects: Vec<Arc<str>> = self.index.policies().projects().cloned().collect();
         let bar = progress("listing projects", projects.len());

@@ -1,7 +1,8 @@
 //! What Google's errors mean, whatever brought them: the SDK, or REST of our own.
 //!
-//! They are told apart by `ErrorInfo.reason`, not by their texts, and the consumer (the project that pays for the call) is
-//! told from the target. That something is gone needs proof: an answer that only Cloud Run can have given, which names it.
+//! They are told apart by `ErrorInfo.reason`, not by their texts, and the consumer (the project
+//! that pays for the call) is told from the target. That something is gone needs proof: an answer
+//! that only Cloud Run can have given, which names it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -76,7 +77,8 @@ struct Answer {
 
 /// SDK error to [`Fault`].
 pub(super) fn from_sdk(error: &Error, about: About<'_>) -> Fault {
-    // When a time limit ran out the SDK wraps the real error; it is the one that says what happened.
+    // When a time limit ran out the SDK wraps the real error; it is the one that says what
+    // happened.
     let mut error = error;
     while error.http_status_code().is_none() {
         match std::error::Error::source(error).and_then(|s| s.downcast_ref::<Error>()) {
@@ -266,7 +268,8 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
         .metadata
         .get("consumer")
         .map(|c| c.trim_start_matches("projects/"));
-    // Without a word about the consumer, or with its number, it cannot be told whether the target is meant.
+    // Without a word about the consumer, or with its number, it cannot be told whether the target
+    // is meant.
     let is_target = consumer == Some(about.project());
     match answer.reason.as_str() {
         "SERVICE_DISABLED" if is_target => return C::ApiDisabled,
@@ -298,8 +301,8 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
     }
 }
 
-/// Two forms are known: "One or more users named in the policy do not belong to a permitted customer" (with either one or two
-/// spaces later on), and "Operation denied by org policy".
+/// Two forms are known: "One or more users named in the policy do not belong to a permitted
+/// customer" (with either one or two spaces later on), and "Operation denied by org policy".
 fn forbidden_by_organization(answer: &Answer) -> bool {
     answer
         .message
@@ -311,7 +314,8 @@ fn forbidden_by_organization(answer: &Answer) -> bool {
             .any(|v| v.starts_with("constraints/"))
 }
 
-/// What a 404 of Cloud Run's says is not there. A text that does not name what was asked for proves nothing.
+/// What a 404 of Cloud Run's says is not there. A text that does not name what was asked for proves
+/// nothing.
 fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
     let lower = message.to_ascii_lowercase();
     let absent = lower.contains("does not exist")
@@ -336,8 +340,9 @@ fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
     }
 }
 
-/// The identifier in `Service account X does not exist.` and its family (reference §4.4), without its prefix; the pool in
-/// `Identity Pool does not exist (P.svc.id.goog)`, which stands for all of its members.
+/// The identifier in `Service account X does not exist.` and its family (reference §4.4), without
+/// its prefix; the pool in `Identity Pool does not exist (P.svc.id.goog)`, which stands for all of
+/// its members.
 fn named_member(message: &str) -> Option<String> {
     if let Some(rest) = message.strip_prefix("Identity Pool does not exist (") {
         return rest.split(')').next().map(str::to_owned);

@@ -1,5 +1,6 @@
-//! [`CloudRun`] behind a last question: may this process still write for the project? It stands behind the limiter, so that a
-//! process that was stopped for a while lets no write out on stale belief.
+//! [`CloudRun`] behind a last question: may this process still write for the project? It stands
+//! behind the limiter, so that a process that was stopped for a while lets no write out on stale
+//! belief.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! [`CloudRun`] over Google's official SDK, and over v1 REST for the one call that the SDK does not have.
+//! [`CloudRun`] over Google's official SDK, and over v1 REST for the one call that the SDK does not
+//! have.
 
 use std::{sync::Arc, time::Duration};
 
@@ -173,8 +174,9 @@ impl Google {
         })
     }
 
-    /// The project's own allow policy, by the Resource Manager (`resourcemanager.projects.getIamPolicy`). Reached at the Cloud
-    /// Run endpoint where that is not Google's, as emulators have everything in one place.
+    /// The project's own allow policy, by the Resource Manager
+    /// (`resourcemanager.projects.getIamPolicy`). Reached at the Cloud Run endpoint where that is
+    /// not Google's, as emulators have everything in one place.
     ///
     /// # Errors
     /// The fault of the one call that this makes.
@@ -190,8 +192,9 @@ impl Google {
         })
     }
 
-    /// Asks another of Google's APIs, which no reconciling needs: a GET, or a POST where there is a body. Reached at the
-    /// Cloud Run endpoint where that is not Google's, as emulators have everything in one place.
+    /// Asks another of Google's APIs, which no reconciling needs: a GET, or a POST where there is a
+    /// body. Reached at the Cloud Run endpoint where that is not Google's, as emulators have
+    /// everything in one place.
     ///
     /// # Errors
     /// The fault of the one call that this makes.

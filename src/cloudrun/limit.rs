@@ -1,9 +1,10 @@
 //! Cloud Run within a budget: token buckets for each project and region, reads and writes apart.
 //!
-//! Nothing waits in here. A call needs a [`Token`]; who gets none is told when to ask again, and waits where waiting holds
-//! nothing that others need (the queue of services). A bucket never lets more through in any 60 seconds than its budget:
-//! burst and refill add up to it. A 429 halves the refill and stops the bucket for as long as Google asked, within reason;
-//! where it names the real limit, at most half of that is used from then on.
+//! Nothing waits in here. A call needs a [`Token`]; who gets none is told when to ask again, and
+//! waits where waiting holds nothing that others need (the queue of services). A bucket never lets
+//! more through in any 60 seconds than its budget: burst and refill add up to it. A 429 halves the
+//! refill and stops the bucket for as long as Google asked, within reason; where it names the real
+//! limit, at most half of that is used from then on.
 
 use std::{
     collections::HashMap,
@@ -24,7 +25,8 @@ use crate::{
 pub struct Budget {
     /// Projects were seen with 600 in a minute and region.
     pub reads_per_minute: u32,
-    /// Projects were seen with 30, and with 60, in a minute and region; people and pipelines need their part.
+    /// Projects were seen with 30, and with 60, in a minute and region; people and pipelines need
+    /// their part.
     pub writes_per_minute: u32,
     /// Services worked on at once, over everything.
     pub concurrency: usize,

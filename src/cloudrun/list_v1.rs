@@ -1,4 +1,5 @@
-//! The list of services over every region, in the Knative form in which v1 gives it: v2 and the SDK have none.
+//! The list of services over every region, in the Knative form in which v1 gives it: v2 and the SDK
+//! have none.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +11,12 @@ use crate::{
     iam::{RunService, ServiceInfo},
 };
 
-/// Reads one page of the v1 list of services; the second part is the token of the next page, empty at the end.
+/// Reads one page of the v1 list of services; the second part is the token of the next page, empty
+/// at the end.
 ///
 /// # Errors
-/// [`FaultClass::Unexpected`] if any entry is not as documented: a service that is skipped would look deleted.
+/// [`FaultClass::Unexpected`] if any entry is not as documented: a service that is skipped would
+/// look deleted.
 pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault> {
     let page: ServiceList = serde_json::from_slice(body).map_err(|e| {
         Fault::new(

@@ -36,8 +36,8 @@ impl Method {
 /// Cloud Run, as far as this operator uses it.
 ///
 /// # Contract
-/// Every failure is classified. No call is repeated inside: whoever calls decides about that, with what it knows of
-/// etags and of what else waits. A call may be dropped at any time.
+/// Every failure is classified. No call is repeated inside: whoever calls decides about that, with
+/// what it knows of etags and of what else waits. A call may be dropped at any time.
 pub trait CloudRun: Send + Sync + 'static {
     /// Reads the allow policy in version 3, etag included.
     fn read_policy(
@@ -45,8 +45,9 @@ pub trait CloudRun: Send + Sync + 'static {
         service: &RunService,
     ) -> impl Future<Output = Result<Policy, Fault>> + Send;
 
-    /// Replaces the allow policy, if it still has the etag that `policy` carries; [`crate::fault::FaultClass::Conflict`]
-    /// if not. After a timeout or a reset the write may have happened: read to know.
+    /// Replaces the allow policy, if it still has the etag that `policy` carries;
+    /// [`crate::fault::FaultClass::Conflict`] if not. After a timeout or a reset the write may have
+    /// happened: read to know.
     fn write_policy(
         &self,
         service: &RunService,
@@ -62,7 +63,8 @@ pub trait CloudRun: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(Listing, String), Fault>> + Send;
 }
 
-/// A list that never ends would go on for ever; Cloud Run allows 1,000 services for each project and region.
+/// A list that never ends would go on for ever; Cloud Run allows 1,000 services for each project
+/// and region.
 pub const MAX_PAGES: usize = 500;
 
 /// Lists services through all pages.

@@ -20,8 +20,8 @@ use crate::{
 /// Objects in one page of a list that goes over all namespaces.
 const PAGE: u32 = 250;
 
-/// Whether the API server will not take this object however often it is asked: a quota, an admission policy or webhook, a
-/// namespace that is gone or going.
+/// Whether the API server will not take this object however often it is asked: a quota, an
+/// admission policy or webhook, a namespace that is gone or going.
 fn is_refusal(status: &kube::core::Status) -> bool {
     (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 409 | 429)
 }
@@ -39,8 +39,9 @@ impl Cluster {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Writes a record. One that its namespace does not take is kept in the operator's own: no tenant can keep a change of a
-    /// service that others use too off the record. One that is there already is the same, from an answer that was lost.
+    /// Writes a record. One that its namespace does not take is kept in the operator's own: no
+    /// tenant can keep a change of a service that others use too off the record. One that is there
+    /// already is the same, from an answer that was lost.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached; it is to be tried again.
@@ -71,7 +72,8 @@ impl Cluster {
         }
     }
 
-    /// Closes a record that a version before 0.2 left open. One that somebody deleted meanwhile is no failure.
+    /// Closes a record that a version before 0.2 left open. One that somebody deleted meanwhile is
+    /// no failure.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
@@ -178,8 +180,8 @@ impl Cluster {
         }
     }
 
-    /// Records that a version before 0.2 left open, at most one page: those of now are written closed. What cannot be read is
-    /// left out: a record is written where tenants may write.
+    /// Records that a version before 0.2 left open, at most one page: those of now are written
+    /// closed. What cannot be read is left out: a record is written where tenants may write.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.

@@ -1,4 +1,5 @@
-//! Ledgers in the store. Every write has a precondition: the version that it was planned from, or that there is none.
+//! Ledgers in the store. Every write has a precondition: the version that it was planned from, or
+//! that there is none.
 
 use kube::{
     Api,
@@ -45,15 +46,15 @@ impl Cluster {
         Api::all(self.client.clone())
     }
 
-    /// Writes the ledger of a service, or deletes it when nothing is left to remember. `known` is the version that this was
-    /// planned from; none: there was no object.
+    /// Writes the ledger of a service, or deletes it when nothing is left to remember. `known` is
+    /// the version that this was planned from; none: there was no object.
     ///
     /// # Guarantees
     /// Nothing is written over what this was not planned from.
     ///
     /// # Errors
-    /// When the API server refuses or cannot be reached; then nothing may be written to IAM. The write may have been carried
-    /// out: read to know.
+    /// When the API server refuses or cannot be reached; then nothing may be written to IAM. The
+    /// write may have been carried out: read to know.
     pub async fn write_ledger(
         &self,
         service: &RunService,

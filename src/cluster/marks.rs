@@ -1,4 +1,5 @@
-//! Marks in the store that outlive the process: Leases that nobody renews, there while something is so.
+//! Marks in the store that outlive the process: Leases that nobody renews, there while something is
+//! so.
 
 use std::collections::BTreeMap;
 
@@ -33,8 +34,8 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.home)
     }
 
-    /// Since when the circuit breaker is marked as open. The mark is a Lease of its own: it outlives the process, and
-    /// deleting it resets the breaker.
+    /// Since when the circuit breaker is marked as open. The mark is a Lease of its own: it
+    /// outlives the process, and deleting it resets the breaker.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
@@ -77,8 +78,9 @@ impl Cluster {
         self.mark(&self.circuit, "circuit-open", None, since).await
     }
 
-    /// Tells in the store that audit events cannot be relied on: the operator has no object of its own that could have a
-    /// condition, so it is a Lease with annotations, as the mark of the circuit breaker is one.
+    /// Tells in the store that audit events cannot be relied on: the operator has no object of its
+    /// own that could have a condition, so it is a Lease with annotations, as the mark of the
+    /// circuit breaker is one.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
@@ -119,7 +121,8 @@ impl Cluster {
         self.unmark(&self.circuit).await
     }
 
-    /// A Lease that nobody renews: it is there while something is so. One that is there already stays as it is.
+    /// A Lease that nobody renews: it is there while something is so. One that is there already
+    /// stays as it is.
     async fn mark(
         &self,
         name: &str,

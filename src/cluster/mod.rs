@@ -1,5 +1,5 @@
-//! The Kubernetes side: what is watched, and what is written (status, finalizer, ledger, records of changes, marks, events).
-//! Decides nothing.
+//! The Kubernetes side: what is watched, and what is written (status, finalizer, ledger, records of
+//! changes, marks, events). Decides nothing.
 
 mod changes;
 mod ledgers;
@@ -38,7 +38,8 @@ pub struct Cluster {
     client: Client,
     /// Names this process in events.
     instance: String,
-    /// The operator's own namespace: for records that belong nowhere else, and for the mark of the circuit breaker.
+    /// The operator's own namespace: for records that belong nowhere else, and for the mark of the
+    /// circuit breaker.
     home: String,
     /// Name of the Lease that marks the circuit breaker as open.
     circuit: String,
@@ -91,13 +92,14 @@ fn is_too_large(status: &kube::core::Status) -> bool {
     status.code == 413 || says("request is too large") || says("larger than max")
 }
 
-/// Whether an object is there already. 409 alone does not say so: a quota that is being counted answers it too.
+/// Whether an object is there already. 409 alone does not say so: a quota that is being counted
+/// answers it too.
 fn exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(s) if s.code == 409 && s.reason == "AlreadyExists")
 }
 
-/// Whether the API server says that an object is not there. 404 alone does not say so, and kube takes it for that (its
-/// `get_opt` too): a proxy's page is about something else.
+/// Whether the API server says that an object is not there. 404 alone does not say so, and kube
+/// takes it for that (its `get_opt` too): a proxy's page is about something else.
 fn is_gone(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(s) if s.code == 404 && s.reason == "NotFound")
 }
@@ -112,7 +114,8 @@ fn if_there<T>(answer: Result<T, kube::Error>) -> Result<Option<T>, Fault> {
 }
 
 impl Cluster {
-    /// `instance` names this process in events; `home` is the operator's own namespace, `lease` the name of its Lease.
+    /// `instance` names this process in events; `home` is the operator's own namespace, `lease` the
+    /// name of its Lease.
     pub fn new(
         client: Client,
         instance: &str,
@@ -205,8 +208,8 @@ impl Cluster {
         self.write_finalizer(id, false, Some(generation)).await
     }
 
-    /// Every attempt is made on a fresh reading and under its resourceVersion, so that nothing another writer put there is
-    /// lost.
+    /// Every attempt is made on a fresh reading and under its resourceVersion, so that nothing
+    /// another writer put there is lost.
     async fn write_finalizer(
         &self,
         id: &PolicyId,
@@ -287,8 +290,9 @@ impl Cluster {
             .map_err(fault)
     }
 
-    /// Publishes an event on a policy. The same words on the same policy are counted on the event that is there; other
-    /// words are an event of their own, so that no drift hides behind an earlier one.
+    /// Publishes an event on a policy. The same words on the same policy are counted on the event
+    /// that is there; other words are an event of their own, so that no drift hides behind an
+    /// earlier one.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.

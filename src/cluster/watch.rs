@@ -1,4 +1,5 @@
-//! The watches that keep the index current. A stream that breaks is taken up again with back-off; what is cached stays.
+//! The watches that keep the index current. A stream that breaks is taken up again with back-off;
+//! what is cached stays.
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ServiceAccount;

@@ -1,5 +1,6 @@
-//! Audit events at work: each is a hint that brings a service up at once, and a witness of who made a drift. And whether
-//! they can be relied on: while they can, periodic looks are only the safety net.
+//! Audit events at work: each is a hint that brings a service up at once, and a witness of who made
+//! a drift. And whether they can be relied on: while they can, periodic looks are only the safety
+//! net.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -40,7 +41,8 @@ const VERSIONS: usize = 4;
 pub struct EventOptions {
     /// Periodic looks are at least this far apart where events can be relied on.
     pub interval: Duration,
-    /// A change that reality shows and no event told of within so long means that events are missing.
+    /// A change that reality shows and no event told of within so long means that events are
+    /// missing.
     pub patience: Duration,
 }
 
@@ -97,7 +99,8 @@ struct State {
     trails: HashMap<RunService, Trail>,
     /// Services in the order in which they were added to.
     order: VecDeque<RunService>,
-    /// Told of while the service was worked on: whether that look has seen it is known when it is over.
+    /// Told of while the service was worked on: whether that look has seen it is known when it is
+    /// over.
     parked: HashMap<RunService, Vec<Option<Arc<str>>>>,
     /// When the allowance of each service is whole again.
     paced: HashMap<RunService, Instant>,
@@ -183,7 +186,8 @@ impl State {
             .map(|(s, (_, why))| (s, why.as_str()))
     }
 
-    /// Projects in which a change was seen and not told of, since the last time that this was asked.
+    /// Projects in which a change was seen and not told of, since the last time that this was
+    /// asked.
     fn overdue(&mut self, now: Instant) -> Vec<Arc<str>> {
         let overdue: Vec<Arc<str>> = self
             .awaited
@@ -231,7 +235,8 @@ impl State {
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// Takes in one message. It never says what is real: the most that it causes is a read, and few of those.
+    /// Takes in one message. It never says what is real: the most that it causes is a read, and few
+    /// of those.
     pub fn hear(&self, message: &[u8]) -> Heard {
         let heard = match audit::parse(message) {
             Ok(Some(entry)) => self.heed(&entry),
@@ -298,7 +303,8 @@ impl<C: CloudRun> Controller<C> {
         self.follow(service, etag.as_deref())
     }
 
-    /// Brings a service up because of a hint, unless it tells of what was read. False: there was no need.
+    /// Brings a service up because of a hint, unless it tells of what was read. False: there was no
+    /// need.
     fn follow(&self, service: &RunService, etag: Option<&str>) -> bool {
         let (known, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.get(service);
@@ -354,7 +360,8 @@ impl<C: CloudRun> Controller<C> {
         });
     }
 
-    /// Our own write should be told of as well: a project in which it is not has no sink, or one that is broken.
+    /// Our own write should be told of as well: a project in which it is not has no sink, or one
+    /// that is broken.
     pub(super) fn expect_event(&self, project: &Arc<str>) {
         let Some(options) = self.options.events else {
             return;
@@ -442,7 +449,8 @@ impl<C: CloudRun> Controller<C> {
         blame
     }
 
-    /// How far apart periodic looks are: as declared, or the safety net where events tell what happens.
+    /// How far apart periodic looks are: as declared, or the safety net where events tell what
+    /// happens.
     pub(super) fn interval(&self, project: &str, declared: Duration) -> Duration {
         let now = Instant::now();
         match self.options.events {
@@ -504,7 +512,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Tells in the store whether the events can be relied on, if that is another thing than it says.
+    /// Tells in the store whether the events can be relied on, if that is another thing than it
+    /// says.
     async fn mark_events(&self, marked: &mut Option<&'static str>) {
         let condition = self.events_condition();
         self.metrics

@@ -1,5 +1,5 @@
-//! The way of a write through the store: in the ledger before IAM is asked, settled from reality after, a record for each
-//! namespace behind it, and old records taken away.
+//! The way of a write through the store: in the ledger before IAM is asked, settled from reality
+//! after, a record for each namespace behind it, and old records taken away.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -119,7 +119,8 @@ impl ChangeLog {
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// Settles what the ledger has as open from reality, and puts it on record. `live: None`: the service is gone.
+    /// Settles what the ledger has as open from reality, and puts it on record. `live: None`: the
+    /// service is gone.
     ///
     /// # Errors
     /// When a record cannot be written; then nothing is settled, and the ledger still has it.
@@ -186,7 +187,8 @@ impl<C: CloudRun> Controller<C> {
             if earlier.is_some() {
                 self.statuses.add(&key, Duration::from_millis(100));
             }
-            // The first record of a policy crowds nobody out; thousands of policies come at once where a fleet is new.
+            // The first record of a policy crowds nobody out; thousands of policies come at once
+            // where a fleet is new.
             if earlier != Some(false) {
                 self.change_log
                     .state
@@ -209,7 +211,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Thins out the records of policies that got another one, and looks for those that an older version left open.
+    /// Thins out the records of policies that got another one, and looks for those that an older
+    /// version left open.
     pub(super) async fn tend_change_log(self: Arc<Self>) {
         let log = &self.change_log;
         loop {
@@ -243,8 +246,9 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
-    /// Looks for records that a version before 0.2 left open. Tenants may write in their namespaces, so a record says nothing
-    /// but that a service is to be looked at, and it must be one that somebody is about.
+    /// Looks for records that a version before 0.2 left open. Tenants may write in their
+    /// namespaces, so a record says nothing but that a service is to be looked at, and it must be
+    /// one that somebody is about.
     async fn find_legacy(&self, shards: &BTreeSet<usize>) -> Result<(), Fault> {
         let open = self.cluster.open_changes().await?;
         let mut services = BTreeSet::new();

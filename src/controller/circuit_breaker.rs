@@ -1,5 +1,5 @@
-//! The circuit breaker at work: asked before drift is corrected, marked in the store while open, closed when it is calm or
-//! by hand.
+//! The circuit breaker at work: asked before drift is corrected, marked in the store while open,
+//! closed when it is calm or by hand.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -56,8 +56,8 @@ impl CircuitBreaker {
         self.state.with(|s| s.breaker.open_since().is_some())
     }
 
-    /// Asks to correct drift on one service. It never waits: the mark follows, and until it is there no correction is made
-    /// either.
+    /// Asks to correct drift on one service. It never waits: the mark follows, and until it is
+    /// there no correction is made either.
     pub fn admit(&self, service: &RunService, now: Timestamp) -> bool {
         let (admitted, opened) = self.state.with(|s| {
             let before = s.breaker.open_since();
@@ -123,9 +123,9 @@ impl CircuitBreaker {
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// Keeps the breaker and its mark together. While it is open: closes it when the window has passed quietly, or when
-    /// somebody took the mark away. With several shards: opens it when another replica did, and tells the others of drift
-    /// that is found here.
+    /// Keeps the breaker and its mark together. While it is open: closes it when the window has
+    /// passed quietly, or when somebody took the mark away. With several shards: opens it when
+    /// another replica did, and tells the others of drift that is found here.
     pub(super) async fn watch_circuit(self: Arc<Self>) {
         let alone = self.shards.count() == 1;
         let mut told = None;
@@ -181,7 +181,8 @@ impl<C: CloudRun> Controller<C> {
         if alone {
             return Ok(());
         }
-        // Unrest that another replica told of since is unrest, at the time at which it was heard of.
+        // Unrest that another replica told of since is unrest, at the time at which it was heard
+        // of.
         if told.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
             self.breaker.drift_found(now);
         }

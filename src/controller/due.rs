@@ -1,4 +1,5 @@
-//! Keys that are to be served at some time, each once; and how many pieces of work may be under way.
+//! Keys that are to be served at some time, each once; and how many pieces of work may be under
+//! way.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -8,7 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Keys with a time each; of two wishes the earlier one counts. Equal times are served in the order of keys.
+/// Keys with a time each; of two wishes the earlier one counts. Equal times are served in the order
+/// of keys.
 #[derive(Debug)]
 pub(super) struct Due<K> {
     at: HashMap<K, Instant>,
@@ -77,8 +79,8 @@ impl<K: Clone + Ord + Hash> Due<K> {
 /// Work that began longer ago than this is slow, and does not count.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// Counts work under way. Only what began lately takes a place that others need: what is slow, because the other side does
-/// not answer, costs a little memory and holds nobody up.
+/// Counts work under way. Only what began lately takes a place that others need: what is slow,
+/// because the other side does not answer, costs a little memory and holds nobody up.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
     began: BTreeMap<u64, Instant>,
@@ -104,7 +106,8 @@ impl Crowd {
         }
     }
 
-    /// Whether one more may begin: there are fewer than `fresh` that began lately, and fewer than `all`.
+    /// Whether one more may begin: there are fewer than `fresh` that began lately, and fewer than
+    /// `all`.
     pub fn has_room(&mut self, now: Instant, fresh: usize, all: usize) -> bool {
         while self
             .fresh

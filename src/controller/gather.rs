@@ -1,4 +1,5 @@
-//! All that the plan for one service needs besides what is real: from the index, from the ledger, and from memory.
+//! All that the plan for one service needs besides what is real: from the index, from the ledger,
+//! and from memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +35,8 @@ impl<C: CloudRun> Controller<C> {
     /// Reads the caches and what is remembered.
     ///
     /// # Errors
-    /// [`FaultClass::UnreadableLedger`], beside what could be read: nothing may be written on the ground of what is not known.
+    /// [`FaultClass::UnreadableLedger`], beside what could be read: nothing may be written on the
+    /// ground of what is not known.
     pub(super) fn gather(
         &self,
         service: &RunService,
@@ -78,8 +80,8 @@ impl<C: CloudRun> Controller<C> {
         (inputs, readable)
     }
 
-    /// In the first look after a restart the statuses stand for the look before: what differs now and did not then was
-    /// changed by somebody while nobody looked.
+    /// In the first look after a restart the statuses stand for the look before: what differs now
+    /// and did not then was changed by somebody while nobody looked.
     pub(super) fn recall(&self, inputs: &mut PlanInputs, live: &Policy) {
         if !self.memories.must_recall(&inputs.service) || inputs.claims.is_empty() {
             return;

@@ -1,5 +1,5 @@
-//! Listings of projects: each once per interval for all policies together, and sooner where a declaration or an event needs
-//! it, but never faster than a pace that nobody's edits can raise.
+//! Listings of projects: each once per interval for all policies together, and sooner where a
+//! declaration or an event needs it, but never faster than a pace that nobody's edits can raise.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -181,7 +181,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Lists a project through all scopes and pages. Each page waits for its token; nobody waits for that.
+    /// Lists a project through all scopes and pages. Each page waits for its token; nobody waits
+    /// for that.
     async fn list_project(
         &self,
         project: &Arc<str>,

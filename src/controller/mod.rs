@@ -1,5 +1,5 @@
-//! The controller: watches feed the index, the index feeds the queue, workers reconcile services, and what they find
-//! becomes the status of policies.
+//! The controller: watches feed the index, the index feeds the queue, workers reconcile services,
+//! and what they find becomes the status of policies.
 //!
 //! | module | what it owns |
 //! |---|---|
@@ -85,15 +85,16 @@ pub struct Options {
     pub grace: Duration,
 }
 
-/// The controller and all that its tasks share. Each part owns its state; the order of their locks is that of
-/// [`owned::Rank`].
+/// The controller and all that its tasks share. Each part owns its state; the order of their locks
+/// is that of [`owned::Rank`].
 pub struct Controller<C> {
     cloud: Limited<C>,
     cluster: Cluster,
     options: Options,
     metrics: Arc<Metrics>,
     shards: Arc<Shards>,
-    /// For each shard the term of it that was taken up: what was left from before is known, and work may begin.
+    /// For each shard the term of it that was taken up: what was left from before is known, and
+    /// work may begin.
     taken: Owned<Vec<Option<u64>>>,
     index: Owned<Index>,
     queue: Queue,
@@ -218,8 +219,8 @@ impl<C: CloudRun> Controller<C> {
         })
     }
 
-    /// Runs until `stop` is true; then finishes what is in flight and starts nothing new. When this is dropped, nothing of
-    /// it goes on.
+    /// Runs until `stop` is true; then finishes what is in flight and starts nothing new. When this
+    /// is dropped, nothing of it goes on.
     pub async fn run(self: &Arc<Self>, stop: watch::Receiver<bool>) {
         let mut tasks = JoinSet::new();
         let (unreadable, to_mark) = Self::unreadable();
@@ -313,8 +314,9 @@ pub(crate) fn spread(seed: u64, what: impl std::hash::Hash) -> f64 {
     (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The next of the moments `phase + n * interval` that is at least half an interval away: each service has its own fixed
-/// phase, so reads are spread evenly and stay so, whatever happened in between.
+/// The next of the moments `phase + n * interval` that is at least half an interval away: each
+/// service has its own fixed phase, so reads are spread evenly and stay so, whatever happened in
+/// between.
 pub(crate) fn next_slot(elapsed: Duration, interval: Duration, phase: f64) -> Duration {
     let (e, i) = (elapsed.as_secs_f64(), interval.as_secs_f64());
     let earliest = e + i / 2.0;

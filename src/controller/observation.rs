@@ -1,5 +1,5 @@
-//! What a reconcile found, handed to every policy concerned: an observation in the index, events, metrics. What is news is
-//! decided in `run_invoker_core::status::observation`, once.
+//! What a reconcile found, handed to every policy concerned: an observation in the index, events,
+//! metrics. What is news is decided in `run_invoker_core::status::observation`, once.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -73,8 +73,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// What is news for a policy, given what it knew; in the first look after a restart its status stands for the look
-    /// before.
+    /// What is news for a policy, given what it knew; in the first look after a restart its status
+    /// stands for the look before.
     fn news(
         &self,
         service: &RunService,

@@ -1,7 +1,9 @@
-//! State with one owner: a part of the controller keeps its state in one of these, and nobody else sees it.
+//! State with one owner: a part of the controller keeps its state in one of these, and nobody else
+//! sees it.
 //!
-//! The order of locks is the order of [`Rank`]: while one is held, only those behind it may be taken. In builds with debug
-//! assertions taking them in another order panics, so that every test checks it.
+//! The order of locks is the order of [`Rank`]: while one is held, only those behind it may be
+//! taken. In builds with debug assertions taking them in another order panics, so that every test
+//! checks it.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,9 +1,10 @@
-//! The queue of services: four priorities that age, one worker per service, requests that fold into one, and nobody taken up
-//! before its calls may be made.
+//! The queue of services: four priorities that age, one worker per service, requests that fold into
+//! one, and nobody taken up before its calls may be made.
 //!
-//! Waiting work is kept by project and region, which is how Google counts. A service is handed out together with the tokens
-//! for its calls, so that what waits for quota occupies nothing: neither a worker nor a place that others need. A service
-//! that turned out to need a write waits among the changers of its place, in the order in which that was found out.
+//! Waiting work is kept by project and region, which is how Google counts. A service is handed out
+//! together with the tokens for its calls, so that what waits for quota occupies nothing: neither a
+//! worker nor a place that others need. A service that turned out to need a write waits among the
+//! changers of its place, in the order in which that was found out.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,14 +24,16 @@ use crate::{
     iam::RunService,
 };
 
-/// Services of one place that were taken up lately and are not done; a declared change may go a little beyond.
+/// Services of one place that were taken up lately and are not done; a declared change may go a
+/// little beyond.
 const PER_PLACE: usize = 16;
 const EXTRA_FOR_DECLARED: usize = 8;
 /// Services of one place under way at all, however slow.
 const MOST_PER_PLACE: usize = 64;
 /// Services under way at all, for each worker. A place where nothing is under way goes beyond.
 const MOST_PER_WORKER: usize = 64;
-/// Every so many turns the one that waited longest is served, whatever its priority: none can starve.
+/// Every so many turns the one that waited longest is served, whatever its priority: none can
+/// starve.
 const AGED_TURN: u64 = 4;
 
 /// Why a service is looked at, in the order in which it is served.
@@ -82,7 +85,8 @@ struct Item {
     /// Came in while it was worked on: once more after that.
     again: Option<Priority>,
     timer: Option<Priority>,
-    /// Its turn among the changers, while it has something to write: a new wish does not cost it its place.
+    /// Its turn among the changers, while it has something to write: a new wish does not cost it
+    /// its place.
     changer: Option<Turn>,
     failures: u32,
 }
@@ -615,8 +619,8 @@ impl Waiting {
         if wait.is_zero() {
             return Some(first);
         }
-        // Whoever only looks goes ahead of one that waits for the right to write; not of one that waits for the right to
-        // look, or it would wait for ever.
+        // Whoever only looks goes ahead of one that waits for the right to write; not of one that
+        // waits for the right to look, or it would wait for ever.
         let only_writes = || {
             !budgets
                 .wait(

@@ -1,5 +1,5 @@
-//! One service, once: gather, read, settle what was open, plan, record, write, read back. What was found and what was really
-//! written is reported in any case, also when it ends in a failure.
+//! One service, once: gather, read, settle what was open, plan, record, write, read back. What was
+//! found and what was really written is reported in any case, also when it ends in a failure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,7 +128,8 @@ impl<C: CloudRun> Controller<C> {
                 })
                 | None,
             ) => End::Over,
-            // What a person has to settle is looked at rarely, and says nothing about what will pass by itself.
+            // What a person has to settle is looked at rarely, and says nothing about what will
+            // pass by itself.
             Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
             Ok(Some(_)) | Err(_) => End::Failed,
         };
@@ -209,7 +210,8 @@ impl<C: CloudRun> Controller<C> {
         );
     }
 
-    /// Nobody asks for a look now. Where what is nobody's ends by itself, somebody has to take it away then.
+    /// Nobody asks for a look now. Where what is nobody's ends by itself, somebody has to take it
+    /// away then.
     fn come_back_to_what_ends(&self, service: &RunService) {
         let Some(from) = self.index.with(|i| i.left_behind_from(service)) else {
             return;
@@ -222,8 +224,8 @@ impl<C: CloudRun> Controller<C> {
         );
     }
 
-    /// Sets when a service is looked at next: its slot, the end of a grant, another try of a refused member, or the next
-    /// turn in a fight.
+    /// Sets when a service is looked at next: its slot, the end of a grant, another try of a
+    /// refused member, or the next turn in a fight.
     fn schedule(&self, inputs: &PlanInputs, rest: &Plan) {
         let service = &inputs.service;
         let (now, instant) = (self.now(), Instant::now());
@@ -369,7 +371,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
         self.controller.recall(&mut inputs, &live);
         let mut plan = self.plan(&mut inputs, &live);
         let memories = &self.controller.memories;
-        // What is as declared now and differs later was changed by somebody, also while this round is under way.
+        // What is as declared now and differs later was changed by somebody, also while this round
+        // is under way.
         memories.settle(self.service, inputs.fingerprint(), plan.outstanding());
         let batch = memories.search(self.service, |s| s.next(&plan, &inputs.alone));
         match self.put_finalizers(&inputs, &plan).await {
@@ -474,12 +477,13 @@ impl<'a, C: CloudRun> Round<'a, C> {
         }
     }
 
-    /// Puts the finalizer on every policy that something is about to belong to, so that none of it outlives its policy
-    /// unseen. False: some policy is gone, or cannot be protected so, and nothing is done for it in this round. (Kubernetes)
+    /// Puts the finalizer on every policy that something is about to belong to, so that none of it
+    /// outlives its policy unseen. False: some policy is gone, or cannot be protected so, and
+    /// nothing is done for it in this round. (Kubernetes)
     ///
     /// # Errors
-    /// [`FaultClass::Conflict`]: a policy was made anew, and the watch has not told what it lists. Until then nobody can say
-    /// who is to go.
+    /// [`FaultClass::Conflict`]: a policy was made anew, and the watch has not told what it lists.
+    /// Until then nobody can say who is to go.
     async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> Result<bool, Fault> {
         let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
         let (controller, index) = (self.controller, &self.controller.index);
@@ -536,8 +540,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
         Ok(all)
     }
 
-    /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else whether it was written.
-    /// (Kubernetes)
+    /// Where nothing is written to IAM now: brings the ledger up to date. `None`: it is; else
+    /// whether it was written. (Kubernetes)
     async fn keep_ledger(
         &mut self,
         inputs: &PlanInputs,
@@ -563,7 +567,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
         }
     }
 
-    /// Where no policy is left there is nobody to fight: what only remembers corrections goes. (Kubernetes)
+    /// Where no policy is left there is nobody to fight: what only remembers corrections goes.
+    /// (Kubernetes)
     async fn forget_fights(&mut self, inputs: &PlanInputs) -> Result<(), Fault> {
         let ledger = &inputs.ledger;
         let is_bare =
@@ -580,11 +585,13 @@ impl<'a, C: CloudRun> Round<'a, C> {
         Ok(())
     }
 
-    /// Writes the ledger. False: it was another than the one that this was planned from, and is known now. (Kubernetes)
+    /// Writes the ledger. False: it was another than the one that this was planned from, and is
+    /// known now. (Kubernetes)
     async fn store(&mut self, inputs: &PlanInputs, next: &Ledger) -> Result<bool, Fault> {
         let controller = self.controller;
         let known = inputs.version.as_ref();
-        // Whoever holds the project now writes its ledgers; what comes late from another is refused by its version.
+        // Whoever holds the project now writes its ledgers; what comes late from another is refused
+        // by its version.
         if !controller.shards.holds(&self.service.project) {
             return Err(fence::refused());
         }
@@ -641,7 +648,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
         Ok(true)
     }
 
-    /// Writes one batch of a plan: into the ledger, then, if it is still wanted, to IAM. (Kubernetes, Cloud Run)
+    /// Writes one batch of a plan: into the ledger, then, if it is still wanted, to IAM.
+    /// (Kubernetes, Cloud Run)
     async fn write(
         &mut self,
         inputs: PlanInputs,
@@ -773,7 +781,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
             Err(fault) => fault,
         };
         if !fault.class.did_nothing() {
-            // The answer is lost, the write perhaps not: reality decides, and nothing is written twice blindly.
+            // The answer is lost, the write perhaps not: reality decides, and nothing is written
+            // twice blindly.
             return match self.read().await {
                 Ok(after) if after.etag != live.etag => self.again(inputs, Some(after)),
                 _ => failed(inputs, fault),
@@ -831,7 +840,8 @@ impl<'a, C: CloudRun> Round<'a, C> {
         if let Some(named) = &fault.member {
             let culprits: Vec<&Grant> = part.grants.keys().filter(|g| is_named(g, named)).collect();
             culprits.iter().for_each(|g| reject(g));
-            // Somebody who is in the policy already, and not by this plan: nothing here can be set aside.
+            // Somebody who is in the policy already, and not by this plan: nothing here can be set
+            // aside.
             return if culprits.is_empty() {
                 Err(fault.clone())
             } else {
@@ -891,8 +901,9 @@ impl<'a, C: CloudRun> Round<'a, C> {
         failed(inputs, fault)
     }
 
-    /// A service that is gone took its policy with it. Where only the way to it is gone, what belonged to policies that leave
-    /// is nobody's from now on: it is revoked when the way is there again. (Kubernetes)
+    /// A service that is gone took its policy with it. Where only the way to it is gone, what
+    /// belonged to policies that leave is nobody's from now on: it is revoked when the way is there
+    /// again. (Kubernetes)
     async fn forget_what_is_gone(&mut self, class: FaultClass) {
         if !class.row().gone {
             return;
@@ -980,7 +991,8 @@ fn take_back(inputs: &mut PlanInputs, undone: &[Pending]) {
     }
 }
 
-/// `serviceAccount:x@y` is named as `x@y`; all members of a workload identity pool are named by the pool.
+/// `serviceAccount:x@y` is named as `x@y`; all members of a workload identity pool are named by the
+/// pool.
 fn is_named(grant: &Grant, named: &str) -> bool {
     let Some((_, name)) = grant.principal.as_str().split_once(':') else {
         return false;

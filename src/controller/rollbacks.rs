@@ -1,5 +1,6 @@
-//! Reads the records that policies want to go back behind. Tenants start this by an annotation, so it is bounded: few at a
-//! time, one load for each policy however often the annotation changes, and what fails waits for itself alone.
+//! Reads the records that policies want to go back behind. Tenants start this by an annotation, so
+//! it is bounded: few at a time, one load for each policy however often the annotation changes, and
+//! what fails waits for itself alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! What is remembered of a service between looks, and nowhere in the store: under which declarations it was settled, which
-//! members IAM refused, and which of several it may be.
+//! What is remembered of a service between looks, and nowhere in the store: under which
+//! declarations it was settled, which members IAM refused, and which of several it may be.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,7 +15,8 @@ use crate::{
     plan::{RejectedMember, Search, drift::Memory},
 };
 
-/// A member that was just made is unknown to IAM for some minutes; later the same refusal is a mistake.
+/// A member that was just made is unknown to IAM for some minutes; later the same refusal is a
+/// mistake.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_secs(3600);
 
@@ -56,8 +57,8 @@ pub(super) struct ServiceMemories {
 #[derive(Debug, Default)]
 struct State {
     entries: HashMap<RunService, Entry>,
-    /// Where the statuses were asked what they know of the time before this process. It outlives what is remembered: what
-    /// they say later may be older than what this process did.
+    /// Where the statuses were asked what they know of the time before this process. It outlives
+    /// what is remembered: what they say later may be older than what this process did.
     recalled: HashSet<RunService>,
 }
 
@@ -102,8 +103,8 @@ impl ServiceMemories {
             .map(|before| now.saturating_duration_since(before))
     }
 
-    /// Members that are not to be tried now, and those that are tried alone. `declared` says of a grant whether anybody
-    /// still lists it.
+    /// Members that are not to be tried now, and those that are tried alone. `declared` says of a
+    /// grant whether anybody still lists it.
     pub fn rejections(
         &self,
         service: &RunService,

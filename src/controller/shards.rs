@@ -35,7 +35,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Asks for those of the services that are worked on here. What is not will be asked for by who takes it up.
+    /// Asks for those of the services that are worked on here. What is not will be asked for by who
+    /// takes it up.
     pub(super) fn ask<'a>(
         &self,
         services: impl IntoIterator<Item = &'a RunService>,
@@ -111,8 +112,8 @@ impl<C: CloudRun> Controller<C> {
         true
     }
 
-    /// Brings back what must survive a change of the replica that works on shards: the state of the circuit breaker. What
-    /// was corrected lately is in the ledgers.
+    /// Brings back what must survive a change of the replica that works on shards: the state of the
+    /// circuit breaker. What was corrected lately is in the ledgers.
     ///
     /// # Errors
     /// Those of the Kubernetes API; then no work may begin.
@@ -147,8 +148,9 @@ impl<C: CloudRun> Controller<C> {
         self.queue.let_go(service);
     }
 
-    /// Asks for everything that there is to do in shards. What was declared while nobody was there goes before what only
-    /// has to be looked at again; grants of policies that name their service no more are looked at too.
+    /// Asks for everything that there is to do in shards. What was declared while nobody was there
+    /// goes before what only has to be looked at again; grants of policies that name their service
+    /// no more are looked at too.
     fn take_up(&self, shards: &BTreeSet<usize>) {
         let among = |project: &str| shards.contains(&self.shards.of(project));
         let (mut known, mut news, mut lists) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());

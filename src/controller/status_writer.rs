@@ -1,5 +1,6 @@
-//! What goes out: statuses, finalizers that come off, events and gauges. Status is written only when it says something
-//! new; what the API server does not take waits for itself alone, longer each time.
+//! What goes out: statuses, finalizers that come off, events and gauges. Status is written only
+//! when it says something new; what the API server does not take waits for itself alone, longer
+//! each time.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -36,7 +37,8 @@ use crate::{
 
 /// Writes of each kind under way at once.
 const WRITERS: usize = 16;
-/// Events that wait; more than this are dropped, oldest first: an event is a courtesy, the status is the truth.
+/// Events that wait; more than this are dropped, oldest first: an event is a courtesy, the status
+/// is the truth.
 const MAX_NOTES: usize = 5000;
 /// Events of one namespace that wait: nobody's events crowd out those of others.
 const MAX_NOTES_OF_NAMESPACE: usize = 500;

@@ -1,4 +1,5 @@
-//! What comes in from the store: policies, guardrails, ledgers, ServiceAccounts; and what each change sets in motion.
+//! What comes in from the store: policies, guardrails, ledgers, ServiceAccounts; and what each
+//! change sets in motion.
 
 use std::{
     collections::BTreeSet,
@@ -109,8 +110,8 @@ impl<C: CloudRun> Controller<C> {
                 .is_some_and(|r| r.intent.deleting && !r.intent.retains() && index.may_release(r));
             let mut effect = index.remove_policy(id);
             if is_settled {
-                // What its deletion had to revoke is revoked and read back already. A ledger that only remembers
-                // corrections by now is to go, and that takes no look.
+                // What its deletion had to revoke is revoked and read back already. A ledger that
+                // only remembers corrections by now is to go, and that takes no look.
                 let is_open =
                     |s: &RunService| index.ledgers().is_bare(s) || index.ledgers().is_pending(s);
                 effect
@@ -191,8 +192,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Keeps the links of ServiceAccounts current, from the first policy that names one: nobody else's cluster needs the
-    /// right to watch them.
+    /// Keeps the links of ServiceAccounts current, from the first policy that names one: nobody
+    /// else's cluster needs the right to watch them.
     pub(super) async fn watch_accounts(self: Arc<Self>) {
         self.accounts_wanted.notified().await;
         let mut stream = std::pin::pin!(streams::accounts(self.cluster.client()));
@@ -280,8 +281,9 @@ impl<C: CloudRun> Controller<C> {
 
     fn ledger_applied(&self, ledger: &InvokerLedger) {
         let service = service_of(&ledger.spec);
-        // The event of our own write can be here before its answer; and whoever writes sees that somebody else did. Asked
-        // before the ledger is taken in: a round that ends in between has made it known.
+        // The event of our own write can be here before its answer; and whoever writes sees that
+        // somebody else did. Asked before the ledger is taken in: a round that ends in between has
+        // made it known.
         let is_running = self.queue.is_running(&service);
         let (is_news, corrections) = self.index.with(|i| {
             let is_news = i.apply_ledger(ledger);

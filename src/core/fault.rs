@@ -1,7 +1,8 @@
-//! Everything that can go wrong outside, as one type, and the one table that says what follows from it.
+//! Everything that can go wrong outside, as one type, and the one table that says what follows from
+//! it.
 //!
-//! Each edge turns its foreign error into a [`Fault`] in one function; nobody else looks at a status code.
-//! Pure: no client, clock, log or metric.
+//! Each edge turns its foreign error into a [`Fault`] in one function; nobody else looks at a
+//! status code. Pure: no client, clock, log or metric.
 
 use std::{fmt, time::Duration};
 
@@ -16,7 +17,8 @@ pub enum FaultClass {
     InvalidMember,
     /// An organization policy forbids the change.
     OrganizationPolicy,
-    /// The operator lacks a permission (or, on Cloud Run, the service does not exist and the operator may not know).
+    /// The operator lacks a permission (or, on Cloud Run, the service does not exist and the
+    /// operator may not know).
     PermissionDenied,
     ServiceNotFound,
     ProjectNotFound,
@@ -30,8 +32,9 @@ pub enum FaultClass {
     Credentials,
     /// The policy came back in the view that hides conditions; nothing may be written.
     HashedConditions,
-    /// The project that pays for the calls (the quota project, or that of the credentials) may not: its API or its billing is
-    /// off, it is suspended, or there is none. The operator's trouble, and nothing about the target.
+    /// The project that pays for the calls (the quota project, or that of the credentials) may not:
+    /// its API or its billing is off, it is suspended, or there is none. The operator's trouble,
+    /// and nothing about the target.
     ConsumerUnavailable,
     /// VPC Service Controls stand in between.
     PerimeterDenied,
@@ -219,8 +222,8 @@ impl FaultClass {
         }
     }
 
-    /// Whether a call that ended like this certainly did nothing. After any other the write may have been made, or may yet
-    /// be: reality decides.
+    /// Whether a call that ended like this certainly did nothing. After any other the write may
+    /// have been made, or may yet be: reality decides.
     pub fn did_nothing(self) -> bool {
         use FaultClass as C;
         match self {
@@ -306,7 +309,8 @@ impl Fault {
         }
     }
 
-    /// Whether it says the same as another one, which may have been told before: only the request is another.
+    /// Whether it says the same as another one, which may have been told before: only the request
+    /// is another.
     pub fn says_the_same(&self, other: &Self) -> bool {
         (self.class, &self.message) == (other.class, &other.message)
     }

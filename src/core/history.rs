@@ -1,4 +1,5 @@
-//! The history of a service: a record for each write, its settlement from reality, how long it is kept, and the way back.
+//! The history of a service: a record for each write, its settlement from reality, how long it is
+//! kept, and the way back.
 //!
 //! Pure: it makes and judges records; `cluster` stores them.
 
@@ -27,8 +28,8 @@ use crate::{
 const MAX_POLICIES: usize = 64;
 /// The most grants in one list of a record: what an IAM policy can hold.
 const MAX_GRANTS: usize = crate::iam::MAX_MEMBERS;
-/// The most bytes in one list of a record: two policies with 200 members each can share a condition of 4 KiB, which a record
-/// has once for each member.
+/// The most bytes in one list of a record: two policies with 200 members each can share a condition
+/// of 4 KiB, which a record has once for each member.
 const MAX_LIST_BYTES: usize = 256 * 1024;
 
 /// How long records are kept.
@@ -49,16 +50,19 @@ impl Default for Retention {
     }
 }
 
-/// How long a request that had no answer may still be on its way. Google's frontends give up long before.
+/// How long a request that had no answer may still be on its way. Google's frontends give up long
+/// before.
 const MAY_ARRIVE: SignedDuration = SignedDuration::from_mins(15);
 
 /// The etag of a policy that was never set.
 const UNTOUCHED: &str = "ACAB";
 
-/// Ends a text that a record could not hold whole. It is in no member and in no condition that could be declared.
+/// Ends a text that a record could not hold whole. It is in no member and in no condition that
+/// could be declared.
 const CUT: char = '…';
 
-/// A text within the bound that the definition sets: a record that is refused would keep every write from being made.
+/// A text within the bound that the definition sets: a record that is refused would keep every
+/// write from being made.
 fn bounded(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
@@ -111,8 +115,8 @@ fn grant(record: &ChangeGrant) -> Option<Grant> {
     })
 }
 
-/// As many grants as fit into one list of a record, and how many did not: four lists have to stay within what the API
-/// server stores.
+/// As many grants as fit into one list of a record, and how many did not: four lists have to stay
+/// within what the API server stores.
 fn bounded_list(grants: &BTreeSet<Grant>) -> (Vec<ChangeGrant>, i64) {
     let mut left = MAX_LIST_BYTES;
     let mut list = Vec::with_capacity(grants.len().min(MAX_GRANTS));
@@ -163,7 +167,8 @@ pub fn reason(plan: &Plan, claims: &[PolicyOnService]) -> ChangeReason {
         .unwrap_or(ChangeReason::SpecChanged)
 }
 
-/// Name of the record of a write: the service, when, and enough of a hash that no other write has it.
+/// Name of the record of a write: the service, when, and enough of a hash that no other write has
+/// it.
 fn name(service: &RunService, etag: &Etag, at: Timestamp) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
@@ -181,7 +186,8 @@ pub fn whole_microseconds(at: Timestamp) -> Timestamp {
     Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
 }
 
-/// What is written down before `grants` and `revokes` of a plan are written to IAM. `drift_by` made what they undo.
+/// What is written down before `grants` and `revokes` of a plan are written to IAM. `drift_by` made
+/// what they undo.
 pub fn pending(
     plan: &Plan,
     claims: &[PolicyOnService],
@@ -226,8 +232,8 @@ pub fn pending(
     }
 }
 
-/// The records of a write that is over: one for each namespace that has a policy behind it, under one name. Where no policy
-/// is behind it, `home` is the namespace.
+/// The records of a write that is over: one for each namespace that has a policy behind it, under
+/// one name. Where no policy is behind it, `home` is the namespace.
 pub fn records(
     service: &RunService,
     pending: &Pending,
@@ -351,7 +357,8 @@ pub fn settle(
         return closed(phase, message, &BTreeSet::new(), "");
     };
     let (real, etag) = (live.grants(), live.etag.0.as_str());
-    // Nobody has ever written this policy: the service was made again, and what was written is gone with the one before.
+    // Nobody has ever written this policy: the service was made again, and what was written is gone
+    // with the one before.
     let is_another = etag == UNTOUCHED && pending.etag_before != UNTOUCHED;
     let done = pending.added.iter().filter(|g| real.contains(g)).count()
         + pending.removed.iter().filter(|g| !real.contains(g)).count();
@@ -389,10 +396,11 @@ pub struct Settled {
     pub open: Vec<Pending>,
 }
 
-/// Settles every open write of a service. `endings` are those that were seen, by the name of the write.
+/// Settles every open write of a service. `endings` are those that were seen, by the name of the
+/// write.
 ///
-/// An etag is one version of an IAM policy: of several writes that were planned from one version IAM takes one at most, and
-/// none once another version is real.
+/// An etag is one version of an IAM policy: of several writes that were planned from one version
+/// IAM takes one at most, and none once another version is real.
 pub fn settle_all(
     pending: &[Pending],
     endings: &BTreeMap<String, Ending>,
@@ -469,10 +477,12 @@ pub fn outlived(records: &[(String, Timestamp)], keep: Retention, now: Timestamp
         .collect()
 }
 
-/// What a policy with `role` goes back to, behind a change. Access that has ended meanwhile is not brought back.
+/// What a policy with `role` goes back to, behind a change. Access that has ended meanwhile is not
+/// brought back.
 ///
 /// # Errors
-/// When the record does not hold everything that was there: going back to a part would take the rest away.
+/// When the record does not hold everything that was there: going back to a part would take the
+/// rest away.
 pub fn rollback(
     name: Arc<str>,
     spec: &InvokerChangeSpec,

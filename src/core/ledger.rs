@@ -1,5 +1,5 @@
-//! What the operator answers for on one service: the grants and whose they are, the write that is under way, and the drift
-//! that was corrected lately. How that is stored, and read back.
+//! What the operator answers for on one service: the grants and whose they are, the write that is
+//! under way, and the drift that was corrected lately. How that is stored, and read back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,8 +28,9 @@ const MAX_TIMES: usize = 16;
 
 /// A version of an object in the store.
 ///
-/// Versions of one resource are decimal numbers and can be compared, since Kubernetes 1.35 by contract:
-/// <https://github.com/kubernetes/enhancements/issues/5504>. What is no such number counts as older than all that are.
+/// Versions of one resource are decimal numbers and can be compared, since Kubernetes 1.35 by
+/// contract: <https://github.com/kubernetes/enhancements/issues/5504>. What is no such number
+/// counts as older than all that are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Version(Box<str>);
 
@@ -101,10 +102,12 @@ pub struct Corrected {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
     pub lines: Lines,
-    /// In the order in which they were begun. More than one: an earlier one had no answer and may still arrive.
+    /// In the order in which they were begun. More than one: an earlier one had no answer and may
+    /// still arrive.
     pub pending: Vec<Pending>,
     pub corrections: BTreeMap<Grant, Corrected>,
-    /// Fingerprint of the declarations under which the last correction was made: the service had been settled under them.
+    /// Fingerprint of the declarations under which the last correction was made: the service had
+    /// been settled under them.
     pub corrected_under: Option<u64>,
     /// A removal that waits, where no policy is left that could say so.
     pub held: Option<HeldRemoval>,
@@ -244,7 +247,8 @@ pub fn from_object(object: &InvokerLedger) -> Result<Ledger, String> {
     })
 }
 
-/// A ledger as it is stored. What does not fit of what was there before a write is left out and counted.
+/// A ledger as it is stored. What does not fit of what was there before a write is left out and
+/// counted.
 pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
     let mut tables = Tables::default();
     let grants = ledger.lines.iter().map(|(grant, owners)| {
@@ -380,7 +384,8 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
             .map(|m| grant(&m.role, &m.member, m.condition_index, None))
             .collect()
     };
-    // Another version hashes otherwise, and then nothing is known: no reason to take the ledger for unreadable.
+    // Another version hashes otherwise, and then nothing is known: no reason to take the ledger for
+    // unreadable.
     let corrected_under = spec
         .corrected_under
         .as_deref()
@@ -431,8 +436,8 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
     Ok(ledger)
 }
 
-/// Name of the ledger of a service. Project ids, regions and service names hold no dots but those of a domain-scoped project
-/// id, which come first; so this is unique.
+/// Name of the ledger of a service. Project ids, regions and service names hold no dots but those
+/// of a domain-scoped project id, which come first; so this is unique.
 pub fn name(service: &RunService) -> String {
     format!(
         "{}.{}.{}",

@@ -1,5 +1,5 @@
-//! What decides: every function here is a function of its arguments. No client, no clock, no log, no metric; `Cargo.toml`
-//! has none of them.
+//! What decides: every function here is a function of its arguments. No client, no clock, no log,
+//! no metric; `Cargo.toml` has none of them.
 //!
 //! | module | responsibility |
 //! |---|---|

@@ -1,9 +1,10 @@
 //! The election: takes, renews and hands over the Leases of the shards.
 //!
-//! Own code for two reasons: kube-leader-election renews without a precondition, and kube-lease-manager writes strategic
-//! merge patches, which not every server takes for Leases; neither shares several. Every write here is a replace under the
-//! resourceVersion that was read, and time is this process's monotonic clock only: how long a holder has been silent is
-//! measured here, never read from another machine's clock.
+//! Own code for two reasons: kube-leader-election renews without a precondition, and
+//! kube-lease-manager writes strategic merge patches, which not every server takes for Leases;
+//! neither shares several. Every write here is a replace under the resourceVersion that was read,
+//! and time is this process's monotonic clock only: how long a holder has been silent is measured
+//! here, never read from another machine's clock.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,7 +25,8 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Shards, share::quota};
 
-/// On the Lease of the members: a JSON object from the identity of each replica to the time of its last sign of life.
+/// On the Lease of the members: a JSON object from the identity of each replica to the time of its
+/// last sign of life.
 const MEMBERS: &str = "run-invoker.dev/members";
 
 /// How Leases are kept.
@@ -56,7 +58,8 @@ impl std::fmt::Debug for Now {
 }
 
 impl Options {
-    /// Name of a shard's Lease. The number of shards is in it: with another number, projects are in other shards.
+    /// Name of a shard's Lease. The number of shards is in it: with another number, projects are in
+    /// other shards.
     fn lease(&self, shard: usize, count: usize) -> String {
         if count == 1 {
             self.name.clone()
@@ -205,7 +208,8 @@ impl Election {
         }
     }
 
-    /// Looks at every Lease, renews what is held, and takes or gives up what fairness says. Returns when to look again.
+    /// Looks at every Lease, renews what is held, and takes or gives up what fairness says. Returns
+    /// when to look again.
     async fn round(&mut self) -> Result<Duration, kube::Error> {
         let count = self.shards.count();
         let view = self.look().await?;
@@ -301,7 +305,8 @@ impl Election {
         }
     }
 
-    /// Says that this replica is there, and hears who else is. Returns how many shards each of them holds.
+    /// Says that this replica is there, and hears who else is. Returns how many shards each of them
+    /// holds.
     async fn members(&mut self, view: &View) -> Result<BTreeMap<String, usize>, kube::Error> {
         let me = self.options.identity.clone();
         let mut held = BTreeMap::from([(me.clone(), 0)]);
@@ -339,7 +344,8 @@ impl Election {
             .await
     }
 
-    /// Renews this replica's sign of life, and takes out those of the dead. A lost race is made good in the next round.
+    /// Renews this replica's sign of life, and takes out those of the dead. A lost race is made
+    /// good in the next round.
     async fn sign(&self, lease: Option<Lease>, dead: &[String]) -> Result<(), kube::Error> {
         let name = self.options.members(self.shards.count());
         let mut signs = lease.as_ref().map(signs_of_life).unwrap_or_default();
@@ -427,7 +433,8 @@ impl Election {
         if taken.is_empty() {
             return Ok(0);
         }
-        // Whoever took a shard under another number at the same moment sees this one, or is seen here.
+        // Whoever took a shard under another number at the same moment sees this one, or is seen
+        // here.
         let count = self.shards.count();
         let list = self.within(self.api.list(&ListParams::default())).await?;
         let foreign = list.items.iter().any(|l| {

@@ -16,7 +16,8 @@ const REMEMBERED: usize = 10_000;
 struct State {
     /// Nobody else can hold the Lease before this instant.
     until: Option<Instant>,
-    /// Counts how often the shard came here: another number is another time, with others in between perhaps.
+    /// Counts how often the shard came here: another number is another time, with others in between
+    /// perhaps.
     term: u64,
     /// Nothing new is begun: the shard is about to be handed over.
     leaving: bool,

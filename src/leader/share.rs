@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-/// The shard of a project, by rendezvous hashing: of all shards the one with the highest weight for the project. With
-/// another number of shards only the projects move that have to. Replicas of different versions must agree, so the hash
-/// is SHA-256, which does not change, and not the standard library's, which may.
+/// The shard of a project, by rendezvous hashing: of all shards the one with the highest weight for
+/// the project. With another number of shards only the projects move that have to. Replicas of
+/// different versions must agree, so the hash is SHA-256, which does not change, and not the
+/// standard library's, which may.
 pub fn shard_of(project: &str, count: usize) -> usize {
     (0..count)
         .max_by_key(|shard| weight(project, *shard))
@@ -21,8 +22,9 @@ fn weight(project: &str, shard: usize) -> u64 {
         .fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
 }
 
-/// The number of shards that `me` may hold, where `members` says how many each replica holds now. Shares differ by one at
-/// most; those who hold more keep the larger share, so that as few shards as possible change hands.
+/// The number of shards that `me` may hold, where `members` says how many each replica holds now.
+/// Shares differ by one at most; those who hold more keep the larger share, so that as few shards
+/// as possible change hands.
 pub fn quota(count: usize, me: &str, members: &BTreeMap<String, usize>) -> usize {
     let replicas = members.len().max(1);
     let (base, extra) = (count / replicas, count % replicas);
@@ -69,8 +71,8 @@ mod tests {
     }
 
     proptest! {
-        /// Replicas that come and go, each of which gives up or takes one shard at a time by its own view, end with fair
-        /// shares and no shard without an owner.
+        /// Replicas that come and go, each of which gives up or takes one shard at a time by its
+        /// own view, end with fair shares and no shard without an owner.
         #[test]
         fn replicas_come_to_fair_shares(count in 1usize..12, replicas in 1usize..8, held in proptest::collection::vec(0usize..8, 12)) {
             let names: Vec<String> = (0..replicas).map(|n| format!("r{n}")).collect();

@@ -1,5 +1,5 @@
-//! One self-contained page: a matrix of principals and services, with filter and sort. It is whole without scripts, follows the
-//! system's light or dark, and can be used without a mouse.
+//! One self-contained page: a matrix of principals and services, with filter and sort. It is whole
+//! without scripts, follows the system's light or dark, and can be used without a mouse.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

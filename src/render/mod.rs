@@ -1,4 +1,5 @@
-//! What people and programs read: tables and texts within 80 columns, JSON, YAML, Markdown, HTML. Decides nothing.
+//! What people and programs read: tables and texts within 80 columns, JSON, YAML, Markdown, HTML.
+//! Decides nothing.
 
 pub mod html;
 pub mod plan;

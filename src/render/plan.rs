@@ -6,14 +6,16 @@ use serde::Serialize;
 
 use super::{Format, Style, Tone, count, data};
 
-/// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or removed, within `version` 1.
+/// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or
+/// removed, within `version` 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanDocument {
     pub kind: &'static str,
     pub version: u32,
     pub summary: Summary,
-    /// In order of project, region and name; services on which nothing is declared and nothing is left are not there.
+    /// In order of project, region and name; services on which nothing is declared and nothing is
+    /// left are not there.
     pub services: Vec<ServicePlan>,
     /// Policies that as a whole are not carried out, or name what they may not touch.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -1,4 +1,5 @@
-//! Tables as kubectl has them: a head in capitals, no lines, cells that wrap instead of running out of the terminal.
+//! Tables as kubectl has them: a head in capitals, no lines, cells that wrap instead of running out
+//! of the terminal.
 
 use comfy_table::{ContentArrangement, Table, presets};
 

@@ -7,15 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::ConditionSpec;
 
-/// Label whose value is the phase of the outcome, so that open records are found without reading all of them.
+/// Label whose value is the phase of the outcome, so that open records are found without reading
+/// all of them.
 pub const OUTCOME_LABEL: &str = "run-invoker.dev/outcome";
 /// Label whose value is the reason of the change.
 pub const REASON_LABEL: &str = "run-invoker.dev/reason";
-/// A label `policy.run-invoker.dev/NAME` names each policy of the namespace that is behind a change.
+/// A label `policy.run-invoker.dev/NAME` names each policy of the namespace that is behind a
+/// change.
 pub const POLICY_LABEL_PREFIX: &str = "policy.run-invoker.dev/";
 
-/// One write to the IAM policy of a Cloud Run service. Written by the operator before the write, closed after it, and
-/// never changed again.
+/// One write to the IAM policy of a Cloud Run service. Written by the operator before the write,
+/// closed after it, and never changed again.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "run-invoker.dev",
@@ -89,7 +91,8 @@ pub struct InvokerChangeSpec {
     #[schemars(length(max = 1500))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before: Vec<ChangeGrant>,
-    /// How many invoker grants before the write did not fit into this record; there is no going back behind it then.
+    /// How many invoker grants before the write did not fit into this record; there is no going
+    /// back behind it then.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before_omitted: i64,
@@ -155,7 +158,8 @@ impl std::fmt::Display for ChangedBy {
     }
 }
 
-/// Why the operator wrote to IAM. Where several reasons meet in one write, the first of this list stands for it.
+/// Why the operator wrote to IAM. Where several reasons meet in one write, the first of this list
+/// stands for it.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
 )]
@@ -259,7 +263,8 @@ pub enum ChangePhase {
     Partial,
     /// Nothing of it is real.
     NotApplied,
-    /// The write had no answer, and before anybody could look the service was gone or its policy was changed by others.
+    /// The write had no answer, and before anybody could look the service was gone or its policy
+    /// was changed by others.
     Unknown,
 }
 

@@ -4,7 +4,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// What the platform team allows namespaces to declare. Every guardrail that selects a namespace must be satisfied.
+/// What the platform team allows namespaces to declare. Every guardrail that selects a namespace
+/// must be satisfied.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "run-invoker.dev",
@@ -68,16 +69,16 @@ pub struct InvokerGuardrailSpec {
     #[serde(default)]
     pub public: PublicAccess,
 
-    /// The longest time for which access may be declared, for example 720h: every invoker needs expires, at most this
-    /// far ahead. Omitted: access need not end.
+    /// The longest time for which access may be declared, for example 720h: every invoker needs
+    /// expires, at most this far ahead. Omitted: access need not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
     #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}(s|m|h))+$')")
         .message("maxLifetime must be a duration of whole hours, minutes and seconds, for example 720h"))]
     pub max_lifetime: Option<String>,
 
-    /// The most invokers that one write may take from one service without approval. 0: every removal needs approval.
-    /// Omitted: the operator's own limit.
+    /// The most invokers that one write may take from one service without approval. 0: every
+    /// removal needs approval. Omitted: the operator's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1500))]
     pub max_removals: Option<u32>,

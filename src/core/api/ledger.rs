@@ -1,9 +1,10 @@
 //! What the operator answers for on one service, kept where a tenant cannot write.
 //!
-//! IAM does not say who granted what, and the status of a policy lives in the tenant's namespace. So each grant that an
-//! enforced policy lists is entered here, with the policies it belongs to, before it is written to IAM. The write itself is
-//! entered too ([`PendingChange`]), in the same request: whatever happens after, the next look knows what was under way.
-//! Cluster-scoped on purpose: only the operator's ClusterRole may write it.
+//! IAM does not say who granted what, and the status of a policy lives in the tenant's namespace.
+//! So each grant that an enforced policy lists is entered here, with the policies it belongs to,
+//! before it is written to IAM. The write itself is entered too ([`PendingChange`]), in the same
+//! request: whatever happens after, the next look knows what was under way. Cluster-scoped on
+//! purpose: only the operator's ClusterRole may write it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
@@ -11,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ChangePolicy, ChangeReason, ChangedBy, ConditionSpec};
 
-/// What run-invoker answers for on one Cloud Run service. Written by the operator only; never edit it: a grant that is
-/// added here is revoked when no policy lists it, one that is removed is forgotten.
+/// What run-invoker answers for on one Cloud Run service. Written by the operator only; never edit
+/// it: a grant that is added here is revoked when no policy lists it, one that is removed is
+/// forgotten.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "run-invoker.dev",
@@ -50,7 +52,8 @@ pub struct InvokerLedgerSpec {
     /// Policies that `ownedBy` names by their place in this list.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<LedgerOwner>,
-    /// Conditions that `conditionIndex` names by their place in this list: one that two hundred members share is kept once.
+    /// Conditions that `conditionIndex` names by their place in this list: one that two hundred
+    /// members share is kept once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<ConditionSpec>,
     /// The grants that belong to policies, or that the operator made and has not yet seen leave.
@@ -74,7 +77,8 @@ pub struct InvokerLedgerSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct HeldRemoval {
-    /// Value for the annotation run-invoker.dev/approve on this object that lets exactly this removal through.
+    /// Value for the annotation run-invoker.dev/approve on this object that lets exactly this
+    /// removal through.
     pub approve: String,
     /// Why it waits.
     pub message: String,
@@ -91,7 +95,8 @@ pub struct LedgerGrant {
     /// Place of the grant's condition in `conditions`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition_index: Option<u32>,
-    /// Places in `policies` of those it belongs to. None: no policy lists it any more, and it is to be revoked.
+    /// Places in `policies` of those it belongs to. None: no policy lists it any more, and it is to
+    /// be revoked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub owned_by: Vec<u32>,
     /// The condition itself, as versions before 0.2 wrote it.

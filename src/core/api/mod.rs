@@ -1,5 +1,5 @@
-//! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that are a contract with
-//! users. Pure: no client.
+//! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that
+//! are a contract with users. Pure: no client.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;

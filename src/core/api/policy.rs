@@ -1,7 +1,7 @@
 //! `InvokerPolicy`: what a person writes, and what the operator says back.
 //!
-//! Bounds on lists and strings are not only hygiene: the API server estimates the cost of CEL rules from them and
-//! refuses a definition whose rules could cost too much.
+//! Bounds on lists and strings are not only hygiene: the API server estimates the cost of CEL rules
+//! from them and refuses a definition whose rules could cost too much.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::{CustomResource, KubeSchema};
@@ -41,7 +41,8 @@ use super::ChangedBy;
         .field_path(".invokers")
 )]
 pub struct InvokerPolicySpec {
-    /// Google Cloud project id of the services. Cannot be changed: delete the policy and make another.
+    /// Google Cloud project id of the services. Cannot be changed: delete the policy and make
+    /// another.
     #[schemars(length(min = 6, max = 30))]
     #[x_kube(
         validation = Rule::new("self.matches('^[a-z][a-z0-9-]{4,28}[a-z0-9]$')")
@@ -56,8 +57,8 @@ pub struct InvokerPolicySpec {
     pub services: Vec<ServiceSpec>,
 
     /// Who may invoke. May be empty only with allowEmpty.
-    // Not a set: server-side apply refuses sets of objects. The rule compares pairs, which bounds the list: more members
-    // go into a group, or into another policy for the same services.
+    // Not a set: server-side apply refuses sets of objects. The rule compares pairs, which bounds
+    // the list: more members go into a group, or into another policy for the same services.
     #[schemars(length(max = 200))]
     #[x_kube(
         validation = Rule::new("self.all(x, !has(x.member) || self.exists_one(y, has(y.member) && y.member == x.member && has(y.expires) == has(x.expires) && (!has(x.expires) || y.expires == x.expires) && has(y.condition) == has(x.condition) && (!has(x.condition) || y.condition.title == x.condition.title)))")
@@ -75,12 +76,13 @@ pub struct InvokerPolicySpec {
     #[serde(default)]
     pub mode: Mode,
 
-    /// Authoritative: the list is complete, other members of the role are drift. Additive: others may stay.
+    /// Authoritative: the list is complete, other members of the role are drift. Additive: others
+    /// may stay.
     #[serde(default)]
     pub membership: Membership,
 
-    /// What deleting an enforced policy does with the members it lists. Members that another policy lists stay in
-    /// either case.
+    /// What deleting an enforced policy does with the members it lists. Members that another policy
+    /// lists stay in either case.
     #[serde(default)]
     pub on_delete: OnDelete,
 
@@ -97,8 +99,9 @@ pub struct InvokerPolicySpec {
     )]
     pub interval: String,
 
-    /// Stops everything that this policy does, reading included, until it is false again. Its members still count as
-    /// listed, so no other policy removes them. Deleting a suspended policy revokes nothing.
+    /// Stops everything that this policy does, reading included, until it is false again. Its
+    /// members still count as listed, so no other policy removes them. Deleting a suspended policy
+    /// revokes nothing.
     #[serde(default)]
     pub suspend: bool,
 
@@ -169,9 +172,9 @@ fn regions_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         .message("allUsers and allAuthenticatedUsers cannot have a condition or expires; IAM does not accept them together")
 )]
 pub struct InvokerSpec {
-    /// The principal as IAM writes it: user:, group:, serviceAccount:, domain:, principal://, principalSet://, allUsers
-    /// or allAuthenticatedUsers. Federated identities (principal://, principalSet://) are accepted, but Cloud Run does
-    /// not let them invoke.
+    /// The principal as IAM writes it: user:, group:, serviceAccount:, domain:, principal://,
+    /// principalSet://, allUsers or allAuthenticatedUsers. Federated identities (principal://,
+    /// principalSet://) are accepted, but Cloud Run does not let them invoke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 320))]
     #[x_kube(
@@ -181,12 +184,12 @@ pub struct InvokerSpec {
             .message("member must be user:EMAIL, group:EMAIL, serviceAccount:EMAIL, domain:NAME, principal://..., principalSet://..., allUsers or allAuthenticatedUsers, spelled exactly so (no spaces, ASCII only)")
     )]
     pub member: Option<String>,
-    /// A Kubernetes ServiceAccount, in place of member: stands for the Google service account that its annotation
-    /// iam.gke.io/gcp-service-account names, and follows it.
+    /// A Kubernetes ServiceAccount, in place of member: stands for the Google service account that
+    /// its annotation iam.gke.io/gcp-service-account names, and follows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_service_account: Option<ServiceAccountReference>,
-    /// When access ends (RFC 3339 with a zone, for example 2026-12-24T18:00:00Z). It becomes an IAM condition, so access
-    /// ends on time whatever happens to the operator.
+    /// When access ends (RFC 3339 with a zone, for example 2026-12-24T18:00:00Z). It becomes an IAM
+    /// condition, so access ends on time whatever happens to the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     #[x_kube(validation = Rule::new(r"self.matches('^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')")
@@ -267,7 +270,8 @@ pub enum OnDelete {
 }
 
 /// What the operator found and did.
-// Absent fields are written as null on purpose: status goes out as a JSON merge patch, in which null removes.
+// Absent fields are written as null on purpose: status goes out as a JSON merge patch, in which
+// null removes.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InvokerPolicyStatus {
@@ -366,7 +370,8 @@ pub struct ServiceStatus {
     /// Members that are never removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub protected: Vec<String>,
-    /// Members that may invoke by other roles on the service, with the role; up to 20. The operator never touches these.
+    /// Members that may invoke by other roles on the service, with the role; up to 20. The operator
+    /// never touches these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_invokers: Vec<String>,
     /// Anyone can call this service.
@@ -378,7 +383,8 @@ pub struct ServiceStatus {
     /// Who made what is off, as far as the audit log told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift_by: Option<ChangedBy>,
-    /// Hash that lets exactly the plan through that is held here: the value for the annotation run-invoker.dev/approve.
+    /// Hash that lets exactly the plan through that is held here: the value for the annotation
+    /// run-invoker.dev/approve.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub approve: String,
     /// More in words.

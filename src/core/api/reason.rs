@@ -1,4 +1,5 @@
-//! The closed vocabularies of conditions, reasons and events. Docs, conditions, events and metrics all take from here.
+//! The closed vocabularies of conditions, reasons and events. Docs, conditions, events and metrics
+//! all take from here.
 
 use std::fmt;
 

@@ -1,7 +1,9 @@
 //! One entry of the log, parsed.
 //!
-//! Source: <https://docs.cloud.google.com/logging/docs/reference/audit/auditlog/rest/Shared.Types/AuditLog>,
-//! <https://docs.cloud.google.com/run/docs/audit-logging> and entries of Cloud Run in public detection rules.
+//! Source:
+//! <https://docs.cloud.google.com/logging/docs/reference/audit/auditlog/rest/Shared.Types/AuditLog>,
+//! <https://docs.cloud.google.com/run/docs/audit-logging> and entries of Cloud Run in public
+//! detection rules.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -65,7 +67,8 @@ pub enum Malformed {
     Field(&'static str),
 }
 
-/// Reads a log entry as a sink publishes it. `None`: it is about something else, or about a call that failed.
+/// Reads a log entry as a sink publishes it. `None`: it is about something else, or about a call
+/// that failed.
 ///
 /// # Errors
 /// [`Malformed`], if it is no entry of the audit log at all.
@@ -87,7 +90,8 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
     if payload["serviceName"].as_str() != Some("run.googleapis.com") {
         return Ok(None);
     }
-    // google.cloud.run.v1.Services.SetIamPolicy, google.cloud.run.v2.Services.SetIamPolicy and so on.
+    // google.cloud.run.v1.Services.SetIamPolicy, google.cloud.run.v2.Services.SetIamPolicy and so
+    // on.
     let verb = match method.rsplit_once('.') {
         Some((rest, verb)) if rest.ends_with(".Services") => verb,
         _ => return Ok(None),
@@ -139,8 +143,8 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
 /// Project, region if it is said, service.
 type Place = (Arc<str>, Option<Arc<str>>, Arc<str>);
 
-/// `projects/P/locations/R/services/S`, or `namespaces/P/services/S`, whose region and, where P is a number, project are
-/// in the labels of the resource.
+/// `projects/P/locations/R/services/S`, or `namespaces/P/services/S`, whose region and, where P is
+/// a number, project are in the labels of the resource.
 fn place(name: &str, labels: &Value) -> Option<Place> {
     let label = |k: &str| labels[k].as_str().filter(|v| !v.is_empty());
     let parts: Vec<&str> = name
@@ -174,8 +178,8 @@ fn text(value: &Value) -> Option<&str> {
     value.as_str().filter(|t| !t.is_empty())
 }
 
-/// What is shown to people, and kept: printable, on one line, of bounded length. Anything that a terminal could obey, or
-/// that turns the direction of a text, is a blank.
+/// What is shown to people, and kept: printable, on one line, of bounded length. Anything that a
+/// terminal could obey, or that turns the direction of a text, is a blank.
 fn shown(text: &str, most: usize) -> String {
     text.chars()
         .map(|c| {
@@ -218,8 +222,9 @@ fn changed_by(payload: &Value, method: &str, at: Timestamp) -> ChangedBy {
 
 /// The tool behind a user agent; its first product, if it is none that is known.
 ///
-/// Forms seen in public log samples: `google-cloud-sdk gcloud/528.0.0 command/gcloud.run.services…`,
-/// `Terraform/1.9.2 (+https://www.terraform.io) … terraform-provider-google/6.1`, `FirebaseCLI/13.0`, browsers for the console.
+/// Forms seen in public log samples: `google-cloud-sdk gcloud/528.0.0
+/// command/gcloud.run.services…`, `Terraform/1.9.2 (+https://www.terraform.io) …
+/// terraform-provider-google/6.1`, `FirebaseCLI/13.0`, browsers for the console.
 fn tool(agent: &str) -> String {
     const KNOWN: &[(&str, &str)] = &[
         ("run-invoker", "run-invoker"),

@@ -1,4 +1,5 @@
-//! The changes of one service's policy, as the log told them, and which of them made what differs now.
+//! The changes of one service's policy, as the log told them, and which of them made what differs
+//! now.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -34,7 +35,8 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Takes down a change. False: it was known, or says nothing that could be checked against reality.
+    /// Takes down a change. False: it was known, or says nothing that could be checked against
+    /// reality.
     pub fn add(&mut self, set: PolicySet, by: Arc<ChangedBy>) -> bool {
         if set.etag_after.is_none()
             || self
@@ -58,12 +60,13 @@ impl Trail {
             .any(|c| c.set.etag_after.as_deref() == Some(etag))
     }
 
-    /// Who made each part of the drift. `settled` is the version that was last found as it should be, `live` is what is
-    /// real. What cannot be proven is left out.
+    /// Who made each part of the drift. `settled` is the version that was last found as it should
+    /// be, `live` is what is real. What cannot be proven is left out.
     ///
-    /// Changes are followed by their etags from the live policy back, so that neither the order in which messages came
-    /// in nor one that was lost or made up puts the blame on somebody: a version that the log tells of must be the one
-    /// that was read, or the one that a proven change was planned from.
+    /// Changes are followed by their etags from the live policy back, so that neither the order in
+    /// which messages came in nor one that was lost or made up puts the blame on somebody: a
+    /// version that the log tells of must be the one that was read, or the one that a proven change
+    /// was planned from.
     pub fn blame(
         &self,
         live: &Policy,
@@ -85,7 +88,8 @@ impl Trail {
                 break;
             };
             let earlier = change.set.etag_before.as_deref();
-            // How it was before, where that is known: from the change before, or because it was settled.
+            // How it was before, where that is known: from the change before, or because it was
+            // settled.
             let before = earlier.and_then(|e| {
                 let mut of = self
                     .changes

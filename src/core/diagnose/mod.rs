@@ -1,7 +1,8 @@
-//! Why a request is let through or refused: facts in, steps with evidence and a verdict out. Pure: nothing is read here.
+//! Why a request is let through or refused: facts in, steps with evidence and a verdict out. Pure:
+//! nothing is read here.
 //!
-//! The order is that of the checks in front of a service, from the outside in; the first that fails is the cause.
-//! Source: <https://docs.cloud.google.com/run/docs/troubleshooting>.
+//! The order is that of the checks in front of a service, from the outside in; the first that fails
+//! is the cause. Source: <https://docs.cloud.google.com/run/docs/troubleshooting>.
 
 pub mod condition;
 pub mod symptom;

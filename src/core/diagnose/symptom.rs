@@ -71,7 +71,8 @@ impl Symptom {
         if let Some(words) = text(&entry["textPayload"]) {
             symptom.hear(&words);
         }
-        // What Cloud Run itself refuses has its words in the entry, and no latency of the application.
+        // What Cloud Run itself refuses has its words in the entry, and no latency of the
+        // application.
         symptom.logged_by_application =
             symptom.logged && entry["textPayload"].is_null() && entry["severity"] != "WARNING";
         let service = match (

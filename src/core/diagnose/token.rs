@@ -1,5 +1,5 @@
-//! A token, read as far as it can be read without a key. It is neither sent nor shown; only claims that say who and for whom leave
-//! this module.
+//! A token, read as far as it can be read without a key. It is neither sent nor shown; only claims
+//! that say who and for whom leave this module.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;

@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 
-/// Title of the condition that carries `expires`. A binding with this title and the exact expression that
-/// [`Condition::expiring`] makes is recognised as this operator's, also without a record of it.
+/// Title of the condition that carries `expires`. A binding with this title and the exact
+/// expression that [`Condition::expiring`] makes is recognised as this operator's, also without a
+/// record of it.
 pub const EXPIRY_TITLE: &str = "run-invoker-expires";
 
-/// A condition of a binding. Two conditions are the same only if all three texts are: that is how IAM tells bindings
-/// apart, and the expression is not canonicalised by anyone.
+/// A condition of a binding. Two conditions are the same only if all three texts are: that is how
+/// IAM tells bindings apart, and the expression is not canonicalised by anyone.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/conditions-overview>.
 #[derive(
@@ -26,7 +27,8 @@ pub struct Condition {
 impl Condition {
     /// The condition that ends access at `until`, together with `also` if there is one.
     ///
-    /// `request.time` works for every service: <https://docs.cloud.google.com/iam/docs/conditions-attribute-reference>.
+    /// `request.time` works for every service:
+    /// <https://docs.cloud.google.com/iam/docs/conditions-attribute-reference>.
     pub fn expiring(until: Timestamp, also: Option<&Self>) -> Self {
         let clock = format!("request.time < timestamp(\"{}\")", rfc3339(until));
         match also {
@@ -43,7 +45,8 @@ impl Condition {
         }
     }
 
-    /// The end of access, if this is exactly a condition that [`Condition::expiring`] makes without another condition.
+    /// The end of access, if this is exactly a condition that [`Condition::expiring`] makes without
+    /// another condition.
     pub fn expiry(&self) -> Option<Timestamp> {
         if self.title != EXPIRY_TITLE {
             return None;

@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc};
 
 use super::{Condition, Principal};
 
-/// The two roles that this operator manages. Every other role is foreign and passes through untouched.
+/// The two roles that this operator manages. Every other role is foreign and passes through
+/// untouched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// `roles/run.invoker`

@@ -1,5 +1,5 @@
-//! The vocabulary of Google Cloud IAM as far as Cloud Run invokers need it: principals, roles, conditions, grants,
-//! the policy document and the services it belongs to.
+//! The vocabulary of Google Cloud IAM as far as Cloud Run invokers need it: principals, roles,
+//! conditions, grants, the policy document and the services it belongs to.
 //!
 //! Pure: std and serde only. Nothing here knows Kubernetes, a client or a clock.
 

@@ -1,7 +1,7 @@
 //! The allow policy of a service as IAM holds it, and the one way it is changed.
 //!
-//! A policy is replaced as a whole, so whatever is not ours must go back exactly as it was read: other roles, other
-//! conditions, unknown fields, the spelling and order of members.
+//! A policy is replaced as a whole, so whatever is not ours must go back exactly as it was read:
+//! other roles, other conditions, unknown fields, the spelling and order of members.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,10 +15,11 @@ use super::{Condition, Grant, Principal, PrincipalKind, Role};
 /// Source: <https://docs.cloud.google.com/iam/docs/quotas>.
 pub const MAX_MEMBERS: usize = 1500;
 
-/// Predefined roles other than the managed ones that carry `run.routes.invoke` and can be granted on a service. Custom
-/// roles can carry it too; what is in those only IAM knows.
+/// Predefined roles other than the managed ones that carry `run.routes.invoke` and can be granted
+/// on a service. Custom roles can carry it too; what is in those only IAM knows.
 ///
-/// Source: <https://docs.cloud.google.com/iam/docs/roles-permissions/run>, and the roles of 2026-08-22.
+/// Source: <https://docs.cloud.google.com/iam/docs/roles-permissions/run>, and the roles of
+/// 2026-08-22.
 const OTHER_INVOKING_ROLES: &[&str] = &[
     "roles/cloudfunctions.admin",
     "roles/cloudfunctions.developer",
@@ -36,7 +37,8 @@ const OTHER_INVOKING_ROLES: &[&str] = &[
     "roles/run.sourceDeveloper",
 ];
 
-/// Whether a role is known to carry `run.routes.invoke`. Custom roles can too; what is in those only IAM knows.
+/// Whether a role is known to carry `run.routes.invoke`. Custom roles can too; what is in those
+/// only IAM knows.
 pub fn carries_invoke(role: &str) -> bool {
     Role::from_name(role).is_some() || OTHER_INVOKING_ROLES.contains(&role)
 }
@@ -148,7 +150,8 @@ impl Policy {
         found
     }
 
-    /// Members that may invoke by a role that is not managed here, with the role, each once and in order.
+    /// Members that may invoke by a role that is not managed here, with the role, each once and in
+    /// order.
     pub fn other_invokers(&self) -> BTreeSet<(Principal, &str)> {
         let invoking = self
             .bindings
@@ -164,7 +167,8 @@ impl Policy {
             .collect()
     }
 
-    /// Members as the cap of [`MAX_MEMBERS`] counts them: every occurrence, audit exemptions included.
+    /// Members as the cap of [`MAX_MEMBERS`] counts them: every occurrence, audit exemptions
+    /// included.
     pub fn member_count(&self) -> usize {
         let exempted = self
             .extra
@@ -181,19 +185,21 @@ impl Policy {
         exempted + self.bindings.iter().map(|b| b.members.len()).sum::<usize>()
     }
 
-    /// Whether this is a view in which conditions were replaced by hashes in role names. Writing it back would destroy
-    /// them, so nothing may be written.
+    /// Whether this is a view in which conditions were replaced by hashes in role names. Writing it
+    /// back would destroy them, so nothing may be written.
     ///
     /// Source: <https://docs.cloud.google.com/iam/docs/troubleshooting-withcond>.
     pub fn has_hashed_conditions(&self) -> bool {
         self.bindings.iter().any(|b| b.role.contains("_withcond_"))
     }
 
-    /// This policy with `revoke` taken out and `grant` put in, as version 3, carrying the same etag.
+    /// This policy with `revoke` taken out and `grant` put in, as version 3, carrying the same
+    /// etag.
     ///
     /// # Guarantees
-    /// Everything else is as it was: order, spelling, unknown fields, bindings of other roles and conditions. A binding
-    /// disappears only if the last of its members was revoked here. A grant that is there already is not repeated.
+    /// Everything else is as it was: order, spelling, unknown fields, bindings of other roles and
+    /// conditions. A binding disappears only if the last of its members was revoked here. A grant
+    /// that is there already is not repeated.
     pub fn with_changes(&self, grant: &BTreeSet<Grant>, revoke: &BTreeSet<Grant>) -> Self {
         let mut next = self.clone();
         next.version = 3;

@@ -52,9 +52,9 @@ pub enum PrincipalError {
 
 /// A member of an IAM binding.
 ///
-/// Equality, order and hash follow IAM: the case of e-mail addresses and domains does not count, the case of
-/// `principal://` and `deleted:` does. The text is kept byte for byte, because IAM can refuse a member that is written
-/// back in another case than it was stored in.
+/// Equality, order and hash follow IAM: the case of e-mail addresses and domains does not count,
+/// the case of `principal://` and `deleted:` does. The text is kept byte for byte, because IAM can
+/// refuse a member that is written back in another case than it was stored in.
 #[derive(Clone)]
 pub struct Principal {
     text: Arc<str>,
@@ -66,8 +66,8 @@ impl Principal {
     /// Parses a member that a person declared.
     ///
     /// # Errors
-    /// [`PrincipalError`] for everything that IAM could not accept as a new member, including look-alikes
-    /// (non-ASCII letters) and `deleted:` members.
+    /// [`PrincipalError`] for everything that IAM could not accept as a new member, including
+    /// look-alikes (non-ASCII letters) and `deleted:` members.
     pub fn parse(text: &str) -> Result<Self, PrincipalError> {
         if text.is_empty() {
             return Err(PrincipalError::Empty);
@@ -99,7 +99,8 @@ impl Principal {
         Ok(principal)
     }
 
-    /// Takes a member as it was read from a live policy. Never fails: what is unknown is [`PrincipalKind::Other`].
+    /// Takes a member as it was read from a live policy. Never fails: what is unknown is
+    /// [`PrincipalKind::Other`].
     pub fn from_live(text: &str) -> Self {
         use PrincipalKind as K;
         let kind = match text.split_once(':') {
@@ -165,8 +166,8 @@ impl Principal {
         )
     }
 
-    /// Whether this is everybody of a pool, project, folder or organization: as wide as public for whoever can get in
-    /// there, and easily overlooked.
+    /// Whether this is everybody of a pool, project, folder or organization: as wide as public for
+    /// whoever can get in there, and easily overlooked.
     pub fn is_everybody_of_something(&self) -> bool {
         self.kind == PrincipalKind::FederatedSet
             && (self.text.ends_with("/*")
@@ -176,9 +177,11 @@ impl Principal {
                     .starts_with("principalSet://cloudresourcemanager.googleapis.com/"))
     }
 
-    /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support federated identities.
+    /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support
+    /// federated identities.
     ///
-    /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row Cloud Run.
+    /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row
+    /// Cloud Run.
     pub fn can_invoke(&self) -> bool {
         match self.kind {
             PrincipalKind::Federated => false,

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-/// A Cloud Run service by name. It is the unit of work: policies that name the same service meet here.
+/// A Cloud Run service by name. It is the unit of work: policies that name the same service meet
+/// here.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RunService {
     pub project: Arc<str>,
@@ -61,8 +62,8 @@ pub struct ServiceInfo {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceSettings {
-    /// `INGRESS_TRAFFIC_ALL`, `INGRESS_TRAFFIC_INTERNAL_ONLY`, `INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER`,
-    /// `INGRESS_TRAFFIC_NONE`.
+    /// `INGRESS_TRAFFIC_ALL`, `INGRESS_TRAFFIC_INTERNAL_ONLY`,
+    /// `INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER`, `INGRESS_TRAFFIC_NONE`.
     pub ingress: String,
     /// The `run.app` URLs are switched off.
     pub default_url_disabled: bool,

@@ -1,5 +1,6 @@
-//! What listings of projects showed: which services there are, with which labels. Unknown is not gone: a project that was
-//! not listed, or a region that did not answer, says nothing about which services a selector means.
+//! What listings of projects showed: which services there are, with which labels. Unknown is not
+//! gone: a project that was not listed, or a region that did not answer, says nothing about which
+//! services a selector means.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -51,7 +52,8 @@ pub struct Shown {
     pub came: BTreeSet<RunService>,
     /// Services that went, or are others now.
     pub changed: BTreeSet<RunService>,
-    /// Something became known that no listing had told before: what waits for it is to be looked at.
+    /// Something became known that no listing had told before: what waits for it is to be looked
+    /// at.
     pub answers: bool,
     /// The first answer, or the first after a failure: statuses change.
     pub first: bool,
@@ -134,7 +136,8 @@ impl Project {
         let (mut came, mut changed) = (BTreeSet::new(), BTreeSet::new());
         for (service, info) in &found {
             match before.get(service) {
-                // The first listing after a start says nothing new about services that are looked at anyway.
+                // The first listing after a start says nothing new about services that are looked
+                // at anyway.
                 None if first => {}
                 None => {
                     came.insert(service.clone());

@@ -41,8 +41,8 @@ impl Guardrails {
         self.terms.remove(namespace);
     }
 
-    /// Takes in a guardrail as it is in the store. Returns the namespaces whose terms change; while a list comes in, they
-    /// follow at its end.
+    /// Takes in a guardrail as it is in the store. Returns the namespaces whose terms change; while
+    /// a list comes in, they follow at its end.
     pub fn apply(&mut self, guardrail: Guardrail) -> BTreeSet<Arc<str>> {
         let name = guardrail.name.clone();
         if let Some(seen) = &mut self.listing {
@@ -59,8 +59,8 @@ impl Guardrails {
         self.settle()
     }
 
-    /// Takes in a guardrail that cannot be read: what was known of it holds on, and if nothing was, nobody knows what it
-    /// forbids.
+    /// Takes in a guardrail that cannot be read: what was known of it holds on, and if nothing was,
+    /// nobody knows what it forbids.
     pub fn apply_unreadable(&mut self, name: &str, why: String) -> BTreeSet<Arc<str>> {
         match self.rails.get(name).map(|known| known.name.clone()) {
             Some(known) => {

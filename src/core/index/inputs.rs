@@ -17,7 +17,8 @@ use crate::{
     },
 };
 
-/// What is known of a service without asking anybody: what is declared, what the ledger has, what is remembered.
+/// What is known of a service without asking anybody: what is declared, what the ledger has, what
+/// is remembered.
 #[derive(Clone, Debug)]
 pub struct PlanInputs {
     pub service: RunService,
@@ -30,7 +31,8 @@ pub struct PlanInputs {
     pub approvals: BTreeSet<Arc<str>>,
     pub info: Option<ServiceInfo>,
     pub unanswered: UnansweredSelectors,
-    /// From when on there is something to look at that no policy asks for: [`Index::left_behind_from`].
+    /// From when on there is something to look at that no policy asks for:
+    /// [`Index::left_behind_from`].
     pub left_behind_from: Option<Timestamp>,
     /// Members that IAM refused lately, not to be tried now.
     pub rejected: BTreeMap<Grant, RejectedMember>,
@@ -64,8 +66,8 @@ impl PlanInputs {
         }
     }
 
-    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing, reading included, and so
-    /// does one whose guardrails cannot be read.
+    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing,
+    /// reading included, and so does one whose guardrails cannot be read.
     pub fn wants_a_look(&self, now: Timestamp) -> bool {
         let asks = |c: &PolicyOnService| {
             (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none()

@@ -30,8 +30,8 @@ struct Kept {
     version: Option<Version>,
     /// The object is there and cannot be read, and this is why.
     unreadable: Option<Box<str>>,
-    /// It was deleted here at `version`; kept until the watch says so too, or events that are still on their way would
-    /// bring it back.
+    /// It was deleted here at `version`; kept until the watch says so too, or events that are still
+    /// on their way would bring it back.
     deleted: bool,
 }
 
@@ -105,7 +105,8 @@ impl Ledgers {
         true
     }
 
-    /// An object that is there and cannot be read: what was known of it stays, and nothing may be done on its ground.
+    /// An object that is there and cannot be read: what was known of it stays, and nothing may be
+    /// done on its ground.
     pub fn spoil(&mut self, service: &RunService, why: &str, version: Option<Version>) {
         if let Some(seen) = &mut self.listing {
             seen.insert(service.clone());
@@ -115,7 +116,8 @@ impl Ledgers {
         kept.version = version;
     }
 
-    /// An object that is gone, as a watch has it. False: a newer one is known, or it was deleted here.
+    /// An object that is gone, as a watch has it. False: a newer one is known, or it was deleted
+    /// here.
     pub fn remove(&mut self, service: &RunService, version: &Version) -> bool {
         let Some(kept) = self.by_service.get(service) else {
             return false;
@@ -222,7 +224,8 @@ impl Ledgers {
         self.by_service.insert(service.clone(), gone);
     }
 
-    /// What is answered for on a service, and the version of the object; no version where there is none.
+    /// What is answered for on a service, and the version of the object; no version where there is
+    /// none.
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
         let Some(kept) = self.by_service.get(service) else {
             return (Ledger::default(), None);

@@ -1,7 +1,8 @@
-//! Who targets what, who owns what: from policies to services and back, with what was last observed on each.
+//! Who targets what, who owns what: from policies to services and back, with what was last observed
+//! on each.
 //!
-//! A plain data structure; every operation is short, and time is passed in. It holds intents, not objects, so that ten
-//! thousand policies fit into little memory. Its rooms:
+//! A plain data structure; every operation is short, and time is passed in. It holds intents, not
+//! objects, so that ten thousand policies fit into little memory. Its rooms:
 //!
 //! | module | what is in it |
 //! |---|---|
@@ -149,7 +150,8 @@ impl Index {
             .collect()
     }
 
-    /// What the operator answers for on a service, and how those whom it belongs to stand to it now.
+    /// What the operator answers for on a service, and how those whom it belongs to stand to it
+    /// now.
     pub fn owners(&self, service: &RunService) -> BTreeMap<Grant, Owners> {
         let (ledger, _) = self.ledgers.get(service);
         let mut states: BTreeMap<PolicyId, OwnerState> = BTreeMap::new();
@@ -205,8 +207,9 @@ impl Index {
         })
     }
 
-    /// From when on something on a service is to be looked at that no policy asks for: it was left, or a write's end is
-    /// unknown. In the future: what is nobody's stays while somebody lists it who may not write, and that ends by itself.
+    /// From when on something on a service is to be looked at that no policy asks for: it was left,
+    /// or a write's end is unknown. In the future: what is nobody's stays while somebody lists it
+    /// who may not write, and that ends by itself.
     pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
         let owners = || self.ledgers.owners(service).into_iter();
         if self.ledgers.is_pending(service)
@@ -227,7 +230,8 @@ impl Index {
         self.ledgers.abandoned(service).filter_map(end).min()
     }
 
-    /// Services with a ledger that no policy means and that are to be looked at, or whose ledger is there for nothing.
+    /// Services with a ledger that no policy means and that are to be looked at, or whose ledger is
+    /// there for nothing.
     pub fn left_behind(&self) -> Vec<RunService> {
         let unmeant = self.ledgers.services().filter(|s| !self.policies.means(s));
         unmeant
@@ -350,8 +354,8 @@ impl Index {
         self.ledgers.erase(service, last);
     }
 
-    /// Forgets what was seen of the projects that `among` names, as if this process had just begun: what is declared is
-    /// known, what is real is not.
+    /// Forgets what was seen of the projects that `among` names, as if this process had just begun:
+    /// what is declared is known, what is real is not.
     pub fn let_go(&mut self, among: impl Fn(&str) -> bool) {
         self.projects.retain(|project, _| !among(project));
         self.waiting.retain(|s| !among(&s.project));
@@ -360,7 +364,8 @@ impl Index {
 
     // Listings.
 
-    /// What to list of a project: one region each if that is all that is asked for, else every region at once.
+    /// What to list of a project: one region each if that is all that is asked for, else every
+    /// region at once.
     pub fn scopes(&self, project: &str) -> Vec<Scope> {
         let mut regions: BTreeSet<Arc<str>> = BTreeSet::new();
         for record in self
@@ -408,8 +413,8 @@ impl Index {
             .min()
     }
 
-    /// Takes in listing number `number` of a project; older ones than the last are left out. Returns the services to look at
-    /// and the policies whose status changes.
+    /// Takes in listing number `number` of a project; older ones than the last are left out.
+    /// Returns the services to look at and the policies whose status changes.
     pub fn apply_listing(
         &mut self,
         project: &Arc<str>,

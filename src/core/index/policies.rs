@@ -44,13 +44,15 @@ pub struct Record {
     /// Name of the last record of a change for it.
     last_change: Option<Arc<str>>,
     has_finalizer: bool,
-    /// The object in the store cannot be read any more, and this is why; what was known of it stands still.
+    /// The object in the store cannot be read any more, and this is why; what was known of it
+    /// stands still.
     unreadable: Option<Arc<str>>,
     /// When this state of the policy was first seen, for the time to convergence.
     declared_at: Duration,
 }
 
-/// A status as it is in the store, as JSON: ten thousand of them are kept, and hardly one is ever looked at.
+/// A status as it is in the store, as JSON: ten thousand of them are kept, and hardly one is ever
+/// looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SerializedStatus(Box<[u8]>);
 
@@ -422,7 +424,8 @@ impl Index {
         effect
     }
 
-    /// A policy object that cannot be read: what was known of it stands still, and nothing is done for it.
+    /// A policy object that cannot be read: what was known of it stands still, and nothing is done
+    /// for it.
     pub fn apply_unreadable_policy(&mut self, key: &PolicyKey, uid: &str, why: &str) -> Effect {
         if let Some(seen) = &mut self.policies.listing {
             seen.insert(key.clone());
@@ -465,7 +468,8 @@ impl Index {
         effect
     }
 
-    /// Takes a policy out. The services that it meant, or that something belongs to it on, are to be looked at.
+    /// Takes a policy out. The services that it meant, or that something belongs to it on, are to
+    /// be looked at.
     pub fn remove_policy(&mut self, id: &PolicyId) -> Effect {
         let key = id.key();
         if self
@@ -626,7 +630,8 @@ impl Index {
         }
     }
 
-    /// Services that are a policy's business: those that it means, and those where something still belongs to it.
+    /// Services that are a policy's business: those that it means, and those where something still
+    /// belongs to it.
     pub fn services_of(&self, key: &PolicyKey) -> BTreeSet<RunService> {
         let Some(record) = self.policies.get(key) else {
             return BTreeSet::new();
@@ -635,7 +640,8 @@ impl Index {
         record.targets.iter().cloned().chain(owned).collect()
     }
 
-    /// Takes down what was observed for a policy. Services that a discovery may reach now come back.
+    /// Takes down what was observed for a policy. Services that a discovery may reach now come
+    /// back.
     pub fn observe(
         &mut self,
         key: &PolicyKey,
@@ -688,7 +694,8 @@ impl Index {
         }
     }
 
-    /// A change was recorded for a policy. Returns whether it had an earlier one; `None`: there is no such policy.
+    /// A change was recorded for a policy. Returns whether it had an earlier one; `None`: there is
+    /// no such policy.
     pub fn set_last_change(&mut self, key: &PolicyKey, uid: &str, name: &str) -> Option<bool> {
         let record = self
             .policies
@@ -699,7 +706,8 @@ impl Index {
         Some(earlier)
     }
 
-    /// The records that a policy wants to go back behind, as they were read: name and content, or why there is none.
+    /// The records that a policy wants to go back behind, as they were read: name and content, or
+    /// why there is none.
     pub fn set_rollbacks(
         &mut self,
         key: &PolicyKey,
@@ -779,7 +787,8 @@ impl Index {
         effect
     }
 
-    /// Why a policy cannot go back: a record says so, or is about a service that the policy does not mean now.
+    /// Why a policy cannot go back: a record says so, or is about a service that the policy does
+    /// not mean now.
     fn rollback_obstacle(&self, record: &Record) -> Option<Arc<str>> {
         let names = |s: &RunService| record.denied.iter().any(|d| d.service.as_ref() == Some(s));
         // A selector that was not answered yet may still turn out to mean it.
@@ -835,7 +844,8 @@ impl Index {
         Some((Reason::Unavailable, message.into()))
     }
 
-    /// A policy's word on a service. `left`: it means the service no more, and something there still belongs to it.
+    /// A policy's word on a service. `left`: it means the service no more, and something there
+    /// still belongs to it.
     pub(super) fn word(
         &self,
         record: &Record,
@@ -859,7 +869,8 @@ impl Index {
     /// Whether the finalizer has to be on a policy: its deletion revokes something, or will.
     pub fn needs_finalizer(&self, record: &Record) -> bool {
         let intent = &record.intent;
-        // Also one that would let go: whether it still does is seen when it is deleted, and not before.
+        // Also one that would let go: whether it still does is seen when it is deleted, and not
+        // before.
         !intent.deleting && (intent.enforces() || self.owns_any(record))
     }
 

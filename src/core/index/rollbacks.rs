@@ -12,8 +12,8 @@ pub enum RollbackState {
     /// The records are still to be read; until then nothing is done for the policy.
     Loading,
     Ready(HashMap<RunService, Arc<Rollback>>),
-    /// It cannot be gone, and this is why. Nothing is done for the policy: falling back to its spec would undo what
-    /// somebody went back from.
+    /// It cannot be gone, and this is why. Nothing is done for the policy: falling back to its spec
+    /// would undo what somebody went back from.
     Impossible(Arc<str>),
 }
 

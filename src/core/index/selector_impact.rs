@@ -1,4 +1,5 @@
-//! How far selectors reach: which services are new to a policy, and when that is too far without approval.
+//! How far selectors reach: which services are new to a policy, and when that is too far without
+//! approval.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +12,8 @@ use crate::{
 };
 
 impl Index {
-    /// Whether this policy has had a say on the service before: it names it, something there belongs to it, it was found as
-    /// declared, or somebody agreed.
+    /// Whether this policy has had a say on the service before: it names it, something there
+    /// belongs to it, it was found as declared, or somebody agreed.
     pub(super) fn is_established(&self, record: &Record, service: &RunService) -> bool {
         let intent = &record.intent;
         !intent.has_selector()
@@ -60,7 +61,8 @@ impl Index {
         })
     }
 
-    /// Takes in that an observation changed, or an approval: services that a discovery may reach now are returned.
+    /// Takes in that an observation changed, or an approval: services that a discovery may reach
+    /// now are returned.
     pub(super) fn release(&mut self, key: &PolicyKey) -> BTreeSet<RunService> {
         let Some(record) = self.policies.get(key) else {
             return BTreeSet::new();
@@ -91,8 +93,9 @@ impl Index {
         free
     }
 
-    /// Whether a policy's selectors may mean a service that they do not mean as far as is known: after a start, until the
-    /// project was listed. What belongs to it there is not to be taken for left behind.
+    /// Whether a policy's selectors may mean a service that they do not mean as far as is known:
+    /// after a start, until the project was listed. What belongs to it there is not to be taken for
+    /// left behind.
     pub(super) fn may_select(&self, record: &Record, service: &RunService) -> bool {
         record.intent.has_selector()
             && record.intent.project == service.project
@@ -105,8 +108,8 @@ impl Index {
             && record.intent.targets.iter().any(|t| may_mean(t, service))
     }
 
-    /// What policies list whose selectors may yet turn out to mean a service: it must not be taken away as if nobody listed
-    /// it.
+    /// What policies list whose selectors may yet turn out to mean a service: it must not be taken
+    /// away as if nobody listed it.
     pub fn unanswered(&self, service: &RunService) -> UnansweredSelectors {
         let project = self.projects.get(&service.project);
         let accounts = !self.accounts.are_known()
@@ -137,8 +140,8 @@ impl Index {
         }
     }
 
-    /// A removal on a service waits until the project is listed; then the service is looked at again. False: it is known by
-    /// now.
+    /// A removal on a service waits until the project is listed; then the service is looked at
+    /// again. False: it is known by now.
     pub fn wait_for_listing(&mut self, service: &RunService) -> bool {
         let waits = {
             let unanswered = self.unanswered(service);

@@ -78,8 +78,9 @@ impl ServiceAccounts {
         }
     }
 
-    /// Takes in an account as it is in the store. Returns the policies that this changes; while a list comes in for the
-    /// first time, nobody's declaration is complete, and what changes follows at its end.
+    /// Takes in an account as it is in the store. Returns the policies that this changes; while a
+    /// list comes in for the first time, nobody's declaration is complete, and what changes follows
+    /// at its end.
     pub fn apply(&mut self, account: AccountKey, email: Option<&str>) -> BTreeSet<PolicyKey> {
         if let Some(seen) = &mut self.listing {
             seen.insert(account.clone());
@@ -110,8 +111,8 @@ impl ServiceAccounts {
         self.listing = Some(HashSet::new());
     }
 
-    /// The list is complete. Returns the policies that this changes: those that name accounts which went, and all that name
-    /// any if none was known before.
+    /// The list is complete. Returns the policies that this changes: those that name accounts which
+    /// went, and all that name any if none was known before.
     pub fn end_list(&mut self) -> BTreeSet<PolicyKey> {
         let seen = self.listing.take().unwrap_or_default();
         let gone: Vec<AccountKey> = self

@@ -1,4 +1,5 @@
-//! Kubernetes ServiceAccounts as invokers: each stands for the Google service account that its annotation names.
+//! Kubernetes ServiceAccounts as invokers: each stands for the Google service account that its
+//! annotation names.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -36,8 +37,9 @@ pub struct Accounts {
 }
 
 impl Intent {
-    /// Makes [`Intent::declared`] anew from what each ServiceAccount's annotation says now. `linked` gives the annotation's
-    /// value, or `None` where there is no such ServiceAccount or no annotation.
+    /// Makes [`Intent::declared`] anew from what each ServiceAccount's annotation says now.
+    /// `linked` gives the annotation's value, or `None` where there is no such ServiceAccount or no
+    /// annotation.
     pub fn link_accounts<'a>(&mut self, linked: impl Fn(&AccountKey) -> Option<&'a str>) {
         let Some(accounts) = &mut self.accounts else {
             return;

@@ -44,8 +44,8 @@ pub struct Refusal {
 
 /// A pattern over members.
 ///
-/// A member is never matched as a bare text: `principal://…/subject/x@acme.com` ends in `@acme.com` and is not one of
-/// acme's people.
+/// A member is never matched as a bare text: `principal://…/subject/x@acme.com` ends in `@acme.com`
+/// and is not one of acme's people.
 #[derive(Clone, Debug, PartialEq)]
 enum MemberGlob {
     /// `*`: every member that is not public and not a set of everybody.
@@ -117,7 +117,8 @@ fn one_of(globs: Option<&Vec<WildMatch>>, text: &str) -> bool {
 }
 
 impl Guardrail {
-    /// Reads a guardrail. A field that cannot be understood makes the whole unreadable: a limit that is guessed is none.
+    /// Reads a guardrail. A field that cannot be understood makes the whole unreadable: a limit
+    /// that is guessed is none.
     pub fn from_object(object: &InvokerGuardrail) -> Self {
         let name: Arc<str> = object.metadata.name.as_deref().unwrap_or_default().into();
         let spec = &object.spec;
@@ -151,7 +152,8 @@ impl Guardrail {
         }
     }
 
-    /// A guardrail that is there and cannot be read: nobody knows what it forbids, so nothing is written for anybody.
+    /// A guardrail that is there and cannot be read: nobody knows what it forbids, so nothing is
+    /// written for anybody.
     pub fn unreadable(name: Arc<str>, why: String) -> Self {
         Self {
             name,
@@ -276,7 +278,8 @@ impl Terms {
         }
     }
 
-    /// Why nothing at all may be written for the namespace and nothing taken away, until somebody repairs a guardrail.
+    /// Why nothing at all may be written for the namespace and nothing taken away, until somebody
+    /// repairs a guardrail.
     pub fn frozen(&self) -> Option<Refusal> {
         self.rails.iter().find_map(|g| g.frozen())
     }

@@ -1,7 +1,8 @@
-//! From a raw `InvokerPolicy` to what it means. Past this door no string stands for a principal or a service.
+//! From a raw `InvokerPolicy` to what it means. Past this door no string stands for a principal or
+//! a service.
 //!
-//! An entry that is refused names its field and does not take the others with it: the API server's rules catch nearly
-//! all of them, but an object may have been stored before a rule existed.
+//! An entry that is refused names its field and does not take the others with it: the API server's
+//! rules catch nearly all of them, but an object may have been stored before a rule existed.
 
 mod account;
 mod guardrail;
@@ -92,7 +93,8 @@ pub struct Intent {
     pub generation: i64,
     pub project: Arc<str>,
     pub targets: Vec<Target>,
-    /// Sorted, each once. A slice, not a set: thousands of policies with a few members each are mostly this.
+    /// Sorted, each once. A slice, not a set: thousands of policies with a few members each are
+    /// mostly this.
     pub declared: Box<[Declared]>,
     /// What is declared by Kubernetes ServiceAccounts, if anything is.
     pub accounts: Option<Box<Accounts>>,
@@ -116,7 +118,8 @@ pub struct Intent {
 }
 
 impl Intent {
-    /// Reads a policy. Never fails as a whole: what cannot be understood is in [`Intent::rejections`].
+    /// Reads a policy. Never fails as a whole: what cannot be understood is in
+    /// [`Intent::rejections`].
     pub fn from_policy(policy: &InvokerPolicy) -> Self {
         let spec = &policy.spec;
         let mut rejections = Vec::new();

@@ -1,4 +1,5 @@
-//! One policy's word on one service: what it declares there, under which terms, and what keeps it from being carried out.
+//! One policy's word on one service: what it declares there, under which terms, and what keeps it
+//! from being carried out.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -97,7 +98,8 @@ impl PolicyOnService {
     }
 }
 
-/// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same words.
+/// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same
+/// words.
 pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
     let mut hasher = DefaultHasher::new();
     // A policy that leaves declares nothing, and that it is gone at last is no news.
@@ -105,7 +107,8 @@ pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
         let i = &claim.intent;
         (&i.id.uid, i.generation, claim.enforces()).hash(&mut hasher);
         claim.rollback.as_ref().map(|r| &r.change).hash(&mut hasher);
-        // The declaration can change without its generation: a ServiceAccount gets another annotation.
+        // The declaration can change without its generation: a ServiceAccount gets another
+        // annotation.
         for d in claim.declared() {
             d.grant.principal.key().hash(&mut hasher);
         }

@@ -40,7 +40,8 @@ pub enum Verdict {
     Foreign,
 }
 
-/// Whether a condition is one that this operator would use here: one that a policy lists, or the form of an expiry.
+/// Whether a condition is one that this operator would use here: one that a policy lists, or the
+/// form of an expiry.
 fn is_ours(grant: &Grant, desired: &Desired) -> bool {
     match &grant.condition {
         None => true,
@@ -62,8 +63,8 @@ pub struct Circumstances<'a> {
 }
 
 impl Circumstances<'_> {
-    /// Judges one live grant that no policy lists. `complete`: an enforced policy says that its list of this role is
-    /// complete. `leaving`: a policy that lists it is being deleted.
+    /// Judges one live grant that no policy lists. `complete`: an enforced policy says that its
+    /// list of this role is complete. `leaving`: a policy that lists it is being deleted.
     pub fn judge(&self, grant: &Grant, complete: bool, leaving: bool) -> Verdict {
         let desired = self.desired;
         let owned = self.ledger.get(grant).and_then(ownership::revoke_cause);
@@ -93,7 +94,8 @@ impl Circumstances<'_> {
         };
         match cause {
             None => Verdict::Foreign,
-            // A protected member that a policy named is that policy's to take back; one that nobody named is not.
+            // A protected member that a policy named is that policy's to take back; one that nobody
+            // named is not.
             Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => {
                 match desired.refused.get(grant) {
                     Some((refusal, _)) => Verdict::Refused(refusal.clone()),

@@ -1,4 +1,5 @@
-//! What somebody else keeps changing: which changes undo a stranger's, when that is a fight, and when it is too much.
+//! What somebody else keeps changing: which changes undo a stranger's, when that is a fight, and
+//! when it is too much.
 //!
 //! State that time goes over, but no clock: `now` is passed in.
 
@@ -22,7 +23,8 @@ pub struct Fight {
     pub not_before: Timestamp,
 }
 
-/// 5, 10, 20 and then 30 minutes: at most three corrections at once and about five more in any hour.
+/// 5, 10, 20 and then 30 minutes: at most three corrections at once and about five more in any
+/// hour.
 fn delay(corrections: usize) -> SignedDuration {
     let doublings = u32::try_from(corrections.saturating_sub(CONTESTED_AT))
         .unwrap_or(u32::MAX)
@@ -33,9 +35,11 @@ fn delay(corrections: usize) -> SignedDuration {
 /// What is remembered of a service between looks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The declarations under which the service was last found settled, and what was open then for reasons of our own.
+    /// The declarations under which the service was last found settled, and what was open then for
+    /// reasons of our own.
     settled: Option<(u64, BTreeSet<Grant>)>,
-    /// The declarations under which the last correction was made, by whichever process: it had found them settled.
+    /// The declarations under which the last correction was made, by whichever process: it had
+    /// found them settled.
     corrected_under: Option<u64>,
     /// When each grant was corrected, within the last hour.
     corrections: BTreeMap<Grant, Vec<Timestamp>>,
@@ -49,11 +53,13 @@ impl Memory {
         self.settled = Some((fingerprint, outstanding));
     }
 
-    /// Whether a difference was made by somebody else: it was not there when these same declarations were settled.
+    /// Whether a difference was made by somebody else: it was not there when these same
+    /// declarations were settled.
     pub fn is_drift(&self, fingerprint: u64, grant: &Grant) -> bool {
         match &self.settled {
             Some((by, outstanding)) => *by == fingerprint && !outstanding.contains(grant),
-            // The first look of a process: what was drift for the one before and comes again is drift again.
+            // The first look of a process: what was drift for the one before and comes again is
+            // drift again.
             None => self.was_drift(fingerprint, grant),
         }
     }
@@ -162,15 +168,16 @@ impl Breaker {
         self.opened
     }
 
-    /// A correction that was made by another replica, or before a restart. One that is told of twice counts once.
+    /// A correction that was made by another replica, or before a restart. One that is told of
+    /// twice counts once.
     pub fn remember(&mut self, service: &RunService, at: Timestamp, now: Timestamp) {
         if at <= now && now.duration_since(at) < self.limits.window {
             self.corrected.insert((at, service.clone()));
         }
     }
 
-    /// Asks to correct drift on one service. The correction counts from here on, as made at `now`. False: the breaker is
-    /// open, perhaps because of this very question.
+    /// Asks to correct drift on one service. The correction counts from here on, as made at `now`.
+    /// False: the breaker is open, perhaps because of this very question.
     pub fn admit(&mut self, service: &RunService, now: Timestamp) -> bool {
         if self.opened.is_some() {
             return false;

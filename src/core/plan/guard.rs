@@ -1,4 +1,5 @@
-//! The blast radius: how much one plan may take away, and how far one discovery may reach, before a person agrees.
+//! The blast radius: how much one plan may take away, and how far one discovery may reach, before a
+//! person agrees.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -23,7 +24,8 @@ pub struct Approval {
     pub last: bool,
 }
 
-/// Twelve hexadecimal digits over `parts`; each part is closed by a zero byte, so that none can run into the next.
+/// Twelve hexadecimal digits over `parts`; each part is closed by a zero byte, so that none can run
+/// into the next.
 fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
     use std::fmt::Write as _;
     let mut hasher = Sha256::new();
@@ -38,8 +40,9 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
     text.into()
 }
 
-/// Removals that count: access that is in force now and that nobody asked to end at a time, nor the platform team by a
-/// guardrail. What a guardrail refuses goes without asking, or a tenant could keep it by never agreeing.
+/// Removals that count: access that is in force now and that nobody asked to end at a time, nor the
+/// platform team by a guardrail. What a guardrail refuses goes without asking, or a tenant could
+/// keep it by never agreeing.
 fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
     let in_force = grant
         .condition
@@ -49,8 +52,8 @@ fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
     in_force && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
 }
 
-/// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay: they only add what was
-/// declared.
+/// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay:
+/// they only add what was declared.
 pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     let counted: BTreeSet<Grant> = plan
         .revokes
@@ -68,7 +71,8 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .map(|c| c.terms.max_removals())
         .min()
         .unwrap_or(input.settings.limits.max_removals);
-    // What waits for a listing counts, or one removal that is too large would go through as two that are not.
+    // What waits for a listing counts, or one removal that is too large would go through as two
+    // that are not.
     let waiting = plan
         .withheld
         .iter()
@@ -127,8 +131,8 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     }
 }
 
-/// What somebody agreed to who was shown it: a policy is shown what it would take away, the ledger all of it. Nobody agrees
-/// for another tenant to what only that one sees.
+/// What somebody agreed to who was shown it: a policy is shown what it would take away, the ledger
+/// all of it. Nobody agrees for another tenant to what only that one sees.
 fn agreed(hash: &Arc<str>, counted: &BTreeSet<Grant>, input: &Input<'_>) -> BTreeSet<Grant> {
     if input.approvals.contains(hash) {
         return counted.clone();
@@ -176,8 +180,8 @@ impl Left {
     }
 }
 
-/// Whether a policy stands on the service that did not say `allowEmpty`. A policy that is deleted, or that names the service
-/// no more, said so by that; one that cannot be carried out now did not.
+/// Whether a policy stands on the service that did not say `allowEmpty`. A policy that is deleted,
+/// or that names the service no more, said so by that; one that cannot be carried out now did not.
 fn stands(input: &Input<'_>) -> bool {
     let standing = || {
         input
@@ -188,7 +192,8 @@ fn stands(input: &Input<'_>) -> bool {
     standing().next().is_some() && !standing().any(|c| c.intent.allows_nobody())
 }
 
-/// What a discovery that reaches services which this policy never changed comes to: `None` if it may go on.
+/// What a discovery that reaches services which this policy never changed comes to: `None` if it
+/// may go on.
 ///
 /// `wanting` are those known to differ, `unseen` counts those that nobody has looked at yet.
 pub fn spread(

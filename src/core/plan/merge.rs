@@ -29,8 +29,9 @@ pub struct Desired {
 }
 
 impl Desired {
-    /// Whether a policy for which the list of the grant's role is complete leaves it out. What a guardrail refuses one policy
-    /// protects nothing from another: only who declares it oneself is not complete without it.
+    /// Whether a policy for which the list of the grant's role is complete leaves it out. What a
+    /// guardrail refuses one policy protects nothing from another: only who declares it oneself is
+    /// not complete without it.
     pub fn leaves_out<'a>(
         &self,
         grant: &Grant,
@@ -51,8 +52,8 @@ pub fn merge(input: &Input<'_>) -> Desired {
         }
         if intent.deleting {
             if claim.enforces() && intent.on_delete == OnDelete::Revoke {
-                // What it was not allowed to declare is not its to take back either; what was granted nevertheless is
-                // in the ledger.
+                // What it was not allowed to declare is not its to take back either; what was
+                // granted nevertheless is in the ledger.
                 let own = claim
                     .declared()
                     .iter()

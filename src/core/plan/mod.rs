@@ -1,6 +1,7 @@
 //! The plan for one service: a value that says what will be done, what will not, and why.
 //!
-//! Planning is a function of its [`Input`]. Nobody downstream decides again: apply carries out, status and events tell.
+//! Planning is a function of its [`Input`]. Nobody downstream decides again: apply carries out,
+//! status and events tell.
 
 pub mod claim;
 pub mod diff;
@@ -31,8 +32,8 @@ use crate::{
 };
 use drift::{Fight, Memory};
 
-/// The most bytes of a ledger's lines: the API server stores objects of up to 1.5 MiB, and what a write changes stands beside
-/// them.
+/// The most bytes of a ledger's lines: the API server stores objects of up to 1.5 MiB, and what a
+/// write changes stands beside them.
 const MAX_STORED: usize = 700 * 1024;
 
 /// Limits that the operator is started with.
@@ -73,21 +74,24 @@ pub struct RejectedMember {
     pub message: String,
 }
 
-/// Grants that policies list whose selectors may mean the service; whether they do is not known, because the project has not been
-/// listed yet, or cannot be.
+/// Grants that policies list whose selectors may mean the service; whether they do is not known,
+/// because the project has not been listed yet, or cannot be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnansweredSelectors {
     pub grants: BTreeSet<Grant>,
-    /// One of these policies is enforced and did not say `allowEmpty`: the last invoker would not go without asking.
+    /// One of these policies is enforced and did not say `allowEmpty`: the last invoker would not
+    /// go without asking.
     pub standing: bool,
     /// Listing failed, so an answer may never come.
     pub failed: bool,
-    /// A policy here names ServiceAccounts, and whom they stand for is not known: any service account may be one of them.
+    /// A policy here names ServiceAccounts, and whom they stand for is not known: any service
+    /// account may be one of them.
     pub accounts: bool,
 }
 
 impl UnansweredSelectors {
-    /// Whether a removal has to wait for the answer. A deletion does not wait for one that may never come.
+    /// Whether a removal has to wait for the answer. A deletion does not wait for one that may
+    /// never come.
     fn holds(&self, grant: &Grant, cause: RevokeCause) -> bool {
         let waits = match cause {
             RevokeCause::Unlisted | RevokeCause::NoLongerDeclared => true,
@@ -112,9 +116,11 @@ pub struct Input<'a> {
     pub unanswered: &'a UnansweredSelectors,
     /// Members that IAM refused lately.
     pub rejected: &'a BTreeMap<Grant, RejectedMember>,
-    /// Members that IAM may refuse, as far as is known: nothing may be taken away on the ground that they come.
+    /// Members that IAM may refuse, as far as is known: nothing may be taken away on the ground
+    /// that they come.
     pub doubtful: &'a BTreeSet<Grant>,
-    /// Hashes of plans that somebody agreed to on the ledger. Those on policies are in their claims.
+    /// Hashes of plans that somebody agreed to on the ledger. Those on policies are in their
+    /// claims.
     pub approvals: &'a BTreeSet<Arc<str>>,
     /// What earlier looks at this service left behind.
     pub memory: &'a Memory,
@@ -166,13 +172,15 @@ pub enum WithheldReason {
     Guardrail(Refusal),
     /// It takes away too much; somebody has to agree.
     Approval(Approval),
-    /// The discovery that leads here reaches too far; somebody has to agree, or it is still being counted.
+    /// The discovery that leads here reaches too far; somebody has to agree, or it is still being
+    /// counted.
     SelectorImpact(SelectorImpact),
     /// Somebody else keeps changing it back.
     Contested(Fight),
     /// Too much drift was corrected lately, over all services.
     CircuitOpen,
-    /// A policy lists it whose selector may mean the service, and it is not known yet whether it does.
+    /// A policy lists it whose selector may mean the service, and it is not known yet whether it
+    /// does.
     UnansweredSelectors,
     /// The policy that asks for it is not carried out now.
     Stopped(Arc<str>),
@@ -284,7 +292,8 @@ pub struct Plan {
     pub drift: BTreeSet<Grant>,
     /// Somebody agreed to this.
     pub approved: Option<Approval>,
-    /// Grants of which one at least has to be made with the removals, or nobody could invoke the service any more.
+    /// Grants of which one at least has to be made with the removals, or nobody could invoke the
+    /// service any more.
     pub replacements: BTreeSet<Grant>,
 }
 
@@ -322,7 +331,8 @@ impl Plan {
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
     }
 
-    /// The removal that is held for approval and that no policy would be told of: nothing of it belongs to one any more.
+    /// The removal that is held for approval and that no policy would be told of: nothing of it
+    /// belongs to one any more.
     pub fn held_alone(&self) -> Option<HeldRemoval> {
         let is_nobodys = |w: &&Withheld| self.lines.get(&w.grant).is_some_and(BTreeSet::is_empty);
         self.withheld
@@ -337,8 +347,8 @@ impl Plan {
             })
     }
 
-    /// Everything that is left to do waits for its turn, and says so. Of a member that IAM refused before that stays what
-    /// there is to say.
+    /// Everything that is left to do waits for its turn, and says so. Of a member that IAM refused
+    /// before that stays what there is to say.
     pub fn wait(&mut self, refused_before: &BTreeMap<Grant, RejectedMember>) {
         let grants = std::mem::take(&mut self.grants)
             .into_keys()
@@ -370,7 +380,8 @@ impl Plan {
         self.corrections().next().is_some()
     }
 
-    /// What differs from what is declared for reasons of our own. What differs because of others stays their doing.
+    /// What differs from what is declared for reasons of our own. What differs because of others
+    /// stays their doing.
     pub fn outstanding(&self) -> BTreeSet<Grant> {
         let withheld = self
             .withheld
@@ -482,7 +493,8 @@ pub fn plan(input: &Input<'_>) -> Plan {
     plan
 }
 
-/// Nobody who may write asks for it: the policies that list it are audited, suspended, or not carried out here yet.
+/// Nobody who may write asks for it: the policies that list it are audited, suspended, or not
+/// carried out here yet.
 fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReason {
     let asking = || input.claims.iter().filter(|c| by.contains(&c.intent.id));
     if let Some(why) = asking()
@@ -504,7 +516,8 @@ fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReaso
     }
 }
 
-/// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or too much in all.
+/// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or
+/// too much in all.
 fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     let by = claim::fingerprint(input.claims);
     let is_drift = |g: &Grant| input.memory.is_drift(by, g);

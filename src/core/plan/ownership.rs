@@ -1,5 +1,6 @@
-//! Whose a grant is. It belongs to every enforced policy that lists it, from when it lists it; when the last of them stops,
-//! it is revoked, and only `Retain`, or a finalizer that somebody took off by hand, lets go of it on purpose.
+//! Whose a grant is. It belongs to every enforced policy that lists it, from when it lists it; when
+//! the last of them stops, it is revoked, and only `Retain`, or a finalizer that somebody took off
+//! by hand, lets go of it on purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,8 @@ use crate::{iam::Grant, intent::PolicyId};
 pub enum OwnerState {
     /// It is gone and left the grant on purpose.
     LetGo,
-    /// It is there and may not write now: nothing is taken away on its behalf, and nothing forgotten.
+    /// It is there and may not write now: nothing is taken away on its behalf, and nothing
+    /// forgotten.
     Resting,
     /// It is enforced and means the service. Whether it lists the grant, the plan sees.
     Acting,
@@ -19,13 +21,15 @@ pub enum OwnerState {
     Leaving(RevokeCause),
 }
 
-/// The policies that one grant belongs to. None: nobody's any more, to be revoked as soon as nobody lists it.
+/// The policies that one grant belongs to. None: nobody's any more, to be revoked as soon as nobody
+/// lists it.
 pub type Owners = BTreeMap<PolicyId, OwnerState>;
 
 /// Every grant that the operator answers for on a service.
 pub type Lines = BTreeMap<Grant, BTreeSet<PolicyId>>;
 
-/// Why a live grant that no policy lists is to be taken away on behalf of those it belongs to; `None`: it is not.
+/// Why a live grant that no policy lists is to be taken away on behalf of those it belongs to;
+/// `None`: it is not.
 pub fn revoke_cause(owners: &Owners) -> Option<RevokeCause> {
     let states = || owners.values();
     let leaving = states().filter_map(|s| match s {
@@ -39,7 +43,8 @@ pub fn revoke_cause(owners: &Owners) -> Option<RevokeCause> {
     abandoned.then_some(RevokeCause::NoLongerDeclared)
 }
 
-/// What the operator answers for once `grants` are made, while everything else that is live stays as it is.
+/// What the operator answers for once `grants` are made, while everything else that is live stays
+/// as it is.
 pub fn next_lines(
     ledger: &BTreeMap<Grant, Owners>,
     desired: &Desired,
@@ -56,8 +61,8 @@ pub fn next_lines(
             }
             continue;
         };
-        // While nobody lists it, it is being revoked, and who it belonged to is told of that. Where somebody lists it who may
-        // not write, it stays; whoever leaves need not wait for that.
+        // While nobody lists it, it is being revoked, and who it belonged to is told of that. Where
+        // somebody lists it who may not write, it stays; whoever leaves need not wait for that.
         let is_listed = desired.listed.contains_key(grant);
         let stays = |state: &OwnerState| match state {
             OwnerState::LetGo => false,

@@ -1,7 +1,9 @@
-//! Which member IAM refuses, where it does not say. What is refused together is written in halves until one is left; what is
-//! accepted on the way is in force at once. The search outlives a round: it goes on where it stopped.
+//! Which member IAM refuses, where it does not say. What is refused together is written in halves
+//! until one is left; what is accepted on the way is in force at once. The search outlives a round:
+//! it goes on where it stopped.
 //!
-//! What takes access away never waits for it: revokes are written without the grants that are in doubt.
+//! What takes access away never waits for it: revokes are written without the grants that are in
+//! doubt.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,14 +54,16 @@ impl Search {
         self.groups.is_empty()
     }
 
-    /// What to write next of a plan. `alone` are grants that IAM refused before and that are tried again: each by itself.
+    /// What to write next of a plan. `alone` are grants that IAM refused before and that are tried
+    /// again: each by itself.
     pub fn next(&mut self, plan: &Plan, alone: &BTreeMap<Grant, RejectedMember>) -> Batch {
         for group in &mut self.groups {
             group.grants.retain(|g| plan.grants.contains_key(g));
         }
         self.groups.retain(|g| !g.grants.is_empty());
         let doubtful: BTreeSet<&Grant> = self.grants().collect();
-        // Together, also while others are in doubt: those who come may be the ones on whose ground somebody may go.
+        // Together, also while others are in doubt: those who come may be the ones on whose ground
+        // somebody may go.
         let free = plan
             .grants
             .keys()
@@ -184,7 +188,8 @@ mod tests {
         plan
     }
 
-    /// Carries a plan out against an IAM that refuses `bad` without naming them; returns the writes, and whom it found.
+    /// Carries a plan out against an IAM that refuses `bad` without naming them; returns the
+    /// writes, and whom it found.
     fn carry_out(mut plan: Plan, bad: &[usize]) -> (usize, BTreeSet<Grant>, Vec<usize>) {
         let bad: BTreeSet<Grant> = bad.iter().map(|i| grant(*i)).collect();
         let (mut search, mut found, mut revoked_at) =

@@ -126,7 +126,8 @@ impl Case {
             now: now(),
         })
     }
-    /// The ledger is as the plan left it: whose policies are there act, the others stand as they stood.
+    /// The ledger is as the plan left it: whose policies are there act, the others stand as they
+    /// stood.
     fn remember(&mut self, plan: &Plan) {
         let states: BTreeMap<PolicyId, OwnerState> = self
             .ledger

@@ -1,4 +1,5 @@
-//! The one way to set conditions: transition time moves only with status, generation always stands beside it.
+//! The one way to set conditions: transition time moves only with status, generation always stands
+//! beside it.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

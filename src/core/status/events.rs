@@ -1,5 +1,5 @@
-//! Which events an observation gives rise to. Only changes make events: a reconcile that finds what the last one found makes
-//! none, so there is never one per interval.
+//! Which events an observation gives rise to. Only changes make events: a reconcile that finds what
+//! the last one found makes none, so there is never one per interval.
 
 use super::observation::{Drift, Findings, Members, Written};
 use crate::{
@@ -33,7 +33,8 @@ impl Note {
     }
 }
 
-/// The events between two observations of one service on behalf of one policy. `known` is what was found last.
+/// The events between two observations of one service on behalf of one policy. `known` is what was
+/// found last.
 pub fn notes(
     service: &RunService,
     known: Option<&Findings>,
@@ -119,8 +120,8 @@ pub fn failure(service: &RunService, fault: &Fault) -> Note {
     )
 }
 
-/// The events of a new status that no observation gives rise to: what the policy may not touch at all, and discoveries that
-/// reach too far.
+/// The events of a new status that no observation gives rise to: what the policy may not touch at
+/// all, and discoveries that reach too far.
 pub fn announcements(
     old: &InvokerPolicyStatus,
     new: &InvokerPolicyStatus,

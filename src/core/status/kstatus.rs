@@ -1,4 +1,5 @@
-//! The rules of kstatus as a check, so that `kubectl wait`, Argo CD and Flux read our conditions as they are meant.
+//! The rules of kstatus as a check, so that `kubectl wait`, Argo CD and Flux read our conditions as
+//! they are meant.
 //!
 //! Source: <https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md>.
 

@@ -49,7 +49,8 @@ pub struct ReachedServices {
 #[derive(Debug)]
 pub struct StatusInput<'a> {
     pub intent: &'a Intent,
-    /// The services that the policy names now, with the last look at each; `None` where there was none yet.
+    /// The services that the policy names now, with the last look at each; `None` where there was
+    /// none yet.
     pub observations: &'a BTreeMap<RunService, Option<&'a Observation>>,
     /// Why services cannot be found by selector, where that is so.
     pub discovery: Option<&'a Fault>,
@@ -186,7 +187,8 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     }
 }
 
-/// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object, and the spec needs its part.
+/// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object,
+/// and the spec needs its part.
 const MAX_SERVICE_BYTES: usize = 256 * 1024;
 
 /// How many of the entries, in their order, a status shows.
@@ -224,8 +226,8 @@ pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
     }
 }
 
-/// After a restart what was said before is true until a look says otherwise: a restart is no news, and must not make
-/// thousands of policies look unsettled while their services are read one by one.
+/// After a restart what was said before is true until a look says otherwise: a restart is no news,
+/// and must not make thousands of policies look unsettled while their services are read one by one.
 fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let intent = facts.intent;
     let told = old.observed_generation == Some(intent.generation)
@@ -240,12 +242,14 @@ fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     told && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
 }
 
-/// Whether nothing is done because somebody said so. Its deletion takes back what belongs to it nevertheless.
+/// Whether nothing is done because somebody said so. Its deletion takes back what belongs to it
+/// nevertheless.
 fn rests(intent: &Intent) -> bool {
     intent.suspended && !intent.deleting
 }
 
-/// Whether nothing is done for the policy until something changes, as opposed to until something is read.
+/// Whether nothing is done for the policy until something changes, as opposed to until something is
+/// read.
 fn is_halted(facts: &StatusInput<'_>) -> bool {
     facts
         .stopped

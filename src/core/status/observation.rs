@@ -1,4 +1,5 @@
-//! What one policy sees of one service, and what of it is news. Decided here once: status, events and metrics show it.
+//! What one policy sees of one service, and what of it is news. Decided here once: status, events
+//! and metrics show it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,8 @@ use crate::{
 
 /// A policy this close to the limit says so.
 const NEAR_LIMIT: usize = MAX_MEMBERS - 100;
-/// Members of a held plan that are named in a message; all of them are in the list of unexpected members.
+/// Members of a held plan that are named in a message; all of them are in the list of unexpected
+/// members.
 const NAMED: usize = 5;
 /// The most things held back that an observation keeps one by one.
 const MAX_HELD: usize = 20;
@@ -201,7 +203,8 @@ impl<'a> Before<'a> {
         }
     }
 
-    /// What was found then. Of what a status does not hold word for word, that which could be what is `found` now.
+    /// What was found then. Of what a status does not hold word for word, that which could be what
+    /// is `found` now.
     fn findings(self, found: &Findings) -> Option<Findings> {
         match self {
             Self::Nothing => None,
@@ -225,7 +228,8 @@ impl<'a> Before<'a> {
         }
     }
 
-    /// The fault as it was told the first time: a failure that repeats is no news, although every request has its own id.
+    /// The fault as it was told the first time: a failure that repeats is no news, although every
+    /// request has its own id.
     fn first_told(self, fault: &Fault) -> Fault {
         let seen = self.seen().and_then(|o| o.result.as_ref().err());
         if let Some(same) = seen.filter(|f| f.says_the_same(fault)) {
@@ -249,8 +253,9 @@ impl<'a> Before<'a> {
     }
 }
 
-/// What a status says was not as declared, for reasons of our own: what others did and nobody has undone yet, in a fight or
-/// under an open circuit breaker, is not among it. `None`: it does not say, or not all of it.
+/// What a status says was not as declared, for reasons of our own: what others did and nobody has
+/// undone yet, in a fight or under an open circuit breaker, is not among it. `None`: it does not
+/// say, or not all of it.
 pub fn was_outstanding(entry: &ServiceStatus, circuit_open: bool) -> Option<BTreeSet<&str>> {
     match entry.state {
         ServiceState::Drifted | ServiceState::Held if entry.contested || circuit_open => {
@@ -325,8 +330,8 @@ fn told(entry: &ServiceStatus, found: &Findings) -> Findings {
     }
 }
 
-/// A write that is over, and what became of it. Events, counters, history and the memory of fights follow from these and
-/// from nothing else.
+/// A write that is over, and what became of it. Events, counters, history and the memory of fights
+/// follow from these and from nothing else.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Applied {
     pub pending: Pending,
@@ -525,8 +530,8 @@ impl Reconciled<'_> {
         notes
     }
 
-    /// Differences that are news, and somebody else's doing: for a policy that acts, what the plan calls drift; for one that
-    /// only watches, whatever is off that was not.
+    /// Differences that are news, and somebody else's doing: for a policy that acts, what the plan
+    /// calls drift; for one that only watches, whatever is off that was not.
     fn drifted(
         &self,
         claim: &PolicyOnService,
@@ -582,7 +587,8 @@ fn changed_at(applied: &[Applied], before: Before<'_>) -> Option<Timestamp> {
         .or(before.seen().and_then(|b| b.changed_at))
 }
 
-/// What a policy observes of a service that could not be reconciled. What was written before is not forgotten.
+/// What a policy observes of a service that could not be reconciled. What was written before is not
+/// forgotten.
 pub fn failed(
     service: &RunService,
     claim: &PolicyOnService,
@@ -653,8 +659,9 @@ impl Written {
     }
 }
 
-/// What waits on a service for a person or a better time, as one policy reads it; the second part counts those that are left
-/// out. A plan that is held for approval is one thing, however many members it takes away.
+/// What waits on a service for a person or a better time, as one policy reads it; the second part
+/// counts those that are left out. A plan that is held for approval is one thing, however many
+/// members it takes away.
 fn held(intent: &Intent, concerned: &[&Withheld]) -> (Vec<Held>, usize) {
     let single = |w: &&&Withheld| {
         !matches!(
@@ -697,7 +704,8 @@ fn held(intent: &Intent, concerned: &[&Withheld]) -> (Vec<Held>, usize) {
     (held, more)
 }
 
-/// Members of the policy's role under conditions that nobody lists: sacred, but a person should know of them.
+/// Members of the policy's role under conditions that nobody lists: sacred, but a person should
+/// know of them.
 fn foreign_conditions(intent: &Intent, input: &Input<'_>) -> usize {
     let listed = |g: &Grant| {
         let mut declared = input.claims.iter().flat_map(PolicyOnService::declared);

@@ -244,7 +244,8 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
     assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
 }
 
-/// What a person reads, as a whole: a change of words is a change of this file, to be looked at in review.
+/// What a person reads, as a whole: a change of words is a change of this file, to be looked at in
+/// review.
 #[test]
 fn the_status_of_a_mixed_policy_is_golden() {
     let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);

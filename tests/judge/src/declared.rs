@@ -277,7 +277,8 @@ impl Guardrail {
         one_of(self.projects.as_ref(), project)
     }
 
-    /// Members are given by their key. A pattern without a colon is about the e-mail of users, groups and service accounts.
+    /// Members are given by their key. A pattern without a colon is about the e-mail of users,
+    /// groups and service accounts.
     pub fn allows_grant(&self, grant: &Grant) -> bool {
         let named = self.members.as_ref().is_none_or(|list| {
             let (kind, rest) = grant.member.split_once(':').unwrap_or_default();

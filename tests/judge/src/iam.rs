@@ -57,7 +57,8 @@ impl Grant {
     }
 
     pub fn is_public(&self) -> bool {
-        // All identities of a pool are whoever its providers let in; all service accounts of an organization, whoever makes one.
+        // All identities of a pool are whoever its providers let in; all service accounts of an
+        // organization, whoever makes one.
         matches!(self.member.as_str(), "allUsers" | "allAuthenticatedUsers")
             || (self.member.starts_with("principalset:")
                 || self.member.starts_with("principalSet:"))
@@ -65,7 +66,8 @@ impl Grant {
     }
 }
 
-/// The form in which two spellings of one member are equal: the case of e-mail addresses and domains does not count.
+/// The form in which two spellings of one member are equal: the case of e-mail addresses and
+/// domains does not count.
 pub fn member_key(member: &str) -> String {
     match member.split_once(':') {
         Some((kind @ ("user" | "group" | "serviceAccount" | "domain"), rest)) => {
@@ -75,7 +77,8 @@ pub fn member_key(member: &str) -> String {
     }
 }
 
-/// Takes a condition apart. `expires` becomes `request.time < timestamp("…")`, behind an own expression where there is one.
+/// Takes a condition apart. `expires` becomes `request.time < timestamp("…")`, behind an own
+/// expression where there is one.
 fn condition(v: &Value) -> Option<Condition> {
     if !v.is_object() {
         return None;

@@ -1,8 +1,9 @@
 //! Decides whether a run-invoker operator kept its word.
 //!
-//! It knows `product.md` and nothing of the operator: what is declared it reads from the objects that people wrote, what is
-//! real from the allow policies of the world, what a replica could know from what was delivered to it. The rules have the
-//! names that docs/testing.md gives them: S for what must never happen, L for what must come about once everybody rests.
+//! It knows `product.md` and nothing of the operator: what is declared it reads from the objects
+//! that people wrote, what is real from the allow policies of the world, what a replica could know
+//! from what was delivered to it. The rules have the names that docs/testing.md gives them: S for
+//! what must never happen, L for what must come about once everybody rests.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod declared;
@@ -105,12 +106,13 @@ pub struct Judge {
     made: BTreeMap<Service, BTreeSet<Grant>>,
     /// Uids of policies that let go of their grants on purpose.
     let_go: BTreeSet<String>,
-    /// Hash of a held plan, and the policy that was shown it (none: the ledger), to the service and those who would lose
-    /// access as far as that was shown.
+    /// Hash of a held plan, and the policy that was shown it (none: the ledger), to the service and
+    /// those who would lose access as far as that was shown.
     published: BTreeMap<(String, Option<Place>), (Service, BTreeSet<String>)>,
     /// Hashes that somebody agreed to on a ledger.
     agreed_on_ledgers: BTreeSet<String>,
-    /// Services on which a removal waits for approval although no policy is left, as the ledger says.
+    /// Services on which a removal waits for approval although no policy is left, as the ledger
+    /// says.
     held_alone: BTreeSet<Service>,
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
@@ -410,7 +412,8 @@ impl Judge {
         let grants = |r: Option<&Real>| r.map(|r| iam::grants(&r.policy)).unwrap_or_default();
         let (was, is) = (grants(before), grants(after));
         for grant in was.symmetric_difference(&is) {
-            // What the operator has not seen as declared yet, it cannot know to be somebody else's doing.
+            // What the operator has not seen as declared yet, it cannot know to be somebody else's
+            // doing.
             let seen = self.read.get(service).filter(|(_, when, grants)| {
                 *when >= self.declared_at && grants.contains(grant) == was.contains(grant)
             });

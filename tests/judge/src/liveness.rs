@@ -1,4 +1,5 @@
-//! What must come about once weather and people rest: L1 no orphan, L2 deletions end, L3 quiet, L5 the truth is told.
+//! What must come about once weather and people rest: L1 no orphan, L2 deletions end, L3 quiet, L5
+//! the truth is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,8 @@ impl Judge {
     pub fn unsettled(&mut self, at: Timestamp, end: &End) -> Vec<Violation> {
         let mut found = Vec::new();
         if !self.store.declared.spoiled.is_empty() {
-            // A replica that began before knows what it said, and one that began after knows nothing: both are right.
+            // A replica that began before knows what it said, and one that began after knows
+            // nothing: both are right.
             return found;
         }
         for (service, real) in &end.services {
@@ -170,7 +172,8 @@ impl Judge {
             };
             let d = &self.store.declared;
             let interval = d.on(service).filter(asks).map(|p| p.interval).min();
-            // What was left, or is left by a deletion, and waits there for somebody, is looked at too.
+            // What was left, or is left by a deletion, and waits there for somebody, is looked at
+            // too.
             let waits = |p: &&Policy| p.project == service.0 && self.names(p, service);
             let most = d
                 .readable()
@@ -477,7 +480,8 @@ impl Judge {
     }
 }
 
-/// How requests about the ledger of a service are told: by its name, or, where it is made, by the kind alone.
+/// How requests about the ledger of a service are told: by its name, or, where it is made, by the
+/// kind alone.
 fn ledger(service: &Service) -> String {
     format!("/invokerledgers/{}.{}.{}?", service.0, service.1, service.2)
 }

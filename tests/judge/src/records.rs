@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::{By, Write, declared::Service, iam};
 
-/// Every record that the operator made, as it was last stored, by name: one write has one name in all its namespaces.
+/// Every record that the operator made, as it was last stored, by name: one write has one name in
+/// all its namespaces.
 #[derive(Debug, Default)]
 pub struct Records {
     made: BTreeMap<String, Value>,
@@ -72,7 +73,8 @@ impl Records {
         self.others.push((service.clone(), at, changed));
     }
 
-    /// Whether others touched a service since a record was opened; of `grants` one at least, where some are given.
+    /// Whether others touched a service since a record was opened; of `grants` one at least, where
+    /// some are given.
     fn others_since(&self, record: &Value, grants: Option<&BTreeSet<iam::Grant>>) -> bool {
         let Some(begun) = record["spec"]["at"]
             .as_str()
@@ -139,8 +141,9 @@ impl Records {
                 .any(|p| p["etagBefore"] == *etag)
     }
 
-    /// What history says that is not so, and what it does not say. `etags` are the versions that are real now: a write that
-    /// was planned from one of them and had no answer may still arrive, and is truly open.
+    /// What history says that is not so, and what it does not say. `etags` are the versions that
+    /// are real now: a write that was planned from one of them and had no answer may still arrive,
+    /// and is truly open.
     pub fn lies(&self, writes: &[Write], etags: &BTreeMap<Service, &Value>) -> Vec<String> {
         let mut found = Vec::new();
         for o in self
@@ -191,8 +194,9 @@ impl Records {
         }
         for ((s, etag), (writes, mut records)) in by_origin {
             records.sort_by_key(|o| o["spec"]["at"].as_str().map(str::to_owned));
-            // Where others wrote before the operator could look, nobody can tell, and the record says so, or what others did
-            // looks like it. Nothing else excuses a record without a write.
+            // Where others wrote before the operator could look, nobody can tell, and the record
+            // says so, or what others did looks like it. Nothing else excuses a record without a
+            // write.
             if records.len() > writes.len() {
                 let excused = |o: &&Value| {
                     let touched: BTreeSet<_> = grants(&o["spec"]["added"])

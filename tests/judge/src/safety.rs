@@ -26,7 +26,8 @@ struct Change {
 }
 
 impl Judge {
-    /// A replica sends a request to Google: S4, nobody's service and nobody's project is ever named.
+    /// A replica sends a request to Google: S4, nobody's service and nobody's project is ever
+    /// named.
     pub fn asked(&mut self, replica: usize, at: Timestamp, asked: &Asked) {
         let known = self.known(replica, at);
         let may = |k: &Known| {
@@ -154,7 +155,8 @@ impl Judge {
         back.unwrap_or_else(|| d.lists(p, now, self.settings.public))
     }
 
-    /// Policies that mean a service, as far as a replica can know: where no listing came in yet, as it really is.
+    /// Policies that mean a service, as far as a replica can know: where no listing came in yet, as
+    /// it really is.
     fn about<'a>(&'a self, known: &'a Known, service: &'a Service) -> Vec<&'a Policy> {
         let d = &known.declared;
         let mut found: Vec<&Policy> = d.on(service).collect();
@@ -209,7 +211,8 @@ impl Judge {
             by.peek().is_some()
                 && by.all(|p| !d.lists(p, w.issued, self.settings.public).contains(g))
         };
-        // Where the service itself is forbidden to its namespace now, what was granted there is taken back without asking.
+        // Where the service itself is forbidden to its namespace now, what was granted there is
+        // taken back without asking.
         let shut_out = |g: &Grant| {
             let of = self.listed.get(&(w.service.clone(), g.clone()));
             let owner = |p: &&Policy| of.is_some_and(|of| of.contains(&p.uid));

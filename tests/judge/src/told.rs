@@ -1,4 +1,5 @@
-//! What a replica of the operator was told, and when. A replica answers for what reached it, not for what is.
+//! What a replica of the operator was told, and when. A replica answers for what reached it, not
+//! for what is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -187,7 +188,8 @@ impl Told {
         self.fresh.push((at, delivery));
     }
 
-    /// What was known before `at`, and what was known with all that came in at `at`: whichever excuses a write counts.
+    /// What was known before `at`, and what was known with all that came in at `at`: whichever
+    /// excuses a write counts.
     pub fn states(&mut self, at: Timestamp) -> [Arc<Known>; 2] {
         let ready = self.fresh.iter().take_while(|(t, _)| *t < at).count();
         let known = Arc::make_mut(&mut self.settled);

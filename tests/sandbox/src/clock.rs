@@ -1,5 +1,6 @@
-//! The sandbox's clock. It can be set forward, so that expiry can be seen without waiting for it, and it can follow the
-//! runtime's time, so that a world runs as fast as it can and the same every time.
+//! The sandbox's clock. It can be set forward, so that expiry can be seen without waiting for it,
+//! and it can follow the runtime's time, so that a world runs as fast as it can and the same every
+//! time.
 
 use std::sync::{
     Arc,

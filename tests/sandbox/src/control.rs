@@ -1,4 +1,5 @@
-//! The control API: change the world, order faults, read the journal. `GET /` is a page that shows services live, `GET /help` says what there is.
+//! The control API: change the world, order faults, read the journal. `GET /` is a page that shows
+//! services live, `GET /help` says what there is.
 
 use std::{sync::Arc, time::Duration};
 

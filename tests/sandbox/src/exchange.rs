@@ -1,5 +1,5 @@
-//! One request and its answer, whatever carries them: the journal, ordered faults, and a line that can be cut. Knows no
-//! socket, so that a test can call an API in its own process, on its own time.
+//! One request and its answer, whatever carries them: the journal, ordered faults, and a line that
+//! can be cut. Knows no socket, so that a test can call an API in its own process, on its own time.
 
 use std::{
     sync::{
@@ -45,7 +45,8 @@ impl Call {
                 .decode_utf8_lossy()
                 .into_owned(),
             query: query(uri),
-            // A proxied request carries an absolute target: gcloud's regional hosts come in that way.
+            // A proxied request carries an absolute target: gcloud's regional hosts come in that
+            // way.
             target: uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
             headers,
             body,
@@ -155,7 +156,8 @@ impl Line {
     }
 }
 
-/// The line was cut before an answer came; whether the request was carried out, the client cannot tell.
+/// The line was cut before an answer came; whether the request was carried out, the client cannot
+/// tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut;
 

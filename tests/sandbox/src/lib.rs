@@ -1,8 +1,9 @@
 //! The sandbox: a Kubernetes API and a Cloud Run Admin API in one process.
 //!
-//! An independent witness: it shares no code with run-invoker and is written from Kubernetes' and Google's documents.
-//! Real `kubectl`, `gcloud`, kube-rs and Google's SDKs talk to it unchanged. Faults can be ordered on both APIs, and every
-//! request is entered in a journal, so that tests can count calls.
+//! An independent witness: it shares no code with run-invoker and is written from Kubernetes' and
+//! Google's documents. Real `kubectl`, `gcloud`, kube-rs and Google's SDKs talk to it unchanged.
+//! Faults can be ordered on both APIs, and every request is entered in a journal, so that tests can
+//! count calls.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 pub mod clock;
@@ -183,7 +184,8 @@ impl Sandbox {
         )
     }
 
-    /// Cuts every connection to the Kubernetes API and refuses new ones for a while, as a restart does.
+    /// Cuts every connection to the Kubernetes API and refuses new ones for a while, as a restart
+    /// does.
     pub async fn restart_kube(&self, down: std::time::Duration) {
         self.apis.kube_line.outage(down).await;
     }

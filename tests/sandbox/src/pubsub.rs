@@ -74,7 +74,8 @@ impl Pubsub {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Starts it, again on its port. What it knew is gone; the topic and the subscription are made again.
+    /// Starts it, again on its port. What it knew is gone; the topic and the subscription are made
+    /// again.
     ///
     /// # Errors
     /// When it does not come up.

@@ -1,4 +1,5 @@
-//! The sockets below the APIs: HTTP/1.1 connections that can be cut, each request handed to an [`Exchange`].
+//! The sockets below the APIs: HTTP/1.1 connections that can be cut, each request handed to an
+//! [`Exchange`].
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! Google's SDK over a [`Cable`]: the operator's own client for Cloud Run, error classification included, with the world in
-//! place of the network.
+//! Google's SDK over a [`Cable`]: the operator's own client for Cloud Run, error classification
+//! included, with the world in place of the network.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -1,4 +1,5 @@
-//! Randomness from one seed: a stream of its own for each concern, so that a new roll somewhere does not shift all others.
+//! Randomness from one seed: a stream of its own for each concern, so that a new roll somewhere
+//! does not shift all others.
 
 use std::time::Duration;
 

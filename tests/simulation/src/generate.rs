@@ -1,6 +1,8 @@
-//! A story from a seed: people with GitOps, a platform team, owners of accounts and services, rivals; weather; crashes.
+//! A story from a seed: people with GitOps, a platform team, owners of accounts and services,
+//! rivals; weather; crashes.
 //!
-//! Small worlds find most: one to three services, one to four policies, two namespaces, and many small gaps.
+//! Small worlds find most: one to three services, one to four policies, two namespaces, and many
+//! small gaps.
 
 use serde_json::{Value, json};
 

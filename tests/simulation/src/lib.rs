@@ -1,6 +1,6 @@
-//! The whole operator simulated: the real controller, kube client and watchers on virtual time in one process, against the
-//! sandbox called in process, with people, weather and crashes from one seed, and a judge that knows only what users were
-//! promised.
+//! The whole operator simulated: the real controller, kube client and watchers on virtual time in
+//! one process, against the sandbox called in process, with people, weather and crashes from one
+//! seed, and a judge that knows only what users were promised.
 //!
 //! | room | what is in it |
 //! |---|---|

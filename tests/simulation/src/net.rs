@@ -1,5 +1,5 @@
-//! What lies between a replica and the two APIs: time, weather, and the end of the replica. Everything that goes over it is
-//! shown to the judge, and to the journal of the world.
+//! What lies between a replica and the two APIs: time, weather, and the end of the replica.
+//! Everything that goes over it is shown to the judge, and to the journal of the world.
 
 use std::{
     collections::BTreeMap,
@@ -361,7 +361,8 @@ impl Cable {
     /// Carries a request there and its answer back.
     pub async fn carry(self: &Arc<Self>, side: Side, mut call: Call) -> Result<Carried, Broken> {
         self.awake().await;
-        // When the operator let it out of its hands: a process that is stopped from here on cannot take it back.
+        // When the operator let it out of its hands: a process that is stopped from here on cannot
+        // take it back.
         let handed = self.net.now();
         let n = self.calls.fetch_add(1, Ordering::Relaxed);
         self.crash_at(n, Moment::Before).await;

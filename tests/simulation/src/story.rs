@@ -1,4 +1,5 @@
-//! A story is all that happens to one operator: data, so that it can be told, kept, and made shorter.
+//! A story is all that happens to one operator: data, so that it can be told, kept, and made
+//! shorter.
 
 use std::fmt;
 

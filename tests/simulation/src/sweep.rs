@@ -1,7 +1,9 @@
-//! The three sweeps of Sieve (Sun et al., OSDI '22) over what people do in the scenarios: the operator dies after each of
-//! its requests, the answer to each request is lost, and each change comes to it only with the next list.
+//! The three sweeps of Sieve (Sun et al., OSDI '22) over what people do in the scenarios: the
+//! operator dies after each of its requests, the answer to each request is lost, and each change
+//! comes to it only with the next list.
 //!
-//! A scenario's steps are taken as what somebody does; what it expects is left to the judge, who holds for every order.
+//! A scenario's steps are taken as what somebody does; what it expects is left to the judge, who
+//! holds for every order.
 
 use std::{
     collections::BTreeMap,
@@ -234,7 +236,8 @@ impl Teller {
             }
             "sleep" => self.now += (given.as_f64().unwrap_or(0.0) * 1000.0) as u64,
             "advanceSeconds" => self.now += given.as_u64().unwrap_or(0).min(7200) * 1000,
-            // Restarts, outages and faults are what the sweeps themselves are about; the rest only looks.
+            // Restarts, outages and faults are what the sweeps themselves are about; the rest only
+            // looks.
             _ => return,
         }
         self.now += STEP_MS;

@@ -1,4 +1,5 @@
-//! One world: a story played from its beginning, the rest that everything gets at its end, and the verdict.
+//! One world: a story played from its beginning, the rest that everything gets at its end, and the
+//! verdict.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,8 +26,8 @@ use crate::{
 /// Everything begins at this moment.
 pub const BEGINNING: &str = "2026-11-24T12:00:00Z";
 
-/// How long everything may take to be as it must be, once people and weather rest: fights and refused members are tried
-/// again at distances of up to an hour.
+/// How long everything may take to be as it must be, once people and weather rest: fights and
+/// refused members are tried again at distances of up to an hour.
 const REST: Duration = Duration::from_secs(80 * 60);
 
 /// What became of a world.
@@ -366,7 +367,8 @@ impl World {
             return (left, None);
         }
         let settled = began.elapsed();
-        // What is told last, and windows that end by themselves, get their time; and access that ends soon is no quiet.
+        // What is told last, and windows that end by themselves, get their time; and access that
+        // ends soon is no quiet.
         let ends = self.net.lock().judge.last_end(self.net.now());
         let ends = ends
             .and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok())

@@ -1,5 +1,5 @@
-//! Wrongs planted where the operator meets the world, each as if the operator itself did it: a judge that does not see them
-//! sees nothing.
+//! Wrongs planted where the operator meets the world, each as if the operator itself did it: a
+//! judge that does not see them sees nothing.
 
 use axum::http::Method;
 use bytes::Bytes;
@@ -66,8 +66,8 @@ impl Wrong {
         Self::ReadsWhatIsNobodys,
     ];
 
-    /// Distorts a request. `before` is what IAM has now, where the request is a write to IAM. An answer: the request is not
-    /// carried out, and this is what the operator hears.
+    /// Distorts a request. `before` is what IAM has now, where the request is a write to IAM. An
+    /// answer: the request is not carried out, and this is what the operator hears.
     pub fn distort(self, call: &mut Call, n: u64, before: Option<&Value>) -> Option<Value> {
         let body: Value = serde_json::from_slice(&call.body).unwrap_or_default();
         let (is_write, path) = (call.path.ends_with(":setIamPolicy"), call.path.clone());

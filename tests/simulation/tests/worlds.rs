@@ -1,5 +1,5 @@
-//! A fixed part of the simulation: worlds from seeds, the stories that once broke a promise, and wrongs that the judge must
-//! see. `make simulate` runs as many worlds as are wanted.
+//! A fixed part of the simulation: worlds from seeds, the stories that once broke a promise, and
+//! wrongs that the judge must see. `make simulate` runs as many worlds as are wanted.
 #![allow(clippy::print_stdout, clippy::panic)]
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,8 @@
 //! Who may do what: role-based access control for ServiceAccounts.
 //!
-//! The token `sa:NAMESPACE:NAME` is that ServiceAccount's, and may do what the roles that are bound to it allow; every other
-//! token is a cluster admin's. Left out: aggregated ClusterRoles, and the check against escalation when roles are written.
+//! The token `sa:NAMESPACE:NAME` is that ServiceAccount's, and may do what the roles that are bound
+//! to it allow; every other token is a cluster admin's. Left out: aggregated ClusterRoles, and the
+//! check against escalation when roles are written.
 //!
 //! Source: <https://kubernetes.io/docs/reference/access-authn-authz/rbac/>.
 
@@ -144,7 +145,8 @@ fn allows(rule: &Value, wants: &Attributes<'_>) -> bool {
     list("verbs").iter().any(|v| *v == "*" || *v == wants.verb)
         && list("apiGroups").iter().any(|g| *g == "*" || *g == wants.group)
         && list("resources").iter().any(|r| *r == "*" || *r == full || Some(*r) == any_of.as_deref())
-        // A request without a name, such as create or an unfiltered list, matches no rule that has names.
+        // A request without a name, such as create or an unfiltered list, matches no rule that has
+        // names.
         && (named.is_empty() || wants.name.is_some_and(|n| named.contains(&n)))
 }
 

@@ -1,7 +1,7 @@
 //! Field ownership and server-side apply.
 //!
-//! Source: <https://kubernetes.io/docs/reference/using-api/server-side-apply/> and the FieldsV1 format of
-//! <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/>.
+//! Source: <https://kubernetes.io/docs/reference/using-api/server-side-apply/> and the FieldsV1
+//! format of <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/>.
 
 use std::collections::BTreeMap;
 
@@ -426,7 +426,8 @@ pub struct Conflict {
     pub field: String,
 }
 
-/// Whether a list that is a set has an object in it: schemas may say so, server-side apply cannot work with it.
+/// Whether a list that is a set has an object in it: schemas may say so, server-side apply cannot
+/// work with it.
 pub fn set_of_objects(value: &Value, schema: Option<&Schema>, path: &str) -> Option<String> {
     let schema = schema?;
     match value {

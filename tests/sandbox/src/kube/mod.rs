@@ -1,4 +1,5 @@
-//! A Kubernetes API server for custom resources, Events, Leases and the few built-in kinds around them.
+//! A Kubernetes API server for custom resources, Events, Leases and the few built-in kinds around
+//! them.
 //!
 //! Source: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
@@ -108,7 +109,8 @@ impl Kube {
         Self::serving(clock, registry::builtins())
     }
 
-    /// Serves these kinds. Definitions take long to compile: several servers can share them (see [`Kube::resources`]).
+    /// Serves these kinds. Definitions take long to compile: several servers can share them (see
+    /// [`Kube::resources`]).
     pub fn serving(clock: Clock, resources: Vec<Resource>) -> Self {
         let kube = Self {
             state: Mutex::new(State {
@@ -152,7 +154,8 @@ impl Kube {
         self.lock().resources.clone()
     }
 
-    /// Puts an object into the store as it is, past every check: what another version, or an older definition, let in.
+    /// Puts an object into the store as it is, past every check: what another version, or an older
+    /// definition, let in.
     pub fn force(&self, group: &str, plural: &str, mut object: Value) {
         let mut state = self.lock();
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
@@ -182,7 +185,8 @@ impl Kube {
         self.changed.raise();
     }
 
-    /// Every change after a version, in order, without a request; and the version that this leads up to.
+    /// Every change after a version, in order, without a request; and the version that this leads
+    /// up to.
     pub fn history_since(&self, version: u64) -> (u64, Vec<store::Change>) {
         let state = self.lock();
         (state.store.version(), state.store.all_since(version))
@@ -438,7 +442,8 @@ impl Kube {
                     return Err(Refusal::new(504, "Timeout", format!("Too large resource version: {asked}, current: {}", state.store.version())));
                 }
                 let all = state.store.list(&target.table(), target.namespace.as_deref());
-                // Only events look different in their two groups; a copy of every object would be most of a list's time.
+                // Only events look different in their two groups; a copy of every object would be
+                // most of a list's time.
                 let events = target.resource.plural == "events";
                 let matches = |o: &Arc<Value>| {
                     if events { selector.matches(&Self::present(&target.resource, o)) } else { selector.matches(o) }

@@ -1,6 +1,7 @@
 //! The few built-in kinds that real clients send as protobuf, read into the JSON form.
 //!
-//! The envelope is `k8s\0` and a `runtime.Unknown`; the field numbers are those of Kubernetes' generated.proto files:
+//! The envelope is `k8s\0` and a `runtime.Unknown`; the field numbers are those of Kubernetes'
+//! generated.proto files:
 //! <https://kubernetes.io/docs/reference/using-api/api-concepts/#protobuf-encoding>.
 
 use base64::Engine as _;

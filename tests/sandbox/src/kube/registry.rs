@@ -33,7 +33,8 @@ pub struct Resource {
     pub namespaced: bool,
     pub status_subresource: bool,
     pub columns: Vec<Column>,
-    /// Fields besides name and namespace that field selectors may use; `None`: any (built-in kinds).
+    /// Fields besides name and namespace that field selectors may use; `None`: any (built-in
+    /// kinds).
     pub selectable: Option<Vec<String>>,
     /// The structural schema; built-in kinds have none here.
     pub schema: Option<Arc<Schema>>,
@@ -252,7 +253,8 @@ fn core() -> Vec<Resource> {
 /// The resources of a CustomResourceDefinition, one for each served version.
 ///
 /// # Errors
-/// 422 with causes for a definition that a real API server would not accept, as far as this one checks.
+/// 422 with causes for a definition that a real API server would not accept, as far as this one
+/// checks.
 pub fn from_definition(definition: &Value) -> Result<Vec<Resource>, Refusal> {
     let spec = &definition["spec"];
     let name = definition["metadata"]["name"].as_str().unwrap_or_default();

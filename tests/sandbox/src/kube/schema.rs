@@ -1,7 +1,8 @@
 //! Structural schemas of custom resources: defaulting, pruning, validation and CEL rules.
 //!
-//! Source: <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/>. Not here:
-//! the estimate of a rule's cost; only a real API server refuses a definition for that.
+//! Source:
+//! <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/>.
+//! Not here: the estimate of a rule's cost; only a real API server refuses a definition for that.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -234,7 +235,8 @@ impl Schema {
         }
     }
 
-    /// Removes what the schema does not know, and nulls where null is not allowed. Returns the unknown paths.
+    /// Removes what the schema does not know, and nulls where null is not allowed. Returns the
+    /// unknown paths.
     pub fn prune(&self, value: &mut Value, path: &str, unknown: &mut Vec<String>) {
         match value {
             Value::Object(map) => {

@@ -181,7 +181,8 @@ impl Store {
         self.next_chunk
     }
 
-    /// The rest of a list, as it was when its first chunk was read. A token stays good, as with the real thing.
+    /// The rest of a list, as it was when its first chunk was read. A token stays good, as with the
+    /// real thing.
     pub fn rest(&self, token: u64) -> Option<(u64, Vec<Arc<Value>>)> {
         self.chunks.get(&token).cloned()
     }

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::registry::Resource;
 
-/// Evaluates a JSON path of the kind that printer columns and field selectors use: `.a.b`, `['a']`, `[0]`, `[*]` and
-/// `[?(@.type=="Ready")]`.
+/// Evaluates a JSON path of the kind that printer columns and field selectors use: `.a.b`, `['a']`,
+/// `[0]`, `[*]` and `[?(@.type=="Ready")]`.
 pub fn lookup<'a>(root: &'a Value, path: &str) -> Vec<&'a Value> {
     let mut found = vec![root];
     let mut rest = path

@@ -1,9 +1,12 @@
-//! Cloud Audit Logs: an entry for every change, kept, and published to a Pub/Sub topic if there is one.
+//! Cloud Audit Logs: an entry for every change, kept, and published to a Pub/Sub topic if there is
+//! one.
 //!
-//! Sources: <https://docs.cloud.google.com/logging/docs/reference/audit/auditlog/rest/Shared.Types/AuditLog>,
+//! Sources:
+//! <https://docs.cloud.google.com/logging/docs/reference/audit/auditlog/rest/Shared.Types/AuditLog>,
 //! <https://docs.cloud.google.com/run/docs/audit-logging>,
-//! <https://docs.cloud.google.com/logging/docs/export/pubsub>, and entries of Cloud Run in public detection rules: the
-//! name of the service is in `resourceName`, the label `service_name` is empty; operations that take long log twice.
+//! <https://docs.cloud.google.com/logging/docs/export/pubsub>, and entries of Cloud Run in public
+//! detection rules: the name of the service is in `resourceName`, the label `service_name` is
+//! empty; operations that take long log twice.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -33,8 +36,8 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A bearer token `as:E-MAIL` or `as:E-MAIL,E-MAIL…` says who calls, and who is behind; any other is nobody in
-    /// particular.
+    /// A bearer token `as:E-MAIL` or `as:E-MAIL,E-MAIL…` says who calls, and who is behind; any
+    /// other is nobody in particular.
     pub fn of(call: &Call) -> Self {
         let token = call
             .header("authorization")
@@ -107,8 +110,8 @@ impl Audit {
         self.lock().entries.iter().cloned().collect()
     }
 
-    /// Publishes from now on to a topic, `projects/P/topics/T`, at the endpoint of Pub/Sub (REST), as a sink does.
-    /// What cannot be published is tried again until it can.
+    /// Publishes from now on to a topic, `projects/P/topics/T`, at the endpoint of Pub/Sub (REST),
+    /// as a sink does. What cannot be published is tried again until it can.
     pub fn publish_to(&self, endpoint: &str, topic: &str) {
         let (tx, mut rx) = mpsc::unbounded_channel::<Value>();
         self.lock().sink = Some(tx);

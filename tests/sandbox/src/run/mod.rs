@@ -1,7 +1,8 @@
 //! A Cloud Run Admin API, v1 and v2, as far as services and their IAM policies go.
 //!
-//! Source: <https://cloud.google.com/run/docs/reference/rest>, <https://docs.cloud.google.com/iam/docs/allow-policies>
-//! and error texts that users quote in public reports. What is not known for sure is left out rather than invented.
+//! Source: <https://cloud.google.com/run/docs/reference/rest>,
+//! <https://docs.cloud.google.com/iam/docs/allow-policies> and error texts that users quote in
+//! public reports. What is not known for sure is left out rather than invented.
 
 pub mod audit;
 pub mod policy;
@@ -34,7 +35,8 @@ pub struct Service {
     pub uid: String,
     pub labels: BTreeMap<String, String>,
     pub invoker_iam_disabled: bool,
-    /// Fields of the v2 service that stand for themselves: ingress, iapEnabled, customAudiences and the like.
+    /// Fields of the v2 service that stand for themselves: ingress, iapEnabled, customAudiences and
+    /// the like.
     pub front: Value,
     pub created: String,
     pub generation: i64,
@@ -183,7 +185,8 @@ impl Run {
         self.audit.enter(&self.clock, &Caller::console(), change);
     }
 
-    /// Changes the policy of a service as somebody in the console does, who gives the etag that he read.
+    /// Changes the policy of a service as somebody in the console does, who gives the etag that he
+    /// read.
     fn edit(&self, service: &ServiceKey, edit: impl FnOnce(&mut StoredPolicy, Vec<u8>)) {
         let mut state = self.lock();
         let etag = state.next_etag(&self.clock);
@@ -360,7 +363,8 @@ pub(crate) fn with_type(policy: &Value) -> Value {
 }
 
 impl State {
-    /// 0x07 and the time of the change in microseconds, as etags in public samples decode. Never twice the same.
+    /// 0x07 and the time of the change in microseconds, as etags in public samples decode. Never
+    /// twice the same.
     fn next_etag(&mut self, clock: &Clock) -> Vec<u8> {
         self.last_etag = clock.now().as_microsecond().max(self.last_etag + 1);
         let mut bytes = vec![0x07];
@@ -368,7 +372,8 @@ impl State {
         bytes
     }
 
-    /// What stands before any call: does the project exist, is the API on, may the caller, is there quota.
+    /// What stands before any call: does the project exist, is the API on, may the caller, is there
+    /// quota.
     fn gate(
         &mut self,
         project: &str,

@@ -195,7 +195,8 @@ fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
     Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
-/// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do not get that far.
+/// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do
+/// not get that far.
 fn set_policy(
     run: &Run,
     call: &Call,
@@ -264,7 +265,8 @@ fn try_set_policy(
     Ok(after)
 }
 
-/// What the caller holds of what was asked for; of a project that is not there, or that may not be seen, nothing.
+/// What the caller holds of what was asked for; of a project that is not there, or that may not be
+/// seen, nothing.
 fn project_permissions(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
     let state = run.lock();
     let asked = call.json();

@@ -20,7 +20,8 @@ use simulation::{
     world::{Report, Run, play},
 };
 
-/// Simulates the whole operator in worlds made from seeds, and judges it by what users were promised.
+/// Simulates the whole operator in worlds made from seeds, and judges it by what users were
+/// promised.
 #[derive(Parser)]
 struct Args {
     /// How many worlds.
