@@ -96,6 +96,13 @@ impl PolicyOnService {
             .refuse_service(service)
             .or_else(|| self.terms.refuse_grant(declared, now))
     }
+
+    /// Whether it declares `grant` and may not have it on `service`.
+    pub fn is_refused(&self, service: &RunService, grant: &Grant, now: Timestamp) -> bool {
+        self.declared()
+            .iter()
+            .any(|d| d.grant == *grant && self.refuse(service, d, now).is_some())
+    }
 }
 
 /// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same

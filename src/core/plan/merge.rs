@@ -22,7 +22,8 @@ pub struct Desired {
     pub leaving: BTreeSet<Grant>,
     /// Grants whose declared end has passed, listed by an enforcing policy.
     pub expired: BTreeSet<Grant>,
-    /// Grants that are declared, that a guardrail refuses, and that nobody lists who may.
+    /// Grants that are declared and that a guardrail refuses to these policies. Somebody else may
+    /// list them, and be allowed to.
     pub refused: BTreeMap<Grant, (Refusal, BTreeSet<PolicyId>)>,
     /// Conditions that policies use, by role. A binding under any other condition is foreign.
     pub conditions: BTreeSet<(Role, Condition)>,
@@ -103,8 +104,5 @@ pub fn merge(input: &Input<'_>) -> Desired {
                 .insert(intent.id.clone());
         }
     }
-    desired
-        .refused
-        .retain(|g, _| !desired.listed.contains_key(g));
     desired
 }

@@ -386,7 +386,7 @@ impl Plan {
         let withheld = self
             .withheld
             .iter()
-            .filter(|w| !w.is_others_doing())
+            .filter(|w| w.change != Change::Leave && !w.is_others_doing())
             .map(|w| &w.grant);
         let all = self
             .grants
@@ -440,12 +440,14 @@ pub fn plan(input: &Input<'_>) -> Plan {
             },
         }
     }
-    for (grant, (refusal, _)) in desired.refused.iter().filter(|(g, _)| !live.contains(g)) {
-        hold(
-            Change::Grant,
-            grant,
-            WithheldReason::Guardrail(refusal.clone()),
-        );
+    for (grant, (refusal, _)) in &desired.refused {
+        // What somebody else may list is granted for them, and still refused to this one.
+        let change = match (desired.listed.contains_key(grant), live.contains(grant)) {
+            (true, _) => Change::Leave,
+            (false, false) => Change::Grant,
+            (false, true) => continue,
+        };
+        hold(change, grant, WithheldReason::Guardrail(refusal.clone()));
     }
     let circumstances = diff::Circumstances {
         desired: &desired,

@@ -295,6 +295,7 @@ fn denied_services<'a>(
 }
 
 fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<ServiceStatus> {
+    let intent = facts.intent;
     let before: BTreeMap<(&str, &str), &ServiceStatus> = old
         .services
         .iter()
@@ -318,11 +319,21 @@ fn service_entries(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Vec<Se
             .filter(|b| b.state == state)
             .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
     };
+    // What was said of a service stands until a look says otherwise: it is also all that is left of
+    // the time before a restart.
+    let told_before = |service: &RunService| {
+        let entry = before.get(&(&*service.region, &*service.name));
+        entry
+            .filter(|_| !intent.deleting && !rests(intent))
+            .map(|e| (*e).clone())
+    };
     let mut entries: Vec<ServiceStatus> = facts
         .observations
         .iter()
         .filter_map(|(service, look)| {
-            let look = look.as_ref()?;
+            let Some(look) = look else {
+                return told_before(service);
+            };
             let reached = facts.reach.filter(|r| r.services.contains(service));
             let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
             let mut entry = entry(service, if waits { ServiceState::Held } else { state_of(look) });

@@ -261,6 +261,8 @@ pub fn was_outstanding(entry: &ServiceStatus, circuit_open: bool) -> Option<BTre
         ServiceState::Drifted | ServiceState::Held if entry.contested || circuit_open => {
             Some(BTreeSet::new())
         }
+        // Nothing was read where the policy may not touch the service at all.
+        ServiceState::Held if entry.missing.is_empty() && entry.unexpected.is_empty() => None,
         ServiceState::InSync | ServiceState::Drifted | ServiceState::Held => {
             let named = entry
                 .missing
@@ -457,7 +459,7 @@ impl Reconciled<'_> {
             .filter(|w| match w.change {
                 Change::Grant => view.missing.contains(&w.grant),
                 Change::Revoke => view.unexpected.contains(&w.grant),
-                Change::Leave => claim.declared().iter().any(|d| d.grant == w.grant),
+                Change::Leave => claim.is_refused(input.service, &w.grant, input.now),
             })
             .collect();
         let ours = |g: &Grant| {

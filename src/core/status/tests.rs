@@ -104,6 +104,23 @@ fn after_a_restart_the_old_status_stands_until_the_first_look() {
 }
 
 #[test]
+fn what_was_told_of_a_service_stands_until_it_was_looked_at_again() {
+    let before = run(
+        &intent(json!({}), 1),
+        ok(Findings::default()),
+        &Default::default(),
+        T0,
+    );
+    let mut asked = intent(json!({}), 1);
+    asked.requested_at = Some("now".into());
+    let after = run(&asked, None, &before, T1);
+    assert_eq!(cond(&after, "Ready"), Some(("Unknown", "Progressing")));
+    assert_eq!(after.services, before.services);
+    let suspended = run(&intent(json!({"suspend": true}), 2), None, &before, T1);
+    assert!(suspended.services.is_empty(), "nobody looks at it any more");
+}
+
+#[test]
 fn an_audited_difference_is_ready_and_drifted() {
     let seen = Findings {
         missing: ["user:a@acme.com"].into_iter().collect(),

@@ -38,6 +38,8 @@ pub struct Settings {
     pub protected: String,
     /// Leases by which replicas agree begin with this.
     pub lease: String,
+    /// Seconds between periodic looks where audit events tell of changes.
+    pub event_interval: Option<i64>,
 }
 
 /// A promise that was broken.
@@ -114,6 +116,8 @@ pub struct Judge {
     /// Services on which a removal waits for approval although no policy is left, as the ledger
     /// says.
     held_alone: BTreeSet<Service>,
+    /// When the operator last wrote to IAM.
+    last_write: Option<Timestamp>,
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
     outside: BTreeMap<(Service, Grant), Outside>,
@@ -154,6 +158,7 @@ impl Judge {
             published: BTreeMap::new(),
             agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
+            last_write: None,
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
             read: BTreeMap::new(),

@@ -92,14 +92,22 @@ impl Judge {
         found
     }
 
-    /// When the last access ends that ends within the next hours.
+    /// When the last thing ends that ends by itself within the next hours: access, a fight, which is
+    /// told, and the wait for a write whose answer was lost.
     pub fn last_end(&self, now: Timestamp) -> Option<Timestamp> {
         let d = &self.store.declared;
+        let is_contested =
+            |s: &Value| condition(s, "Contested").is_some_and(|c| c["status"] == "True");
+        let contested = self.statuses.values().any(is_contested);
+        let over = |last: Timestamp| last + SignedDuration::from_hours(1);
+        let fights = self.last_write.filter(|_| contested).map(over);
         let ends = d
             .readable()
             .flat_map(|p| d.spelled_out(p))
             .filter_map(|g| g.condition?.ends);
-        ends.filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3))
+        ends.chain(fights)
+            .chain(self.records.last_arrival())
+            .filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3))
             .max()
     }
 
@@ -188,7 +196,8 @@ impl Judge {
             } else {
                 0
             };
-            let least = interval.map_or(0, |i| quiet.seconds / i - 1);
+            let rarest = self.settings.event_interval.unwrap_or_default();
+            let least = interval.map_or(0, |i| quiet.seconds / i.max(rarest) - 1);
             if reads < least || reads > quiet.seconds / most + 1 + tries {
                 accuse(format!(
                     "{} was read {reads} times in {} s, at an interval of {interval:?}; {:?}",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::{By, Write, declared::Service, iam};
@@ -63,6 +63,18 @@ fn told_by(record: &Value) -> (BTreeSet<iam::Grant>, BTreeSet<iam::Grant>) {
 type Told<'a> = (Vec<&'a Write>, Vec<&'a Value>);
 
 impl Records {
+    /// Until when a write may still arrive that nobody got an answer to: Google gives no bound; a
+    /// quarter of an hour is far beyond any that was seen. Until then it stands open in its ledger.
+    pub fn last_arrival(&self) -> impl Iterator<Item = Timestamp> {
+        let opened = |record: &Value| record["at"].as_str()?.parse::<Timestamp>().ok();
+        let until = |at: Timestamp| at + SignedDuration::from_mins(15);
+        self.ledgers
+            .values()
+            .flatten()
+            .filter_map(opened)
+            .map(until)
+    }
+
     /// Somebody outside changed these grants.
     pub fn others_changed(
         &mut self,

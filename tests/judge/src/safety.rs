@@ -91,6 +91,7 @@ impl Judge {
             );
             self.accuse(rule, w.arrived, what);
         }
+        self.last_write = Some(w.arrived);
         let made = self.made.entry(w.service.clone()).or_default();
         made.retain(|g| is.contains(g));
         made.extend(change.added);
@@ -205,11 +206,18 @@ impl Judge {
         w: &Write,
         change: &Change,
     ) -> Option<String> {
+        // A policy lists what its spec says, and what it went back to.
         let forbidden = |g: &Grant| {
-            let listed_by = |p: &&&Policy| d.spelled_out(p).contains(g);
+            let listed_by = |p: &&&Policy| {
+                d.spelled_out(p).contains(g)
+                    || self.store.declared.went_back_to(p, &w.service).contains(g)
+            };
+            let allowed = |p: &Policy| {
+                d.lists(p, w.issued, self.settings.public).contains(g)
+                    || self.wants(d, p, &w.service, w.issued).contains(g)
+            };
             let mut by = policies.iter().filter(listed_by).peekable();
-            by.peek().is_some()
-                && by.all(|p| !d.lists(p, w.issued, self.settings.public).contains(g))
+            by.peek().is_some() && by.all(|p| !allowed(p))
         };
         // Where the service itself is forbidden to its namespace now, what was granted there is
         // taken back without asking.

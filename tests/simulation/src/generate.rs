@@ -92,6 +92,11 @@ pub fn story(seed: u64) -> Story {
         actions.extend(rivals(&dice, &cast, length_ms));
     }
     actions.extend(operations(&dice, &setup, length_ms));
+    actions.extend(agreements(&dice, &cast, length_ms));
+    actions.extend(forgers(&dice, &cast, length_ms));
+    if setup.events {
+        actions.extend(publishers(&dice, &cast, length_ms));
+    }
     actions.sort_by_key(|a| a.at_ms);
     Story {
         seed,
@@ -115,7 +120,7 @@ fn setup(dice: &Dice) -> Setup {
         breaker: *d.pick(&[50, 50, 50, 3]),
         reads: *d.pick(&[300, 300, 60]),
         writes: *d.pick(&[60, 15, 15, 4]),
-        events: false,
+        events: d.chance(0.25),
     }
 }
 
@@ -699,6 +704,111 @@ fn operations(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Action> {
                 after_ms: d.between(0, 20_000),
             },
         ));
+    }
+    actions
+}
+
+/// Whoever looks after ledgers agrees to what nobody else is asked about.
+fn agreements(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("agreements");
+    let mut actions = vec![];
+    for service in &cast.services {
+        if d.chance(0.3) {
+            let how = *d.pick(&[Agreement::Shown, Agreement::Shown, Agreement::Garbage]);
+            let service = (*service).to_owned();
+            let now = d.between(length_ms / 2, length_ms + 30_000);
+            actions.push(at(now, What::ApproveLedger { service, how }));
+        }
+    }
+    actions
+}
+
+/// Records that the operator did not write, of any age, for any reason, also such as nobody can
+/// read.
+fn forgers(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("forgers");
+    let mut actions = vec![];
+    if !d.chance(0.12) {
+        return actions;
+    }
+    for n in 0..1 + d.below(4) {
+        let service = *d.pick(&cast.services);
+        let now = if d.chance(0.3) {
+            0
+        } else {
+            d.between(0, length_ms)
+        };
+        actions.push(at(
+            now,
+            What::Force {
+                plural: "invokerchanges".into(),
+                object: forged(&mut d, service, n, now),
+            },
+        ));
+    }
+    actions
+}
+
+fn forged(d: &mut Stream, service: &str, n: usize, now_ms: u64) -> Value {
+    let p: Vec<&str> = service.split('/').collect();
+    let namespace = *d.pick(&NAMESPACES);
+    let when = match d.below(3) {
+        0 => "9999-12-31T23:59:59Z".to_owned(),
+        1 => "0001-01-01T00:00:00Z".to_owned(),
+        _ => expiry(now_ms),
+    };
+    let outcome = *d.pick(&["Applied", "Pending", "Pending"]);
+    let grant = json!({"role": ROLE, "member": *d.pick(&MEMBERS)});
+    let mut spec = json!({
+        "project": p[0], "region": p[1], "service": p[2], "at": when,
+        "reason": *d.pick(&["Drift", "Drift", "SpecChanged", "Guardrail"]),
+        "policies": [{"namespace": namespace, "name": "p0", "uid": "forged", "generation": 1}],
+        "added": [], "addedCount": 0, "removed": [grant], "removedCount": 1,
+        "before": [grant], "beforeCount": 1,
+    });
+    if d.chance(0.2) {
+        spec["policies"] = json!("all of them");
+    }
+    json!({
+        "apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerChange",
+        "metadata": {"name": format!("forged-{n}"), "namespace": namespace, "labels": {
+            "policy.run-invoker.dev/p0": "",
+            "run-invoker.dev/outcome": outcome,
+            "run-invoker.dev/reason": spec["reason"],
+        }},
+        "spec": spec,
+    })
+}
+
+/// Messages on the subscription that tell of nothing that happened.
+fn publishers(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("publishers");
+    let mut actions = vec![];
+    for _ in 0..d.below(4) {
+        let service = *d.pick(&cast.services);
+        let p: Vec<&str> = service.split('/').collect();
+        let text = match d.below(3) {
+            0 => "{".to_owned(),
+            1 => json!({"protoPayload": {"methodName": "SetIamPolicy"}}).to_string(),
+            _ => json!({
+                "insertId": "forged", "timestamp": "9999-12-31T23:59:59Z",
+                "logName": format!("projects/{}/logs/cloudaudit.googleapis.com%2Factivity", p[0]),
+                "resource": {"type": "cloud_run_revision",
+                    "labels": {"project_id": p[0], "location": p[1], "service_name": ""}},
+                "protoPayload": {
+                    "@type": "type.googleapis.com/google.cloud.audit.AuditLog",
+                    "serviceName": "run.googleapis.com",
+                    "methodName": "google.cloud.run.v1.Services.SetIamPolicy",
+                    "resourceName":
+                        format!("projects/{}/locations/{}/services/{}", p[0], p[1], p[2]),
+                    "authenticationInfo": {"principalEmail": "nobody@acme.com"},
+                    "request": {"policy": {"bindings": [{"role": ROLE, "members": [MEMBERS[0]]}]}},
+                    "response": {"etag": "BwForged", "bindings": []},
+                },
+            })
+            .to_string(),
+        };
+        actions.push(at(d.between(1, length_ms), What::Message(text)));
     }
     actions
 }

@@ -9,6 +9,7 @@
 //! | [`world`] | a story played, and the verdict |
 //! | [`net`], [`cloud`], [`replica`] | what lies between the operator and the world; Google's SDK over it; one replica |
 //! | [`shrink`] | the shortest story that still breaks a promise |
+//! | [`post`] | the audit log's subscription: late, twice, never |
 //! | [`sweep`] | the scenarios with a crash, a lost answer and a late watch at every place |
 //! | [`corpus`] | stories that once broke a promise |
 //! | [`wrong`] | wrongs planted to see whether the judge sees them |
@@ -20,6 +21,7 @@ pub mod corpus;
 pub mod dice;
 pub mod generate;
 pub mod net;
+pub mod post;
 pub mod replica;
 pub mod shrink;
 pub mod story;

@@ -276,6 +276,12 @@ impl Cable {
             .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
     }
 
+    pub fn is_paused(&self) -> bool {
+        let until = self.paused_until.lock();
+        let until = *until.unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| until > Instant::now())
+    }
+
     fn die(&self) {
         if !self.cut.swap(true, Ordering::Relaxed) {
             self.net.lock().deaths.push((self.replica, self.life));

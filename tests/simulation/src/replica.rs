@@ -34,6 +34,9 @@ pub const HOME: &str = "run-invoker";
 /// Name of its Lease.
 pub const LEASE: &str = "run-invoker";
 
+/// Where audit events can be relied on, periodic looks are so far apart.
+pub const EVENT_INTERVAL: Duration = Duration::from_secs(600);
+
 /// A running replica.
 pub struct Replica {
     pub cable: Arc<Cable>,
@@ -117,7 +120,7 @@ impl Replica {
                     ..BreakerLimits::default()
                 },
                 events: setup.events.then_some(EventOptions {
-                    interval: Duration::from_secs(600),
+                    interval: EVENT_INTERVAL,
                     patience: Duration::from_secs(60),
                 }),
                 retention: Retention {

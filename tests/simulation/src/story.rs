@@ -69,6 +69,13 @@ pub enum What {
         name: String,
         how: Agreement,
     },
+    /// Somebody agrees to what waits on a ledger, where no policy is left that could ask.
+    ApproveLedger {
+        service: String,
+        how: Agreement,
+    },
+    /// A message on the audit log's subscription that Google did not write.
+    Message(String),
     /// Goes back behind the newest but so many records of the namespace; `None` ends that.
     RollBack {
         namespace: String,
@@ -277,6 +284,13 @@ impl fmt::Display for What {
                 name,
                 how,
             } => write!(f, "somebody approves {namespace}/{name} ({how:?} hash)"),
+            Self::ApproveLedger { service, how } => {
+                write!(
+                    f,
+                    "somebody approves what waits on the ledger of {service} ({how:?} hash)"
+                )
+            }
+            Self::Message(text) => write!(f, "somebody publishes {text} as an audit event"),
             Self::RollBack {
                 namespace,
                 name,

@@ -12,13 +12,15 @@ use std::{
 
 use axum::http::Method;
 use judge::{By, End, Judge, Quiet, Settings, Violation, declared::Service};
+use run_invoker::subscription::{Answer, MessageHandler};
 use sandbox::{Apis, Clock, kube::registry::Resource};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     net::{Cable, Net},
-    replica::{HOME, LEASE, Replica},
+    post::{Message, Post},
+    replica::{EVENT_INTERVAL, HOME, LEASE, Replica},
     story::{Action, Agreement, Moment, Setup, Story, What, parts},
     wrong::Wrong,
 };
@@ -117,6 +119,8 @@ struct World {
     back: BTreeMap<(Instant, usize), ()>,
     hashes: Vec<(String, String)>,
     story: Story,
+    /// The audit log's subscription, where there is one.
+    post: Option<Post>,
 }
 
 impl World {
@@ -130,6 +134,7 @@ impl World {
             breaker: (setup.breaker, 300),
             protected: "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into(),
             lease: LEASE.into(),
+            event_interval: setup.events.then_some(EVENT_INTERVAL.as_secs() as i64),
         };
         let net = Net::new(
             apis,
@@ -159,7 +164,12 @@ impl World {
             back: BTreeMap::new(),
             hashes: vec![],
             story: story.clone(),
+            post: None,
         };
+        if story.setup.events {
+            let entries = world.net.apis.run.audit.follow();
+            world.post = Some(Post::new(entries, story.seed));
+        }
         // What is there before anybody looks.
         let at_once: Vec<Action> = story
             .actions
@@ -266,18 +276,61 @@ impl World {
         self.net.calm.store(true, Ordering::Relaxed);
     }
 
-    /// Waits, and buries those that die meanwhile.
+    /// Waits, buries those that die meanwhile, and brings the post.
     async fn wait_until(&mut self, until: Instant) {
         loop {
             self.bury();
+            self.deliver();
             let net = self.net.clone();
             let died = net.died.notified();
-            tokio::select! {
+            let post = self.post.as_ref().and_then(Post::next);
+            let next = post.map_or(until, |p| p.min(until));
+            let entry = async {
+                match &mut self.post {
+                    Some(post) => post.entry().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let entry = tokio::select! {
                 biased;
-                () = sleep_until(until) => return self.bury(),
-                () = died => {}
+                () = sleep_until(next) => {
+                    if next == until {
+                        return self.bury();
+                    }
+                    continue;
+                }
+                () = died => continue,
+                entry = entry => entry,
+            };
+            let calm = self.net.calm.load(Ordering::Relaxed);
+            if let (Some(entry), Some(post)) = (entry, &mut self.post) {
+                post.take(&entry, calm);
             }
         }
+    }
+
+    /// Each message that has arrived goes to one replica that takes it.
+    fn deliver(&mut self) {
+        let Some(mut post) = self.post.take() else {
+            return;
+        };
+        while let Some(message) = post.arrived() {
+            if self.hand_over(&message) {
+                self.net.count("audit events delivered");
+            } else {
+                post.give_back(message);
+            }
+        }
+        self.post = Some(post);
+    }
+
+    fn hand_over(&self, message: &Message) -> bool {
+        let takes = |r: &Replica| {
+            !r.cable.is_paused()
+                && r.controller.listens()
+                && MessageHandler::hear(&*r.controller, &message.data) == Answer::Taken
+        };
+        self.replicas.values().any(takes)
     }
 
     fn bury(&mut self) {
@@ -496,6 +549,12 @@ impl World {
                 name,
                 how,
             } => self.approve(namespace, name, *how).await,
+            What::ApproveLedger { service, how } => self.approve_ledger(service, *how).await,
+            What::Message(text) => {
+                if let Some(post) = &mut self.post {
+                    post.publish(text);
+                }
+            }
             What::RollBack {
                 namespace,
                 name,
@@ -749,6 +808,32 @@ impl World {
         if let Some(hash) = hash {
             self.net.count("approvals given");
             self.annotate(namespace, name, "run-invoker.dev/approve", Some(&hash))
+                .await;
+        }
+    }
+
+    /// Agrees to what waits on the ledger of a service.
+    async fn approve_ledger(&mut self, service: &str, how: Agreement) {
+        let s = parts(service);
+        let target = path("InvokerLedger", "", &format!("{}.{}.{}", s.0, s.1, s.2));
+        let kube = &self.net.apis.kube;
+        let ledgers = kube.objects("run-invoker.dev", "invokerledgers");
+        let of = |l: &Value| {
+            let spec = &l["spec"];
+            spec["project"] == s.0 && spec["region"] == s.1 && spec["service"] == s.2
+        };
+        let found = ledgers.iter().find(|l| of(l));
+        let shown = found.and_then(|l| l["spec"]["held"]["approve"].as_str());
+        let hash = match how {
+            Agreement::Shown | Agreement::Stale => shown.map(str::to_owned),
+            Agreement::Garbage => found.map(|_| "deadbeef0000".to_owned()),
+        };
+        if let Some(hash) = hash {
+            self.net.count("approvals given on ledgers");
+            let merge = json!({"metadata": {"annotations": {"run-invoker.dev/approve": hash}}});
+            let content = "application/merge-patch+json";
+            self.net
+                .person(Method::PATCH, &target, content, &merge)
                 .await;
         }
     }

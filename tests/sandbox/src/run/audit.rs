@@ -135,6 +135,13 @@ impl Audit {
         });
     }
 
+    /// Entries from now on, for whoever delivers them in another way.
+    pub fn follow(&self) -> mpsc::UnboundedReceiver<Value> {
+        let (tx, rx) = mpsc::unbounded_channel();
+        self.lock().sink = Some(tx);
+        rx
+    }
+
     /// Stops to publish.
     pub fn cut_sink(&self) {
         self.lock().sink = None;
