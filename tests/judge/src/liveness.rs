@@ -1,5 +1,5 @@
-//! What must come about once weather and people rest: L1 no orphan, L2 deletions end, L3 quiet, L5
-//! the truth is told.
+//! What must come about once weather and people rest: L1 no orphan, L2 deletions end, L3 quiet, L4
+//! nobody waits for others, L5 the truth is told.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,6 +92,32 @@ impl Judge {
         found
     }
 
+    /// L4: whatever others do, what this policy declares is in force by now, and told.
+    pub fn expect(&mut self, at: Timestamp, namespace: &str, name: &str, end: &End) {
+        let place = (namespace.to_owned(), name.to_owned());
+        let d = &self.store.declared;
+        let policy = d
+            .readable()
+            .find(|p| p.namespace == namespace && p.name == name);
+        let Some(p) = policy else {
+            return;
+        };
+        let status = self.statuses.get(&place).cloned().unwrap_or_default();
+        if let Some(what) = self.untrue(at, p, &status, end) {
+            self.violations.push(Violation {
+                rule: "L4",
+                at,
+                what,
+            });
+        } else if let Some(what) = self.fault(at, p, end) {
+            self.violations.push(Violation {
+                rule: "L4",
+                at,
+                what,
+            });
+        }
+    }
+
     /// When the last thing ends that ends by itself within the next hours: access, a fight, which is
     /// told, and the wait for a write whose answer was lost.
     pub fn last_end(&self, now: Timestamp) -> Option<Timestamp> {
@@ -99,7 +125,9 @@ impl Judge {
         let is_contested =
             |s: &Value| condition(s, "Contested").is_some_and(|c| c["status"] == "True");
         let contested = self.statuses.values().any(is_contested);
-        let over = |last: Timestamp| last + SignedDuration::from_hours(1);
+        // It is over an hour after the last correction, and that is seen by the next look.
+        let look = SignedDuration::from_secs(self.settings.event_interval.unwrap_or_default());
+        let over = |last: Timestamp| last + SignedDuration::from_hours(1) + look;
         let fights = self.last_write.filter(|_| contested).map(over);
         let ends = d
             .readable()
@@ -288,14 +316,12 @@ impl Judge {
             let owners = self.listed.get(&(service.clone(), g.clone()));
             let of = |uid: &String| d.readable().find(|p| p.uid == *uid);
             // Some policy behind it rests, or let go of it on purpose.
-            let excused = owners.is_some_and(|o| {
-                o.iter().any(|uid| {
-                    self.let_go.contains(uid)
-                        || of(uid).is_some_and(|p| {
-                            !p.acts() || d.is_frozen(&p.namespace) || self.is_stopped(p)
-                        })
-                })
-            });
+            let rests = |p: &Policy| !p.acts() || d.is_frozen(&p.namespace) || self.is_stopped(p);
+            let excuses = |uid: &String| self.let_go.contains(uid) || of(uid).is_some_and(rests);
+            // It is also behind what was passed on to it because its spec lists it, whatever it
+            // goes back to.
+            let excused = owners.is_some_and(|o| o.iter().any(excuses))
+                || on.iter().any(|p| rests(p) && d.spelled_out(p).contains(g));
             if (unlisted || made && !excused) && !held && !frozen && !unreadable {
                 accuse(
                     "L1",

@@ -121,6 +121,7 @@ fn setup(dice: &Dice) -> Setup {
         reads: *d.pick(&[300, 300, 60]),
         writes: *d.pick(&[60, 15, 15, 4]),
         events: d.chance(0.25),
+        rests: true,
     }
 }
 

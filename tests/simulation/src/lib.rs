@@ -9,6 +9,7 @@
 //! | [`world`] | a story played, and the verdict |
 //! | [`net`], [`cloud`], [`replica`] | what lies between the operator and the world; Google's SDK over it; one replica |
 //! | [`shrink`] | the shortest story that still breaks a promise |
+//! | [`crowd`] | large worlds in which one namespace is in everybody's way |
 //! | [`post`] | the audit log's subscription: late, twice, never |
 //! | [`sweep`] | the scenarios with a crash, a lost answer and a late watch at every place |
 //! | [`corpus`] | stories that once broke a promise |
@@ -18,6 +19,7 @@
 
 pub mod cloud;
 pub mod corpus;
+pub mod crowd;
 pub mod dice;
 pub mod generate;
 pub mod net;

@@ -68,6 +68,8 @@ pub struct Net {
     crashes: Vec<Crash>,
     /// People and weather rest.
     pub calm: AtomicBool,
+    /// Nothing takes long without a reason.
+    pub even: AtomicBool,
     keep_journal: bool,
     wrong: Option<Wrong>,
     /// Requests to the store and policies go into the journal whole: SIMULATE_BODIES=1.
@@ -104,6 +106,7 @@ impl Net {
             storms,
             crashes,
             calm: AtomicBool::new(false),
+            even: AtomicBool::new(false),
             keep_journal: run.journal,
             wrong: run.wrong,
             bodies: std::env::var_os("SIMULATE_BODIES").is_some(),
@@ -356,11 +359,9 @@ impl Cable {
         };
         let roll = self.net.dice.roll(&name, n);
         // Now and then something takes long for no reason that anybody knows.
-        let slow = if roll > 0.985 && !self.net.calm.load(Ordering::Relaxed) {
-            40.0
-        } else {
-            1.0
-        };
+        let (calm, even) = (&self.net.calm, &self.net.even);
+        let even = calm.load(Ordering::Relaxed) || even.load(Ordering::Relaxed);
+        let slow = if roll > 0.985 && !even { 40.0 } else { 1.0 };
         Duration::from_micros(((least + (most - least) * roll) * slow * 1000.0) as u64)
     }
 

@@ -20,6 +20,13 @@ pub struct Setup {
     pub writes: u32,
     /// Audit events are used.
     pub events: bool,
+    /// Whether everything is given the time to become as it must be, and is looked at then.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    pub rests: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Default for Setup {
@@ -34,6 +41,7 @@ impl Default for Setup {
             reads: 300,
             writes: 60,
             events: false,
+            rests: true,
         }
     }
 }
@@ -73,6 +81,11 @@ pub enum What {
     ApproveLedger {
         service: String,
         how: Agreement,
+    },
+    /// What the policy declares must be in force by now.
+    Expect {
+        namespace: String,
+        name: String,
     },
     /// A message on the audit log's subscription that Google did not write.
     Message(String),
@@ -289,6 +302,9 @@ impl fmt::Display for What {
                     f,
                     "somebody approves what waits on the ledger of {service} ({how:?} hash)"
                 )
+            }
+            Self::Expect { namespace, name } => {
+                write!(f, "what {namespace}/{name} declares is in force by now")
             }
             Self::Message(text) => write!(f, "somebody publishes {text} as an audit event"),
             Self::RollBack {

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use simulation::{
-    corpus, generate,
+    corpus, crowd, generate,
     story::{Harm, Side, Storm},
     world::{Run, play},
     wrong::Wrong,
@@ -82,6 +82,43 @@ fn a_proxys_page_is_no_proof_that_an_object_is_gone() {
         let broken = report.violations.first();
         assert!(broken.is_none(), "seed {seed}: {broken:?}");
     }
+}
+
+/// Every nuisance there is, two at once, and what would be seen if they were in the way.
+#[test]
+fn nobody_waits_because_of_what_another_namespace_does() {
+    for seed in 8..12 {
+        let story = crowd::story(seed);
+        let report = play(&story, Run::default());
+        let broken = report.violations.first();
+        assert!(
+            broken.is_none(),
+            "seed {seed}: {broken:?}\nsimulate --crowd --seed {seed} shows its story"
+        );
+        let edits = report.tally.get("edits that had to be in force");
+        assert!(
+            edits.is_some_and(|n| *n >= 10),
+            "seed {seed}: {edits:?} edits"
+        );
+    }
+    let mut story = crowd::story(0);
+    story.weather.push(Storm {
+        from_ms: 20_000,
+        to_ms: 60_000,
+        side: Side::Run,
+        only: "acme-dev".into(),
+        replica: None,
+        nth: None,
+        percent: 100,
+        harm: Harm::Slow(crowd::PROMPT_MS),
+    });
+    let report = play(&story, Run::default());
+    let rules: Vec<_> = report.violations.iter().map(|v| v.rule).collect();
+    assert_eq!(
+        rules.first(),
+        Some(&"L4"),
+        "the judge does not see who waits"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::{
 use clap::Parser;
 use simulation::{
     corpus::{self, Case},
-    generate, shrink,
+    crowd, generate, shrink,
     story::Story,
     sweep::{self, Sweep},
     world::{Report, Run, play},
@@ -39,6 +39,9 @@ struct Args {
     /// The three sweeps over every scenario, at every so many requests.
     #[arg(long)]
     sweeps: Option<usize>,
+    /// Large worlds, in which one namespace is in everybody's way.
+    #[arg(long)]
+    crowd: bool,
     /// Only scenarios whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
@@ -62,6 +65,16 @@ struct Args {
     threads: usize,
 }
 
+impl Args {
+    fn story_of(&self, seed: u64) -> Story {
+        if self.crowd {
+            crowd::story(seed)
+        } else {
+            generate::story(seed)
+        }
+    }
+}
+
 struct Sum {
     worlds: u64,
     lasted: Duration,
@@ -82,7 +95,7 @@ fn main() {
     }
     let one = match (&args.story, args.seed) {
         (Some(path), _) => Some(corpus::load(path).story),
-        (None, Some(seed)) => Some(generate::story(seed)),
+        (None, Some(seed)) => Some(args.story_of(seed)),
         (None, None) => None,
     };
     if let Some(story) = one {
@@ -210,7 +223,7 @@ fn many(args: &Args) -> i32 {
                     if seed >= end {
                         return;
                     }
-                    let report = play(&generate::story(seed), Run::default());
+                    let report = play(&args.story_of(seed), Run::default());
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                     sum.worlds += 1;
                     sum.lasted += report.lasted;
@@ -252,7 +265,7 @@ fn many(args: &Args) -> i32 {
         && let Some((seed, report)) = sum.failed.iter().min_by_key(|(s, _)| *s)
         && let Some(first) = report.violations.first()
     {
-        let story = generate::story(*seed);
+        let story = args.story_of(*seed);
         let story = if args.whole {
             story
         } else {
