@@ -13,7 +13,7 @@ use crate::{
 /// How long an edit may take until it is verified, in milliseconds. The calls that it needs take
 /// up to half a second here.
 pub const PROMPT_MS: u64 = 3_000;
-const LENGTH_MS: u64 = 120_000;
+const LENGTH_MS: u64 = 90_000;
 const THEIRS: &str = "acme-prod";
 const OURS: &str = "acme-dev";
 
@@ -206,7 +206,7 @@ fn nuisance(kind: Nuisance, dice: &Dice) -> Vec<Action> {
         }
         Nuisance::Accounts => actions.extend(accounts(&mut d)),
         Nuisance::Selectors => actions.extend(selectors()),
-        Nuisance::Large => actions.extend(policies(8, |i| large(i))),
+        Nuisance::Large => actions.extend(policies(8, large)),
     }
     actions
 }
@@ -284,12 +284,12 @@ fn selectors() -> Vec<Action> {
 
 /// Many members under conditions as long as they may be.
 fn large(i: usize) -> Value {
-    let expression = format!("request.path != '/{}'", "x".repeat(3_000));
-    let invokers: Vec<Value> = (0..150)
+    let expression = format!("request.path != '/{}'", "x".repeat(1_000));
+    let invokers: Vec<Value> = (0..60)
         .map(|k| {
             json!({"member": format!("user:u{i}-{k}@acme.com"),
                 "condition": {"title": format!("long {i}"), "expression": expression}})
         })
         .collect();
-    enforced(&named(0..32), &json!(invokers))
+    enforced(&named(0..16), &json!(invokers))
 }
