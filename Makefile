@@ -11,8 +11,9 @@ WITNESS_VERSION := 0.16.2
 MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
 CYCLONEDX_VERSION := 0.5.7
+GRAPHVIZ_PACKAGE := @hpcc-js/wasm-graphviz-cli@1.11.2
 
-.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture browser fuzz image sbom e2e verify tools clean
+.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image sbom e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -67,6 +68,11 @@ alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, a
 picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards
 	$(BIN)/picture/bin/python tests/picture.py target/dashboards
 
+architecture: $(BIN)/graphviz/.done ## Draws docs/architecture.dot into docs/architecture.svg, for light and dark pages
+	@{ echo '<style>'; cat docs/picture.css; echo '</style>'; } > $(BIN)/graphviz/style
+	$(BIN)/graphviz/node_modules/.bin/wasm-graphviz-cli -T svg docs/architecture.dot > $(BIN)/graphviz/drawn.svg
+	awk '/<g id="graph0"/ {while ((getline line < "$(BIN)/graphviz/style") > 0) print line} {print}' $(BIN)/graphviz/drawn.svg > docs/architecture.svg
+
 browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboard, pictures (needs chromium)
 	$(CARGO) test --test cli the_page_is_written -- --nocapture
 	python3 tests/browser.py target/access/access.html target/access
@@ -97,6 +103,10 @@ verify: ## Generated files are current, links resolve, the sandbox is not in the
 tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool $(BIN)/alertmanager ## Fetches what the tests need into bin/
 	@command -v kubectl >/dev/null || $(MAKE) $(BIN)/kubectl
 	@command -v gcloud >/dev/null || echo "gcloud is not installed: the test that drives it will say so"
+
+$(BIN)/graphviz/.done:
+	mkdir -p $(@D) && npm install --silent --no-fund --no-audit --prefix $(@D) $(GRAPHVIZ_PACKAGE)
+	touch $@
 
 $(BIN)/mdbook:
 	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(MDBOOK_VERSION) --no-default-features --features search mdbook

@@ -20,6 +20,9 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 const LAST_RETRY: Duration = Duration::from_secs(3600);
 
+/// Services beyond which those that nobody is about any more are forgotten altogether.
+const MANY_RECALLED: usize = 1000;
+
 /// A member that IAM refused, and when it is tried again.
 #[derive(Clone, Debug)]
 struct Rejected {
@@ -185,7 +188,14 @@ impl ServiceMemories {
     }
 
     pub fn forget(&self, service: &RunService) {
-        self.state.with(|s| s.entries.remove(service));
+        self.state.with(|state| {
+            state.entries.remove(service);
+            // Services come and go for years. Of those long gone no status says anything.
+            if state.recalled.len() > MANY_RECALLED + 2 * state.entries.len() {
+                let entries = &state.entries;
+                state.recalled.retain(|s| entries.contains_key(s));
+            }
+        });
     }
 
     pub fn let_go(&self, among: impl Fn(&RunService) -> bool) {
@@ -203,6 +213,19 @@ mod tests {
         fault::FaultClass,
         iam::{Principal, Role},
     };
+
+    #[test]
+    fn services_that_come_and_go_leave_nothing_behind() {
+        let memories = ServiceMemories::default();
+        for i in 0..10 * MANY_RECALLED {
+            let service = RunService::new("p", "r", &format!("s{i}"));
+            memories.must_recall(&service);
+            memories.drift(&service);
+            memories.forget(&service);
+        }
+        let kept = memories.state.with(|s| s.recalled.len());
+        assert!(kept <= MANY_RECALLED, "{kept}");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_member_is_tried_again_ever_more_rarely_and_alone() {

@@ -68,6 +68,8 @@ pub struct Real {
 #[derive(Clone, Debug)]
 pub struct Write {
     pub replica: usize,
+    /// Who the replica was when it sent the write: it may have died and come back since.
+    pub identity: String,
     pub service: Service,
     /// What the replica had been told when it sent the write.
     pub known: [std::sync::Arc<Known>; 2],
@@ -184,6 +186,11 @@ impl Judge {
             .retain(|(s, _), o| o.seen_by != replica || was_told(s, o.seen_at));
         self.told.insert(replica, Told::default());
         self.identities.insert(replica, identity.to_owned());
+    }
+
+    /// Who a replica is now.
+    pub fn identity(&self, replica: usize) -> String {
+        self.identities.get(&replica).cloned().unwrap_or_default()
     }
 
     /// Something reached a replica.

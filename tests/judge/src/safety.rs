@@ -295,7 +295,7 @@ impl Judge {
 
     /// No write after the Lease could have been somebody else's.
     fn judge_lease(&self, w: &Write) -> Option<String> {
-        let identity = self.identities.get(&w.replica)?;
+        let identity = &w.identity;
         let held = self
             .leases
             .values()

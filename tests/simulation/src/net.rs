@@ -509,9 +509,11 @@ impl Cable {
             }
         }
         let known = shared.judge.known(self.replica, now);
+        let identity = shared.judge.identity(self.replica);
         Issued {
             at: handed,
             known,
+            identity,
             asked,
         }
     }
@@ -640,6 +642,7 @@ pub enum Carried {
 struct Issued {
     at: Timestamp,
     known: [Arc<judge::Known>; 2],
+    identity: String,
     asked: Option<Asked>,
 }
 
@@ -685,6 +688,7 @@ impl Net {
         };
         let write = judge::Write {
             replica: by,
+            identity: issued.identity,
             service,
             known: issued.known,
             issued: issued.at,
