@@ -240,12 +240,6 @@ impl Kube {
             [name, sub] => (own(name), own(sub)),
             _ => return Err(Refusal::no_such_path()),
         };
-        if subresource
-            .as_deref()
-            .is_some_and(|s| s != "status" || !resource.status_subresource)
-        {
-            return Err(Refusal::no_such_path());
-        }
         Ok(Target {
             resource,
             namespace,
@@ -263,6 +257,14 @@ impl Kube {
         }
         let target = self.route(call)?;
         self.authorize(call, &target)?;
+        // Who may not ask does not hear what there is.
+        if target
+            .subresource
+            .as_deref()
+            .is_some_and(|s| s != "status" || !target.resource.status_subresource)
+        {
+            return Err(Refusal::no_such_path());
+        }
         match (method, &target.name) {
             ("GET", None) if call.flag("watch") => watch::serve(
                 self,
