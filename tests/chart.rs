@@ -7,7 +7,7 @@ mod common;
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use clap::Parser as _;
-use common::{OPERATOR, Operator, Setup, eventually, repository, tool};
+use common::{Envtest, OPERATOR, Operator, Setup, eventually, repository, tool};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -15,7 +15,7 @@ use kube::{
 use run_invoker::{
     api::{
         self, ChangePhase, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy,
-        OUTCOME_LABEL, ROLLBACK,
+        OUTCOME_LABEL, ROLLBACK, StatusCondition,
     },
     config::Args,
     controller::audit_events::EventOptions,
@@ -261,13 +261,13 @@ impl Helm {
         text
     }
 
-    fn to(sandbox: &Sandbox) -> Self {
+    fn to(kubeconfig: &str) -> Self {
         let file = std::env::temp_dir().join(format!(
             "run-invoker-helm-{}-{}",
             std::process::id(),
             common::free_port()
         ));
-        fs::write(&file, sandbox.kubeconfig()).unwrap();
+        fs::write(&file, kubeconfig).unwrap();
         Self {
             config: file.display().to_string(),
         }
@@ -276,22 +276,106 @@ impl Helm {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_rights_in_the_chart_are_those_that_the_operator_uses() {
-    a_life_with_the_rights_of_the_chart(1).await;
+    a_life_with_the_rights_of_the_chart(&Ground::sandbox().await, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_rights_in_the_chart_on_a_real_api_server() {
+    if let Some(ground) = Ground::real("the operator with the rights in the chart").await {
+        a_life_with_the_rights_of_the_chart(&ground, 1).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn with_several_shards_too() {
-    a_life_with_the_rights_of_the_chart(2).await;
+    a_life_with_the_rights_of_the_chart(&Ground::sandbox().await, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn with_several_shards_on_a_real_api_server_too() {
+    if let Some(ground) = Ground::real("several shards with the rights in the chart").await {
+        a_life_with_the_rights_of_the_chart(&ground, 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_tenant_may_declare_in_its_namespace_and_nothing_else() {
+    a_tenant_with_the_roles_of_the_chart(&Ground::sandbox().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_tenant_on_a_real_api_server_may_declare_in_its_namespace_and_nothing_else() {
+    if let Some(ground) = Ground::real("a tenant with the roles in the chart").await {
+        a_tenant_with_the_roles_of_the_chart(&ground).await;
+    }
+}
+
+/// A cluster to install the chart on: requests are in the sandbox's journal, whether its own
+/// Kubernetes API answers them or a real one.
+struct Ground {
+    sandbox: Sandbox,
+    real: Option<Envtest>,
+}
+
+impl Ground {
+    async fn sandbox() -> Self {
+        Self {
+            sandbox: Sandbox::start(Default::default()).await.unwrap(),
+            real: None,
+        }
+    }
+
+    async fn real(what: &str) -> Option<Self> {
+        let real = Envtest::start(what).await?;
+        Some(Self {
+            sandbox: real.behind_a_sandbox().await,
+            real: Some(real),
+        })
+    }
+
+    /// helm goes to a real API server itself: it sends no token over plain HTTP.
+    fn helm(&self) -> Helm {
+        Helm::to(&match &self.real {
+            Some(real) => real.kubeconfig(),
+            None => self.sandbox.kubeconfig(),
+        })
+    }
+
+    /// The operator, as the ServiceAccount of the chart.
+    async fn operator(&self, setup: &Setup) -> Operator {
+        let kubeconfig = self.sandbox.kubeconfig_of("platform", "run-invoker");
+        let client = common::operators_client(&kubeconfig).await;
+        Operator::start(client, self.sandbox.run_url(), setup).await
+    }
+
+    /// What the operator asked the API server for.
+    fn calls_of_the_operator(&self, since: u64) -> Vec<Entry> {
+        let journal = &self.sandbox.journal;
+        journal.since(since, |e| e.api == Side::Kube && e.user_agent == OPERATOR)
+    }
+}
+
+fn nothing_was_refused(calls: &[Entry]) {
+    let refused: Vec<_> = calls
+        .iter()
+        .filter(|e| e.status == 403)
+        .map(|e| (&e.method, &e.target))
+        .collect();
+    assert!(
+        refused.is_empty(),
+        "refused with the rights of the chart: {refused:?}"
+    );
 }
 
 /// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it
-/// brings: the sandbox refuses everything else. In its life everything happens that it ever asks
+/// brings: the API server refuses everything else. In its life everything happens that it ever asks
 /// the API server for, so no right may be left unused.
-async fn a_life_with_the_rights_of_the_chart(shards: usize) {
-    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
+    let sandbox = &ground.sandbox;
     let client = common::client(&sandbox.kubeconfig()).await;
     let count = format!("shards={shards}");
-    Helm::to(&sandbox)
+    ground
+        .helm()
         .run(&[
             "install",
             "run-invoker",
@@ -328,7 +412,7 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
         let error = as_operator
             .request::<Value>(request)
             .await
-            .expect_err("the sandbox lets everything through");
+            .expect_err("the API server lets everything through");
         assert!(
             error
                 .to_string()
@@ -378,7 +462,7 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
         .times(1),
     );
     let before = sandbox.journal.last();
-    let operator = Operator::start(as_operator, sandbox.run_url(), &setup).await;
+    let operator = ground.operator(&setup).await;
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());
     rails
@@ -509,18 +593,8 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     .await;
     operator.stop().await;
 
-    let calls = sandbox
-        .journal
-        .since(before, |e| e.api == Side::Kube && e.user_agent == OPERATOR);
-    let refused: Vec<_> = calls
-        .iter()
-        .filter(|e| e.status == 403)
-        .map(|e| (&e.method, &e.target))
-        .collect();
-    assert!(
-        refused.is_empty(),
-        "refused with the rights of the chart: {refused:?}"
-    );
+    let calls = ground.calls_of_the_operator(before);
+    nothing_was_refused(&calls);
     let used: BTreeSet<String> = calls.iter().flat_map(rights).collect();
     let rendered = objects(&render(&["--set", &count]));
     let mut granted = BTreeSet::new();
@@ -559,18 +633,242 @@ async fn a_life_with_the_rights_of_the_chart(shards: usize) {
     );
 }
 
+/// A namespace whose people have the roles `edit` and `view` that every cluster has, to which the
+/// chart adds its kinds; the operator beside them with its own rights.
+async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
+    const KINDS: &str = "/apis/run-invoker.dev/v1alpha1";
+    const MERGE: &str = "application/merge-patch+json";
+    let sandbox = &ground.sandbox;
+    let admin = common::client(&sandbox.kubeconfig()).await;
+    ground
+        .helm()
+        .run(&["install", "run-invoker", ".", "--create-namespace"])
+        .await;
+    for (namespace, account, role) in [
+        ("team-a", "editor", "edit"),
+        ("team-a", "viewer", "view"),
+        ("team-b", "editor", "edit"),
+    ] {
+        common::namespace(&admin, namespace).await;
+        let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": account},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]});
+        let path =
+            format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings");
+        assert_eq!(answer(&admin, "POST", &path, "", &binding).await, 201);
+    }
+    for name in ["web", "api"] {
+        sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
+    }
+    let before = sandbox.journal.last();
+    let setup = Setup {
+        home: "platform".into(),
+        ..Setup::default()
+    };
+    let operator = ground.operator(&setup).await;
+    let editor = common::client(&sandbox.kubeconfig_of("team-a", "editor")).await;
+    let viewer = common::client(&sandbox.kubeconfig_of("team-a", "viewer")).await;
+    let other = common::client(&sandbox.kubeconfig_of("team-b", "editor")).await;
+    let policy = |namespace: &str, name: &str| {
+        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
+                "invokers": [{"member": "user:a@acme.com"}]}})
+    };
+    let at = |namespace: &str, kind: &str| format!("{KINDS}/namespaces/{namespace}/{kind}");
+    let one = |namespace: &str, kind: &str, name: &str| format!("{}/{name}", at(namespace, kind));
+    let policies = at("team-a", "invokerpolicies");
+    let web = one("team-a", "invokerpolicies", "web");
+
+    // What a tenant does: declares, follows what became of it, reads the history, and takes it back.
+    let apply = format!("{web}?fieldManager=git&fieldValidation=Strict");
+    let applied = policy("team-a", "web");
+    assert_eq!(
+        answer(
+            &editor,
+            "PATCH",
+            &apply,
+            "application/apply-patch+yaml",
+            &applied
+        )
+        .await,
+        201
+    );
+    let theirs = policy("team-b", "api");
+    let there = at("team-b", "invokerpolicies");
+    assert_eq!(answer(&other, "POST", &there, "", &theirs).await, 201);
+    let seen: Api<InvokerPolicy> = Api::namespaced(editor.clone(), "team-a");
+    ready(&seen, "web").await;
+    ready(&Api::namespaced(other.clone(), "team-b"), "api").await;
+    let history: Api<InvokerChange> = Api::namespaced(editor.clone(), "team-a");
+    let history = history.list(&Default::default()).await.unwrap().items;
+    assert_eq!(history.len(), 1, "{history:#?}");
+    let change = one("team-a", "invokerchanges", &history[0].name_any());
+    let ledger = format!("{KINDS}/invokerledgers/acme-prod.europe-west1.web");
+    let guardrail = format!("{KINDS}/invokerguardrails/g");
+    let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
+    let rails = format!("{KINDS}/invokerguardrails");
+    assert_eq!(answer(&admin, "POST", &rails, "", &rail).await, 201);
+    // All that is refused below is there to be written: an admin may.
+    for path in [&change, &ledger, &guardrail] {
+        assert_eq!(
+            answer(&admin, "GET", path, "", &Value::Null).await,
+            200,
+            "{path}"
+        );
+    }
+
+    let note = json!({"metadata": {"annotations": {"team": "a"}}});
+    let forged = json!({"status": {"observedGeneration": 7}});
+    let record = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerChange", "metadata": {"name": "forged"}, "spec": {}});
+    let none = Value::Null;
+    let (ledgers, changes) = (
+        format!("{KINDS}/invokerledgers"),
+        at("team-a", "invokerchanges"),
+    );
+    let (status, change_status) = (format!("{web}/status"), format!("{change}/status"));
+    let api_of_b = one("team-b", "invokerpolicies", "api");
+    let status_of_b = format!("{api_of_b}/status");
+    let changes_of_b = at("team-b", "invokerchanges");
+    let anywhere = format!("{KINDS}/invokerpolicies");
+    let roles = "/apis/rbac.authorization.k8s.io/v1";
+    let role = format!("{roles}/clusterroles/run-invoker");
+    let bindings = format!("{roles}/clusterrolebindings");
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/platform/leases/run-invoker";
+    let refused: Vec<(&Client, &str, &str, &Value)> = vec![
+        (&editor, "PATCH", &status, &forged),
+        (&editor, "PUT", &status, &forged),
+        (&editor, "POST", &changes, &record),
+        (&editor, "PATCH", &change, &note),
+        (&editor, "PUT", &change, &record),
+        (&editor, "DELETE", &change, &none),
+        (&editor, "DELETE", &changes, &none),
+        (&editor, "PATCH", &change_status, &forged),
+        (&editor, "POST", &rails, &rail),
+        (&editor, "PATCH", &guardrail, &note),
+        (&editor, "DELETE", &guardrail, &none),
+        (&editor, "DELETE", &rails, &none),
+        (&editor, "GET", &ledger, &none),
+        (&editor, "GET", &ledgers, &none),
+        (&editor, "PATCH", &ledger, &note),
+        (&editor, "DELETE", &ledger, &none),
+        (&editor, "DELETE", &ledgers, &none),
+        (&editor, "GET", &api_of_b, &none),
+        (&editor, "GET", &there, &none),
+        (&editor, "POST", &there, &theirs),
+        (&editor, "PATCH", &api_of_b, &note),
+        (&editor, "DELETE", &api_of_b, &none),
+        (&editor, "DELETE", &there, &none),
+        (&editor, "PATCH", &status_of_b, &forged),
+        (&editor, "GET", &changes_of_b, &none),
+        (&editor, "GET", &anywhere, &none),
+        (&editor, "GET", lease, &none),
+        (&editor, "DELETE", lease, &none),
+        (&editor, "PATCH", &role, &note),
+        (&editor, "POST", &bindings, &none),
+        (&viewer, "POST", &policies, &applied),
+        (&viewer, "PATCH", &web, &note),
+        (&viewer, "DELETE", &web, &none),
+        (&viewer, "PATCH", &status, &forged),
+        (&viewer, "DELETE", &change, &none),
+        (&viewer, "GET", &ledger, &none),
+        (&other, "GET", &web, &none),
+        (&other, "PATCH", &web, &note),
+    ];
+    for (who, method, path, body) in refused {
+        let code = answer(who, method, path, MERGE, body).await;
+        assert_eq!(code, 403, "{method} {path}");
+    }
+    let watch = format!("{policies}?watch=true&timeoutSeconds=1");
+    let allowed: Vec<(&Client, &str, &str, &Value)> = vec![
+        (&editor, "PATCH", &web, &note),
+        (&editor, "GET", &web, &none),
+        (&editor, "GET", &policies, &none),
+        (&editor, "GET", &watch, &none),
+        (&editor, "GET", &change, &none),
+        (&editor, "GET", &changes, &none),
+        (&viewer, "GET", &web, &none),
+        (&viewer, "GET", &policies, &none),
+        (&viewer, "GET", &watch, &none),
+        (&viewer, "GET", &change, &none),
+        (&viewer, "GET", &changes, &none),
+        (&editor, "DELETE", &web, &none),
+    ];
+    for (who, method, path, body) in allowed {
+        let code = answer(who, method, path, MERGE, body).await;
+        assert_eq!(code, 200, "{method} {path}");
+    }
+    eventually(Duration::from_secs(10), "gone", || async {
+        match answer(&editor, "GET", &web, "", &none).await {
+            404 => Ok(()),
+            code => Err(format!("{code}")),
+        }
+    })
+    .await;
+    let left = |name| {
+        sandbox
+            .run
+            .members("acme-prod", "europe-west1", name, "roles/run.invoker")
+    };
+    assert!(left("web").is_empty(), "{:?}", left("web"));
+    assert_eq!(left("api"), ["user:a@acme.com"]);
+    operator.stop().await;
+    nothing_was_refused(&ground.calls_of_the_operator(before));
+}
+
+/// The status code of an answer.
+async fn answer(who: &Client, method: &str, path: &str, content: &str, body: &Value) -> u16 {
+    let content = match method {
+        "PATCH" => content,
+        _ => "application/json",
+    };
+    let bytes = match body {
+        Value::Null => vec![],
+        body => body.to_string().into_bytes(),
+    };
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", content)
+        .body(bytes.into())
+        .unwrap();
+    who.send(request).await.unwrap().status().as_u16()
+}
+
+async fn ready(policies: &Api<InvokerPolicy>, name: &str) {
+    eventually(Duration::from_secs(15), name, || async {
+        let policy = policies.get(name).await.map_err(|e| e.to_string())?;
+        let conditions = policy.status.unwrap_or_default().conditions;
+        let ready = |c: &StatusCondition| c.type_ == "Ready" && c.reason == "InSync";
+        if conditions.iter().any(ready) {
+            Ok(())
+        } else {
+            Err(format!("{conditions:?}"))
+        }
+    })
+    .await;
+}
+
 /// Real helm, from the first installation to the end: on the sandbox, or on the cluster that
 /// `CHART_KUBECONFIG` names (`make chart KUBECONFIG=FILE`).
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn helm_installs_upgrades_rolls_back_and_uninstalls_without_touching_iam() {
-    let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    let (config, helm) = match std::env::var("CHART_KUBECONFIG")
-        .ok()
-        .filter(|f| !f.is_empty())
-    {
-        Some(file) => (fs::read_to_string(&file).unwrap(), Helm { config: file }),
-        None => (sandbox.kubeconfig(), Helm::to(&sandbox)),
+    let ground = Ground::sandbox().await;
+    let helm = match std::env::var("CHART_KUBECONFIG") {
+        Ok(file) if !file.is_empty() => Helm { config: file },
+        _ => ground.helm(),
     };
+    the_life_of_a_release(&ground.sandbox, helm).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn helm_does_so_on_a_real_api_server_too() {
+    if let Some(ground) = Ground::real("helm").await {
+        the_life_of_a_release(&ground.sandbox, ground.helm()).await;
+    }
+}
+
+async fn the_life_of_a_release(sandbox: &Sandbox, helm: Helm) {
+    let config = fs::read_to_string(&helm.config).unwrap();
     let client = common::client(&config).await;
     let get = async |path: &str| -> Option<Value> {
         let request = http::Request::get(path).body(vec![]).unwrap();
