@@ -4,10 +4,15 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use clap::Parser as _;
-use common::{Envtest, OPERATOR, Operator, Setup, eventually, repository, tool};
+use common::{Envtest, OPERATOR, Operator, Setup, comes_true, eventually, repository, tool};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -184,25 +189,43 @@ fn the_deployment_is_restricted_and_its_arguments_are_the_operators() {
     }
 }
 
-/// `group/resource: verb`, where a request needs that right.
-fn rights(entry: &Entry) -> BTreeSet<String> {
+/// One verb on one resource, and on one object of it where a rule names objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Right {
+    group: String,
+    resource: String,
+    name: Option<String>,
+    verb: String,
+}
+
+impl Right {
+    /// Whether a request that needs this right is let through by `granted`.
+    fn is_covered_by(&self, granted: &Self) -> bool {
+        let names = granted.name.is_none() || granted.name == self.name;
+        let same = |f: fn(&Self) -> &String| f(self) == f(granted);
+        names && same(|r| &r.group) && same(|r| &r.resource) && same(|r| &r.verb)
+    }
+}
+
+/// The rights that a request needs.
+fn rights(entry: &Entry) -> Vec<Right> {
     let path: Vec<&str> = entry.path().trim_start_matches('/').split('/').collect();
     let (group, rest) = match path.as_slice() {
         ["api", "v1", rest @ ..] => ("", rest),
         ["apis", group, _, rest @ ..] => (*group, rest),
-        _ => return BTreeSet::new(),
+        _ => return vec![],
     };
     let rest = match rest {
         ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
         rest => rest,
     };
-    let (resource, named) = match rest {
-        [plural] => ((*plural).to_owned(), false),
-        [plural, _] => ((*plural).to_owned(), true),
-        [plural, _, sub] => (format!("{plural}/{sub}"), true),
-        _ => return BTreeSet::new(),
+    let (resource, name) = match rest {
+        [plural] => ((*plural).to_owned(), None),
+        [plural, name] => ((*plural).to_owned(), Some((*name).to_owned())),
+        [plural, name, sub] => (format!("{plural}/{sub}"), Some((*name).to_owned())),
+        _ => return vec![],
     };
-    let verbs: &[&str] = match (entry.method.as_str(), named) {
+    let verbs: &[&str] = match (entry.method.as_str(), name.is_some()) {
         ("GET", false) if entry.target.contains("watch=true") => &["watch"],
         ("GET", false) => &["list"],
         ("GET", true) => &["get"],
@@ -215,32 +238,59 @@ fn rights(entry: &Entry) -> BTreeSet<String> {
         ("DELETE", false) => &["deletecollection"],
         other => panic!("{other:?}"),
     };
-    verbs
-        .iter()
-        .map(|v| format!("{group}/{resource}: {v}"))
-        .collect()
+    let right = |verb: &&str| Right {
+        group: group.to_owned(),
+        resource: resource.clone(),
+        name: name.clone(),
+        verb: (*verb).to_owned(),
+    };
+    verbs.iter().map(right).collect()
 }
 
-async fn expect(client: &Client, name: &str, type_: &str, wanted: &str) {
-    let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
-    eventually(Duration::from_secs(15), name, || async {
-        let status = api
-            .get(name)
-            .await
-            .map_err(|e| e.to_string())?
-            .status
-            .unwrap_or_default();
-        let found = status
-            .conditions
-            .iter()
-            .any(|c| c.type_ == type_ && c.reason == wanted);
-        if found {
-            Ok(())
-        } else {
-            Err(format!("{:?}", status.conditions))
+/// The operator's own roles.
+fn roles(rendered: &[Value]) -> impl Iterator<Item = &Value> {
+    of_kind(rendered, "ClusterRole")
+        .chain(of_kind(rendered, "Role"))
+        .filter(|o| o["metadata"]["name"] == "run-invoker")
+}
+
+/// The rights that a role grants, one by one.
+fn granted(role: &Value) -> Vec<Right> {
+    let mut all = Vec::new();
+    for rule in role["rules"].as_array().unwrap() {
+        let list = |k: &str| -> Vec<String> {
+            let list = rule[k].as_array().into_iter().flatten();
+            list.map(|v| v.as_str().unwrap().to_owned()).collect()
+        };
+        let names = match rule["resourceNames"].is_null() {
+            true => vec![None],
+            false => list("resourceNames").into_iter().map(Some).collect(),
+        };
+        for group in list("apiGroups") {
+            for resource in list("resources") {
+                assert!(!group.contains('*') && !resource.contains('*'));
+                for name in &names {
+                    all.extend(list("verbs").into_iter().map(|verb| Right {
+                        group: group.clone(),
+                        resource: resource.clone(),
+                        name: name.clone(),
+                        verb,
+                    }));
+                }
+            }
         }
-    })
-    .await;
+    }
+    all
+}
+
+/// A rule that grants this alone.
+fn rule(right: &Right) -> Value {
+    let mut rule =
+        json!({"apiGroups": [right.group], "resources": [right.resource], "verbs": [right.verb]});
+    if let Some(name) = &right.name {
+        rule["resourceNames"] = json!([name]);
+    }
+    rule
 }
 
 /// helm against the sandbox, or any cluster that a kubeconfig names.
@@ -368,25 +418,81 @@ fn nothing_was_refused(calls: &[Entry]) {
 }
 
 /// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it
-/// brings: the API server refuses everything else. In its life everything happens that it ever asks
-/// the API server for, so no right may be left unused.
+/// brings: the API server refuses everything else, and no right may be left unused.
 async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
     let sandbox = &ground.sandbox;
-    let client = common::client(&sandbox.kubeconfig()).await;
     let count = format!("shards={shards}");
-    ground
-        .helm()
-        .run(&[
-            "install",
-            "run-invoker",
-            ".",
-            "--create-namespace",
-            "--set",
-            &count,
-            "--set",
-            "events.subscriptions={projects/acme-ops/subscriptions/run-invoker}",
-        ])
-        .await;
+    let values = ["--set", &count, "--set", SUBSCRIPTION];
+    let install = ["install", "run-invoker", ".", "--create-namespace"];
+    ground.helm().run(&[&install[..], &values].concat()).await;
+    let as_operator =
+        common::operators_client(&sandbox.kubeconfig_of("platform", "run-invoker")).await;
+    for (path, what) in [
+        (
+            "/api/v1/namespaces/platform/secrets",
+            r#"cannot list resource "secrets" in API group "" in the namespace "platform""#,
+        ),
+        (
+            "/apis/coordination.k8s.io/v1/namespaces/default/leases",
+            r#"cannot list resource "leases" in API group "coordination.k8s.io" in the namespace "default""#,
+        ),
+        (
+            "/apis/run-invoker.dev/v1alpha1/invokerchanges?watch=true",
+            r#"cannot watch resource "invokerchanges" in API group "run-invoker.dev" at the cluster scope"#,
+        ),
+    ] {
+        let request = http::Request::get(path).body(vec![]).unwrap();
+        let error = as_operator
+            .request::<Value>(request)
+            .await
+            .expect_err("the API server lets everything through");
+        let words = format!("User \"system:serviceaccount:platform:run-invoker\" {what}");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
+    let before = sandbox.journal.last();
+    live(ground, shards, Duration::from_secs(15)).await.unwrap();
+    let calls = ground.calls_of_the_operator(before);
+    nothing_was_refused(&calls);
+    let used: BTreeSet<Right> = calls.iter().flat_map(rights).collect();
+    let granted: Vec<Right> = roles(&objects(&render(&values)))
+        .flat_map(granted)
+        .collect();
+    let missing: Vec<_> = used
+        .iter()
+        .filter(|u| !granted.iter().any(|g| u.is_covered_by(g)))
+        .collect();
+    let spare: Vec<_> = granted
+        .iter()
+        .filter(|g| !used.iter().any(|u| u.is_covered_by(g)))
+        .collect();
+    assert!(
+        missing.is_empty() && spare.is_empty(),
+        "missing in the chart: {missing:?}; never used: {spare:?}"
+    );
+}
+
+/// What the chart is told so that the operator has audit events.
+const SUBSCRIPTION: &str = "events.subscriptions={projects/acme-ops/subscriptions/run-invoker}";
+
+/// A life of the operator in which everything happens that it ever asks the API server for. `Err`
+/// says what did not come true within this patience.
+async fn live(ground: &Ground, shards: usize, patience: Duration) -> Result<(), String> {
+    let sandbox = &ground.sandbox;
+    let client = common::client(&sandbox.kubeconfig()).await;
+    let expect = async |name: &str, type_: &str, wanted: &str| {
+        let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+        comes_true(patience, &format!("{name} is {wanted}"), || async {
+            let policy = api.get(name).await.map_err(|e| e.to_string())?;
+            let conditions = policy.status.unwrap_or_default().conditions;
+            let found = |c: &StatusCondition| c.type_ == type_ && c.reason == wanted;
+            if conditions.iter().any(found) {
+                Ok(())
+            } else {
+                Err(format!("{conditions:?}"))
+            }
+        })
+        .await
+    };
     for name in ["web", "api"] {
         sandbox.run.deploy("acme-prod", "europe-west1", name, &[]);
     }
@@ -402,24 +508,6 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
         interval: Duration::ZERO,
         patience: Duration::from_secs(1),
     });
-    let as_operator =
-        common::operators_client(&sandbox.kubeconfig_of("platform", "run-invoker")).await;
-    for forbidden in [
-        "/api/v1/namespaces/platform/secrets",
-        "/apis/coordination.k8s.io/v1/namespaces/default/leases",
-    ] {
-        let request = http::Request::get(forbidden).body(vec![]).unwrap();
-        let error = as_operator
-            .request::<Value>(request)
-            .await
-            .expect_err("the API server lets everything through");
-        assert!(
-            error
-                .to_string()
-                .contains("system:serviceaccount:platform:run-invoker"),
-            "{error}"
-        );
-    }
     let policies: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
     let changes: Api<InvokerChange> = Api::namespaced(client.clone(), "default");
     let policy = |name: &str| {
@@ -461,7 +549,6 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
         )
         .times(1),
     );
-    let before = sandbox.journal.last();
     let operator = ground.operator(&setup).await;
     let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());
@@ -494,13 +581,12 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
         .await
         .unwrap();
     for name in ["web", "api"] {
-        expect(&client, name, "Ready", "InSync").await;
+        expect(name, "Ready", "InSync").await?;
     }
     let closed = changes.get("left-open").await.unwrap().spec.outcome.phase;
-    assert!(
-        closed != ChangePhase::Pending,
-        "what an older version left open stays open"
-    );
+    if closed == ChangePhase::Pending {
+        return Err("what an older version left open stays open".into());
+    }
     // Drift twice in the same words, so that an event is counted; then a third time, which opens
     // the breaker.
     for turn in 0..3 {
@@ -516,7 +602,7 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
             .patch("web", &PatchParams::default(), &Patch::Merge(nudge))
             .await
             .unwrap();
-        eventually(Duration::from_secs(10), "looked at", || async {
+        comes_true(patience, "looked at", || async {
             let status = policies
                 .get("web")
                 .await
@@ -530,26 +616,26 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
                 Err(format!("{handled:?}"))
             }
         })
-        .await;
+        .await?;
     }
-    expect(&client, "web", "Stalled", "CircuitOpen").await;
+    expect("web", "Stalled", "CircuitOpen").await?;
     if shards > 1 {
         // Drift that is found now is told to the other replicas.
         let told =
             |e: &Entry| e.method == "PATCH" && e.path().ends_with("leases/run-invoker-circuit");
-        eventually(Duration::from_secs(10), "unrest is told", || async {
-            if sandbox.journal.since(before, told).is_empty() {
+        comes_true(patience, "unrest is told", || async {
+            if sandbox.journal.since(0, told).is_empty() {
                 Err("not yet".into())
             } else {
                 Ok(())
             }
         })
-        .await;
+        .await?;
     }
     setup
         .offset
         .fetch_add(600, std::sync::atomic::Ordering::Relaxed);
-    expect(&client, "web", "Ready", "InSync").await;
+    expect("web", "Ready", "InSync").await?;
     // Back behind the last change, and away.
     let of_api = changes
         .list(&Default::default())
@@ -558,17 +644,18 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
         .items
         .into_iter()
         .find(|c| c.spec.service == "api");
-    let back = json!({"metadata": {"annotations": {ROLLBACK: of_api.unwrap().name_any()}}});
+    let back =
+        json!({"metadata": {"annotations": {ROLLBACK: of_api.ok_or("no record")?.name_any()}}});
     policies
         .patch("api", &PatchParams::default(), &Patch::Merge(back))
         .await
         .unwrap();
-    expect(&client, "api", "Stalled", "ApprovalRequired").await;
+    expect("api", "Stalled", "ApprovalRequired").await?;
     policies
         .delete("web", &DeleteParams::default())
         .await
         .unwrap();
-    eventually(Duration::from_secs(10), "gone", || async {
+    comes_true(patience, "gone", || async {
         let left = policies.get_opt("web").await.map_err(|e| e.to_string())?;
         if left.is_none() {
             Ok(())
@@ -576,10 +663,10 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
             Err("still there".into())
         }
     })
-    .await;
+    .await?;
     // Its ledger remembers nothing but corrections now, and goes after it.
     let ledgers: Api<InvokerLedger> = Api::all(client.clone());
-    eventually(Duration::from_secs(10), "its ledger is gone", || async {
+    comes_true(patience, "its ledger is gone", || async {
         let left = ledgers
             .get_opt("acme-prod.europe-west1.web")
             .await
@@ -590,47 +677,107 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
             Err("still there".into())
         }
     })
-    .await;
+    .await?;
     operator.stop().await;
+    Ok(())
+}
 
-    let calls = ground.calls_of_the_operator(before);
-    nothing_was_refused(&calls);
-    let used: BTreeSet<String> = calls.iter().flat_map(rights).collect();
-    let rendered = objects(&render(&["--set", &count]));
-    let mut granted = BTreeSet::new();
-    let own = |o: &&Value| o["metadata"]["name"] == "run-invoker";
-    for role in of_kind(&rendered, "ClusterRole")
-        .chain(of_kind(&rendered, "Role"))
-        .filter(own)
-    {
-        for rule in role["rules"].as_array().unwrap() {
-            let list = |k: &str| {
-                rule[k]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .map(|v| v.as_str().unwrap())
-                    .collect::<Vec<_>>()
-            };
-            for (group, resource) in list("apiGroups")
-                .into_iter()
-                .flat_map(|g| list("resources").into_iter().map(move |r| (g, r)))
-            {
-                assert!(!group.contains('*') && !resource.contains('*'));
-                granted.extend(
-                    list("verbs")
-                        .into_iter()
-                        .map(|v| format!("{group}/{resource}: {v}")),
-                );
-            }
+/// The last line of defence is the log: the operator says there which right it lacks, whatever else
+/// becomes of it. Each right is taken away from an operator of its own.
+#[test]
+fn without_any_one_of_its_rights_the_operator_says_which_one_it_lacks() {
+    let rendered = Arc::new(objects(&render(&["--set", SUBSCRIPTION])));
+    let rights: Vec<Right> = roles(&rendered).flat_map(granted).collect();
+    let waiting = Arc::new(Mutex::new(rights.clone()));
+    let workers: Vec<_> = (0..6)
+        .map(|_| {
+            let (waiting, rendered) = (waiting.clone(), rendered.clone());
+            std::thread::spawn(move || {
+                let mut silent = Vec::new();
+                loop {
+                    let Some(right) = waiting.lock().unwrap().pop() else {
+                        return silent;
+                    };
+                    if let Err(log) = lives_without(&right, &rendered) {
+                        silent.push((right, log));
+                    }
+                }
+            })
+        })
+        .collect();
+    let silent: Vec<_> = workers
+        .into_iter()
+        .flat_map(|w| w.join().unwrap())
+        .collect();
+    println!("{} rights taken away, one after the other", rights.len());
+    assert!(silent.is_empty(), "nobody hears of it: {silent:#?}");
+}
+
+/// A life of an operator that lacks a right, until its log says so. `Err` is what it said instead.
+fn lives_without(right: &Right, rendered: &[Value]) -> Result<(), String> {
+    /// Where a log goes.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
         }
     }
-    let missing: Vec<_> = used.difference(&granted).collect();
-    let spare: Vec<_> = granted.difference(&used).collect();
-    assert!(
-        missing.is_empty() && spare.is_empty(),
-        "missing in the chart: {missing:?}; never used: {spare:?}"
-    );
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    // The operator's tasks stay on this thread, and so does its log.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let words = format!("cannot {} resource \"{}\"", right.verb, right.resource);
+    // Some fields come with their quotes escaped.
+    let text = || String::from_utf8_lossy(&log.0.lock().unwrap()).replace('\\', "");
+    runtime.block_on(async {
+        let ground = Ground::sandbox().await;
+        let admin = common::client(&ground.sandbox.kubeconfig()).await;
+        common::install(&admin).await;
+        common::namespace(&admin, "platform").await;
+        let bindings =
+            of_kind(rendered, "ClusterRoleBinding").chain(of_kind(rendered, "RoleBinding"));
+        let lacking = roles(rendered).map(|role| {
+            let mut role = role.clone();
+            role["rules"] = granted(&role)
+                .iter()
+                .filter(|r| *r != right)
+                .map(rule)
+                .collect();
+            role
+        });
+        for object in lacking.chain(bindings.cloned()) {
+            let plural = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
+            let path = match object["metadata"]["namespace"].as_str() {
+                Some(namespace) => format!("namespaces/{namespace}/{plural}"),
+                None => plural,
+            };
+            let path = format!("/apis/rbac.authorization.k8s.io/v1/{path}");
+            assert_eq!(answer(&admin, "POST", &path, "", &object).await, 201);
+        }
+        let said = async {
+            while !text().contains(&words) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = said => Ok(()),
+            end = live(&ground, 1, Duration::from_secs(5)) => Err(format!("{end:?}: {}", text())),
+        }
+    })
 }
 
 /// A namespace whose people have the roles `edit` and `view` that every cluster has, to which the

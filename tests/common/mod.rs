@@ -139,8 +139,19 @@ pub async fn namespace(client: &Client, name: &str) {
     .await;
 }
 
-/// Repeats a check until it passes.
+/// Repeats a check until it passes; panics if it does not within this time.
 pub async fn eventually<F, Fut>(within: Duration, what: &str, check: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<(), String>>,
+{
+    if let Err(why) = comes_true(within, what, check).await {
+        panic!("{why}");
+    }
+}
+
+/// Repeats a check until it passes, or says what was missing at the end of this time.
+pub async fn comes_true<F, Fut>(within: Duration, what: &str, check: F) -> Result<(), String>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<(), String>>,
@@ -148,9 +159,9 @@ where
     let deadline = tokio::time::Instant::now() + within;
     loop {
         match check().await {
-            Ok(()) => return,
+            Ok(()) => return Ok(()),
             Err(why) if tokio::time::Instant::now() > deadline => {
-                panic!("not within {within:?}: {what}: {why}")
+                return Err(format!("not within {within:?}: {what}: {why}"));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
         }
@@ -253,15 +264,14 @@ impl Envtest {
                 .unwrap(),
         );
         let client = client(&self.kubeconfig()).await;
+        // Built-in kinds are installed after the server answers.
         eventually(
             Duration::from_secs(60),
             "the API server is ready",
             || async {
-                client
-                    .apiserver_version()
-                    .await
-                    .map(|_| ())
-                    .map_err(|e| e.to_string())
+                let request = http::Request::get("/readyz").body(vec![]).unwrap();
+                let ready = client.request_text(request).await;
+                ready.map(|_| ()).map_err(|e| e.to_string())
             },
         )
         .await;
@@ -656,6 +666,9 @@ pub struct Deployed {
     labels: std::collections::BTreeMap<String, String>,
     #[serde(default)]
     bindings: serde_json::Value,
+    /// So many users who may only see the service.
+    #[serde(default)]
+    viewers: usize,
     #[serde(default)]
     invoker_iam_disabled: bool,
     /// Fields of the v2 service that stand for themselves.
@@ -679,6 +692,10 @@ pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
         .set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
     if !s.bindings.is_null() {
         sandbox.run.set_bindings(p, r, n, &s.bindings);
+    }
+    for viewer in 0..s.viewers {
+        let member = format!("user:viewer-{viewer}@acme.com");
+        sandbox.run.add_member(p, r, n, "roles/run.viewer", &member);
     }
     if !s.front.is_null() {
         sandbox.run.set_front(p, r, n, &s.front);
