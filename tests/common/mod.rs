@@ -238,8 +238,17 @@ impl Envtest {
 
     pub async fn start_server(&mut self) {
         let log = std::fs::File::create(self.folder.join("apiserver.log")).unwrap();
+        let program = self.assets.join("kube-apiserver");
+        // A full API server always does; a small one does when told by this flag of its own.
+        let flag = "--enforce-namespaces";
+        let has_flag = Command::new("grep")
+            .args(["-qF", &flag[2..]])
+            .arg(&program)
+            .status()
+            .is_ok_and(|s| s.success());
         self.server = Some(
-            Command::new(self.assets.join("kube-apiserver"))
+            Command::new(program)
+                .args(has_flag.then_some(flag))
                 .args([
                     "--etcd-servers",
                     &format!("http://127.0.0.1:{}", self.etcd_port),
