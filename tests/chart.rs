@@ -417,6 +417,35 @@ fn nothing_was_refused(calls: &[Entry]) {
     );
 }
 
+#[test]
+fn the_table_of_permissions_is_that_of_the_chart() {
+    const VERBS: [&str; 7] = [
+        "get", "list", "watch", "create", "update", "patch", "delete",
+    ];
+    let page = fs::read_to_string(repository("docs/platform.md")).unwrap();
+    let (_, table) = page
+        .split_once("Permissions that the operator needs")
+        .unwrap();
+    let rows = table.lines().skip_while(|l| !l.starts_with("| `"));
+    let written: BTreeSet<(String, String)> = rows
+        .take_while(|l| l.starts_with('|'))
+        .flat_map(|row| {
+            let resource = row.split('`').nth(1).unwrap().to_owned();
+            let verbs = row.split('|').nth(2).unwrap().split([' ', ',']);
+            let verbs = verbs.filter(|w| VERBS.contains(w)).map(str::to_owned);
+            verbs
+                .map(move |v| (resource.clone(), v))
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let rendered = objects(&render(&["--set", "shards=2", "--set", SUBSCRIPTION]));
+    let granted: BTreeSet<(String, String)> = roles(&rendered)
+        .flat_map(granted)
+        .map(|r| (r.resource, r.verb))
+        .collect();
+    assert_eq!(written, granted);
+}
+
 /// Helm installs the chart, and an operator runs with the ServiceAccount and the rights that it
 /// brings: the API server refuses everything else, and no right may be left unused.
 async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
@@ -894,6 +923,9 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         (&editor, "PATCH", &guardrail, &note),
         (&editor, "DELETE", &guardrail, &none),
         (&editor, "DELETE", &rails, &none),
+        // A RoleBinding is about what lies in its namespace.
+        (&editor, "GET", &guardrail, &none),
+        (&viewer, "GET", &rails, &none),
         (&editor, "GET", &ledger, &none),
         (&editor, "GET", &ledgers, &none),
         (&editor, "PATCH", &ledger, &note),
@@ -925,6 +957,23 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         let code = answer(who, method, path, MERGE, body).await;
         assert_eq!(code, 403, "{method} {path}");
     }
+    // As docs/platform.md says.
+    let reader = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "guardrail-reader"},
+        "rules": [{"apiGroups": ["run-invoker.dev"], "resources": ["invokerguardrails"], "verbs": ["get", "list", "watch"]}]});
+    let everybody = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "guardrail-reader"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "guardrail-reader"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:authenticated"}]});
+    let cluster_roles = format!("{roles}/clusterroles");
+    for (path, object) in [(&cluster_roles, &reader), (&bindings, &everybody)] {
+        assert_eq!(answer(&admin, "POST", path, "", object).await, 201);
+    }
+    eventually(Duration::from_secs(5), "guardrails may be read", || async {
+        match answer(&editor, "GET", &guardrail, "", &none).await {
+            200 => Ok(()),
+            code => Err(format!("{code}")),
+        }
+    })
+    .await;
     let watch = format!("{policies}?watch=true&timeoutSeconds=1");
     let allowed: Vec<(&Client, &str, &str, &Value)> = vec![
         (&editor, "PATCH", &web, &note),
