@@ -509,7 +509,7 @@ fn scrub_fields(fields: &mut Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_sandbox_answers_as_a_real_api_server_does() {
-    let Some(server) = Envtest::start("the sandbox is compared with nothing").await else {
+    let Some(server) = Envtest::start("whether the sandbox answers as it does").await else {
         return;
     };
     let real = common::client(&server.kubeconfig()).await;
@@ -543,7 +543,7 @@ async fn the_sandbox_answers_as_a_real_api_server_does() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn namespaces_end_and_rights_are_refused_in_the_same_words() {
     let Some(server) =
-        Envtest::start("namespaces and rights on the sandbox are compared with nothing").await
+        Envtest::start("whether the sandbox ends namespaces and refuses rights as it does").await
     else {
         return;
     };
