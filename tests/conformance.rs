@@ -509,8 +509,7 @@ fn scrub_fields(fields: &mut Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_sandbox_answers_as_a_real_api_server_does() {
-    let Some(server) = Envtest::start().await else {
-        println!("KUBEBUILDER_ASSETS is not set: nothing is compared");
+    let Some(server) = Envtest::start("whether the sandbox answers as it does").await else {
         return;
     };
     let real = common::client(&server.kubeconfig()).await;
@@ -537,4 +536,403 @@ async fn the_sandbox_answers_as_a_real_api_server_does() {
         differences.len(),
         differences.join("\n")
     );
+}
+
+/// Namespaces that end, and who may do what: told to both servers, by an admin and by ServiceAccounts.
+/// Refusals must be equal word for word; of other answers, what people look at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn namespaces_end_and_rights_are_refused_in_the_same_words() {
+    let Some(server) =
+        Envtest::start("whether the sandbox ends namespaces and refuses rights as it does").await
+    else {
+        return;
+    };
+    let places = [
+        server.behind_a_sandbox().await,
+        Sandbox::start(Default::default()).await.unwrap(),
+    ];
+    let mut answers = Vec::new();
+    for sandbox in &places {
+        answers.push(namespaces_and_rights(sandbox).await);
+    }
+    let (real, ours) = (&answers[0], &answers[1]);
+    assert_eq!(real.len(), ours.len());
+    let differences: Vec<String> = real
+        .iter()
+        .zip(ours)
+        .filter(|(a, b)| a != b)
+        .map(|((what, a), (_, b))| format!("{what}\n  real    {a}\n  sandbox {b}"))
+        .collect();
+    println!("{} requests compared", real.len());
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences.join("\n")
+    );
+}
+
+async fn namespaces_and_rights(sandbox: &Sandbox) -> Vec<(&'static str, Value)> {
+    const POLICIES: &str = "/apis/run-invoker.dev/v1alpha1/namespaces";
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let admin = common::client(&sandbox.kubeconfig()).await;
+    let editor = common::client(&sandbox.kubeconfig_of("team-a", "editor")).await;
+    let viewer = common::client(&sandbox.kubeconfig_of("team-a", "viewer")).await;
+    common::install(&admin).await;
+    common::namespace(&admin, "team-a").await;
+    let named = |kind: &str, name: &str, more: Value| {
+        let group = if kind == "Namespace" {
+            "v1"
+        } else {
+            "rbac.authorization.k8s.io/v1"
+        };
+        let mut object = json!({"apiVersion": group, "kind": kind, "metadata": {"name": name}});
+        object
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        object
+    };
+    let in_namespace = |namespace: &str, name: &str, finalizers: Value| {
+        let mut object = policy(name, json!({}));
+        object["metadata"] =
+            json!({"name": name, "namespace": namespace, "finalizers": finalizers});
+        object
+    };
+    let rules = json!({"rules": [
+        {"apiGroups": ["run-invoker.dev"], "resources": ["invokerpolicies"], "verbs": ["get", "list", "patch"]},
+        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get"], "resourceNames": ["mine"]}]});
+    let binding = json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "some"},
+        "subjects": [{"kind": "ServiceAccount", "name": "editor", "namespace": "team-a"}]});
+    let at = |namespace: &str, rest: &str| format!("{POLICIES}/{namespace}/invokerpolicies{rest}");
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/team-a/leases";
+    let note = json!({"metadata": {"labels": {"l": "1"}}});
+    let whole = |name: &str| json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name}, "spec": policy(name, json!({}))["spec"]});
+    let none = Value::Null;
+    let story: Vec<(
+        &'static str,
+        &Client,
+        &'static str,
+        String,
+        &'static str,
+        Value,
+    )> = vec![
+        (
+            "a namespace that is not there",
+            &admin,
+            "GET",
+            "/api/v1/namespaces/ends".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "a policy in it",
+            &admin,
+            "POST",
+            at("ends", ""),
+            JSON,
+            in_namespace("ends", "one", json!([])),
+        ),
+        (
+            "a namespace is made",
+            &admin,
+            "POST",
+            "/api/v1/namespaces".into(),
+            JSON,
+            named("Namespace", "ends", json!({})),
+        ),
+        (
+            "made twice",
+            &admin,
+            "POST",
+            "/api/v1/namespaces".into(),
+            JSON,
+            named("Namespace", "ends", json!({})),
+        ),
+        (
+            "a policy that stays for a while",
+            &admin,
+            "POST",
+            at("ends", ""),
+            JSON,
+            in_namespace("ends", "one", json!(["acme.com/wait"])),
+        ),
+        (
+            "and one that does not",
+            &admin,
+            "POST",
+            at("ends", ""),
+            JSON,
+            in_namespace("ends", "two", json!([])),
+        ),
+        (
+            "the namespace goes",
+            &admin,
+            "DELETE",
+            "/api/v1/namespaces/ends".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "nothing new in it",
+            &admin,
+            "POST",
+            at("ends", ""),
+            JSON,
+            in_namespace("ends", "three", json!([])),
+        ),
+        (
+            "nor by server-side apply",
+            &admin,
+            "PATCH",
+            at("ends", "/four?fieldManager=t"),
+            APPLY,
+            whole("four"),
+        ),
+        (
+            "what is there may change",
+            &admin,
+            "PATCH",
+            at("ends", "/one"),
+            MERGE,
+            note.clone(),
+        ),
+        (
+            "until it is let go",
+            &admin,
+            "PATCH",
+            at("ends", "/one"),
+            MERGE,
+            json!({"metadata": {"finalizers": null}}),
+        ),
+        (
+            "no rights: get",
+            &editor,
+            "GET",
+            at("team-a", "/one"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no rights: list",
+            &editor,
+            "GET",
+            at("team-a", ""),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no rights: everywhere",
+            &editor,
+            "GET",
+            "/apis/run-invoker.dev/v1alpha1/invokerpolicies".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no rights: core",
+            &editor,
+            "GET",
+            "/api/v1/namespaces/team-a/serviceaccounts".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no rights: a namespace",
+            &editor,
+            "GET",
+            "/api/v1/namespaces/team-a".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no rights: what is not served",
+            &editor,
+            "GET",
+            "/apis/run-invoker.dev/v1alpha1/namespaces/team-a/nothings".into(),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "a role",
+            &admin,
+            "POST",
+            format!("{RBAC}/namespaces/team-a/roles"),
+            JSON,
+            named("Role", "some", rules),
+        ),
+        (
+            "and its binding",
+            &admin,
+            "POST",
+            format!("{RBAC}/namespaces/team-a/rolebindings"),
+            JSON,
+            named("RoleBinding", "some", binding),
+        ),
+        (
+            "now there is nothing",
+            &editor,
+            "GET",
+            at("team-a", "/one"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "not for others",
+            &viewer,
+            "GET",
+            at("team-a", "/one"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "no create",
+            &editor,
+            "POST",
+            at("team-a", ""),
+            JSON,
+            in_namespace("team-a", "one", json!([])),
+        ),
+        (
+            "nor by server-side apply",
+            &editor,
+            "PATCH",
+            at("team-a", "/one?fieldManager=t"),
+            APPLY,
+            whole("one"),
+        ),
+        (
+            "an admin makes it",
+            &admin,
+            "POST",
+            at("team-a", ""),
+            JSON,
+            in_namespace("team-a", "one", json!([])),
+        ),
+        (
+            "patch is allowed",
+            &editor,
+            "PATCH",
+            at("team-a", "/one"),
+            MERGE,
+            note.clone(),
+        ),
+        (
+            "not its status",
+            &editor,
+            "PATCH",
+            at("team-a", "/one/status"),
+            MERGE,
+            json!({"status": {"observedGeneration": 1}}),
+        ),
+        (
+            "not update",
+            &editor,
+            "PUT",
+            at("team-a", "/one"),
+            JSON,
+            in_namespace("team-a", "one", json!([])),
+        ),
+        (
+            "not delete",
+            &editor,
+            "DELETE",
+            at("team-a", "/one"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "not all of them",
+            &editor,
+            "DELETE",
+            at("team-a", ""),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "not a watch",
+            &editor,
+            "GET",
+            at("team-a", "?watch=true&timeoutSeconds=1"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "one object by its name",
+            &editor,
+            "GET",
+            format!("{leases}/mine"),
+            JSON,
+            none.clone(),
+        ),
+        (
+            "not another",
+            &editor,
+            "GET",
+            format!("{leases}/yours"),
+            JSON,
+            none.clone(),
+        ),
+        ("nor all", &editor, "GET", leases.into(), JSON, none),
+    ];
+    let mut answers = Vec::new();
+    for (what, who, method, path, content, body) in story {
+        let wait = path.clone();
+        let request = request(what, method, &path, content, body);
+        let (code, answer) = ask(who, &request).await;
+        let seen = if answer["kind"] == "Status" {
+            json!({"code": code, "reason": answer["reason"], "message": answer["message"], "causes": answer["details"]["causes"][0]["reason"]})
+        } else {
+            json!({"code": code, "kind": answer["kind"], "phase": answer["status"]["phase"], "labels": answer["metadata"]["labels"]["l"],
+                "deleted": answer["metadata"]["deletionTimestamp"].is_string(), "text": answer["text"]})
+        };
+        answers.push((what, seen));
+        // What a real API server does in the background.
+        match what {
+            // A full API server says Terminating in this answer already.
+            "the namespace goes" => {
+                if let Some((_, answer)) = answers.last_mut() {
+                    answer["phase"] = Value::Null;
+                }
+                common::eventually(std::time::Duration::from_secs(10), what, || async {
+                    let (two, _) = ask(&admin, &request_to(&at("ends", "/two"))).await;
+                    let (_, ends) = ask(&admin, &request_to("/api/v1/namespaces/ends")).await;
+                    match (two == 404, ends["status"]["phase"] == "Terminating") {
+                        (true, true) => Ok(()),
+                        both => Err(format!("{both:?}")),
+                    }
+                })
+                .await;
+            }
+            "until it is let go" => {
+                common::eventually(std::time::Duration::from_secs(10), what, || async {
+                    let gone = ask(&admin, &request_to("/api/v1/namespaces/ends")).await;
+                    if gone.0 == 404 {
+                        Ok(())
+                    } else {
+                        Err(gone.1.to_string())
+                    }
+                })
+                .await;
+            }
+            // Roles act when the server's cache has them.
+            "and its binding" => {
+                common::eventually(std::time::Duration::from_secs(10), what, || async {
+                    let code = ask(&editor, &request_to(&at("team-a", "/one"))).await.0;
+                    if code == 404 {
+                        Ok(())
+                    } else {
+                        Err(format!("{code} {wait}"))
+                    }
+                })
+                .await;
+            }
+            _ => {}
+        }
+    }
+    answers
+}
+
+fn request_to(path: &str) -> Request {
+    request("", "GET", path, JSON, Value::Null)
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use run_invoker::api::Reason;
+use run_invoker::api::{ConditionType, EventReason, Reason};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -36,6 +36,35 @@ fn every_reason_is_explained_with_what_to_do() {
     for (name, cells) in rows {
         assert_eq!(cells, 2, "{name}: what it means, and what to do");
     }
+}
+
+#[test]
+fn every_reason_condition_and_event_is_shown_by_a_scenario() {
+    let scenarios: Vec<String> = fs::read_dir(root().join("tests/scenarios"))
+        .unwrap()
+        .map(|f| fs::read_to_string(f.unwrap().path().join("scenario.yaml")).unwrap())
+        .collect();
+    let shown = |pattern: String| {
+        let pattern = regex::Regex::new(&pattern).unwrap();
+        scenarios.iter().any(|s| pattern.is_match(s))
+    };
+    // Cannot be a condition's own: the grant is as declared. Its message has the word.
+    let reasons = Reason::ALL.iter().map(|r| match r {
+        Reason::CannotInvoke => "Ready: CannotInvoke".to_owned(),
+        r => format!("(True|False|Unknown) {r}\\b"),
+    });
+    let conditions = ConditionType::ALL
+        .iter()
+        .map(|c| format!("\\b{c}: (True|False) "));
+    let events = EventReason::ALL
+        .iter()
+        .map(|e| format!(r"(events: \[[^\]]*\b{e}\b|eventCount: \{{[^}}]*\b{e}: [1-9])"));
+    let absent: Vec<String> = reasons
+        .chain(conditions)
+        .chain(events)
+        .filter(|p| !shown(p.clone()))
+        .collect();
+    assert!(absent.is_empty(), "no scenario has {absent:#?}");
 }
 
 /// Every page, the runbooks and the reference included.

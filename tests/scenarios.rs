@@ -1,6 +1,7 @@
 //! Whole stories: each folder of `tests/scenarios` is one, run by this harness on the sandbox's
 //! Kubernetes API and, where `KUBEBUILDER_ASSETS` says where it is, on a real API server. Cloud Run
-//! is the sandbox's in both.
+//! is the sandbox's in both, and so are the journal and the ordered faults: requests to the real API
+//! server go through the sandbox.
 //!
 //! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM
 //! may follow, and all conditions must pass a kstatus check. `SCENARIO=name,name cargo test --test
@@ -12,7 +13,7 @@ mod common;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -38,8 +39,6 @@ use serde_json::{Value, json};
 struct Scenario {
     /// What is shown, in a sentence.
     description: String,
-    /// Why it cannot run on a real API server, where that is so.
-    only_sandbox: Option<String>,
     #[serde(default)]
     services: Vec<Deployed>,
     #[serde(default)]
@@ -211,8 +210,13 @@ fn ten() -> f64 {
     10.0
 }
 
+/// A real API server that scenarios share, one after the other.
+type Real = Arc<tokio::sync::Mutex<Envtest>>;
+
 struct World {
     sandbox: Sandbox,
+    /// The API server behind the sandbox, where it is a real one.
+    real: Option<Real>,
     client: Client,
     setup: Setup,
     operator: Option<Operator>,
@@ -225,12 +229,12 @@ fn parts(service: &str) -> (&str, &str, &str) {
 }
 
 impl World {
-    async fn new(client: Option<Client>, scenario: &Scenario) -> Self {
-        let sandbox = Sandbox::start(Default::default()).await.unwrap();
-        let client = match client {
-            Some(c) => c,
-            None => common::client(&sandbox.kubeconfig()).await,
+    async fn new(real: Option<Real>, scenario: &Scenario) -> Self {
+        let sandbox = match &real {
+            Some(real) => real.lock().await.behind_a_sandbox().await,
+            None => Sandbox::start(Default::default()).await.unwrap(),
         };
+        let client = common::client(&sandbox.kubeconfig()).await;
         common::install(&client).await;
         let mut setup = Setup::default();
         let limits = &mut setup.settings.limits;
@@ -265,6 +269,7 @@ impl World {
         common::namespace(&client, "team-b").await;
         let mut world = Self {
             sandbox,
+            real,
             client,
             setup,
             operator: None,
@@ -541,7 +546,13 @@ impl World {
                     .restart_kube(Duration::from_millis(*milliseconds))
                     .await
             }
-            Step::CompactWatches => self.sandbox.kube.compact(),
+            Step::CompactWatches => match &self.real {
+                Some(real) => {
+                    real.lock().await.compact().await;
+                    common::install(&self.client).await;
+                }
+                None => self.sandbox.kube.compact(),
+            },
             Step::Mark => self.mark = self.sandbox.journal.last(),
             Step::Calls { get, set, list } => {
                 let calls = self.calls();
@@ -890,6 +901,11 @@ impl World {
             .await
             .ok();
         for ns in ["team-a", "team-b", "default"] {
+            let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), ns);
+            accounts
+                .delete_collection(&DeleteParams::default(), &ListParams::default())
+                .await
+                .ok();
             let changes: Api<InvokerChange> = Api::namespaced(self.client.clone(), ns);
             changes
                 .delete_collection(&DeleteParams::default(), &ListParams::default())
@@ -975,9 +991,9 @@ fn load(path: &Path) -> Scenario {
     serde_json::from_value(value).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-async fn run(name: &str, scenario: &Scenario, client: Option<Client>) -> (f64, World) {
+async fn run(name: &str, scenario: &Scenario, real: Option<Real>) -> (f64, World) {
     let started = std::time::Instant::now();
-    let mut world = World::new(client, scenario).await;
+    let mut world = World::new(real, scenario).await;
     for (i, step) in scenario.steps.iter().enumerate() {
         let result =
             futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(world.step(step))).await;
@@ -1029,21 +1045,16 @@ async fn scenarios_on_the_sandbox() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn scenarios_on_a_real_api_server() {
-    let Some(server) = Envtest::start().await else {
-        println!("KUBEBUILDER_ASSETS is not set: nothing runs here");
+    let Some(server) = Envtest::start("scenarios").await else {
         return;
     };
-    let client = common::client(&server.kubeconfig()).await;
+    let server = Arc::new(tokio::sync::Mutex::new(server));
     let mut failed = Vec::new();
     for (name, scenario) in scenarios() {
-        if let Some(why) = &scenario.only_sandbox {
-            println!("real         -     {name}: only on the sandbox: {why}");
-            continue;
-        }
-        let client = client.clone();
+        let server = server.clone();
         let label = name.clone();
         let task = tokio::spawn(async move {
-            let (seconds, mut world) = run(&name, &scenario, Some(client)).await;
+            let (seconds, mut world) = run(&name, &scenario, Some(server)).await;
             println!(
                 "real      {seconds:5.1} s  {name}: {}",
                 scenario.description

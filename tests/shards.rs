@@ -565,8 +565,7 @@ async fn three_replicas_on_the_sandbox() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn three_replicas_on_a_real_api_server() {
-    let Some(server) = Envtest::start().await else {
-        println!("KUBEBUILDER_ASSETS is not set: nothing runs here");
+    let Some(server) = Envtest::start("three replicas").await else {
         return;
     };
     let fleet = Fleet::new(Some(&server)).await;

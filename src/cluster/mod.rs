@@ -4,10 +4,12 @@
 mod changes;
 mod ledgers;
 mod marks;
+mod permissions;
 pub mod watch;
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +25,7 @@ use kube::{
 };
 pub use ledgers::{LedgerWrite, StoredLedger};
 pub use marks::CircuitMark;
+use permissions::Denied;
 use serde_json::json;
 
 use crate::{
@@ -46,6 +49,7 @@ pub struct Cluster {
     /// Name of the Lease that marks audit events as unreliable.
     events: String,
     timeout: Duration,
+    denied: Arc<Denied>,
 }
 
 /// Kubernetes error to [`Fault`].
@@ -133,6 +137,7 @@ impl Cluster {
             circuit,
             events,
             timeout,
+            denied: Arc::default(),
         }
     }
 
@@ -150,7 +155,12 @@ impl Cluster {
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, kube::Error> {
         match tokio::time::timeout(self.timeout, call).await {
-            Ok(result) => result,
+            Ok(result) => {
+                if let Err(kube::Error::Api(status)) = &result {
+                    self.denied.tell(status);
+                }
+                result
+            }
             Err(_) => Err(kube::Error::Service(
                 "the Kubernetes API did not answer in time".into(),
             )),

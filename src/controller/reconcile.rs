@@ -40,8 +40,11 @@ const UNANSWERED: Duration = Duration::from_secs(60);
 const FAR: Duration = Duration::from_secs(86_400);
 /// Writes to IAM in one round; what is left is another round.
 const MAX_WRITES: u32 = 4;
-/// Times that somebody else may be faster before a service goes back into the line.
-const MAX_CONFLICTS: u32 = 5;
+/// Times that somebody else may be faster before a round has failed.
+const MAX_CONFLICTS: u32 = 4;
+// A round without a write left waits for quota and is taken up again at once: one that had nothing
+// but conflicts has to fail before.
+const _: () = assert!(MAX_CONFLICTS <= MAX_WRITES);
 /// Writes without an answer that may be open at once.
 const MAX_OPEN: usize = 4;
 /// Finalizers that are put at once.
@@ -874,12 +877,10 @@ impl<'a, C: CloudRun> Round<'a, C> {
         if self.conflicts < MAX_CONFLICTS {
             return Step::Again(live);
         }
-        let mut fault = Fault::new(
+        let fault = Fault::new(
             FaultClass::Conflict,
-            "somebody else was faster five times in a row",
+            "somebody else was faster several times in a row",
         );
-        let jitter = spread(self.controller.options.seed, (self.service, self.conflicts));
-        fault.retry_after = Some(Duration::from_millis(200).mul_f64(1.0 + 4.0 * jitter));
         failed(inputs, fault)
     }
 

@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams},
@@ -112,26 +114,44 @@ pub async fn install(client: &Client) {
     .await;
 }
 
-/// Makes a namespace, where the server has namespaces as objects.
+/// Makes a namespace. One of that name that is going away is waited for.
 pub async fn namespace(client: &Client, name: &str) {
-    let object =
-        serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-    let request = http::Request::patch(format!(
-        "/api/v1/namespaces/{name}?fieldManager=tests&force=true"
-    ))
-    .header("content-type", "application/apply-patch+yaml")
-    .body(object.to_string().into_bytes())
-    .unwrap();
-    match client.request::<serde_json::Value>(request).await {
-        Ok(_) => {}
-        // A real server without namespaces as objects answers 404 in plain text.
-        Err(kube::Error::Api(s)) if s.code == 404 || s.code == 0 => {}
-        Err(e) => panic!("namespace {name}: {e}"),
+    let api: Api<Namespace> = Api::all(client.clone());
+    eventually(
+        Duration::from_secs(20),
+        &format!("namespace {name} is there"),
+        || async {
+            let object = serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+            let found = api.get_opt(name).await.map_err(|e| e.to_string())?;
+            match found {
+                Some(n) if n.metadata.deletion_timestamp.is_some() => {
+                    Err("the one before is going away".into())
+                }
+                Some(_) => Ok(()),
+                None => api
+                    .patch(name, &PatchParams::apply("tests").force(), &Patch::Apply(object))
+                    .await
+                    .map(|_| ())
+                    .map_err(|e| e.to_string()),
+            }
+        },
+    )
+    .await;
+}
+
+/// Repeats a check until it passes; panics if it does not within this time.
+pub async fn eventually<F, Fut>(within: Duration, what: &str, check: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<(), String>>,
+{
+    if let Err(why) = comes_true(within, what, check).await {
+        panic!("{why}");
     }
 }
 
-/// Repeats a check until it passes.
-pub async fn eventually<F, Fut>(within: Duration, what: &str, check: F)
+/// Repeats a check until it passes, or says what was missing at the end of this time.
+pub async fn comes_true<F, Fut>(within: Duration, what: &str, check: F) -> Result<(), String>
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Result<(), String>>,
@@ -139,9 +159,9 @@ where
     let deadline = tokio::time::Instant::now() + within;
     loop {
         match check().await {
-            Ok(()) => return,
+            Ok(()) => return Ok(()),
             Err(why) if tokio::time::Instant::now() > deadline => {
-                panic!("not within {within:?}: {what}: {why}")
+                return Err(format!("not within {within:?}: {what}: {why}"));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
         }
@@ -168,9 +188,12 @@ pub fn free_port() -> u16 {
 }
 
 impl Envtest {
-    /// Starts both, if the environment says where they are.
-    pub async fn start() -> Option<Self> {
-        let assets = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
+    /// Starts both, if the environment says where they are; if not, says what is not tested.
+    pub async fn start(what: &str) -> Option<Self> {
+        let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) else {
+            println!("NOT TESTED on a real API server, KUBEBUILDER_ASSETS is not set: {what}");
+            return None;
+        };
         assert!(
             assets.join("kube-apiserver").exists(),
             "KUBEBUILDER_ASSETS={} has no kube-apiserver",
@@ -182,6 +205,7 @@ impl Envtest {
             free_port()
         ));
         std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tokens.csv"), tokens()).unwrap();
         let (etcd_port, peer) = (free_port(), free_port());
         let etcd = Command::new(assets.join("etcd"))
             .args([
@@ -214,8 +238,17 @@ impl Envtest {
 
     pub async fn start_server(&mut self) {
         let log = std::fs::File::create(self.folder.join("apiserver.log")).unwrap();
+        let program = self.assets.join("kube-apiserver");
+        // A full API server always does; a small one does when told by this flag of its own.
+        let flag = "--enforce-namespaces";
+        let has_flag = Command::new("grep")
+            .args(["-qF", &flag[2..]])
+            .arg(&program)
+            .status()
+            .is_ok_and(|s| s.success());
         self.server = Some(
-            Command::new(self.assets.join("kube-apiserver"))
+            Command::new(program)
+                .args(has_flag.then_some(flag))
                 .args([
                     "--etcd-servers",
                     &format!("http://127.0.0.1:{}", self.etcd_port),
@@ -228,21 +261,26 @@ impl Envtest {
                     "--cert-dir",
                     self.folder.join("certs").to_str().unwrap(),
                 ])
+                .args([
+                    "--authorization-mode",
+                    "RBAC",
+                    "--token-auth-file",
+                    self.folder.join("tokens.csv").to_str().unwrap(),
+                ])
                 .stdout(Stdio::null())
                 .stderr(log)
                 .spawn()
                 .unwrap(),
         );
         let client = client(&self.kubeconfig()).await;
+        // Built-in kinds are installed after the server answers.
         eventually(
             Duration::from_secs(60),
             "the API server is ready",
             || async {
-                client
-                    .apiserver_version()
-                    .await
-                    .map(|_| ())
-                    .map_err(|e| e.to_string())
+                let request = http::Request::get("/readyz").body(vec![]).unwrap();
+                let ready = client.request_text(request).await;
+                ready.map(|_| ()).map_err(|e| e.to_string())
             },
         )
         .await;
@@ -257,9 +295,97 @@ impl Envtest {
 
     pub fn kubeconfig(&self) -> String {
         format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: e\n  cluster: {{server: \"https://127.0.0.1:{}\", insecure-skip-tls-verify: true}}\nusers:\n- name: e\n  user: {{token: x}}\ncontexts:\n- name: e\n  context: {{cluster: e, user: e, namespace: default}}\ncurrent-context: e\n",
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: e\n  cluster: {{server: \"https://127.0.0.1:{}\", insecure-skip-tls-verify: true}}\nusers:\n- name: e\n  user: {{token: sandbox}}\ncontexts:\n- name: e\n  context: {{cluster: e, user: e, namespace: default}}\ncurrent-context: e\n",
             self.port
         )
+    }
+}
+
+impl Envtest {
+    /// A sandbox whose Kubernetes API is this server: with the journal, the faults and the outages
+    /// of the sandbox, and the same tokens.
+    pub async fn behind_a_sandbox(&self) -> sandbox::Sandbox {
+        let url = format!("https://127.0.0.1:{}", self.port).parse().unwrap();
+        let mut config = kube::Config::new(url);
+        config.accept_invalid_certs = true;
+        let relay = Relay(Client::try_from(config).unwrap());
+        sandbox::Sandbox::in_front_of(Arc::new(relay))
+            .await
+            .unwrap()
+    }
+
+    /// Forgets all history, in etcd and in the API server: watches from before get 410 Gone.
+    pub async fn compact(&mut self) {
+        let port = self.etcd_port;
+        let etcd = |path: &str, body: serde_json::Value| {
+            let url = format!("http://127.0.0.1:{port}/v3/kv/{path}");
+            async move {
+                let answer = reqwest::Client::new().post(url).json(&body).send();
+                let answer = answer.await.unwrap().error_for_status().unwrap();
+                answer.json::<serde_json::Value>().await.unwrap()
+            }
+        };
+        self.stop_server();
+        let now = etcd("range", serde_json::json!({"key": "AA=="})).await;
+        let revision = &now["header"]["revision"];
+        etcd("compaction", serde_json::json!({"revision": revision})).await;
+        self.start_server().await;
+    }
+}
+
+/// Who may log in: an admin with the token of the sandbox's admin, and ServiceAccounts with the
+/// tokens that the sandbox has for them. (No kubelet asks for the tokens that a cluster would make.)
+fn tokens() -> String {
+    let mut lines = "sandbox,admin,admin,\"system:masters\"\n".to_owned();
+    for (namespace, name) in [
+        ("platform", "run-invoker"),
+        ("team-a", "editor"),
+        ("team-a", "viewer"),
+        ("team-b", "editor"),
+    ] {
+        lines += &format!(
+            "sa:{namespace}:{name},system:serviceaccount:{namespace}:{name},{namespace}-{name},\"system:serviceaccounts,system:serviceaccounts:{namespace}\"\n"
+        );
+    }
+    lines
+}
+
+/// Hands each request to a real API server, with the credentials that it came with.
+struct Relay(Client);
+
+impl sandbox::Handler for Relay {
+    fn handle(
+        self: Arc<Self>,
+        call: sandbox::Call,
+    ) -> BoxFuture<'static, http::Response<axum::body::Body>> {
+        /// What is about one connection only.
+        const HOP: [http::HeaderName; 4] = [
+            http::header::HOST,
+            http::header::CONNECTION,
+            http::header::CONTENT_LENGTH,
+            http::header::TRANSFER_ENCODING,
+        ];
+        Box::pin(async move {
+            let mut request = http::Request::new(kube::client::Body::from(call.body));
+            *request.method_mut() = call.method;
+            *request.uri_mut() = call.target.parse().unwrap();
+            *request.headers_mut() = call.headers;
+            for name in &HOP {
+                request.headers_mut().remove(name);
+            }
+            match self.0.send(request).await {
+                Ok(mut response) => {
+                    for name in &HOP {
+                        response.headers_mut().remove(name);
+                    }
+                    response.map(axum::body::Body::new)
+                }
+                Err(e) => sandbox::exchange::json(
+                    502,
+                    &serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 502, "message": e.to_string()}),
+                ),
+            }
+        })
     }
 }
 
@@ -549,6 +675,9 @@ pub struct Deployed {
     labels: std::collections::BTreeMap<String, String>,
     #[serde(default)]
     bindings: serde_json::Value,
+    /// So many users who may only see the service.
+    #[serde(default)]
+    viewers: usize,
     #[serde(default)]
     invoker_iam_disabled: bool,
     /// Fields of the v2 service that stand for themselves.
@@ -572,6 +701,10 @@ pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
         .set_invoker_iam_disabled(p, r, n, s.invoker_iam_disabled);
     if !s.bindings.is_null() {
         sandbox.run.set_bindings(p, r, n, &s.bindings);
+    }
+    for viewer in 0..s.viewers {
+        let member = format!("user:viewer-{viewer}@acme.com");
+        sandbox.run.add_member(p, r, n, "roles/run.viewer", &member);
     }
     if !s.front.is_null() {
         sandbox.run.set_front(p, r, n, &s.front);

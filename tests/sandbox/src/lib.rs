@@ -73,7 +73,12 @@ impl Apis {
 
     /// The Kubernetes API.
     pub fn kube_exchange(&self) -> Exchange {
-        self.exchange(Api::Kube, self.kube.clone(), self.kube_line.clone())
+        self.kube_exchange_with(self.kube.clone())
+    }
+
+    /// Another Kubernetes API, with this one's journal, faults and outages.
+    pub fn kube_exchange_with(&self, handler: Arc<dyn Handler>) -> Exchange {
+        self.exchange(Api::Kube, handler, self.kube_line.clone())
     }
 
     /// The Cloud Run Admin API.
@@ -129,7 +134,23 @@ impl Sandbox {
     /// When an address cannot be listened on.
     pub async fn start(options: Options) -> std::io::Result<Self> {
         let apis = Apis::new(Clock::default());
-        let kube_server = server::Server::start(options.kube, apis.kube_exchange()).await?;
+        let kube = apis.kube_exchange();
+        Self::serve(options, apis, kube).await
+    }
+
+    /// Starts with another Kubernetes API behind the one of the sandbox, such as a real one:
+    /// requests to it are in the journal and meet the ordered faults and outages as well.
+    ///
+    /// # Errors
+    /// When no address can be listened on.
+    pub async fn in_front_of(handler: Arc<dyn Handler>) -> std::io::Result<Self> {
+        let apis = Apis::new(Clock::default());
+        let kube = apis.kube_exchange_with(handler);
+        Self::serve(Options::default(), apis, kube).await
+    }
+
+    async fn serve(options: Options, apis: Apis, kube: Exchange) -> std::io::Result<Self> {
+        let kube_server = server::Server::start(options.kube, kube).await?;
         let run_server = server::Server::start(options.run, apis.run_exchange()).await?;
         let control_server =
             server::Server::start(options.control, apis.control_exchange()).await?;

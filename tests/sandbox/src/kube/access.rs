@@ -1,12 +1,14 @@
 //! Who may do what: role-based access control for ServiceAccounts.
 //!
 //! The token `sa:NAMESPACE:NAME` is that ServiceAccount's, and may do what the roles that are bound
-//! to it allow; every other token is a cluster admin's. Left out: aggregated ClusterRoles, and the
-//! check against escalation when roles are written.
+//! to it allow; every other token is a cluster admin's. ClusterRoles that are put together from
+//! others by their labels are put together when asked for; `admin`, `edit` and `view` are such, and
+//! have nothing but what others add to them. Left out: the check against escalation when roles are
+//! written.
 //!
 //! Source: <https://kubernetes.io/docs/reference/access-authn-authz/rbac/>.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     status::Refusal,
@@ -32,6 +34,47 @@ pub fn service_account(authorization: &str) -> Option<(&str, &str)> {
         .split_once(':')
 }
 
+fn table(plural: &str) -> Table {
+    ("rbac.authorization.k8s.io".to_owned(), plural.to_owned())
+}
+
+/// The rules of a ClusterRole: its own, or those of the roles that its selectors find.
+fn cluster_role(store: &Store, name: &str, seen: &mut Vec<String>) -> Option<Vec<Value>> {
+    if seen.iter().any(|s| s == name) {
+        return None;
+    }
+    seen.push(name.to_owned());
+    let role = store.get(&table("clusterroles"), &(String::new(), name.to_owned()));
+    let selectors = match &role {
+        Some(role) if role["aggregationRule"].is_null() => {
+            return role["rules"].as_array().cloned();
+        }
+        Some(role) => role["aggregationRule"]["clusterRoleSelectors"].clone(),
+        None if ["admin", "edit", "view"].contains(&name) => {
+            let label = format!("rbac.authorization.k8s.io/aggregate-to-{name}");
+            json!([{"matchLabels": {label: "true"}}])
+        }
+        None => return None,
+    };
+    let fits = |selector: &Value, labels: &Value| {
+        let wanted = selector["matchLabels"].as_object();
+        wanted.is_some_and(|w| w.iter().all(|(k, v)| labels[k] == *v))
+    };
+    let parts = store.list(&table("clusterroles"), None);
+    let parts = parts.iter().filter(|part| {
+        let selectors = selectors.as_array().into_iter().flatten();
+        selectors
+            .into_iter()
+            .any(|s| fits(s, &part["metadata"]["labels"]))
+    });
+    Some(
+        parts
+            .filter_map(|part| cluster_role(store, part["metadata"]["name"].as_str()?, seen))
+            .flatten()
+            .collect(),
+    )
+}
+
 /// Lets a request of a ServiceAccount through, or says what it may not do.
 ///
 /// # Errors
@@ -41,28 +84,20 @@ pub fn authorize(
     account: (&str, &str),
     wants: &Attributes<'_>,
 ) -> Result<(), Refusal> {
-    let table =
-        |plural: &str| -> Table { ("rbac.authorization.k8s.io".to_owned(), plural.to_owned()) };
     let rules_of = |binding: &Value| -> Option<Vec<Value>> {
         let (kind, name) = (
             binding["roleRef"]["kind"].as_str()?,
             binding["roleRef"]["name"].as_str()?,
         );
-        let key = match kind {
-            "ClusterRole" => (String::new(), name.to_owned()),
-            _ => (
-                binding["metadata"]["namespace"].as_str()?.to_owned(),
-                name.to_owned(),
-            ),
-        };
-        let plural = if kind == "ClusterRole" {
-            "clusterroles"
-        } else {
-            "roles"
-        };
-        store.get(&table(plural), &key)?["rules"]
-            .as_array()
-            .cloned()
+        match kind {
+            "ClusterRole" => cluster_role(store, name, &mut vec![]),
+            _ => {
+                let namespace = binding["metadata"]["namespace"].as_str()?.to_owned();
+                store.get(&table("roles"), &(namespace, name.to_owned()))?["rules"]
+                    .as_array()
+                    .cloned()
+            }
+        }
     };
     let everywhere = store.list(&table("clusterrolebindings"), None);
     let here = wants
@@ -152,8 +187,6 @@ fn allows(rule: &Value, wants: &Attributes<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -182,6 +215,46 @@ mod tests {
             &one,
             &wants("get", "things", Some("status"), Some("a"))
         ));
+    }
+
+    #[test]
+    fn a_cluster_role_is_put_together_from_others_by_their_labels() {
+        let mut store = Store::default();
+        let mut put = |name: &str, object: Value| {
+            store.put(
+                &table("clusterroles"),
+                &(String::new(), name.into()),
+                object,
+            );
+        };
+        let rule =
+            |verb: &str| json!([{"apiGroups": ["g"], "resources": ["things"], "verbs": [verb]}]);
+        let labels = |role: &str| json!({(format!("rbac.authorization.k8s.io/aggregate-to-{role}")): "true"});
+        put(
+            "read",
+            json!({"metadata": {"name": "read", "labels": labels("view")}, "rules": rule("get")}),
+        );
+        put(
+            "write",
+            json!({"metadata": {"name": "write", "labels": labels("edit")}, "rules": rule("create")}),
+        );
+        put(
+            "both",
+            json!({"metadata": {"name": "both", "labels": labels("both")}, "rules": rule("never"),
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": labels("view")}, {"matchLabels": labels("edit")}, {"matchLabels": labels("both")}]}}),
+        );
+        let of = |name: &str| {
+            let rules = cluster_role(&store, name, &mut vec![])?;
+            let verbs = rules
+                .iter()
+                .map(|r| r["verbs"][0].as_str().unwrap().to_owned());
+            Some(verbs.collect::<Vec<_>>())
+        };
+        assert_eq!(of("view").unwrap(), ["get"]);
+        assert_eq!(of("edit").unwrap(), ["create"]);
+        assert_eq!(of("both").unwrap(), ["get", "create"]);
+        assert!(of("admin").unwrap().is_empty());
+        assert_eq!(of("nobody"), None);
     }
 
     #[test]

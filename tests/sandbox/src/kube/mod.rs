@@ -29,7 +29,7 @@ use managed::Manager;
 use registry::Resource;
 use schema::Schema;
 use select::Selector;
-use status::{Cause, Refusal};
+use status::{Cause, Refusal, full_name};
 use store::{Key, Store, Table};
 
 const CRD: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
@@ -64,7 +64,66 @@ pub struct Kube {
     clock: Clock,
 }
 
-/// A path below `/api` or `/apis`, taken apart.
+/// A path below `/api` or `/apis`, taken apart; whether it is served is another question.
+struct Place {
+    group: String,
+    version: String,
+    plural: String,
+    namespace: Option<String>,
+    name: Option<String>,
+    subresource: Option<String>,
+}
+
+impl Place {
+    fn of(call: &Call) -> Option<Self> {
+        let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
+        let (group, version, rest) = match parts.as_slice() {
+            ["api", version, rest @ ..] => ("", *version, rest),
+            ["apis", group, version, rest @ ..] => (*group, *version, rest),
+            _ => return None,
+        };
+        let own = |s: &str| Some(s.to_owned());
+        // `namespaces/X` alone is the namespace itself, `namespaces/X/status` its status.
+        let (namespace, plural, tail) = match rest {
+            ["namespaces", ns, plural, tail @ ..]
+                if *plural != "status" && *plural != "finalize" =>
+            {
+                (own(ns), *plural, tail)
+            }
+            [plural, tail @ ..] => (None, *plural, tail),
+            [] => return None,
+        };
+        let (name, subresource) = match tail {
+            [] => (None, None),
+            [name] => (own(name), None),
+            [name, sub] => (own(name), own(sub)),
+            _ => return None,
+        };
+        Some(Self {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            plural: plural.to_owned(),
+            namespace,
+            name,
+            subresource,
+        })
+    }
+
+    fn table(&self) -> Table {
+        table_of(&self.group, &self.plural)
+    }
+}
+
+/// Events are one thing in two groups.
+fn table_of(group: &str, plural: &str) -> Table {
+    let group = match plural {
+        "events" => "events.k8s.io",
+        _ => group,
+    };
+    (group.to_owned(), plural.to_owned())
+}
+
+/// What is served there.
 struct Target {
     resource: Resource,
     namespace: Option<String>,
@@ -74,13 +133,7 @@ struct Target {
 
 impl Target {
     fn table(&self) -> Table {
-        // Events are one thing in two groups.
-        let group = if self.resource.plural == "events" {
-            "events.k8s.io"
-        } else {
-            &self.resource.group
-        };
-        (group.to_owned(), self.resource.plural.clone())
+        table_of(&self.resource.group, &self.resource.plural)
     }
     fn key(&self, name: &str) -> Key {
         let namespace = if self.resource.namespaced {
@@ -203,54 +256,26 @@ impl Kube {
         self.lock().store.log_capacity = capacity;
     }
 
-    fn route(&self, call: &Call) -> Result<Target, Refusal> {
-        let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
-        let (group, version, rest) = match parts.as_slice() {
-            ["api", version, rest @ ..] => ("", *version, rest),
-            ["apis", group, version, rest @ ..] => (*group, *version, rest),
-            _ => return Err(Refusal::no_such_path()),
-        };
-        let state = self.lock();
-        let find = |plural: &str| {
-            state
-                .resources
-                .iter()
-                .find(|r| r.group == group && r.version == version && r.plural == plural)
-                .cloned()
-                .ok_or_else(Refusal::no_such_path)
-        };
-        let own = |s: &str| Some(s.to_owned());
-        // `namespaces/X` alone is the namespace itself, `namespaces/X/status` its status.
-        let (namespace, plural, tail) = match rest {
-            ["namespaces", ns, plural, tail @ ..]
-                if *plural != "status" && *plural != "finalize" =>
-            {
-                (own(ns), *plural, tail)
-            }
-            [plural, tail @ ..] => (None, *plural, tail),
-            [] => return Err(Refusal::no_such_path()),
-        };
-        let resource = find(plural)?;
-        if resource.namespaced && namespace.is_none() && !tail.is_empty() {
-            return Err(Refusal::no_such_path());
-        }
-        let (name, subresource) = match tail {
-            [] => (None, None),
-            [name] => (own(name), None),
-            [name, sub] => (own(name), own(sub)),
-            _ => return Err(Refusal::no_such_path()),
-        };
-        if subresource
-            .as_deref()
-            .is_some_and(|s| s != "status" || !resource.status_subresource)
-        {
+    fn route(&self, place: Place) -> Result<Target, Refusal> {
+        let resource = self
+            .lock()
+            .resources
+            .iter()
+            .find(|r| {
+                r.group == place.group && r.version == place.version && r.plural == place.plural
+            })
+            .cloned()
+            .ok_or_else(Refusal::no_such_path)?;
+        let nowhere = resource.namespaced && place.namespace.is_none() && place.name.is_some();
+        let served = |s: &String| s == "status" && resource.status_subresource;
+        if nowhere || !place.subresource.as_ref().is_none_or(served) {
             return Err(Refusal::no_such_path());
         }
         Ok(Target {
             resource,
-            namespace,
-            name,
-            subresource,
+            namespace: place.namespace,
+            name: place.name,
+            subresource: place.subresource,
         })
     }
 
@@ -261,8 +286,10 @@ impl Kube {
         {
             return document;
         }
-        let target = self.route(call)?;
-        self.authorize(call, &target)?;
+        let place = Place::of(call).ok_or_else(Refusal::no_such_path)?;
+        // Who may not ask does not hear what there is.
+        self.authorize(call, &place)?;
+        let target = self.route(place)?;
         match (method, &target.name) {
             ("GET", None) if call.flag("watch") => watch::serve(
                 self,
@@ -287,11 +314,11 @@ impl Kube {
     }
 
     /// Asks whether who calls may do this.
-    fn authorize(&self, call: &Call, target: &Target) -> Result<(), Refusal> {
+    fn authorize(&self, call: &Call, place: &Place) -> Result<(), Refusal> {
         let Some(account) = access::service_account(call.header("authorization")) else {
             return Ok(());
         };
-        let verb = match (call.method.as_str(), &target.name) {
+        let verb = match (call.method.as_str(), &place.name) {
             ("GET", None) if call.flag("watch") => "watch",
             ("GET", None) => "list",
             ("GET", Some(_)) => "get",
@@ -306,36 +333,34 @@ impl Kube {
         let by_field = call
             .param("fieldSelector")
             .and_then(|f| f.strip_prefix("metadata.name="));
+        let name = place.name.as_deref().or(by_field);
+        // A namespace lies in itself: a RoleBinding in it may be about it.
+        let itself = name.filter(|_| place.group.is_empty() && place.plural == "namespaces");
         let wants = access::Attributes {
             verb,
-            group: &target.resource.group,
-            resource: &target.resource.plural,
-            subresource: target.subresource.as_deref(),
-            namespace: target.namespace.as_deref(),
-            name: target.name.as_deref().or(by_field),
+            group: &place.group,
+            resource: &place.plural,
+            subresource: place.subresource.as_deref(),
+            namespace: place.namespace.as_deref().or(itself),
+            name,
         };
         let state = self.lock();
         access::authorize(&state.store, account, &wants)?;
         // Server-side apply that makes an object needs the right to create as well.
-        let absent = |name: &String| {
-            state
-                .store
-                .get(&target.table(), &target.key(name))
-                .is_none()
+        let is_absent = |name: &String| {
+            let namespace = place.namespace.clone().unwrap_or_default();
+            let key = (namespace, name.clone());
+            state.store.get(&place.table(), &key).is_none()
         };
         if verb == "patch"
-            && target.subresource.is_none()
-            && target.name.as_ref().is_some_and(absent)
+            && place.subresource.is_none()
+            && place.name.as_ref().is_some_and(is_absent)
         {
-            access::authorize(
-                &state.store,
-                account,
-                &access::Attributes {
-                    verb: "create",
-                    name: None,
-                    ..wants
-                },
-            )?;
+            let create = access::Attributes {
+                verb: "create",
+                ..wants
+            };
+            access::authorize(&state.store, account, &create)?;
         }
         Ok(())
     }
@@ -656,13 +681,21 @@ impl Kube {
             match ns {
                 None => return Err(Refusal::not_found("", "namespaces", &namespace)),
                 Some(ns) if ns["metadata"]["deletionTimestamp"].is_string() => {
-                    return Err(Refusal::new(
-                        403,
-                        "Forbidden",
-                        format!(
-                            "unable to create new content in namespace {namespace} because it is being terminated"
-                        ),
-                    ));
+                    let why = format!(
+                        "unable to create new content in namespace {namespace} because it is being terminated"
+                    );
+                    let name = meta["name"].as_str().unwrap_or_default();
+                    let full = full_name(&resource.group, &resource.plural);
+                    let cause = json!({"reason": "NamespaceTerminating", "field": "metadata.namespace",
+                        "message": format!("namespace {namespace} is being terminated")});
+                    return Err(Refusal {
+                        details: json!({"name": name, "group": resource.group, "kind": resource.plural, "causes": [cause]}),
+                        ..Refusal::new(
+                            403,
+                            "Forbidden",
+                            format!("{full} \"{name}\" is forbidden: {why}"),
+                        )
+                    });
                 }
                 Some(_) => {}
             }
@@ -693,8 +726,8 @@ impl Kube {
                     409,
                     "AlreadyExists",
                     format!(
-                        "{}.{} \"{name}\" already exists",
-                        resource.plural, resource.group
+                        "{} \"{name}\" already exists",
+                        full_name(&resource.group, &resource.plural)
                     ),
                 )
             });

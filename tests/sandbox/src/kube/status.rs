@@ -20,6 +20,15 @@ pub struct Cause {
     pub message: String,
 }
 
+/// A kind with its group, as messages have it.
+pub fn full_name(group: &str, plural: &str) -> String {
+    if group.is_empty() {
+        plural.to_owned()
+    } else {
+        format!("{plural}.{group}")
+    }
+}
+
 impl Refusal {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -33,11 +42,7 @@ impl Refusal {
         Self::new(400, "BadRequest", message)
     }
     pub fn not_found(group: &str, plural: &str, name: &str) -> Self {
-        let full = if group.is_empty() {
-            plural.to_owned()
-        } else {
-            format!("{plural}.{group}")
-        };
+        let full = full_name(group, plural);
         Self {
             details: json!({"name": name, "group": group, "kind": plural}),
             ..Self::new(404, "NotFound", format!("{full} \"{name}\" not found"))
@@ -52,7 +57,10 @@ impl Refusal {
             ..Self::new(
                 409,
                 "Conflict",
-                format!("Operation cannot be fulfilled on {plural}.{group} \"{name}\": {why}"),
+                format!(
+                    "Operation cannot be fulfilled on {} \"{name}\": {why}",
+                    full_name(group, plural)
+                ),
             )
         }
     }
