@@ -181,7 +181,8 @@ impl Ledgers {
         let lines = ledger.lines.iter().map(|(grant, owners)| Line {
             grant: Grant {
                 principal: grant.principal.shared(|t| names.share(t)),
-                ..grant.clone()
+                role: grant.role,
+                condition: grant.condition.as_ref().map(|c| names.share_condition(c)),
             },
             owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
         });
@@ -405,6 +406,27 @@ mod tests {
             .keys()
             .map(ToString::to_string)
             .collect()
+    }
+
+    #[test]
+    fn a_condition_that_many_ledgers_have_is_kept_once() {
+        let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
+        let mut conditional = grant("user:a@x.co");
+        let condition = crate::iam::Condition {
+            title: "t".into(),
+            description: String::new(),
+            expression: "e".into(),
+        };
+        let kept = ["web", "api"].map(|name| {
+            let service = RunService::new("acme-prod", "europe-west1", name);
+            conditional.condition = Some(Arc::new(condition.clone()));
+            let mut read = ledger(&[]);
+            read.lines.insert(conditional.clone(), [id("p")].into());
+            ledgers.set(&service, &read, Some(Version::new("1")), &mut names);
+            let (grant, _) = ledgers.get(&service).0.lines.pop_first().unwrap();
+            grant.condition.unwrap()
+        });
+        assert!(Arc::ptr_eq(&kept[0], &kept[1]));
     }
 
     #[test]

@@ -626,7 +626,9 @@ impl Index {
             }
         }
         for declared in &mut intent.declared {
-            declared.grant.principal = declared.grant.principal.shared(|t| names.share(t));
+            let grant = &mut declared.grant;
+            grant.principal = grant.principal.shared(|t| names.share(t));
+            grant.condition = grant.condition.as_ref().map(|c| names.share_condition(c));
         }
     }
 
