@@ -17,6 +17,11 @@ use crate::{
     status::{Applied, Before, Drift, News, Reconciled, observation},
 };
 
+/// How long news of a policy waits for more: a status of many services takes long to make.
+fn pace(services: usize) -> Duration {
+    Duration::from_millis(services.clamp(100, 5000) as u64)
+}
+
 impl<C: CloudRun> Controller<C> {
     /// A service was looked at.
     pub(super) fn observed(&self, found: &Found, report: &Report) {
@@ -82,17 +87,22 @@ impl<C: CloudRun> Controller<C> {
         observe: impl FnOnce(Before<'_>) -> Option<News>,
     ) -> Option<News> {
         let id = &claim.intent.id;
-        self.index.with(|index| {
+        // Decided outside of the lock: a status can be a megabyte.
+        let known = self.index.with(|index| {
             let record = index
                 .policies()
                 .get(&id.key())
                 .filter(|r| r.intent.id == *id)?;
-            if let Some(seen) = record.observation(service) {
-                return observe(Before::Seen(seen));
+            let seen = record.observation(service).cloned();
+            Some(seen.ok_or_else(|| record.status().clone()))
+        })?;
+        match known {
+            Ok(seen) => observe(Before::Seen(&seen)),
+            Err(status) => {
+                let told = status.get();
+                observe(observation::entry_of(&told, service).map_or(Before::Nothing, Before::Told))
             }
-            let told = record.status().get();
-            observe(observation::entry_of(&told, service).map_or(Before::Nothing, Before::Told))
-        })
+        }
     }
 
     fn take_down(&self, service: &RunService, claim: &PolicyOnService, news: News) {
@@ -101,13 +111,12 @@ impl<C: CloudRun> Controller<C> {
         let News {
             observation, notes, ..
         } = news;
-        let (changed, released) = self.index.with(|index| {
-            let known = index
-                .policies()
-                .get(&key)
-                .and_then(|r| r.observation(service));
+        let (changed, size, released) = self.index.with(|index| {
+            let record = index.policies().get(&key);
+            let known = record.and_then(|r| r.observation(service));
             (
                 known != Some(&observation),
+                record.map_or(0, |r| r.targets().len()),
                 index.observe(&key, service, observation),
             )
         });
@@ -120,7 +129,11 @@ impl<C: CloudRun> Controller<C> {
         if changed || intent.deleting {
             self.statuses.add(
                 &key,
-                Duration::from_millis(if intent.deleting { 0 } else { 100 }),
+                if intent.deleting {
+                    Duration::ZERO
+                } else {
+                    pace(size)
+                },
             );
         }
     }

@@ -45,12 +45,22 @@ struct Rest {
     approvals: BTreeSet<Arc<str>>,
 }
 
+/// Services with a grant of one policy.
+#[derive(Debug, Default)]
+struct Owned {
+    services: BTreeSet<RunService>,
+    /// The number of the last change.
+    stamp: u64,
+}
+
 /// Every ledger.
 #[derive(Debug, Default)]
 pub struct Ledgers {
     by_service: HashMap<RunService, Kept>,
     /// Services with a grant of a policy, by its uid.
-    by_owner: HashMap<Arc<str>, BTreeSet<RunService>>,
+    by_owner: HashMap<Arc<str>, Owned>,
+    /// Counts changes of what belongs to anybody.
+    changes: u64,
     /// What a list in progress has shown.
     listing: Option<HashSet<RunService>>,
 }
@@ -148,9 +158,11 @@ impl Ledgers {
             .flat_map(|l| l.owners.iter());
         let uids: BTreeSet<Arc<str>> = owners.map(|o| o.uid.clone()).collect();
         for uid in uids {
-            if let Some(services) = self.by_owner.get_mut(&uid) {
-                services.remove(service);
-                if services.is_empty() {
+            if let Some(owned) = self.by_owner.get_mut(&uid) {
+                self.changes += 1;
+                owned.stamp = self.changes;
+                owned.services.remove(service);
+                if owned.services.is_empty() {
                     self.by_owner.remove(&uid);
                 }
             }
@@ -181,7 +193,8 @@ impl Ledgers {
         let lines = ledger.lines.iter().map(|(grant, owners)| Line {
             grant: Grant {
                 principal: grant.principal.shared(|t| names.share(t)),
-                ..grant.clone()
+                role: grant.role,
+                condition: grant.condition.as_ref().map(|c| names.share_condition(c)),
             },
             owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
         });
@@ -201,10 +214,10 @@ impl Ledgers {
             deleted: false,
         };
         for id in ids.values() {
-            self.by_owner
-                .entry(id.uid.clone())
-                .or_default()
-                .insert(service.clone());
+            let owned = self.by_owner.entry(id.uid.clone()).or_default();
+            self.changes += 1;
+            owned.stamp = self.changes;
+            owned.services.insert(service.clone());
         }
         self.by_service.insert(service.clone(), kept);
     }
@@ -274,11 +287,19 @@ impl Ledgers {
 
     /// Services on which a grant belongs to this policy.
     pub fn owned_by(&self, uid: &str) -> impl Iterator<Item = &RunService> {
-        self.by_owner.get(uid).into_iter().flatten()
+        let owned = self.by_owner.get(uid).into_iter();
+        owned.flat_map(|o| &o.services)
+    }
+
+    /// Another one whenever other services than before may be [`Self::owned_by`] a policy.
+    pub fn stamp(&self, uid: &str) -> u64 {
+        self.by_owner.get(uid).map_or(0, |o| o.stamp)
     }
 
     pub fn owns(&self, uid: &str, service: &RunService) -> bool {
-        self.by_owner.get(uid).is_some_and(|s| s.contains(service))
+        self.by_owner
+            .get(uid)
+            .is_some_and(|o| o.services.contains(service))
     }
 
     /// Whom grants on a service belong to, each once.
@@ -405,6 +426,27 @@ mod tests {
             .keys()
             .map(ToString::to_string)
             .collect()
+    }
+
+    #[test]
+    fn a_condition_that_many_ledgers_have_is_kept_once() {
+        let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
+        let mut conditional = grant("user:a@x.co");
+        let condition = crate::iam::Condition {
+            title: "t".into(),
+            description: String::new(),
+            expression: "e".into(),
+        };
+        let kept = ["web", "api"].map(|name| {
+            let service = RunService::new("acme-prod", "europe-west1", name);
+            conditional.condition = Some(Arc::new(condition.clone()));
+            let mut read = ledger(&[]);
+            read.lines.insert(conditional.clone(), [id("p")].into());
+            ledgers.set(&service, &read, Some(Version::new("1")), &mut names);
+            let (grant, _) = ledgers.get(&service).0.lines.pop_first().unwrap();
+            grant.condition.unwrap()
+        });
+        assert!(Arc::ptr_eq(&kept[0], &kept[1]));
     }
 
     #[test]

@@ -1,26 +1,54 @@
-//! Texts that repeat over thousands of objects, kept once.
+//! Texts and conditions that repeat over thousands of objects, kept once.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, hash::Hash, sync::Arc};
 
-/// Shares equal texts.
+use crate::iam::Condition;
+
+/// Shares equal texts and equal conditions.
 #[derive(Debug, Default)]
 pub struct Interner {
-    texts: HashSet<Arc<str>>,
-    /// Size at which those that nobody uses any more are let go.
-    sweep_at: usize,
+    texts: Shared<str>,
+    conditions: Shared<Condition>,
 }
 
 impl Interner {
     /// The shared copy of a text.
     pub fn share(&mut self, text: &Arc<str>) -> Arc<str> {
-        if let Some(shared) = self.texts.get(text) {
+        self.texts.share(text)
+    }
+
+    /// The shared copy of a condition: the ledger of every service has those of every policy.
+    pub fn share_condition(&mut self, condition: &Arc<Condition>) -> Arc<Condition> {
+        self.conditions.share(condition)
+    }
+}
+
+#[derive(Debug)]
+struct Shared<T: ?Sized> {
+    kept: HashSet<Arc<T>>,
+    /// Size at which those that nobody uses any more are let go.
+    sweep_at: usize,
+}
+
+impl<T: ?Sized> Default for Shared<T> {
+    fn default() -> Self {
+        Self {
+            kept: HashSet::new(),
+            sweep_at: 0,
+        }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Shared<T> {
+    fn share(&mut self, one: &Arc<T>) -> Arc<T> {
+        if let Some(shared) = self.kept.get(one) {
             return shared.clone();
         }
-        if self.texts.len() >= self.sweep_at.max(1024) {
-            self.texts.retain(|t| Arc::strong_count(t) > 1);
-            self.sweep_at = self.texts.len() * 2;
+        if self.kept.len() >= self.sweep_at.max(1024) {
+            self.kept.retain(|t| Arc::strong_count(t) > 1);
+            self.sweep_at = self.kept.len() * 2;
         }
-        self.texts.insert(text.clone());
-        text.clone()
+        self.kept.insert(one.clone());
+        one.clone()
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::{Index, PolicyKey, RollbackState};
+use super::{Index, PolicyKey, RollbackState, selector_impact::Reach};
 use crate::{
     api::{
         FINALIZER, InvokerChangeSpec, InvokerPolicy, InvokerPolicyStatus, Reason, StatusSummary,
@@ -40,6 +40,8 @@ pub struct Record {
     outside: usize,
     /// Services for which somebody agreed that a discovery may reach them.
     pub(super) released: HashSet<RunService>,
+    /// How far its selectors reach, once somebody asked.
+    pub(super) reach: Mutex<Option<Box<Reach>>>,
     rollback: RollbackState,
     /// Name of the last record of a change for it.
     last_change: Option<Arc<str>>,
@@ -346,6 +348,7 @@ impl Index {
             denied: [].into(),
             outside: 0,
             released: HashSet::new(),
+            reach: Mutex::default(),
             rollback: RollbackState::None,
             last_change: None,
             has_finalizer,
@@ -551,6 +554,7 @@ impl Index {
         let old = std::mem::replace(&mut record.targets, targets.clone());
         record.denied = denied;
         record.outside = outside;
+        record.reach = Mutex::default();
         for service in old.difference(&targets) {
             self.policies.unlink(service, key);
         }
@@ -626,7 +630,9 @@ impl Index {
             }
         }
         for declared in &mut intent.declared {
-            declared.grant.principal = declared.grant.principal.shared(|t| names.share(t));
+            let grant = &mut declared.grant;
+            grant.principal = grant.principal.shared(|t| names.share(t));
+            grant.condition = grant.condition.as_ref().map(|c| names.share_condition(c));
         }
     }
 
@@ -648,6 +654,10 @@ impl Index {
         service: &RunService,
         observation: Observation,
     ) -> BTreeSet<RunService> {
+        let Some(record) = self.policies.get(key) else {
+            return BTreeSet::new();
+        };
+        let was_unseen = record.observation(service).is_none() && self.is_fresh(record, service);
         let Some(record) = self.policies.records.get_mut(key) else {
             return BTreeSet::new();
         };
@@ -657,6 +667,9 @@ impl Index {
                 .insert(service.clone(), Box::new(observation));
         } else {
             record.observations.remove(service);
+        }
+        if let Some(record) = self.policies.get(key) {
+            self.reach_changes(record, service, was_unseen);
         }
         self.release(key)
     }
@@ -861,7 +874,7 @@ impl Index {
             .cloned();
         word.stopped = self.stopped(record).map(|(_, why)| why);
         if !left && !self.is_established(record, service) {
-            word.spread = self.reach(record).map(|r| r.spread);
+            word.spread = self.spread(record);
         }
         word
     }
@@ -973,6 +986,7 @@ impl Index {
             };
             record.observations.clear();
             record.released.clear();
+            record.reach = Mutex::default();
         }
     }
 

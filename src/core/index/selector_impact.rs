@@ -1,7 +1,7 @@
 //! How far selectors reach: which services are new to a policy, and when that is too far without
 //! approval.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::PoisonError};
 
 use super::{Index, PolicyKey, policies::Record};
 use crate::{
@@ -10,6 +10,42 @@ use crate::{
     plan::{SelectorImpact, UnansweredSelectors, guard},
     status::ReachedServices,
 };
+
+/// How far the selectors of one policy reach. Kept while nothing changes it: a policy can mean
+/// thousands of services, and each look at one of them asks.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Reach {
+    /// Of what belonged to the policy at that time.
+    stamp: u64,
+    /// Fresh services that nobody has looked at.
+    unseen: usize,
+    /// Fresh services that are not as declared.
+    wanting: BTreeSet<RunService>,
+    /// Fresh services that could not be looked at.
+    failed: BTreeSet<RunService>,
+    spread: Option<Option<SelectorImpact>>,
+}
+
+impl Reach {
+    /// Puts a service where it belongs; `fresh`: whether it could be looked at.
+    fn sort(&mut self, service: &RunService, fresh: Option<bool>) {
+        let put = |set: &mut BTreeSet<RunService>, is_in: bool| match is_in {
+            true => set.insert(service.clone()),
+            false => set.remove(service),
+        };
+        let changed = put(&mut self.wanting, fresh == Some(true))
+            | put(&mut self.failed, fresh == Some(false));
+        if changed {
+            self.spread = None;
+        }
+    }
+
+    fn spread(&mut self, record: &Record) -> Option<SelectorImpact> {
+        let limit = record.terms().max_new_services();
+        let count = || guard::spread(&record.intent, &self.wanting, self.unseen, limit);
+        self.spread.get_or_insert_with(count).clone()
+    }
+}
 
 impl Index {
     /// Whether this policy has had a say on the service before: it names it, something there
@@ -31,34 +67,61 @@ impl Index {
                 .any(|t| matches!(t, Target::Named(s) if s == service))
     }
 
+    /// Whether a policy means a service and has had no say on it before.
+    pub(super) fn is_fresh(&self, record: &Record, service: &RunService) -> bool {
+        record.targets().contains(service) && !self.is_established(record, service)
+    }
+
+    /// Looks at every service that a policy means.
+    fn survey(&self, record: &Record) -> Reach {
+        let mut reach = Reach {
+            stamp: self.ledgers.stamp(&record.intent.id.uid),
+            ..Reach::default()
+        };
+        let fresh = record.targets().iter();
+        for service in fresh.filter(|s| !self.is_established(record, s)) {
+            match record.observation(service) {
+                None => reach.unseen += 1,
+                Some(o) => reach.sort(service, Some(o.result.is_ok())),
+            }
+        }
+        reach
+    }
+
+    fn with_reach<R>(&self, record: &Record, f: impl FnOnce(&mut Reach) -> R) -> R {
+        let mut kept = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = self.ledgers.stamp(&record.intent.id.uid);
+        let known = kept.take().filter(|r| r.stamp == stamp);
+        f(kept.insert(known.unwrap_or_else(|| Box::new(self.survey(record)))))
+    }
+
+    /// Takes in that a service was looked at. `was_unseen`: it was fresh, and nobody had before.
+    pub(super) fn reach_changes(&self, record: &Record, service: &RunService, was_unseen: bool) {
+        let fresh = record.observation(service).map(|o| o.result.is_ok());
+        let fresh = fresh.filter(|_| self.is_fresh(record, service));
+        let mut kept = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reach) = kept.as_mut() {
+            if was_unseen {
+                reach.unseen = reach.unseen.saturating_sub(1);
+                reach.spread = None;
+            }
+            reach.sort(service, fresh);
+        }
+    }
+
     /// How far the selectors of a policy reach beyond what it changed before, if that is too far.
     pub(super) fn reach(&self, record: &Record) -> Option<ReachedServices> {
-        let fresh: Vec<&RunService> = record
-            .targets()
-            .iter()
-            .filter(|s| !self.is_established(record, s))
-            .collect();
-        let unseen = fresh
-            .iter()
-            .filter(|s| record.observation(s).is_none())
-            .count();
-        let differs = |s: &RunService| {
-            record
-                .observation(s)
-                .is_some_and(|o| o.result.as_ref().is_ok_and(|f| !f.in_sync()))
-        };
-        let wanting: BTreeSet<RunService> =
-            fresh.into_iter().filter(|s| differs(s)).cloned().collect();
-        let spread = guard::spread(
-            &record.intent,
-            &wanting,
-            unseen,
-            record.terms().max_new_services(),
-        )?;
-        Some(ReachedServices {
-            spread,
-            services: wanting,
+        self.with_reach(record, |reach| {
+            Some(ReachedServices {
+                spread: reach.spread(record)?,
+                services: reach.wanting.clone(),
+            })
         })
+    }
+
+    /// The same without the services.
+    pub(super) fn spread(&self, record: &Record) -> Option<SelectorImpact> {
+        self.with_reach(record, |reach| reach.spread(record))
     }
 
     /// Takes in that an observation changed, or an approval: services that a discovery may reach
@@ -72,23 +135,19 @@ impl Index {
         {
             return BTreeSet::new();
         }
-        let fresh = |r: &RunService| !self.is_established(record, r);
-        let free: BTreeSet<RunService> = match self.reach(record) {
-            Some(ReachedServices {
-                spread: SelectorImpact::Held { hash, .. },
-                services,
-            }) if record.intent.approvals.contains(&hash) => services,
-            Some(_) => return BTreeSet::new(),
+        let free = self.with_reach(record, |reach| match reach.spread(record) {
+            Some(SelectorImpact::Held { hash, .. }) if record.intent.approvals.contains(&hash) => {
+                reach.wanting.clone()
+            }
+            Some(_) => BTreeSet::new(),
             // Few enough; those that were seen while it was still being counted come up again.
-            None => record
-                .observations()
-                .map(|(s, _)| s)
-                .filter(|s| fresh(s))
-                .cloned()
-                .collect(),
-        };
-        if let Some(record) = self.policies.get_mut(key) {
+            None => reach.wanting.union(&reach.failed).cloned().collect(),
+        });
+        if !free.is_empty()
+            && let Some(record) = self.policies.get_mut(key)
+        {
             record.released.extend(free.iter().cloned());
+            record.reach = None.into();
         }
         free
     }
@@ -160,5 +219,123 @@ fn may_mean(target: &Target, service: &RunService) -> bool {
             regions.as_ref().is_none_or(|r| r.contains(&service.region))
         }
         Target::Named(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        fault::{Fault, FaultClass},
+        iam::{Grant, Principal, Role, ServiceInfo},
+        index::Listing,
+        intent::Limits,
+        ledger::{Ledger, Version},
+        status::{Observation, observation::Findings},
+    };
+
+    fn service(i: u64) -> RunService {
+        RunService::new("acme-prod", "europe-west1", format!("s{i}").as_str())
+    }
+
+    fn observation(kind: u64) -> Observation {
+        let result = match kind {
+            0 => Ok(Findings::default()),
+            1 => Err(Fault::new(FaultClass::Unavailable, "later")),
+            _ => Ok(Findings {
+                missing: ["user:a@acme.com"].into_iter().collect(),
+                ..Findings::default()
+            }),
+        };
+        Observation {
+            generation: 1,
+            requested_at: None,
+            result,
+            changed_at: None,
+        }
+    }
+
+    /// A policy whose selector means ten services, of which it may newly reach three.
+    fn wide() -> (Index, PolicyKey) {
+        let mut index = Index::new(Limits {
+            max_new_services: 3,
+            ..Limits::default()
+        });
+        let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+            "metadata": {"namespace": "team-a", "name": "p", "uid": "p", "generation": 1},
+            "spec": {"project": "acme-prod", "mode": "Enforce", "invokers": [{"member": "user:a@acme.com"}],
+                "services": [{"selector": {"matchLabels": {"fleet": "all"}}}]}});
+        let policy = serde_json::from_value(policy).unwrap();
+        let (key, _) = index.apply_policy(&policy, Duration::ZERO);
+        let services = (0..10).map(|i| ServiceInfo {
+            service: service(i),
+            uid: i.to_string().as_str().into(),
+            labels: [("fleet".to_owned(), "all".to_owned())].into(),
+            invoker_iam_disabled: false,
+        });
+        let listing = Listing {
+            services: services.collect(),
+            ..Listing::default()
+        };
+        index.apply_listing(&"acme-prod".into(), 1, Ok(listing));
+        (index, key)
+    }
+
+    #[test]
+    fn what_is_kept_of_a_reach_is_what_a_survey_finds() {
+        let (mut index, key) = wide();
+        let mut number = 7_u64;
+        let mut any = |below: u64| {
+            number = number
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (number >> 33) % below
+        };
+        let mut seen = BTreeSet::new();
+        for turn in 0..5000 {
+            let about = service(any(10));
+            match any(20) {
+                0 => {
+                    let id = index.policies.get(&key).unwrap().intent.id.clone();
+                    let grant = Grant::new(Principal::from_live("user:a@acme.com"), Role::Invoker);
+                    let ledger = Ledger {
+                        lines: [(grant, [id].into())].into(),
+                        ..Ledger::default()
+                    };
+                    index.set_ledger(&about, &ledger, Version::new(&turn.to_string()));
+                }
+                1 => index.erase_ledger(&about, Version::new(&turn.to_string())),
+                2 => index.forget_observations(&|_| true),
+                _ => drop(index.observe(&key, &about, observation(any(3)))),
+            }
+            let record = index.policies.get(&key).unwrap();
+            let kept = index.spread(record);
+            let mut survey = index.survey(record);
+            assert_eq!(kept, survey.spread(record), "turn {turn}");
+            let kept = record.reach.lock().unwrap();
+            assert_eq!(kept.as_deref(), Some(&survey), "turn {turn}");
+            seen.insert(format!("{:?}", survey.spread.flatten()));
+        }
+        assert!(seen.len() > 10, "{seen:?}");
+    }
+
+    #[test]
+    fn looks_at_a_service_do_not_survey_all_the_others() {
+        let (mut index, key) = wide();
+        index.spread(index.policies.get(&key).unwrap());
+        for i in 0..6 {
+            let of = |index: &Index| {
+                let kept = index.policies.get(&key).unwrap().reach.lock().unwrap();
+                kept.as_deref().map(std::ptr::from_ref)
+            };
+            let before = of(&index);
+            index.observe(&key, &service(i), observation(2));
+            index.words(&service(i));
+            assert!(before.is_some() && before == of(&index), "service {i}");
+        }
     }
 }

@@ -217,7 +217,11 @@ impl Exchange {
             user_agent: call.header("user-agent").to_owned(),
             accept: call.header("accept").to_owned(),
             status: 0,
-            body: call.json(),
+            body: if self.journal.keeps_bodies() {
+                call.json()
+            } else {
+                Value::Null
+            },
         })
     }
 }

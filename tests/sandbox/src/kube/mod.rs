@@ -33,6 +33,9 @@ use status::{Cause, Refusal, full_name};
 use store::{Key, Store, Table};
 
 const CRD: (&str, &str) = ("apiextensions.k8s.io", "customresourcedefinitions");
+/// What etcd takes in one request unless it is told otherwise:
+/// <https://etcd.io/docs/v3.6/dev-guide/limit/>.
+const MAX_OBJECT: usize = 3 * 1024 * 1024 / 2;
 
 #[derive(Debug)]
 struct State {
@@ -840,6 +843,9 @@ impl Kube {
         }
         if !writing.applied {
             managed::track_update(old, &mut new, &writing.manager, schema, &self.now());
+        }
+        if serde_json::to_vec(&new).map_or(0, |bytes| bytes.len()) > MAX_OBJECT {
+            return Err(Refusal::new(500, "", "etcdserver: request is too large"));
         }
         Ok(new)
     }

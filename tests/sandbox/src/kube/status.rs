@@ -94,7 +94,7 @@ impl Refusal {
     }
 
     pub fn into_response(self) -> Response<Body> {
-        if self.reason.is_empty() {
+        if self.code == 404 && self.reason.is_empty() {
             // What nobody serves is answered by the mux, in plain text.
             let mut response = Response::new(Body::from(self.message));
             *response.status_mut() = axum::http::StatusCode::NOT_FOUND;

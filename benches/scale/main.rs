@@ -2,13 +2,15 @@
 //!
 //! Each policy names one service of its own, enforced, read every 60 s. The sandbox shares the
 //! machine with the operator, so times are upper bounds. The budgets of calls per minute are raised
-//! out of the way and reported; with the default budget of 30 writes a minute and region, that
+//! out of the way and reported; with the default budget of 15 writes a minute and region, that
 //! budget is the bound and nothing else.
 //!
 //! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift
 //! is undone that the audit log tells of, through Google's Pub/Sub emulator, which must be
-//! installed for that.
+//! installed for that. `quota` and `worst-tenant` measure what one tenant costs its neighbours.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+mod neighbours;
 
 use std::{
     process::{Child, Command, Stdio},
@@ -21,6 +23,13 @@ use serde_json::{Value, json};
 const LATENCY_MS: u64 = 50;
 const INTERVAL: Duration = Duration::from_secs(60);
 const EDITS: usize = 60;
+const NO_BOUND: &str = "raised to 1000000 a minute, so that they bound nothing";
+const RAISED: [&str; 4] = [
+    "--reads-per-minute",
+    "1000000",
+    "--writes-per-minute",
+    "1000000",
+];
 
 struct Operator {
     child: Child,
@@ -35,7 +44,7 @@ impl Drop for Operator {
 
 impl Operator {
     fn start(sandbox: &Sandbox, config: &std::path::Path) -> Self {
-        Self::start_with(sandbox, config, &[])
+        Self::start_with(sandbox, config, &RAISED)
     }
 
     fn start_with(sandbox: &Sandbox, config: &std::path::Path, more: &[&str]) -> Self {
@@ -54,12 +63,6 @@ impl Operator {
                 "--log",
                 "warn",
             ])
-            .args([
-                "--reads-per-minute",
-                "1000000",
-                "--writes-per-minute",
-                "1000000",
-            ])
             .args(["--lease-duration", "3s", "--lease-renew", "1s"])
             .args(more)
             .env("KUBECONFIG", config)
@@ -70,25 +73,24 @@ impl Operator {
     }
 
     fn rss_mib(&self) -> f64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-            / 1024.0
+        self.mib("VmRSS")
     }
 
     fn peak_rss_mib(&self) -> f64 {
+        self.mib("VmHWM")
+    }
+
+    /// A line of `/proc/PID/status`.
+    fn mib(&self, line: &str) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = text.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-            / 1024.0
+        let line = text.lines().find(|l| l.starts_with(line)).unwrap();
+        let kib = line.split_whitespace().nth(1).unwrap();
+        kib.parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// The peak is counted anew from now on.
+    fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").ok();
     }
 
     /// Seconds of CPU so far.
@@ -133,19 +135,21 @@ struct Bench {
 }
 
 impl Bench {
+    /// Server-side apply.
     async fn put(&self, path: &str, body: &Value) {
         let url = format!(
             "{}{path}?fieldManager=bench&force=true",
             self.sandbox.kube_url()
         );
-        let answer = self
+        let request = self
             .http
             .patch(url)
-            .header("content-type", "application/apply-patch+yaml")
-            .body(body.to_string())
-            .send()
-            .await
-            .unwrap();
+            .header("content-type", "application/apply-patch+yaml");
+        self.send(request, body).await;
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, body: &Value) {
+        let answer = request.body(body.to_string()).send().await.unwrap();
         assert!(
             answer.status().is_success(),
             "{}",
@@ -153,21 +157,37 @@ impl Bench {
         );
     }
 
+    async fn define(&self) {
+        for file in [
+            "invokerpolicies.yaml",
+            "invokerguardrails.yaml",
+            "invokerchanges.yaml",
+            "invokerledgers.yaml",
+        ] {
+            let text = std::fs::read_to_string(
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                    .join("crds")
+                    .join(file),
+            )
+            .unwrap();
+            let crd: Value = serde_saphyr::from_str(&text).unwrap();
+            self.put(
+                &format!(
+                    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}",
+                    crd["metadata"]["name"].as_str().unwrap()
+                ),
+                &crd,
+            )
+            .await;
+        }
+    }
+
     fn ready(&self) -> usize {
         self.sandbox
             .kube
             .objects("run-invoker.dev", "invokerpolicies")
             .iter()
-            .filter(|p| {
-                let ready = p["status"]["conditions"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .find(|c| c["type"] == "Ready");
-                ready.is_some_and(|c| {
-                    c["status"] == "True" && c["observedGeneration"] == p["metadata"]["generation"]
-                })
-            })
+            .filter(|p| is_ready(p))
             .count()
     }
 
@@ -230,8 +250,26 @@ impl Bench {
     }
 }
 
+fn is_ready(policy: &Value) -> bool {
+    let conditions = policy["status"]["conditions"].as_array();
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .find(|c| c["type"] == "Ready");
+    ready.is_some_and(|c| {
+        c["status"] == "True" && c["observedGeneration"] == policy["metadata"]["generation"]
+    })
+}
+
 fn percentile(sorted: &[f64], p: f64) -> f64 {
     sorted[((sorted.len() as f64 * p).ceil() as usize).clamp(1, sorted.len()) - 1]
+}
+
+fn kubeconfig(sandbox: &Sandbox) -> std::path::PathBuf {
+    let name = format!("run-invoker-bench-{}.kubeconfig", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, sandbox.kubeconfig()).unwrap();
+    path
 }
 
 /// A sandbox with `size` services, a policy on each, and Cloud Run `LATENCY_MS` away.
@@ -242,29 +280,7 @@ async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
         http: reqwest::Client::new(),
         size,
     };
-    for file in [
-        "invokerpolicies.yaml",
-        "invokerguardrails.yaml",
-        "invokerchanges.yaml",
-        "invokerledgers.yaml",
-    ] {
-        let text = std::fs::read_to_string(
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("crds")
-                .join(file),
-        )
-        .unwrap();
-        let crd: Value = serde_saphyr::from_str(&text).unwrap();
-        bench
-            .put(
-                &format!(
-                    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}",
-                    crd["metadata"]["name"].as_str().unwrap()
-                ),
-                &crd,
-            )
-            .await;
-    }
+    bench.define().await;
     for i in 0..size {
         let (p, r, n) = place(i);
         bench.sandbox.run.deploy(&p, r, &n, &[]);
@@ -282,11 +298,7 @@ async fn fleet(size: usize) -> (Bench, std::path::PathBuf) {
             milliseconds: LATENCY_MS,
         },
     ));
-    let config = std::env::temp_dir().join(format!(
-        "run-invoker-bench-{}-{size}.kubeconfig",
-        std::process::id()
-    ));
-    std::fs::write(&config, bench.sandbox.kubeconfig()).unwrap();
+    let config = kubeconfig(&bench.sandbox);
     (bench, config)
 }
 
@@ -299,14 +311,15 @@ async fn events(size: usize) -> Value {
         .expect("the Pub/Sub emulator of the gcloud SDK is not installed");
     let (bench, config) = fleet(size).await;
     let endpoint = pubsub.endpoint();
-    let more = [
+    let mut more = RAISED.to_vec();
+    more.extend([
         "--event-subscription",
         Pubsub::SUBSCRIPTION,
         "--event-endpoint",
         &endpoint,
         "--breaker-corrections",
         "1000000",
-    ];
+    ]);
     let operator = Operator::start_with(&bench.sandbox, &config, &more);
     bench.all_ready(Instant::now()).await;
     bench.sandbox.run.audit.publish_to(&endpoint, Pubsub::TOPIC);
@@ -489,11 +502,7 @@ async fn run(size: usize) -> Value {
 async fn startup() -> Vec<f64> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    let config = std::env::temp_dir().join(format!(
-        "run-invoker-bench-{}.kubeconfig",
-        std::process::id()
-    ));
-    std::fs::write(&config, sandbox.kubeconfig()).unwrap();
+    let config = kubeconfig(&sandbox);
     let mut times = Vec::new();
     for _ in 0..21 {
         let started = Instant::now();
@@ -524,7 +533,7 @@ async fn startup() -> Vec<f64> {
     times
 }
 
-fn machine() -> Value {
+fn machine(budgets: &str) -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()
@@ -535,15 +544,20 @@ fn machine() -> Value {
         .output()
         .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
     json!({"cpu": model, "cores": std::thread::available_parallelism().map_or(0, usize::from), "commit": git.unwrap_or_default(),
-        "command": "make bench", "cloudLatencyMs": LATENCY_MS, "intervalSeconds": INTERVAL.as_secs(),
-        "budgets": "raised to 1000000 a minute, so that they bound nothing"})
+        "command": format!("make bench SIZES={:?}", named().join(" ")), "cloudLatencyMs": LATENCY_MS, "intervalSeconds": INTERVAL.as_secs(),
+        "budgets": budgets})
+}
+
+/// What is to be measured.
+fn named() -> Vec<String> {
+    std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with("--"))
+        .collect()
 }
 
 fn main() {
-    let named: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|a| !a.starts_with("--"))
-        .collect();
+    let named = named();
     let mut sizes: Vec<usize> = named.iter().filter_map(|a| a.parse().ok()).collect();
     if named.is_empty() {
         sizes = vec![100, 1000, 10_000];
@@ -554,6 +568,24 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    // Each beside others alone: what one tenant costs its neighbours.
+    let mut beside = serde_json::Map::new();
+    if named.iter().any(|n| n == "quota") {
+        let found = runtime.block_on(neighbours::quota());
+        beside.insert("quota".into(), found);
+    }
+    if named.iter().any(|n| n == "worst-tenant") {
+        let found = runtime.block_on(neighbours::worst_tenant());
+        beside.insert("worstTenant".into(), found);
+    }
+    if !beside.is_empty() && beside.len() == named.len() {
+        println!("machine: {}", machine("the defaults"));
+        write(
+            &json!({"machine": machine("the defaults"), "beside": beside}),
+            "neighbours.json",
+        );
+        return;
+    }
     let startup = runtime.block_on(startup());
     println!(
         "start to an answer of /healthz, {} times: p50 {:.1} ms, slowest {:.1} ms (goal 100 ms)",
@@ -582,7 +614,7 @@ fn main() {
         );
     }
     if sizes.is_empty() {
-        println!("machine: {}", machine());
+        println!("machine: {}", machine(NO_BOUND));
         return;
     }
     let results: Vec<Value> = sizes
@@ -592,7 +624,7 @@ fn main() {
             runtime.block_on(run(*size))
         })
         .collect();
-    let machine = machine();
+    let machine = machine(NO_BOUND);
     println!("\nmachine: {machine}\n");
     let row = |name: &str, goal: &str, cell: &dyn Fn(&Value) -> String| {
         print!("{name:<44}");
@@ -651,14 +683,15 @@ fn main() {
     row("CPU steady, millicores", "20 at 1,000", &|r| {
         format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap())
     });
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench.json");
-    std::fs::write(
-        &path,
-        serde_json::to_string_pretty(
-            &json!({"machine": machine, "startupMs": startup, "events": told, "results": results}),
-        )
-        .unwrap(),
-    )
-    .unwrap();
+    write(
+        &json!({"machine": machine, "startupMs": startup, "events": told, "results": results}),
+        "bench.json",
+    );
+}
+
+fn write(found: &Value, name: &str) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target");
+    let path = folder.join(name);
+    std::fs::write(&path, serde_json::to_string_pretty(found).unwrap()).unwrap();
     println!("\nwritten to {}", path.display());
 }
