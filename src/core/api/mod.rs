@@ -1,7 +1,9 @@
 //! The Kubernetes API of this operator: its kinds, their schema and CEL rules, and the names that
 //! are a contract with users. Pure: no client.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt as _;
 
 // kube's derive takes one attribute per column, and equal parts of them are no mistake.
@@ -33,12 +35,32 @@ pub use reason::{ConditionType, EventReason, Reason};
 
 /// The definitions of all kinds, in the order in which they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![
+    let mut all = vec![
         InvokerPolicy::crd(),
         InvokerGuardrail::crd(),
         InvokerChange::crd(),
         InvokerLedger::crd(),
-    ]
+    ];
+    let versions = all.iter_mut().flat_map(|crd| &mut crd.spec.versions);
+    let schemas = versions.filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+    schemas.for_each(unwrap_descriptions);
+    all
+}
+
+/// Lines end where the source is narrow; `kubectl explain` and editors wrap by themselves.
+fn unwrap_descriptions(schema: &mut JSONSchemaProps) {
+    if let Some(text) = &mut schema.description {
+        let paragraphs = text.split("\n\n").map(|p| p.replace('\n', " "));
+        *text = paragraphs.collect::<Vec<_>>().join("\n\n");
+    }
+    let properties = schema.properties.iter_mut().flat_map(|p| p.values_mut());
+    properties.for_each(unwrap_descriptions);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        unwrap_descriptions(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        unwrap_descriptions(values);
+    }
 }
 
 /// API group of all kinds.

@@ -38,6 +38,8 @@ const INTRUDERS: [&str; 5] = [
     "allUsers",
     "user:d@acme.com",
 ];
+/// Names of records that the operator did not write begin so.
+pub const FORGED: &str = "forged-";
 const ROLE: &str = "roles/run.invoker";
 
 /// Who and what there is in a world.
@@ -772,7 +774,7 @@ fn forged(d: &mut Stream, service: &str, n: usize, now_ms: u64) -> Value {
     }
     json!({
         "apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerChange",
-        "metadata": {"name": format!("forged-{n}"), "namespace": namespace, "labels": {
+        "metadata": {"name": format!("{FORGED}{n}"), "namespace": namespace, "labels": {
             "policy.run-invoker.dev/p0": "",
             "run-invoker.dev/outcome": outcome,
             "run-invoker.dev/reason": spec["reason"],
