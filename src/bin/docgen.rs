@@ -270,7 +270,7 @@ fn cli() -> String {
     let mut page = String::from(
         "# kubectl invoker\n\nThe plugin: put `kubectl-invoker` on your PATH, and `kubectl invoker` runs it. It shares gathering, planning and rendering with \
          the operator, so what it shows is what the operator would do.\n\n\
-         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`).\n\n\
+         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`), 3 it could not be told, or not everything could be seen (`diagnose`).\n\n\
          **Output**: for people by default, within 80 columns (`COLUMNS` for more); colours on a terminal only, none with `NO_COLOR`. \
          `-o json` and `-o yaml` are for programs: every document has `kind` and `version`; within a version fields are added, never changed or \
          removed.\n\n**Completion** of `kubectl-invoker`: `source <(kubectl-invoker completion bash)`, and likewise for zsh, fish and others.\n",

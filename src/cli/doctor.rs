@@ -143,7 +143,15 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
             "set KUBECONFIG, or --kubeconfig and --context",
         ),
     }
-    let google = context.google(&command.cloud).await?;
+    let google = match context.google(&command.cloud).await {
+        Ok(google) => google,
+        Err(why) => {
+            let why = why.to_string();
+            let (what, fix) = why.split_once('\n').unwrap_or((&why, ""));
+            findings.add("credentials", "Google", Outcome::Fail, what, fix);
+            return report(context, command, findings);
+        }
+    };
     let mut projects: BTreeSet<String> = command.projects.iter().cloned().collect();
     if projects.is_empty() {
         projects.extend(policies.iter().map(|p| p.spec.project.clone()));

@@ -29,6 +29,15 @@ pub enum PrincipalKind {
     Other,
 }
 
+/// Whether Cloud Run lets a kind of principal invoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invocation {
+    Supported,
+    Unsupported,
+    /// Google says both.
+    Disputed,
+}
+
 /// Why a declared member is refused. The text says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrincipalError {
@@ -178,15 +187,22 @@ impl Principal {
     }
 
     /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support
-    /// federated identities.
+    /// federated identities; for those of workforce pools Google's pages disagree.
     ///
-    /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row
-    /// Cloud Run.
-    pub fn can_invoke(&self) -> bool {
-        match self.kind {
-            PrincipalKind::Federated => false,
-            PrincipalKind::FederatedSet => self.text.ends_with("/type/ServiceAccount"),
-            _ => true,
+    /// Sources: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row
+    /// Cloud Run, and <https://docs.cloud.google.com/run/docs/authenticating/developers>.
+    pub fn invocation(&self) -> Invocation {
+        let is_federated = match self.kind {
+            PrincipalKind::Federated => true,
+            PrincipalKind::FederatedSet => !self.text.ends_with("/type/ServiceAccount"),
+            _ => false,
+        };
+        if !is_federated {
+            Invocation::Supported
+        } else if self.text.contains("/workforcePools/") {
+            Invocation::Disputed
+        } else {
+            Invocation::Unsupported
         }
     }
 }
@@ -325,9 +341,28 @@ mod tests {
     }
 
     #[test]
-    fn federated_identities_cannot_invoke() {
-        assert!(!Principal::from_live("principal://iam.googleapis.com/x/subject/s").can_invoke());
-        assert!(!Principal::from_live("principalSet://iam.googleapis.com/x/*").can_invoke());
-        assert!(Principal::from_live("group:a@b.com").can_invoke());
+    fn federated_identities_cannot_invoke_and_of_workforce_pools_nobody_knows() {
+        for (member, invocation) in [
+            (
+                "principal://iam.googleapis.com/x/subject/s",
+                Invocation::Unsupported,
+            ),
+            (
+                "principalSet://iam.googleapis.com/x/*",
+                Invocation::Unsupported,
+            ),
+            (
+                "principal://iam.googleapis.com/locations/global/workforcePools/p/subject/s",
+                Invocation::Disputed,
+            ),
+            (
+                "principalSet://cloudresourcemanager.googleapis.com/projects/1/type/ServiceAccount",
+                Invocation::Supported,
+            ),
+            ("group:a@b.com", Invocation::Supported),
+        ] {
+            let principal = Principal::from_live(member);
+            assert_eq!(principal.invocation(), invocation, "{member}");
+        }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         ServiceState, ServiceStatus, StatusSummary,
     },
     fault::{Fault, Retry},
-    iam::RunService,
+    iam::{Invocation, RunService},
     intent::Intent,
     plan::SelectorImpact,
 };
@@ -659,17 +659,25 @@ fn services_in_words(n: i64) -> String {
 }
 
 fn cannot_invoke(intent: &Intent) -> String {
-    let federated = intent
-        .declared
-        .iter()
-        .filter(|d| !d.grant.principal.can_invoke())
-        .count();
-    if federated == 0 {
-        return String::new();
+    let count = |invocation| {
+        let mut all = intent.declared.iter();
+        all.by_ref()
+            .filter(|d| d.grant.principal.invocation() == invocation)
+            .count()
+    };
+    let mut text = match count(Invocation::Unsupported) {
+        0 => String::new(),
+        federated => format!(
+            "; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them"
+        ),
+    };
+    let workforce = count(Invocation::Disputed);
+    if workforce > 0 {
+        text.push_str(&format!(
+            "; CannotInvoke: Google's pages disagree on whether Cloud Run lets the {workforce} workforce member(s) invoke, try it or use IAP for them"
+        ));
     }
-    format!(
-        "; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them"
-    )
+    text
 }
 
 fn retain_with(intent: &Intent) -> String {

@@ -116,7 +116,8 @@ impl Control {
                 Ok(json!({}))
             }
             ("POST", ["world"]) => {
-                const KNOWN: [&str; 12] = [
+                const KNOWN: [&str; 13] = [
+                    "expiredCredentials",
                     "sinks",
                     "subscriptions",
                     "unknown",
@@ -166,8 +167,12 @@ impl Control {
                             *field = v.as_u64().map(|n| n as usize);
                         }
                     }
-                    if let Some(t) = body["terse"].as_bool() {
-                        w.terse = t;
+                    for (name, field) in
+                        [("terse", &mut w.terse), ("expiredCredentials", &mut w.expired_credentials)]
+                    {
+                        if let Some(is) = body[name].as_bool() {
+                            *field = is;
+                        }
                     }
                     for (project, list) in body["sinks"].as_object().into_iter().flatten() {
                         w.sinks.insert(project.clone(), list.as_array().cloned().unwrap_or_default());
