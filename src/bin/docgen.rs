@@ -113,11 +113,17 @@ fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(Str
         .into_iter()
         .flatten()
     {
-        let message = rule["message"]
-            .as_str()
-            .or_else(|| rule["messageExpression"].as_str())
-            .unwrap_or_default();
-        rules.push((path.to_owned(), message.to_owned()));
+        // Of a message that depends on the value, what it begins with.
+        let begins = |expression: &str| {
+            let text = expression.split('\'').nth(1).unwrap_or_default();
+            format!(
+                "{}; the message has the likely right spelling",
+                text.trim_end_matches("; write ")
+            )
+        };
+        let message = rule["message"].as_str().map(str::to_owned);
+        let message = message.or_else(|| rule["messageExpression"].as_str().map(begins));
+        rules.push((path.to_owned(), message.unwrap_or_default()));
     }
     let required: Vec<&str> = schema["required"]
         .as_array()

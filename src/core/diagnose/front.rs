@@ -136,31 +136,7 @@ impl Walk<'_> {
                 "Call it through its load balancer or custom domain.",
             );
         }
-        let (outcome, evidence) = match &address {
-            Address::Own => (Outcome::Pass, format!("{host} is the service's")),
-            Address::Function => (
-                Outcome::Pass,
-                format!("{host}{path} is the URL of the function"),
-            ),
-            Address::Tag(tag) => (
-                Outcome::Pass,
-                format!("{host} is the URL of the service's tag {tag}"),
-            ),
-            Address::UnknownTag(tag) => (
-                Outcome::Fail,
-                format!("no revision of the service has the tag {tag}"),
-            ),
-            Address::Another => (
-                Outcome::Fail,
-                format!("{host} is none of {}", front.urls.join(", ")),
-            ),
-            Address::Foreign => (
-                Outcome::Maybe,
-                format!(
-                    "{host} is no run.app URL: a domain or load balancer in front decides where it leads"
-                ),
-            ),
-        };
+        let (outcome, evidence) = described(&address, &host, &path, &front.urls);
         self.step("address", outcome, evidence);
         self.wrong_url(&address, address::url(front));
     }
@@ -401,5 +377,34 @@ impl Walk<'_> {
                 "A 401 or 403 comes from the application itself. Note that the service is exposed.",
             );
         }
+    }
+}
+
+/// How an address counts, in words.
+fn described(address: &Address, host: &str, path: &str, urls: &[String]) -> (Outcome, String) {
+    match address {
+        Address::Own => (Outcome::Pass, format!("{host} is the service's")),
+        Address::Function => (
+            Outcome::Pass,
+            format!("{host}{path} is the URL of the function"),
+        ),
+        Address::Tag(tag) => (
+            Outcome::Pass,
+            format!("{host} is the URL of the service's tag {tag}"),
+        ),
+        Address::UnknownTag(tag) => (
+            Outcome::Fail,
+            format!("no revision of the service has the tag {tag}"),
+        ),
+        Address::Another => (
+            Outcome::Fail,
+            format!("{host} is none of {}", urls.join(", ")),
+        ),
+        Address::Foreign => (
+            Outcome::Maybe,
+            format!(
+                "{host} is no run.app URL: a domain or load balancer in front decides where it leads"
+            ),
+        ),
     }
 }
