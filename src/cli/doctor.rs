@@ -33,12 +33,14 @@ const PERMISSIONS: [&str; 5] = [
     "run.locations.list",
 ];
 /// Verbs of the log that must get through the filter of the sink.
-const VERBS: [&str; 5] = [
+const VERBS: [&str; 6] = [
     "SetIamPolicy",
     "CreateService",
     "UpdateService",
     "ReplaceService",
     "DeleteService",
+    // Functions are deployed by methods of their own.
+    "InternalService",
 ];
 /// A Lease that was not renewed for so long, in seconds, is nobody's.
 const STALE: i64 = 60;

@@ -143,6 +143,29 @@ impl Run {
 
     /// Deploys a service; one that is there keeps its uid and its policy and gets the labels.
     pub fn deploy(&self, project: &str, region: &str, name: &str, labels: &[(&str, &str)]) {
+        let (verb, key) = self.put(project, region, name, labels);
+        self.enter_service("v1", verb, &key);
+    }
+
+    /// Deploys a function: a service like any other, by Cloud Functions' own way.
+    pub fn deploy_function(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) {
+        let (verb, key) = self.put(project, region, name, labels);
+        self.enter_service("internal", verb, &key);
+    }
+
+    fn put(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> (&'static str, ServiceKey) {
         let labels: BTreeMap<_, _> = labels
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -170,12 +193,10 @@ impl Run {
         } else {
             "ReplaceService"
         };
-        let key = (project.into(), region.into(), name.into());
-        drop(state);
-        self.enter_service("v1", verb, &key);
+        (verb, (project.into(), region.into(), name.into()))
     }
 
-    /// Enters a change of a service that somebody made in the console.
+    /// Enters a change of a service that somebody made in the console, or Cloud Functions did.
     fn enter_service(&self, version: &str, verb: &str, service: &ServiceKey) {
         let change = Change {
             version,
@@ -186,7 +207,12 @@ impl Run {
             bindings: None,
             failed: None,
         };
-        self.audit.enter(&self.clock, &Caller::console(), change);
+        let caller = if version == "internal" {
+            Caller::functions_robot()
+        } else {
+            Caller::console()
+        };
+        self.audit.enter(&self.clock, &caller, change);
     }
 
     /// Changes the policy of a service as somebody in the console does, who gives the etag that he
