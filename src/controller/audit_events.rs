@@ -23,7 +23,7 @@ use crate::{
     cloudrun::CloudRun,
     iam::{Grant, Policy, RunService},
     index::PlanInputs,
-    ledger::Pending,
+    ledger::{Ledger, Pending},
     plan::{View, claim},
     subscription::{Answer, MessageHandler},
 };
@@ -93,6 +93,29 @@ struct Witness {
     unexplained: BTreeSet<Grant>,
     /// Who made what differs, or what was corrected lately.
     blame: BTreeMap<Grant, Arc<ChangedBy>>,
+}
+
+impl Witness {
+    /// Takes in who made what was corrected lately, as the ledger has it.
+    fn recall(&mut self, ledger: &Ledger) {
+        for (grant, corrected) in &ledger.corrections {
+            if let Some(by) = &corrected.by {
+                let known = self.blame.entry(grant.clone());
+                known.or_insert_with(|| by.clone());
+            }
+        }
+    }
+
+    /// Takes in what we did ourselves: the last of it, as a grant is made for one reason and taken
+    /// away for another. What somebody else did stays theirs.
+    fn own_up(&mut self, own: BTreeMap<Grant, Arc<ChangedBy>>) {
+        for (grant, by) in own {
+            let known = self.blame.entry(grant).or_insert_with(|| by.clone());
+            if known.is_operator() {
+                *known = by;
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -429,14 +452,7 @@ impl<C: CloudRun> Controller<C> {
         let by = claim::fingerprint(&inputs.claims);
         let (told, blame, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.entry(service.clone()).or_default();
-            for (grant, corrected) in &inputs.ledger.corrections {
-                if let Some(by) = &corrected.by {
-                    witness
-                        .blame
-                        .entry(grant.clone())
-                        .or_insert_with(|| by.clone());
-                }
-            }
+            witness.recall(&inputs.ledger);
             let open = |g: &&Grant| {
                 !witness.blame.contains_key(*g)
                     && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
@@ -459,13 +475,7 @@ impl<C: CloudRun> Controller<C> {
                 .filter(|g| !blame.contains_key(*g));
             witness.unexplained = unexplained.cloned().collect();
             witness.blame.extend(blame);
-            // The last that we did about a grant: made for one guardrail, taken away for another.
-            for (grant, by) in own {
-                let known = witness.blame.entry(grant).or_insert_with(|| by.clone());
-                if known.is_operator() {
-                    *known = by;
-                }
-            }
+            witness.own_up(own);
             let lately = |g: &Grant| {
                 differs.missing.contains(g)
                     || differs.unexpected.contains(g)

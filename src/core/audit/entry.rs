@@ -100,10 +100,7 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
         return Ok(None);
     };
     // A status with a code is a call that failed: nothing changed.
-    if payload["status"]["code"]
-        .as_i64()
-        .is_some_and(|code| code != 0)
-    {
+    if payload["status"]["code"].as_i64().unwrap_or_default() != 0 {
         return Ok(None);
     }
     let name = payload["resourceName"]
