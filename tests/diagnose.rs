@@ -232,7 +232,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
         ("IAP lists the caller", iap(|f| f.iap = to(&[CALLER], IAP_ROLE)), Cause::AccessExpected),
         ("IAP's grant is inherited", iap(|f| f.project = to(&[CALLER], IAP_ROLE)), Cause::AccessExpected),
         ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::IapDecides),
-        ("IAP's policy cannot be seen", iap(|f| f.iap = hidden()), Cause::IapDecides),
+        ("IAP's policy cannot be seen", iap(|f| f.iap = hidden()), Cause::CannotTell),
         (
             "IAP answered, on the load balancer",
             Facts {

@@ -403,6 +403,13 @@ mod tests {
                 C::Conflict,
             ),
             (
+                401,
+                "UNAUTHENTICATED",
+                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.",
+                none(),
+                C::Credentials,
+            ),
+            (
                 403,
                 "PERMISSION_DENIED",
                 "Permission 'run.services.setIamPolicy' denied on resource 'projects/p/locations/l/services/s' (or resource may not exist).",

@@ -343,7 +343,18 @@ impl Walk<'_> {
                 )
             };
         }
+        let unseen = [&facts.iap, &facts.project]
+            .into_iter()
+            .find_map(Known::unseen);
         let maybe = |held: &Option<Held>| held.as_ref().is_none_or(|h| !h.maybe.is_empty());
+        if let Some(why) = unseen {
+            self.step("iap", Outcome::Unknown, why);
+            return self.settle(
+                Cause::CannotTell,
+                format!("Identity-Aware Proxy decides. Either it lets {principal} in, or {principal} lacks {IAP_ROLE}: that could not be seen."),
+                "Ask again with the right that the step marked ?? names, or ask somebody who has it.",
+            );
+        }
         if maybe(&own) || maybe(&inherited) {
             return self.iap_decides(&format!(
                 "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE} cannot be told from here"

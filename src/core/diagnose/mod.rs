@@ -46,6 +46,14 @@ impl<T> Known<T> {
             _ => None,
         }
     }
+
+    /// Why it could not be seen, where somebody asked.
+    fn unseen(&self) -> Option<&str> {
+        match self {
+            Self::Hidden(why) | Self::Absent(why) => Some(why),
+            Self::Is(_) | Self::NotAsked => None,
+        }
+    }
 }
 
 /// All that the verdict depends on.
