@@ -42,7 +42,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
 
     let google = google::Google::connect(google::Options {
         endpoint: args.cloud.cloud_run_endpoint.clone(),
-        credentials: google::credentials(args.cloud.anonymous)?,
+        credentials: google::credentials(args.cloud.anonymous)
+            .map_err(|f| anyhow::anyhow!(f.advice()))?,
         timeout: args.cloud.cloud_timeout,
         quota_project: args.cloud.quota_project.clone(),
     })

@@ -126,13 +126,18 @@ impl Plugin {
     }
 
     async fn run(&self, args: &[&str]) -> Ran {
+        self.run_with(args, &[("RUN_INVOKER_ANONYMOUS", "true")])
+            .await
+    }
+
+    async fn run_with(&self, args: &[&str], environment: &[(&str, &str)]) -> Ran {
         let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"))
             .args(args)
             .current_dir(&self.folder)
             .env_clear()
             .env("KUBECONFIG", self.folder.join("kubeconfig"))
             .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &self.endpoint)
-            .env("RUN_INVOKER_ANONYMOUS", "true")
+            .envs(environment.iter().copied())
             .env("KUBECTL_INVOKER_NOW", NOW)
             .stdin(Stdio::null())
             .output()
@@ -745,6 +750,107 @@ async fn the_page_is_written() {
     let folder = repository("target/access");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("access.html"), ran.stdout).unwrap();
+}
+
+/// The fix that `diagnose` names for a service that a policy manages is a patch of that policy;
+/// applied, it is what the operator carries out, and a second diagnosis finds nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_fix_that_diagnose_names_holds() {
+    let (project, region, caller) = ("acme-prod", "europe-west1", "user:b@acme.com");
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    sandbox.run.deploy(project, region, "web", &[]);
+    let policy = json!({"kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"project": project, "services": [{"name": "web", "region": region}], "mode": "Enforce", "invokers": [{"member": "user:a@acme.com"}]}});
+    put(&client, &policy).await;
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    looked_at(&client).await;
+    let plugin = Plugin::new(&sandbox);
+    let service = ["--project", project, "--region", region, "--service", "web"];
+    let args = [&["diagnose", "-o", "json", "--as", caller][..], &service].concat();
+    let diagnose = async || {
+        let ran = plugin.run(&args).await;
+        let found: Value = serde_json::from_str(&ran.stdout).unwrap();
+        (ran.code, found)
+    };
+    let (code, found) = diagnose().await;
+    assert_eq!(
+        (code, &found["cause"]),
+        (2, &json!("NotGranted")),
+        "{found}"
+    );
+    let fix = &found["fix"];
+    assert!(fix["policy"].is_null() && fix["gcloud"].is_null(), "{fix}");
+    assert_eq!(fix["patch"]["policy"], "default/web");
+    let path = "/apis/run-invoker.dev/v1alpha1/namespaces/default/invokerpolicies/web";
+    let request = http::Request::patch(path)
+        .header("content-type", "application/json-patch+json")
+        .body(fix["patch"]["operations"].to_string().into_bytes())
+        .unwrap();
+    client.request::<Value>(request).await.unwrap();
+    eventually(Duration::from_secs(20), "it is granted", || async {
+        let members = sandbox
+            .run
+            .members(project, region, "web", "roles/run.invoker");
+        let granted = members.iter().any(|m| m == caller);
+        granted.then_some(()).ok_or_else(|| format!("{members:?}"))
+    })
+    .await;
+    let api: Api<InvokerPolicy> = Api::namespaced(client.clone(), "default");
+    let again = json!({"metadata": {"annotations": {REQUESTED_AT: "1"}}});
+    api.patch("web", &PatchParams::default(), &Patch::Merge(again))
+        .await
+        .unwrap();
+    looked_at(&client).await;
+    let members = sandbox
+        .run
+        .members(project, region, "web", "roles/run.invoker");
+    assert_eq!(members, ["user:a@acme.com", caller], "it stays");
+    operator.stop().await;
+}
+
+/// Two lines, once, whatever the command would have asked: of credentials that are not there, and
+/// of those that nobody takes any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn credentials_that_do_not_work_are_said_in_two_lines() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let plugin = Plugin::new(&sandbox);
+    let expired = plugin.folder.join("expired.json");
+    // Nothing there gives a token for it.
+    let login = json!({"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r",
+        "token_uri": format!("{}/token", sandbox.run_url())});
+    fs::write(&expired, login.to_string()).unwrap();
+    let expired = expired.display().to_string();
+    let service = [
+        "--project",
+        "acme-prod",
+        "--region",
+        "europe-west1",
+        "--service",
+        "web",
+    ];
+    let diagnose = [&["diagnose", "--offline"][..], &service].concat();
+    for credentials in ["nowhere.json", &expired] {
+        let environment = [("GOOGLE_APPLICATION_CREDENTIALS", credentials)];
+        for args in [
+            &diagnose[..],
+            &["access", "--project", "acme-prod", "--offline"],
+        ] {
+            let ran = plugin.run_with(args, &environment).await;
+            let lines: Vec<&str> = ran.stderr.lines().collect();
+            assert!(
+                ran.code == 1 && ran.stdout.is_empty() && lines.len() == 2,
+                "{args:?}: {} {}",
+                ran.stdout,
+                ran.stderr
+            );
+            assert!(
+                lines[0].starts_with("error: Google credentials are missing or have expired: ")
+            );
+            assert!(lines[1].starts_with("run gcloud auth application-default login"));
+        }
+    }
 }
 
 /// What the API server refuses at apply, `plan -f` refuses as well, with the same words.

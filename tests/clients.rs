@@ -102,7 +102,7 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
     assert!(
         !fine
             && text.contains("spec.invokers[0].member: Invalid value")
-            && text.contains("member must be user:EMAIL"),
+            && text.contains("case counts; write allUsers"),
         "{text}"
     );
     let (fine, text) = kubectl

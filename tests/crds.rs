@@ -69,8 +69,10 @@ fn every_rule_has_a_message_that_says_what_to_do() {
         if let Some(list) = v["x-kubernetes-validations"].as_array() {
             for rule in list {
                 *seen += 1;
+                let message = rule["message"].as_str();
+                let message = message.or(rule["messageExpression"].as_str());
                 assert!(
-                    rule["message"].as_str().is_some_and(|m| m.len() > 20),
+                    message.is_some_and(|m| m.len() > 20),
                     "{rule} has no message"
                 );
             }

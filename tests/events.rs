@@ -15,7 +15,7 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use run_invoker::{
-    api::{InvokerChange, InvokerPolicy},
+    api::{ChangeReason, ChangedBy, InvokerChange, InvokerGuardrail, InvokerPolicy},
     controller::audit_events::{EventOptions, Heard},
     subscription::Source,
 };
@@ -578,6 +578,121 @@ async fn changes_of_services_are_listed_at_once() {
     // Labels away: out of the selector, and what was granted for it goes.
     tell(&|s| s.run.deploy(P, R, "shop", &[]));
     world.members_of("shop", &[], Duration::from_secs(20)).await;
+}
+
+/// A function is deployed by methods of its own, which a selector follows like any other; its
+/// completion, in another log and about a revision, asks for nothing and is nothing odd.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn functions_are_heard_of_and_completions_do_no_harm() {
+    let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
+    let api: Api<InvokerPolicy> = Api::namespaced(world.client.clone(), "default");
+    let selector = json!({"selector": {"matchLabels": {"tier": "front"}}, "regions": [R]});
+    let object = serde_json::from_value(policy("front", "Enforce", "5m", selector)).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap();
+    world.settled(2).await;
+    let told = world.sandbox.run.audit.entries().len();
+    world
+        .sandbox
+        .run
+        .deploy_function(P, R, "on-order", &[("tier", "front")]);
+    let entries = world.sandbox.run.audit.entries();
+    let payload = |i: usize, field: &str| entries[told + i]["protoPayload"][field].clone();
+    assert_eq!(
+        payload(0, "methodName"),
+        "google.cloud.serverless.internal.InternalServices.CreateInternalService"
+    );
+    assert_eq!(payload(1, "methodName"), "/Services.ReplaceService");
+    assert_eq!(world.tell(told), [Heard::Hint, Heard::Foreign]);
+    world
+        .members_of("on-order", &[A], Duration::from_secs(20))
+        .await;
+    // Completions alone, again and again: no call.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let from = world.mark();
+    for _ in 0..50 {
+        let heard = world
+            .operator
+            .controller
+            .hear(entries[told + 1].to_string().as_bytes());
+        assert_eq!(heard, Heard::Foreign);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.calls(from), (0, 0, 0));
+}
+
+/// A guardrail takes a member away that the policy lists: that is the operator's own doing, whoever
+/// the log names for it, and what somebody else does next is theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_the_operator_revoked_is_never_blamed_on_anybody() {
+    for with_delta in [false, true] {
+        let world = World::one("Enforce", &with_events(Duration::from_secs(300))).await;
+        world.sandbox.run.audit.set_delta(with_delta);
+        let api: Api<InvokerPolicy> = Api::namespaced(world.client.clone(), "default");
+        let invokers = json!([{"member": A}, {"member": "user:b@acme.com"}]);
+        let patch = json!({"spec": {"invokers": invokers}});
+        api.patch("web", &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+        world.members(&[A, "user:b@acme.com"]).await;
+        world.tell(0);
+        let rails: Api<InvokerGuardrail> = Api::all(world.client.clone());
+        let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "tight"},
+            "spec": {"members": [A]}});
+        rails
+            .create(
+                &PostParams::default(),
+                &serde_json::from_value(rail).unwrap(),
+            )
+            .await
+            .unwrap();
+        world.members(&[A]).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.tell(0);
+        look(&world, "1").await;
+        let own = |by: &ChangedBy, change: &InvokerChange| {
+            by.change == change.metadata.name.clone().unwrap_or_default()
+                && by.principal == "run-invoker"
+        };
+        eventually(Duration::from_secs(20), "it is the operator's", || async {
+            let changes = world.changes().await;
+            let record = changes
+                .iter()
+                .find(|c| c.spec.reason == ChangeReason::Guardrail)
+                .ok_or("no record yet")?;
+            assert_eq!(record.spec.drift_by, None);
+            let status = world.policy("web").await.status.unwrap();
+            let entry = &status.services[0];
+            match &entry.drift_by {
+                Some(by) if entry.missing == ["user:b@acme.com"] && own(by, record) => Ok(()),
+                other => Err(format!("{other:?} {entry:?} {:?}", record.metadata.name)),
+            }
+        })
+        .await;
+        // Neither as an event nor as a name of somebody.
+        let blamed = |n: &String| n.starts_with("DriftDetected");
+        assert!(!world.notes().await.iter().any(blamed));
+        // A stranger's change has the stranger's name, although ours stands beside it.
+        let told = world.sandbox.run.audit.entries().len();
+        world
+            .sandbox
+            .run
+            .add_member(P, R, "web", ROLE, "user:x@evil.org");
+        world.tell(told);
+        world.members(&[A]).await;
+        eventually(Duration::from_secs(10), "the stranger's", || async {
+            let notes = world.notes().await;
+            let found = |n: &String| {
+                n.contains("user:x@evil.org") && n.contains(", by clicker@acme.com with")
+            };
+            if notes.iter().any(found) {
+                Ok(())
+            } else {
+                Err(format!("{notes:?}"))
+            }
+        })
+        .await;
+        world.operator.stop().await;
+    }
 }
 
 /// Ten thousand messages, half of them rubbish or about others, with real ones in between.

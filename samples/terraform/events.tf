@@ -15,7 +15,7 @@ locals {
   events_filter = <<-EOT
     log_id("cloudaudit.googleapis.com/activity")
     protoPayload.serviceName="run.googleapis.com"
-    protoPayload.methodName=~"\\.Services\\.(SetIamPolicy|CreateService|UpdateService|ReplaceService|DeleteService)$"
+    protoPayload.methodName=~"\\.(Services\\.(SetIamPolicy|CreateService|UpdateService|ReplaceService|DeleteService)|InternalServices\\.(Create|Update|Replace|Delete)InternalService)$"
   EOT
   events_topic  = "pubsub.googleapis.com/${google_pubsub_topic.events.id}"
 }

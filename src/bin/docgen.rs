@@ -113,11 +113,17 @@ fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(Str
         .into_iter()
         .flatten()
     {
-        let message = rule["message"]
-            .as_str()
-            .or_else(|| rule["messageExpression"].as_str())
-            .unwrap_or_default();
-        rules.push((path.to_owned(), message.to_owned()));
+        // Of a message that depends on the value, what it begins with.
+        let begins = |expression: &str| {
+            let text = expression.split('\'').nth(1).unwrap_or_default();
+            format!(
+                "{}; the message has the likely right spelling",
+                text.trim_end_matches("; write ")
+            )
+        };
+        let message = rule["message"].as_str().map(str::to_owned);
+        let message = message.or_else(|| rule["messageExpression"].as_str().map(begins));
+        rules.push((path.to_owned(), message.unwrap_or_default()));
     }
     let required: Vec<&str> = schema["required"]
         .as_array()
@@ -270,7 +276,7 @@ fn cli() -> String {
     let mut page = String::from(
         "# kubectl invoker\n\nThe plugin: put `kubectl-invoker` on your PATH, and `kubectl invoker` runs it. It shares gathering, planning and rendering with \
          the operator, so what it shows is what the operator would do.\n\n\
-         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`).\n\n\
+         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`), 3 it could not be told, or not everything could be seen (`diagnose`).\n\n\
          **Output**: for people by default, within 80 columns (`COLUMNS` for more); colours on a terminal only, none with `NO_COLOR`. \
          `-o json` and `-o yaml` are for programs: every document has `kind` and `version`; within a version fields are added, never changed or \
          removed.\n\n**Completion** of `kubectl-invoker`: `source <(kubectl-invoker completion bash)`, and likewise for zsh, fish and others.\n",

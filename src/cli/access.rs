@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cloudrun::{CloudRun as _, Scope, list_services},
-    iam::{Policy, PrincipalKind, ServiceInfo},
+    iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
 
@@ -224,7 +224,7 @@ fn access(
     member: Option<&str>,
 ) -> ServiceAccess {
     let claims = world.index.words(&info.service);
-    let wanted = member.map(crate::iam::Principal::from_live);
+    let wanted = member.map(Principal::from_live);
     let mut invokers: Vec<Invoker> = live
         .grants()
         .iter()
@@ -249,7 +249,7 @@ fn access(
                 until,
                 ended: until.is_some_and(|u| u <= world.now),
                 public: g.principal.is_public(),
-                cannot_invoke: !g.principal.can_invoke(),
+                cannot_invoke: g.principal.invocation() == Invocation::Unsupported,
             }
         })
         .collect();
@@ -261,10 +261,10 @@ fn access(
         until: None,
         ended: false,
         public: p.is_public(),
-        cannot_invoke: !p.can_invoke(),
+        cannot_invoke: p.invocation() == Invocation::Unsupported,
     }));
     if let Some(wanted) = wanted {
-        let is = |i: &Invoker| i.public || crate::iam::Principal::from_live(&i.member) == wanted;
+        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == wanted;
         invokers.retain(is);
     }
     ServiceAccess {

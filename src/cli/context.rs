@@ -22,6 +22,7 @@ use crate::{
         limit::Limited,
     },
     config::CloudArgs,
+    fault::Fault,
     render::Style,
 };
 
@@ -106,18 +107,25 @@ impl Context {
         Ok(Kube { client, namespace })
     }
 
-    /// Reaches Google.
+    /// Reaches Google, with credentials that work: what is wrong with them is said here once, and
+    /// not again for each call.
     ///
     /// # Errors
-    /// When there are no credentials.
+    /// When there are no credentials, or they have expired.
     pub async fn google(&self, args: &CloudArgs) -> anyhow::Result<Google> {
-        Ok(Google::connect(google::Options {
+        let credentials = google::credentials(args.anonymous).map_err(|f| no_credentials(&f))?;
+        let google = Google::connect(google::Options {
             endpoint: args.cloud_run_endpoint.clone(),
-            credentials: google::credentials(args.anonymous)?,
+            credentials,
             timeout: args.cloud_timeout,
             quota_project: args.quota_project.clone(),
         })
-        .await?)
+        .await?;
+        google
+            .authenticate()
+            .await
+            .map_err(|f| no_credentials(&f))?;
+        Ok(google)
     }
 
     /// Reaches Google within the operator's budget of calls.
@@ -156,6 +164,16 @@ impl Context {
         std::io::stdin().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// Credentials for Google that are not there or do not work, in two lines.
+pub fn no_credentials(fault: &Fault) -> anyhow::Error {
+    let line = fault.message.lines().next().unwrap_or_default();
+    let first = line.split_once(". ").map_or(line, |(first, _)| first);
+    let why: String = first.chars().take(200).collect();
+    anyhow::anyhow!(
+        "Google credentials are missing or have expired: {why}\nrun gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
+    )
 }
 
 /// The answer. A reader that went away is no error of ours.

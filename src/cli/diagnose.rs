@@ -1,13 +1,13 @@
 //! `diagnose`: gathers the facts about a refused request, and shows what they come to.
 
-use std::{fs, io::Read as _, path::PathBuf};
+use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf};
 
-use jiff::Timestamp;
-use kube::{Api, api::ListParams};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::{Api, api::ListParams, core::PartialObjectMeta};
 
 use super::{
     Exit, Output,
-    context::{Context, Kube, print},
+    context::{Context, Kube, no_credentials, print},
     world::list_all,
 };
 use crate::{
@@ -15,13 +15,15 @@ use crate::{
     cloudrun::{CloudRun as _, Scope, google::Google, list_services},
     config::CloudArgs,
     diagnose::{
-        Declared, Diagnosis, Facts, Known, Outcome, diagnose,
-        symptom::{Entry, Symptom, host_and_path},
+        Cause, Declared, Diagnosis, Facts, Known, Outcome,
+        address::{self, Address, host_and_path},
+        diagnose,
+        symptom::{Entry, Symptom},
         token::Token,
     },
-    fault::Fault,
-    iam::{Principal, RunService},
-    intent::Intent,
+    fault::{Fault, FaultClass},
+    iam::{Principal, RunService, ServiceInfo},
+    intent::{self, AccountKey, GOOGLE_SERVICE_ACCOUNT, Intent, Target},
     render::{Format, Style, Tone, data},
 };
 
@@ -57,9 +59,13 @@ pub struct DiagnoseCommand {
     #[arg(long)]
     pub status: Option<u16>,
 
-    /// Text of the answer.
+    /// Text of the answer, with its headers or without (curl -si).
     #[arg(long)]
     pub body: Option<String>,
+
+    /// There is no entry of the request in the service's request log.
+    #[arg(long, conflicts_with = "log")]
+    pub no_log_entry: bool,
 
     /// Look at no cluster: which policy is about the service is not known then.
     #[arg(long)]
@@ -78,19 +84,13 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         None => (Symptom::default(), Entry::default()),
     };
     symptom.status = command.status.or(symptom.status);
-    if let Some(body) = &command.body {
-        symptom.hear(body);
+    if command.no_log_entry {
+        symptom.logged = Some(false);
     }
-    let token = match command.token.as_deref() {
-        None => None,
-        Some(text) => Some(match text.strip_prefix('@') {
-            // The error must not quote a token that was mistaken for a file.
-            Some(path) => Token::read(
-                &fs::read_to_string(path).map_err(|e| anyhow::anyhow!("the token's file: {e}"))?,
-            ),
-            None => Token::read(text),
-        }),
-    };
+    if let Some(body) = &command.body {
+        symptom.hear_body(body);
+    }
+    let token = read_token(command)?;
     let principal = match &command.principal {
         Some(text) => {
             Some(Principal::parse(text).map_err(|e| anyhow::anyhow!("--as {text:?} {e}"))?)
@@ -100,38 +100,23 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     let url = command.url.clone().or(entry.url.clone());
     let google = context.google(&command.cloud).await?;
     let service = find_service(command, &entry, url.as_deref(), &google).await?;
-    let at = entry.at.unwrap_or(context.now);
-
-    let (front, policy, project) = tokio::join!(
-        google.front(&service),
-        google.read_policy(&service),
-        google.project_policy(&service.project)
-    );
     let mut facts = Facts {
-        at,
+        at: entry.at.unwrap_or(context.now),
         principal,
         url,
-        front: known(front),
-        policy: known(policy),
-        project: known(project),
+        front: Known::NotAsked,
+        policy: Known::NotAsked,
+        project: Known::NotAsked,
+        iap: Known::NotAsked,
         token,
         symptom,
-        declared: Vec::new(),
+        declared: Known::NotAsked,
         changed_at: None,
         service,
     };
+    ask_google(&google, &mut facts).await?;
     if !command.offline {
-        match context.kube().await {
-            Ok(kube) => {
-                let about = ask_cluster(&kube, &mut facts).await;
-                if let Err(e) = about {
-                    context.complain(&format!("note: the cluster's policies are left out: {e:#}"));
-                }
-            }
-            Err(_) => {
-                context.complain("note: no cluster; what policies say is left out (--offline says that this is meant)")
-            }
-        }
+        consult_cluster(context, &mut facts).await;
     }
     let diagnosis = diagnose(&facts);
     let text = match Format::from(command.output) {
@@ -141,14 +126,55 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         _ => shown(&diagnosis, &context.style()),
     };
     print(&text);
-    use crate::diagnose::Cause as C;
-    Ok(
-        if matches!(diagnosis.cause, C::AccessExpected | C::CannotTell) {
-            Exit::Nothing
-        } else {
-            Exit::Differences
-        },
-    )
+    Ok(match diagnosis.cause {
+        Cause::AccessExpected => Exit::Nothing,
+        Cause::CannotTell => Exit::Unknown,
+        _ => Exit::Differences,
+    })
+}
+
+/// Takes in what policies say. Without a cluster the rest of the answer stands.
+async fn consult_cluster(context: &Context, facts: &mut Facts) {
+    match context.kube().await {
+        Ok(kube) => {
+            if let Err(e) = ask_cluster(&kube, facts).await {
+                context.complain(&format!("note: the cluster's policies are left out: {e:#}"));
+            }
+        }
+        Err(_) => context.complain(
+            "note: no cluster; what policies say is left out (--offline says that this is meant)",
+        ),
+    }
+}
+
+fn read_token(command: &DiagnoseCommand) -> anyhow::Result<Option<Token>> {
+    let Some(text) = command.token.as_deref() else {
+        return Ok(None);
+    };
+    Ok(Some(match text.strip_prefix('@') {
+        // The error must not quote a token that was mistaken for a file.
+        Some(path) => Token::read(
+            &fs::read_to_string(path).map_err(|e| anyhow::anyhow!("the token's file: {e}"))?,
+        ),
+        None => Token::read(text),
+    }))
+}
+
+/// Reads what stands before the service and who is granted, with as few calls as say it.
+async fn ask_google(google: &Google, facts: &mut Facts) -> anyhow::Result<()> {
+    let service = &facts.service;
+    let (front, policy, project) = tokio::join!(
+        google.front(service),
+        google.read_policy(service),
+        google.project_policy(&service.project)
+    );
+    if front.as_ref().is_ok_and(|f| f.iap) {
+        facts.iap = known(google.iap_policy(service).await)?;
+    }
+    facts.front = known(front)?;
+    facts.policy = known(policy)?;
+    facts.project = known(project)?;
+    Ok(())
 }
 
 fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {
@@ -168,11 +194,18 @@ fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {
     Ok(Symptom::of_entry(&entry))
 }
 
-fn known<T>(result: Result<T, Fault>) -> Known<T> {
+/// What a call came to. Credentials that do not work are no finding about the service.
+fn known<T>(result: Result<T, Fault>) -> anyhow::Result<Known<T>> {
     match result {
-        Ok(value) => Known::Is(value),
-        Err(fault) if fault.class.row().gone => Known::Absent(fault.message.clone()),
-        Err(fault) => Known::Hidden(fault.advice()),
+        Ok(value) => Ok(Known::Is(value)),
+        Err(fault) if fault.class == FaultClass::Credentials => Err(no_credentials(&fault)),
+        Err(fault) if fault.class.row().gone => Ok(Known::Absent(fault.message.clone())),
+        // What to do about it is said to the operator elsewhere; here it is the reader who lacks it.
+        Err(fault) if fault.class == FaultClass::PermissionDenied => Ok(Known::Hidden(format!(
+            "you may not see it: {}",
+            fault.message
+        ))),
+        Err(fault) => Ok(Known::Hidden(fault.advice())),
     }
 }
 
@@ -194,17 +227,26 @@ async fn find_service(
         );
     };
     let (host, _) = host_and_path(url);
-    // NAME-HASH-REGION.a.run.app and NAME-NUMBER.REGION.run.app both begin with the name.
     let listing = list_services(google, project, &Scope::AllRegions)
         .await
-        .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
+        .map_err(|f| match f.class {
+            FaultClass::Credentials => no_credentials(&f),
+            _ => anyhow::anyhow!("listing the services of {project}: {}", f.advice()),
+        })?;
+    let mut all = listing.services.iter();
+    if let Some(info) = all.find(|i| address::is_function(url, &i.service)) {
+        return Ok(info.service.clone());
+    }
     for info in listing
         .services
         .iter()
-        .filter(|i| host.starts_with(&format!("{}-", i.service.name)))
+        .filter(|i| address::may_be_of(&host, &i.service.name))
     {
         if let Ok(front) = google.front(&info.service).await
-            && front.urls.iter().any(|u| host_and_path(u).0 == host)
+            && matches!(
+                address::of(url, &info.service, &front),
+                Address::Own | Address::Tag(_) | Address::UnknownTag(_)
+            )
         {
             return Ok(info.service.clone());
         }
@@ -216,48 +258,125 @@ async fn find_service(
 async fn ask_cluster(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
     let policies =
         list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
+    let mut declared = Vec::new();
     for policy in &policies {
-        let intent = Intent::from_policy(policy);
-        let status = policy.status.clone().unwrap_or_default();
-        let s = &facts.service;
-        let named = intent
-            .targets
-            .iter()
-            .any(|t| matches!(t, crate::intent::Target::Named(n) if n == s));
-        let selected = intent.project == s.project
-            && status
-                .services
-                .iter()
-                .any(|x| *x.name == *s.name && *x.region == *s.region);
-        if !named && !selected {
-            continue;
+        let mut intent = Intent::from_policy(policy);
+        if is_about(policy, &intent, facts) {
+            let links = links(kube, &intent).await;
+            intent.link_accounts(|account| links.get(account).map(String::as_str));
+            declared.push(declaration(policy, &intent, &links, facts));
         }
-        let lists = |p: &Principal| intent.declared.iter().any(|d| d.grant.principal == *p);
-        let lists = facts.principal.as_ref().is_some_and(lists);
-        let ready = status
-            .conditions
-            .iter()
-            .find(|c| c.type_ == "Ready" && c.status != "True");
-        facts.declared.push(Declared {
-            policy: intent.id.to_string(),
-            lists,
-            enforced: intent.mode == Mode::Enforce && !intent.suspended,
-            reason: ready.map(|c| format!("{}: {}", c.reason, c.message)),
-        });
     }
     // Those that list the principal first.
-    facts.declared.sort_by_key(|d| (!d.lists, d.policy.clone()));
+    declared.sort_by_key(|d| (d.lists.is_none(), d.policy.clone()));
+    facts.declared = Known::Is(declared);
     let changes =
         list_all::<InvokerChange>(&Api::all(kube.client.clone()), ListParams::default()).await?;
     let of_service = changes
         .iter()
         .filter(|c| crate::history::service(&c.spec) == facts.service);
-    let times: Vec<Timestamp> = of_service
-        .map(|c| c.spec.at.0)
-        .filter(|at| *at <= facts.at)
-        .collect();
-    facts.changed_at = times.into_iter().max();
+    let times = of_service.map(|c| c.spec.at.0);
+    facts.changed_at = times.filter(|at| *at <= facts.at).max();
     Ok(())
+}
+
+/// Whether a policy names or selects the service. Where its labels could not be read, its status
+/// says what its selectors found.
+fn is_about(policy: &InvokerPolicy, intent: &Intent, facts: &Facts) -> bool {
+    let s = &facts.service;
+    let Known::Is(front) = &facts.front else {
+        let found = policy.status.iter().flat_map(|status| &status.services);
+        let mut named = intent.targets.iter();
+        return named.any(|t| matches!(t, Target::Named(n) if n == s))
+            || intent.project == s.project
+                && found
+                    .into_iter()
+                    .any(|x| *x.name == *s.name && *x.region == *s.region);
+    };
+    let info = ServiceInfo {
+        service: s.clone(),
+        uid: "".into(),
+        labels: front.labels.clone(),
+        invoker_iam_disabled: front.invoker_iam_disabled,
+    };
+    intent.project == s.project && intent.targets.iter().any(|t| t.selects(&info))
+}
+
+/// The Google service accounts behind the ServiceAccounts that a policy names. One that may not be
+/// read is not followed.
+async fn links(kube: &Kube, intent: &Intent) -> BTreeMap<AccountKey, String> {
+    let mut links = BTreeMap::new();
+    let entries = intent.accounts.iter().flat_map(|a| &a.entries);
+    for account in entries.map(|e| &e.account) {
+        let api: Api<PartialObjectMeta<ServiceAccount>> =
+            Api::namespaced(kube.client.clone(), &account.0);
+        let found = api.get_metadata_opt(&account.1).await.ok().flatten();
+        let notes = found.and_then(|a| a.metadata.annotations);
+        if let Some(email) = notes.and_then(|n| n.get(GOOGLE_SERVICE_ACCOUNT).cloned()) {
+            links.insert(account.clone(), email);
+        }
+    }
+    links
+}
+
+fn declaration(
+    policy: &InvokerPolicy,
+    intent: &Intent,
+    links: &BTreeMap<AccountKey, String>,
+    facts: &Facts,
+) -> Declared {
+    let ready = policy.status.iter().flat_map(|s| &s.conditions);
+    let reason = ready
+        .into_iter()
+        .find(|c| c.type_ == "Ready" && c.status != "True")
+        .map(|c| format!("{}: {}", c.reason, c.message));
+    let own = facts.principal.as_ref();
+    let declares = |principal: &Principal| {
+        intent
+            .declared
+            .iter()
+            .filter(|d| d.grant.principal == *principal)
+            .collect::<Vec<_>>()
+    };
+    let entries = own.map(declares).unwrap_or_default();
+    // An entry that still holds goes before one that has ended.
+    let is_over = |d: &&&intent::Declared| d.expires.is_some_and(|e| e <= facts.at);
+    let ended = entries.iter().all(|d| is_over(&d));
+    Declared {
+        policy: intent.id.to_string(),
+        lists: own
+            .filter(|_| !entries.is_empty())
+            .map(|p| place_of(policy, intent, links, p)),
+        ended: entries
+            .iter()
+            .filter_map(|d| d.expires)
+            .max()
+            .filter(|_| ended),
+        public: !declares(&Principal::from_live("allUsers")).is_empty(),
+        enforced: intent.mode == Mode::Enforce,
+        suspended: intent.suspended,
+        reason,
+    }
+}
+
+/// The place of a principal in `spec.invokers`, by member or by ServiceAccount.
+fn place_of(
+    policy: &InvokerPolicy,
+    intent: &Intent,
+    links: &BTreeMap<AccountKey, String>,
+    principal: &Principal,
+) -> usize {
+    let is = |text: &str| Principal::from_live(text) == *principal;
+    let mut members = policy.spec.invokers.iter();
+    let by_member = members.rposition(|i| i.member.as_deref().is_some_and(is));
+    let mut accounts = intent.accounts.iter().flat_map(|a| &a.entries);
+    let linked = |account| {
+        links
+            .get(account)
+            .is_some_and(|e| is(&format!("serviceAccount:{e}")))
+    };
+    let by_account = || accounts.find(|e| linked(&e.account)).map(|e| e.position);
+    by_member.or_else(by_account).unwrap_or_default()
 }
 
 fn shown(diagnosis: &Diagnosis, style: &Style) -> String {
@@ -271,7 +390,8 @@ fn shown(diagnosis: &Diagnosis, style: &Style) -> String {
             Outcome::Pass => ("ok", Tone::Good),
             Outcome::Fail => ("NO", Tone::Bad),
             Outcome::Maybe => ("? ", Tone::Warn),
-            Outcome::Unknown => ("- ", Tone::Dim),
+            Outcome::Unknown => ("??", Tone::Warn),
+            Outcome::Skipped => ("- ", Tone::Dim),
         };
         let lines = style.wrap(5, &format!("{}: {}", step.check, step.evidence));
         text.push_str(&format!(
@@ -289,7 +409,8 @@ fn shown(diagnosis: &Diagnosis, style: &Style) -> String {
     ));
     let fix = &diagnosis.fix;
     text.push_str(&format!("{}\n", style.wrap(0, &fix.words)));
-    for part in [&fix.policy, &fix.gcloud] {
+    let lines = fix.patch.as_ref().map_or("", |p| p.lines.as_str());
+    for part in [lines, &fix.policy, &fix.gcloud] {
         if !part.is_empty() {
             text.push('\n');
             part.lines()

@@ -33,12 +33,14 @@ const PERMISSIONS: [&str; 5] = [
     "run.locations.list",
 ];
 /// Verbs of the log that must get through the filter of the sink.
-const VERBS: [&str; 5] = [
+const VERBS: [&str; 6] = [
     "SetIamPolicy",
     "CreateService",
     "UpdateService",
     "ReplaceService",
     "DeleteService",
+    // Functions are deployed by methods of their own.
+    "InternalService",
 ];
 /// A Lease that was not renewed for so long, in seconds, is nobody's.
 const STALE: i64 = 60;
@@ -143,7 +145,15 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
             "set KUBECONFIG, or --kubeconfig and --context",
         ),
     }
-    let google = context.google(&command.cloud).await?;
+    let google = match context.google(&command.cloud).await {
+        Ok(google) => google,
+        Err(why) => {
+            let why = why.to_string();
+            let (what, fix) = why.split_once('\n').unwrap_or((&why, ""));
+            findings.add("credentials", "Google", Outcome::Fail, what, fix);
+            return report(context, command, findings);
+        }
+    };
     let mut projects: BTreeSet<String> = command.projects.iter().cloned().collect();
     if projects.is_empty() {
         projects.extend(policies.iter().map(|p| p.spec.project.clone()));

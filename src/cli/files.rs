@@ -366,7 +366,7 @@ mod tests {
             ),
             (
                 "spec: {project: acme-prod, services: [{name: web, region: europe-west1}], invokers: [{member: AllUsers}]}",
-                "spelled exactly so",
+                "case counts; write allUsers",
             ),
             (
                 "spec: {project: acme-prod, services: [], invokers: [{member: allUsers}]}",

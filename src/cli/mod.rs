@@ -1,7 +1,7 @@
 //! The kubectl plugin: arguments to calls, exit codes. It shares gather, plan and render with the
 //! operator, so what it shows is what the operator would do.
 //!
-//! Exit codes: 0 nothing to do, 1 error, 2 there are differences.
+//! Exit codes: 0 nothing to do, 1 error, 2 there are differences, 3 it could not be told.
 
 mod access;
 mod act;
@@ -24,7 +24,8 @@ use crate::{
 };
 use context::Context;
 
-const EXAMPLES: &str = "Exit codes: 0 nothing to do, 1 error, 2 there are differences.
+const EXAMPLES: &str = "Exit codes: 0 nothing to do, 1 error, 2 there are differences, 3 not everything could be seen
+(diagnose).
 
 Kubernetes is reached by your kubeconfig, as kubectl does; Google with Application Default Credentials
 (gcloud auth application-default login).";
@@ -226,6 +227,8 @@ pub enum Exit {
     Nothing,
     Error,
     Differences,
+    /// What was to be told could not be: something was not given, or not seen.
+    Unknown,
 }
 
 impl From<Exit> for ExitCode {
@@ -234,6 +237,7 @@ impl From<Exit> for ExitCode {
             Exit::Nothing => 0,
             Exit::Error => 1,
             Exit::Differences => 2,
+            Exit::Unknown => 3,
         })
     }
 }

@@ -113,7 +113,8 @@ pub fn document(world: &ClusterSnapshot) -> PlanDocument {
                 message,
             })
         };
-        for rejection in &record.intent.rejections {
+        let intent = &record.intent;
+        for rejection in intent.rejections.iter().chain(&intent.remarks) {
             note(format!("{}: {}", rejection.field, rejection.message));
         }
         for denied in record.denied_targets() {

@@ -293,7 +293,9 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
         (500..=599, _) => C::Unavailable,
         _ if !answer.is_document => C::ForeignAnswer,
         (400 | 403, _) if forbidden_by_organization(answer) => C::OrganizationPolicy,
-        (401 | 403, _) | (_, "PERMISSION_DENIED") => C::PermissionDenied,
+        // The credentials themselves, whatever they may do.
+        (401, _) => C::Credentials,
+        (403, _) | (_, "PERMISSION_DENIED") => C::PermissionDenied,
         (404, "NOT_FOUND") => what_is_gone(&answer.message, about),
         (404, _) => C::ForeignAnswer,
         (400, "INVALID_ARGUMENT" | "FAILED_PRECONDITION" | "") => C::InvalidMember,
@@ -399,6 +401,13 @@ mod tests {
                 "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
                 none(),
                 C::Conflict,
+            ),
+            (
+                401,
+                "UNAUTHENTICATED",
+                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.",
+                none(),
+                C::Credentials,
             ),
             (
                 403,

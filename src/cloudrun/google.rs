@@ -27,6 +27,7 @@ pub enum Side {
     ResourceManager,
     PubSub,
     Logging,
+    Iap,
 }
 
 impl Side {
@@ -35,6 +36,7 @@ impl Side {
             Self::ResourceManager => "https://cloudresourcemanager.googleapis.com",
             Self::PubSub => "https://pubsub.googleapis.com",
             Self::Logging => "https://logging.googleapis.com",
+            Self::Iap => "https://iap.googleapis.com",
         }
     }
 }
@@ -60,15 +62,14 @@ pub fn credentials(anonymous: bool) -> Result<Credentials, Fault> {
     if anonymous {
         return Ok(google_cloud_auth::credentials::anonymous::Builder::new().build());
     }
-    google_cloud_auth::credentials::Builder::default().build().map_err(|e| {
-        Fault::new(
-            FaultClass::Credentials,
-            format!(
-                "no Application Default Credentials ({}): use Workload Identity, or run gcloud auth application-default login",
-                chain(&e)
-            ),
-        )
-    })
+    google_cloud_auth::credentials::Builder::default()
+        .build()
+        .map_err(|e| {
+            Fault::new(
+                FaultClass::Credentials,
+                format!("no Application Default Credentials ({})", chain(&e)),
+            )
+        })
 }
 
 /// Plain HTTP to Google, for what the SDK has no call for.
@@ -170,8 +171,29 @@ impl Google {
             invoker_iam_disabled: found.invoker_iam_disabled,
             custom_audiences: found.custom_audiences,
             urls,
+            tag_urls: found
+                .traffic_statuses
+                .into_iter()
+                .filter(|t| !t.tag.is_empty())
+                .map(|t| t.uri)
+                .collect(),
+            labels: found.labels.into_iter().collect(),
             reconciling: found.reconciling,
         })
+    }
+
+    /// Who may pass Identity-Aware Proxy in front of a service (`iap.webServices.getIamPolicy`).
+    ///
+    /// Source: gcloud's `iap web get-iam-policy --resource-type=cloud-run`.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes.
+    pub async fn iap_policy(&self, service: &RunService) -> Result<Policy, Fault> {
+        let path = format!(
+            "v1/projects/{}/iap_web/cloud_run-{}/services/{}:getIamPolicy",
+            service.project, service.region, service.name
+        );
+        self.policy_at(Side::Iap, &path).await
     }
 
     /// The project's own allow policy, by the Resource Manager
@@ -181,13 +203,18 @@ impl Google {
     /// # Errors
     /// The fault of the one call that this makes.
     pub async fn project_policy(&self, project: &str) -> Result<Policy, Fault> {
-        let body = serde_json::json!({"options": {"requestedPolicyVersion": 3}});
         let path = format!("v3/projects/{project}:getIamPolicy");
-        let answer = self.ask(Side::ResourceManager, &path, Some(&body)).await?;
+        self.policy_at(Side::ResourceManager, &path).await
+    }
+
+    /// An allow policy of another API than Cloud Run's.
+    async fn policy_at(&self, side: Side, path: &str) -> Result<Policy, Fault> {
+        let body = serde_json::json!({"options": {"requestedPolicyVersion": 3}});
+        let answer = self.ask(side, path, Some(&body)).await?;
         serde_json::from_value(answer).map_err(|e| {
             Fault::new(
                 FaultClass::Unexpected,
-                format!("the project's policy is not as documented: {e}"),
+                format!("the policy is not as documented: {e}"),
             )
         })
     }
@@ -211,11 +238,9 @@ impl Google {
             own
         };
         let body = body.map(serde_json::Value::to_string);
-        let name = path
-            .rsplit('/')
-            .next()
-            .and_then(|last| last.split(':').next())
-            .unwrap_or_default();
+        let last = path.rsplit('/').next().unwrap_or_default();
+        // The verb is behind the last colon; the id of a domain's project has one of its own.
+        let name = last.rsplit_once(':').map_or(last, |(name, _)| name);
         let body = self
             .call(&format!("{base}/{path}"), body, About::Resource(name))
             .await?;
@@ -255,10 +280,23 @@ impl Google {
         Ok(response.into_body())
     }
 
+    /// Gets a token, as every call does before it is sent.
+    ///
+    /// # Errors
+    /// [`FaultClass::Credentials`], or [`FaultClass::Timeout`] where nobody answers.
+    pub async fn authenticate(&self) -> Result<(), Fault> {
+        match tokio::time::timeout(self.options.timeout, self.headers()).await {
+            Ok(headers) => headers.map(|_| ()),
+            Err(_) => Err(Fault::new(
+                FaultClass::Timeout,
+                "nobody answered the request for a token",
+            )),
+        }
+    }
+
     /// Credentials and the project that pays.
     async fn headers(&self) -> Result<http::HeaderMap, Fault> {
-        let credentials =
-            |e: &dyn std::fmt::Display| Fault::new(FaultClass::Credentials, e.to_string());
+        let credentials = |e: &dyn std::error::Error| Fault::new(FaultClass::Credentials, chain(e));
         let mut headers = match self
             .options
             .credentials

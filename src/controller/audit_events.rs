@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::time::Instant;
 
 use super::{
@@ -22,6 +23,7 @@ use crate::{
     cloudrun::CloudRun,
     iam::{Grant, Policy, RunService},
     index::PlanInputs,
+    ledger::{Ledger, Pending},
     plan::{View, claim},
     subscription::{Answer, MessageHandler},
 };
@@ -91,6 +93,29 @@ struct Witness {
     unexplained: BTreeSet<Grant>,
     /// Who made what differs, or what was corrected lately.
     blame: BTreeMap<Grant, Arc<ChangedBy>>,
+}
+
+impl Witness {
+    /// Takes in who made what was corrected lately, as the ledger has it.
+    fn recall(&mut self, ledger: &Ledger) {
+        for (grant, corrected) in &ledger.corrections {
+            if let Some(by) = &corrected.by {
+                let known = self.blame.entry(grant.clone());
+                known.or_insert_with(|| by.clone());
+            }
+        }
+    }
+
+    /// Takes in what we did ourselves: the last of it, as a grant is made for one reason and taken
+    /// away for another. What somebody else did stays theirs.
+    fn own_up(&mut self, own: BTreeMap<Grant, Arc<ChangedBy>>) {
+        for (grant, by) in own {
+            let known = self.blame.entry(grant).or_insert_with(|| by.clone());
+            if known.is_operator() {
+                *known = by;
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -372,6 +397,31 @@ impl<C: CloudRun> Controller<C> {
         });
     }
 
+    /// A write of our own was seen to its end: what it changed is known to be ours before the log
+    /// tells of it, and whoever that names. Where somebody else wrote in between, the version is not
+    /// ours.
+    pub(super) fn wrote(&self, service: &RunService, pending: &Pending, live: Option<&Policy>) {
+        let Some(live) = live.filter(|_| self.options.events.is_some()) else {
+            return;
+        };
+        let real = live.grants();
+        let kept = pending.before.difference(&pending.removed);
+        let expected: BTreeSet<&Grant> = kept.chain(&pending.added).collect();
+        if pending.before_omitted > 0 || !real.iter().eq(expected) {
+            return;
+        }
+        let by = ChangedBy::operator(&pending.name, MicroTime(pending.at));
+        let set = PolicySet {
+            etag_before: Some(pending.etag_before.as_str().into()),
+            etag_after: Some(live.etag.0.as_str().into()),
+            after: Some(real),
+            delta: Some((pending.added.clone(), pending.removed.clone())),
+        };
+        self.audit_events
+            .state
+            .with(|s| s.remember(service, set, Arc::new(by)));
+    }
+
     /// An event told of a version that was really read: events of that project come in.
     fn proven(&self, project: &Arc<str>) {
         let was_dark = self.audit_events.state.with(|s| {
@@ -402,14 +452,7 @@ impl<C: CloudRun> Controller<C> {
         let by = claim::fingerprint(&inputs.claims);
         let (told, blame, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.entry(service.clone()).or_default();
-            for (grant, corrected) in &inputs.ledger.corrections {
-                if let Some(by) = &corrected.by {
-                    witness
-                        .blame
-                        .entry(grant.clone())
-                        .or_insert_with(|| by.clone());
-                }
-            }
+            witness.recall(&inputs.ledger);
             let open = |g: &&Grant| {
                 !witness.blame.contains_key(*g)
                     && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
@@ -423,6 +466,8 @@ impl<C: CloudRun> Controller<C> {
             let blame = trail
                 .map(|t| t.blame(live, witness.base.as_deref(), &drift))
                 .unwrap_or_default();
+            // What we took away ourselves, for a guardrail, is no drift and nobody's doing else.
+            let own = trail.map(|t| t.own(live, &differs)).unwrap_or_default();
             let unexplained = drift
                 .missing
                 .iter()
@@ -430,6 +475,7 @@ impl<C: CloudRun> Controller<C> {
                 .filter(|g| !blame.contains_key(*g));
             witness.unexplained = unexplained.cloned().collect();
             witness.blame.extend(blame);
+            witness.own_up(own);
             let lately = |g: &Grant| {
                 differs.missing.contains(g)
                     || differs.unexpected.contains(g)
@@ -622,9 +668,8 @@ mod tests {
             tool: String::new(),
             user_agent: String::new(),
             method: String::new(),
-            at: k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(
-                jiff::Timestamp::UNIX_EPOCH,
-            ),
+            change: String::new(),
+            at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
         });
         for i in 0..MAX_REMEMBERED + 500 {
             let set = PolicySet {

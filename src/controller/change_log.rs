@@ -148,6 +148,9 @@ impl<C: CloudRun> Controller<C> {
                 settlement.undone.push(pending);
                 continue;
             }
+            if outcome.phase == ChangePhase::Applied {
+                self.wrote(service, &pending, live);
+            }
             if recorded.contains(&pending.name) {
                 continue;
             }

@@ -43,6 +43,8 @@ const MAX_NOTES: usize = 5000;
 /// Events of one namespace that wait: nobody's events crowd out those of others.
 const MAX_NOTES_OF_NAMESPACE: usize = 500;
 /// Statuses that are due within this time go out before the end.
+/// Nothing is waited for longer than this in one piece.
+const FAR: Duration = Duration::from_secs(86_400);
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -319,12 +321,15 @@ impl<C: CloudRun> Controller<C> {
             release: record.has_finalizer() && index.may_release(record),
             bind: !record.has_finalizer() && index.needs_finalizer(record),
             settles: status::propagated_at(changed, self.options.propagation)
-                .filter(|at| *at > now),
+                .into_iter()
+                .chain(record.intent.next_expiry(now))
+                .filter(|at| *at > now)
+                .min(),
             wide: record.denied() > 0 || !index.reached(key).is_empty(),
         })
     }
 
-    /// The propagation window ends without anything happening elsewhere.
+    /// The propagation window, and access that expires, end without anything happening elsewhere.
     fn come_back(&self, key: &PolicyKey, next: &InvokerPolicyStatus, settles: Option<Timestamp>) {
         let unsettled = next
             .conditions
@@ -333,7 +338,8 @@ impl<C: CloudRun> Controller<C> {
         match settles {
             Some(at) => {
                 let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
-                self.statuses.add(key, wait + Duration::from_secs(1));
+                self.statuses
+                    .add(key, wait.min(FAR) + Duration::from_secs(1));
             }
             None if unsettled => self.statuses.add(key, Duration::from_secs(15)),
             None => {}

@@ -683,6 +683,9 @@ pub struct Deployed {
     /// Fields of the v2 service that stand for themselves.
     #[serde(default)]
     front: serde_json::Value,
+    /// Who may pass Identity-Aware Proxy.
+    #[serde(default)]
+    iap: serde_json::Value,
 }
 
 pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
@@ -708,5 +711,8 @@ pub fn deploy(sandbox: &sandbox::Sandbox, s: &Deployed) {
     }
     if !s.front.is_null() {
         sandbox.run.set_front(p, r, n, &s.front);
+    }
+    if !s.iap.is_null() {
+        sandbox.run.set_iap_bindings(p, r, n, &s.iap);
     }
 }

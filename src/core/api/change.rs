@@ -116,7 +116,8 @@ fn is_zero(n: &i64) -> bool {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangedBy {
-    /// E-mail address or principal identifier; empty where the log names nobody.
+    /// E-mail address or principal identifier; empty where the log names nobody; run-invoker where
+    /// it was the operator itself.
     #[serde(default)]
     #[schemars(length(max = 512))]
     pub principal: String,
@@ -138,6 +139,30 @@ pub struct ChangedBy {
     pub method: String,
     /// When, by Google's clock.
     pub at: MicroTime,
+    /// Name of the InvokerChange, where it was the operator itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253))]
+    pub change: String,
+}
+
+impl ChangedBy {
+    /// The operator itself, by a write that is on record under this name.
+    pub fn operator(change: &str, at: MicroTime) -> Self {
+        Self {
+            principal: super::FIELD_MANAGER.into(),
+            via: Vec::new(),
+            tool: String::new(),
+            user_agent: String::new(),
+            method: "google.cloud.run.v2.Services.SetIamPolicy".into(),
+            at,
+            change: change.to_owned(),
+        }
+    }
+
+    /// Whether the operator itself made it: nobody is to be blamed for that.
+    pub fn is_operator(&self) -> bool {
+        !self.change.is_empty()
+    }
 }
 
 /// In words: `alice@acme.com with gcloud at 2026-11-24T12:00:00Z`.
@@ -153,6 +178,9 @@ impl std::fmt::Display for ChangedBy {
         }
         if !self.tool.is_empty() {
             write!(f, " with {}", self.tool)?;
+        }
+        if self.is_operator() {
+            write!(f, " itself (InvokerChange {})", self.change)?;
         }
         write!(f, " at {}", self.at.0.strftime("%Y-%m-%dT%H:%M:%SZ"))
     }

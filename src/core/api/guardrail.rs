@@ -45,7 +45,7 @@ pub struct InvokerGuardrailSpec {
 
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "projects")]
-    #[x_kube(validation = Rule::new("self.all(p, p.matches('^[a-z0-9*?-]+$'))")
+    #[x_kube(validation = Rule::new("self.all(p, p.matches('^[a-z0-9.:*?-]+$'))")
         .message("projects holds Google Cloud project ids, in which * stands for any text and ? for any character"))]
     pub projects: Option<Vec<String>>,
 
@@ -102,7 +102,7 @@ fn projects(_: &mut SchemaGenerator) -> Schema {
     globs(
         "Google Cloud projects that may be named; * stands for any text. Omitted: all.",
         64,
-        30,
+        63,
     )
 }
 fn services(_: &mut SchemaGenerator) -> Schema {

@@ -43,10 +43,11 @@ use super::ChangedBy;
 pub struct InvokerPolicySpec {
     /// Google Cloud project id of the services. Cannot be changed: delete the policy and make
     /// another.
-    #[schemars(length(min = 6, max = 30))]
+    // Ids of projects in the domain of an organization, such as example.com:shop, are old and valid.
+    #[schemars(length(min = 6, max = 63))]
     #[x_kube(
-        validation = Rule::new("self.matches('^[a-z][a-z0-9-]{4,28}[a-z0-9]$')")
-            .message("project must be a Google Cloud project id: 6 to 30 lower-case letters, digits or hyphens, beginning with a letter (not a project number or name)"),
+        validation = Rule::new("self.matches('^[a-z][a-z0-9-]{4,28}[a-z0-9]$') || self.matches('^[a-z0-9][a-z0-9-]*([.][a-z0-9][a-z0-9-]*)+:[a-z]([a-z0-9-]{0,28}[a-z0-9])?$')")
+            .message("project must be a Google Cloud project id: 6 to 30 lower-case letters, digits or hyphens, beginning with a letter (not a project number or name); or DOMAIN:ID, such as example.com:shop"),
         validation = Rule::new("self == oldSelf")
             .message("project cannot be changed; delete this policy and make another for the other project")
     )]
@@ -180,7 +181,14 @@ pub struct InvokerSpec {
     #[x_kube(
         validation = Rule::new("!self.startsWith('deleted:')")
             .message("member names a deleted identity; write the member without deleted: and ?uid="),
-        validation = Rule::new(r"self.startsWith('deleted:') || self.matches('^(allUsers|allAuthenticatedUsers|(user|group|serviceAccount):[A-Za-z0-9.!#$%&*+/=?^_`{|}~\\x27-]+@([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|serviceAccount:[A-Za-z0-9.:-]+[.]svc[.]id[.]goog\\[[A-Za-z0-9.-]+/[A-Za-z0-9.-]+\\]|domain:([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|principal(Set)?://[!-.0-~]+(/[!-.0-~]+)+/?)$')")
+        validation = Rule::new("self.contains(':') || self.matches('(?i)^all(authenticated)?users$')")
+            .message(kube::core::Message::Expression("'member has no prefix; write ' + (self.endsWith('.gserviceaccount.com') ? 'serviceAccount:' + self : self.contains('@') ? 'user:' + self + ' (or group: for a group)' : 'user:EMAIL, group:EMAIL, serviceAccount:EMAIL or domain:NAME')".into())),
+        validation = Rule::new("!self.matches('(?i)^((user|group|serviceAccount|domain|principal|principalSet|deleted):|all(authenticated)?users$)') || self.matches('^((user|group|serviceAccount|domain|principal|principalSet|deleted):|all(Authenticated)?Users$)')")
+            .message(kube::core::Message::Expression("'member is not spelled as IAM does, case counts; write ' + (self.matches('(?i)^allusers$') ? 'allUsers' : self.matches('(?i)^allauth') ? 'allAuthenticatedUsers' : (self.matches('(?i)^user:') ? 'user:' : self.matches('(?i)^group:') ? 'group:' : self.matches('(?i)^service') ? 'serviceAccount:' : self.matches('(?i)^domain:') ? 'domain:' : self.matches('(?i)^principals') ? 'principalSet:' : self.matches('(?i)^principal:') ? 'principal:' : 'deleted:') + ' in front')".into())),
+        validation = Rule::new("!self.matches('^(user|group|serviceAccount):[^@]*$') || self.contains('[')")
+            .message(kube::core::Message::Expression("'member has no domain; write ' + self + (self.startsWith('serviceAccount:') ? '@PROJECT.iam.gserviceaccount.com' : '@DOMAIN')".into())),
+        // What one of the rules above refuses has its message already.
+        validation = Rule::new(r"self.startsWith('deleted:') || !self.contains(':') || (self.matches('(?i)^(user|group|serviceAccount|domain|principal|principalSet|deleted):') && !self.matches('^(user|group|serviceAccount|domain|principal|principalSet):')) || self.matches('^(user|group|serviceAccount):[^@\\[]*$') || self.matches('^(allUsers|allAuthenticatedUsers|(user|group|serviceAccount):[A-Za-z0-9.!#$%&*+/=?^_`{|}~\\x27-]+@([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|serviceAccount:[A-Za-z0-9.:-]+[.]svc[.]id[.]goog\\[[A-Za-z0-9.-]+/[A-Za-z0-9.-]+\\]|domain:([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|principal(Set)?://[!-.0-~]+(/[!-.0-~]+)+/?)$')")
             .message("member must be user:EMAIL, group:EMAIL, serviceAccount:EMAIL, domain:NAME, principal://..., principalSet://..., allUsers or allAuthenticatedUsers, spelled exactly so (no spaces, ASCII only)")
     )]
     pub member: Option<String>,
@@ -288,6 +296,11 @@ pub struct InvokerPolicyStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
     #[serde(default)]
     pub conditions: Vec<StatusCondition>,
+    /// Invokers whose expires has passed: the entries grant nothing any more. Up to 20, and how
+    /// many more.
+    #[schemars(length(max = 21))]
+    #[serde(default)]
+    pub expired: Vec<String>,
     /// Numbers over all services of the policy.
     #[serde(default)]
     pub summary: Option<StatusSummary>,

@@ -31,6 +31,8 @@ names! {
         InSync,
         /// The last look succeeded; nothing is written in this mode.
         Audited,
+        /// A selector matches no service; everything else that is declared is real.
+        NothingSelected,
         /// Reality differs from the declaration.
         Drifted,
         /// Not every service was looked at since the last change of the spec.
@@ -91,6 +93,8 @@ names! {
         Contested,
         Exposed,
         InvalidMember,
+        /// An entry's expires has passed.
+        Expired,
         CloudError,
     }
 }

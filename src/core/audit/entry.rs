@@ -90,34 +90,25 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
     if payload["serviceName"].as_str() != Some("run.googleapis.com") {
         return Ok(None);
     }
-    // google.cloud.run.v1.Services.SetIamPolicy, google.cloud.run.v2.Services.SetIamPolicy and so
-    // on.
-    let verb = match method.rsplit_once('.') {
-        Some((rest, verb)) if rest.ends_with(".Services") => verb,
-        _ => return Ok(None),
-    };
-    let sets_policy = verb == "SetIamPolicy";
-    if !sets_policy
-        && ![
-            "CreateService",
-            "UpdateService",
-            "ReplaceService",
-            "DeleteService",
-        ]
-        .contains(&verb)
-    {
+    // A long change logs its completion here, without who asked for it and possibly on a revision.
+    // What there is to know was in the entry of its beginning.
+    let log = value["logName"].as_str().unwrap_or_default();
+    if log.ends_with("cloudaudit.googleapis.com%2Fsystem_event") {
         return Ok(None);
     }
+    let Some(sets_policy) = change_of(method) else {
+        return Ok(None);
+    };
     // A status with a code is a call that failed: nothing changed.
-    if payload["status"]["code"]
-        .as_i64()
-        .is_some_and(|code| code != 0)
-    {
+    if payload["status"]["code"].as_i64().unwrap_or_default() != 0 {
         return Ok(None);
     }
     let name = payload["resourceName"]
         .as_str()
         .ok_or(Malformed::Field("protoPayload.resourceName"))?;
+    if name.contains("/revisions/") {
+        return Ok(None);
+    }
     let place = place(name, &value["resource"]["labels"])
         .ok_or(Malformed::Field("protoPayload.resourceName"))?;
     let at: Timestamp = value["timestamp"]
@@ -138,6 +129,29 @@ pub fn parse(data: &[u8]) -> Result<Option<Entry>, Malformed> {
         kind,
         by,
     }))
+}
+
+/// Whether a method that changes a service sets its policy; `None`: it is about something else.
+///
+/// Services have `google.cloud.run.v1.Services.SetIamPolicy` and so on. Functions, Firebase's too,
+/// are deployed as `google.cloud.serverless.internal.InternalServices.ReplaceInternalService`, by
+/// the robot of Cloud Functions; that one is recorded, its siblings follow its form.
+fn change_of(method: &str) -> Option<bool> {
+    let (service, verb) = method.rsplit_once('.')?;
+    if service.ends_with(".InternalServices") {
+        let object = verb.strip_suffix("InternalService")?;
+        return ["Create", "Update", "Replace", "Delete"]
+            .contains(&object)
+            .then_some(false);
+    }
+    if !service.ends_with(".Services") {
+        return None;
+    }
+    match verb {
+        "SetIamPolicy" => Some(true),
+        "CreateService" | "UpdateService" | "ReplaceService" | "DeleteService" => Some(false),
+        _ => None,
+    }
 }
 
 /// Project, region if it is said, service.
@@ -217,6 +231,7 @@ fn changed_by(payload: &Value, method: &str, at: Timestamp) -> ChangedBy {
         user_agent: shown(agent, 256),
         method: shown(method, 128),
         at: MicroTime(at),
+        change: String::new(),
     }
 }
 
@@ -443,6 +458,60 @@ mod tests {
         let mut value = entry();
         value["timestamp"] = json!("yesterday");
         assert_eq!(read(&value), Err(Malformed::Field("timestamp")));
+    }
+
+    #[test]
+    fn functions_are_changed_by_methods_of_their_own() {
+        let function = |verb: &str| {
+            let mut value = entry();
+            let payload = &mut value["protoPayload"];
+            payload["methodName"] = json!(format!(
+                "google.cloud.serverless.internal.InternalServices.{verb}"
+            ));
+            payload["resourceName"] = json!("namespaces/acme-prod/services/on-order");
+            payload["authenticationInfo"] =
+                json!({"principalEmail": "service-1@gcf-admin-robot.iam.gserviceaccount.com"});
+            value["resource"]["labels"]["service_name"] = json!("on-order");
+            read(&value).unwrap()
+        };
+        for verb in ["Create", "Replace", "Delete", "Update"] {
+            let found = function(&format!("{verb}InternalService")).unwrap();
+            assert_eq!(
+                (&*found.project, found.region.as_deref(), &*found.service),
+                ("acme-prod", Some("europe-west1"), "on-order")
+            );
+            assert_eq!(found.kind, Kind::ServiceChanged);
+        }
+        assert_eq!(function("GetInternalService"), None);
+        assert_eq!(function("ReplaceService"), None);
+    }
+
+    #[test]
+    fn a_completion_is_neither_a_change_nor_malformed() {
+        for (method, name) in [
+            (
+                "/Services.ReplaceService",
+                "namespaces/acme-prod/services/web",
+            ),
+            (
+                "/Services.ReplaceService",
+                "namespaces/acme-prod/revisions/web-00001-abc",
+            ),
+            (
+                "google.cloud.run.v1.Services.ReplaceService",
+                "namespaces/acme-prod/revisions/web-00001-abc",
+            ),
+        ] {
+            for log in ["system_event", "activity"] {
+                let mut value = entry();
+                value["logName"] = json!(format!(
+                    "projects/acme-prod/logs/cloudaudit.googleapis.com%2F{log}"
+                ));
+                value["protoPayload"]["methodName"] = json!(method);
+                value["protoPayload"]["resourceName"] = json!(name);
+                assert_eq!(read(&value), Ok(None), "{log} {method} {name}");
+            }
+        }
     }
 
     #[test]

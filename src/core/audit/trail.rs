@@ -36,15 +36,16 @@ pub struct Trail {
 
 impl Trail {
     /// Takes down a change. False: it was known, or says nothing that could be checked against
-    /// reality.
+    /// reality. What the operator did itself is known better than the log tells it, and whoever the
+    /// log names for such a version is left out.
     pub fn add(&mut self, set: PolicySet, by: Arc<ChangedBy>) -> bool {
-        if set.etag_after.is_none()
-            || self
-                .changes
-                .iter()
-                .any(|c| c.set.etag_after == set.etag_after && c.by == by)
-        {
+        let same = |c: &Change| c.set.etag_after == set.etag_after;
+        let known = |c: &Change| same(c) && (c.by == by || c.by.is_operator());
+        if set.etag_after.is_none() || self.changes.iter().any(known) {
             return false;
+        }
+        if by.is_operator() {
+            self.changes.retain(|c| !same(c));
         }
         if self.changes.len() == MAX_CHANGES {
             self.changes.pop_front();
@@ -53,11 +54,18 @@ impl Trail {
         true
     }
 
-    /// Whether it has the change that led to a version.
+    /// Whether the log told of the change that led to a version.
     pub fn tells_of(&self, etag: &str) -> bool {
         self.changes
             .iter()
-            .any(|c| c.set.etag_after.as_deref() == Some(etag))
+            .any(|c| !c.by.is_operator() && c.set.etag_after.as_deref() == Some(etag))
+    }
+
+    /// Which of these differences the operator made itself, and by which write. They are no drift.
+    pub fn own(&self, live: &Policy, differences: &Drift) -> BTreeMap<Grant, Arc<ChangedBy>> {
+        let mut made = self.blame(live, None, differences);
+        made.retain(|_, by| by.is_operator());
+        made
     }
 
     /// Who made each part of the drift. `settled` is the version that was last found as it should
@@ -160,7 +168,12 @@ mod tests {
             user_agent: String::new(),
             method: String::new(),
             at,
+            change: String::new(),
         })
+    }
+    fn operator(change: &str) -> Arc<ChangedBy> {
+        let at = MicroTime("2026-11-24T12:00:00Z".parse().unwrap());
+        Arc::new(ChangedBy::operator(change, at))
     }
     fn change(from: &str, to: &str, after: &[&str]) -> PolicySet {
         PolicySet {
@@ -216,6 +229,38 @@ mod tests {
                 names(&blame),
                 ["user:a@acme.com: bob", "user:m@acme.com: mallory"]
             );
+        }
+    }
+
+    #[test]
+    fn what_the_operator_did_is_its_own_whoever_the_log_names_and_whenever_it_tells() {
+        let revoked = PolicySet {
+            delta: Some((set(&[]), set(&["b"]))),
+            ..change("e1", "e2", &["a"])
+        };
+        let told = change("e1", "e2", &["a"]);
+        for is_told_first in [false, true] {
+            let mut trail = Trail::default();
+            if is_told_first {
+                trail.add(told.clone(), by("robot"));
+            }
+            assert!(trail.add(revoked.clone(), operator("web-1")));
+            assert!(!trail.add(told.clone(), by("robot")));
+            assert!(!trail.tells_of("e2"), "the log has not told, or not yet");
+            let missing = drift(&["b"], &["m"]);
+            let names = |made: &BTreeMap<Grant, Arc<ChangedBy>>| {
+                let name = |(g, b): (&Grant, &Arc<ChangedBy>)| format!("{g}: {b}");
+                made.iter().map(name).collect::<Vec<_>>()
+            };
+            let own =
+                "user:b@acme.com: run-invoker itself (InvokerChange web-1) at 2026-11-24T12:00:00Z";
+            assert_eq!(names(&trail.own(&live("e2", &["a"]), &missing)), [own]);
+            // Somebody else comes after that: theirs is theirs, and ours stays ours.
+            trail.add(change("e2", "e3", &["a", "m"]), by("mallory"));
+            let now = live("e3", &["a", "m"]);
+            assert_eq!(names(&trail.own(&now, &missing)), [own]);
+            let found = trail.blame(&now, Some("e2"), &drift(&[], &["m"]));
+            assert_eq!(found[&g("m")].principal, "mallory");
         }
     }
 

@@ -38,7 +38,7 @@ pub fn evaluate(expression: &str, at: Timestamp, url: Option<&str>) -> Truth {
     };
     let mut request = std::collections::HashMap::from([("time".to_owned(), time)]);
     if let Some(url) = url {
-        let (host, path) = super::symptom::host_and_path(url);
+        let (host, path) = super::address::host_and_path(url);
         request.insert("host".into(), Value::from(host));
         request.insert(
             "path".into(),

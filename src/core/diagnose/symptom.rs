@@ -5,19 +5,43 @@ use serde_json::Value;
 
 use crate::iam::RunService;
 
+/// What the text of an answer says about why it was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No credentials came with the request.
+    NoToken,
+    /// A valid token came, and its principal lacks `run.routes.invoke`.
+    NoGrant,
+    /// One of these two; the text is the same for both.
+    NoTokenOrNoGrant,
+    /// A token came that is not valid for this service.
+    BadToken,
+    /// Identity-Aware Proxy answered.
+    Iap,
+    /// A VPC Service Controls perimeter refused.
+    Perimeter,
+    NoInstance,
+}
+
+/// Who gave an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answerer {
+    /// Cloud Run or what stands in front of it: the request never reached the application.
+    Platform,
+    /// The request got as far as the application.
+    Application,
+}
+
 /// What is known of the answer that somebody got.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symptom {
     pub status: Option<u16>,
-    /// There is an entry in the service's request log.
-    pub logged: bool,
-    /// The request got as far as the application.
-    pub logged_by_application: bool,
-    /// Cloud Run says that no credentials came with it.
-    pub no_token: bool,
-    /// Cloud Run says that the token is not valid.
-    pub bad_token: bool,
-    pub no_instance: bool,
+    pub refusal: Option<Refusal>,
+    pub answered_by: Option<Answerer>,
+    /// Whether the service's request log has an entry of it; `None`: nobody said.
+    pub logged: Option<bool>,
+    /// The Google service that sent the request, by its user agent.
+    pub sent_by: Option<&'static str>,
 }
 
 /// What a log entry says beside the symptom.
@@ -28,77 +52,223 @@ pub struct Entry {
     pub at: Option<Timestamp>,
 }
 
-/// What Cloud Run and Cloud Functions say of a token that is not valid for the service.
-const BAD_TOKEN: [&str; 3] = [
-    "The request was not authorized to invoke this service",
-    "The access token could not be verified",
-    "Your client does not have permission to the requested URL",
+/// Sentences of the platform, what they mean and the status that comes with them. The first that
+/// fits counts, so the last sentence of a text comes before the one that it shares with others.
+///
+/// Sources: <https://docs.cloud.google.com/run/docs/troubleshooting>,
+/// <https://docs.cloud.google.com/functions/docs/troubleshooting> and public logs of 2026: with a
+/// valid token and no grant the text ends in `The IAM principal lacks {run.routes.invoke}
+/// permission.`, without a token in `Empty Authorization header value.`; without either of these
+/// endings Google documents it for both.
+const SENTENCES: &[(&str, Refusal, Option<u16>)] = &[
+    ("x-goog-iap-generated-response", Refusal::Iap, None),
+    ("the iam principal lacks", Refusal::NoGrant, Some(403)),
+    (
+        "empty authorization header value",
+        Refusal::NoToken,
+        Some(403),
+    ),
+    (
+        "the request was not authenticated",
+        Refusal::NoTokenOrNoGrant,
+        Some(403),
+    ),
+    (
+        "your client does not have permission to get url",
+        Refusal::NoTokenOrNoGrant,
+        Some(403),
+    ),
+    (
+        "the request was not authorized to invoke this service",
+        Refusal::BadToken,
+        Some(401),
+    ),
+    (
+        "the access token could not be verified",
+        Refusal::BadToken,
+        Some(401),
+    ),
+    (
+        "your client does not have permission to the requested url",
+        Refusal::BadToken,
+        Some(401),
+    ),
+    ("there was no available instance", Refusal::NoInstance, None),
+    (
+        "request is prohibited by organization's policy",
+        Refusal::Perimeter,
+        Some(403),
+    ),
+];
+
+/// User agents of Google's services that push, and how to name them. Eventarc delivers by Pub/Sub.
+const PUSHERS: &[(&str, &str)] = &[
+    (
+        "APIs-Google",
+        "a Pub/Sub push subscription or Eventarc trigger",
+    ),
+    (
+        "CloudPubSub-Google",
+        "a Pub/Sub push subscription or Eventarc trigger",
+    ),
+    ("Google-Cloud-Scheduler", "a Cloud Scheduler job"),
+    ("Google-Cloud-Tasks", "a Cloud Tasks queue"),
 ];
 
 impl Symptom {
-    /// Adds what a text says: the body of an answer, or the text of a log entry.
-    ///
-    /// Source: <https://docs.cloud.google.com/run/docs/troubleshooting>.
+    /// Adds what a text says, if it is one of the platform's: the body of an answer, with its
+    /// headers or without, or the text of a log entry.
     pub fn hear(&mut self, text: &str) {
-        let says = |words: &str| text.contains(words);
-        if says("The request was not authenticated") || says("Empty Authorization header value") {
-            self.no_token = true;
-            self.status.get_or_insert(403);
-        } else if BAD_TOKEN.into_iter().any(says) {
-            self.bad_token = true;
-            self.status.get_or_insert(401);
-        } else if says("Your client does not have permission to get URL") {
-            self.status.get_or_insert(403);
+        let text = text.to_ascii_lowercase();
+        let Some((_, refusal, status)) = SENTENCES.iter().find(|(words, ..)| text.contains(words))
+        else {
+            return;
+        };
+        self.answered_by = Some(Answerer::Platform);
+        // The page that a caller sees is vaguer than the entry in the log.
+        if *refusal != Refusal::NoTokenOrNoGrant || self.refusal.is_none() {
+            self.refusal = Some(*refusal);
         }
-        if says("there was no available instance") {
-            self.no_instance = true;
+        if let Some(status) = status {
+            self.status.get_or_insert(*status);
         }
     }
 
-    /// Reads a Cloud Logging entry of resource type `cloud_run_revision`.
+    /// Adds what the body of an answer says. One that has none of the platform's sentences was
+    /// written by somebody else: the application, or a proxy in between.
+    pub fn hear_body(&mut self, body: &str) {
+        self.hear(body);
+        if self.answered_by.is_none() && !body.trim().is_empty() {
+            self.answered_by = Some(Answerer::Application);
+        }
+    }
+
+    /// Reads a Cloud Logging entry: of a service's request log, or of the policy log in which
+    /// perimeters enter what they refuse.
     pub fn of_entry(entry: &Value) -> (Self, Entry) {
         let entry = if entry.is_array() { &entry[0] } else { entry };
         let text = |v: &Value| v.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
-        let labels = &entry["resource"]["labels"];
         let request = &entry["httpRequest"];
         let mut symptom = Self {
             status: request["status"]
                 .as_u64()
                 .and_then(|s| u16::try_from(s).ok()),
-            logged: entry["resource"]["type"] == "cloud_run_revision",
+            sent_by: sent_by(request["userAgent"].as_str().unwrap_or_default()),
             ..Self::default()
         };
-        if let Some(words) = text(&entry["textPayload"]) {
-            symptom.hear(&words);
+        if entry["resource"]["labels"]["method"] == "run.googleapis.com/HttpIngress" {
+            symptom.refusal = Some(Refusal::Perimeter);
+            symptom.answered_by = Some(Answerer::Platform);
+            symptom.status.get_or_insert(403);
         }
-        // What Cloud Run itself refuses has its words in the entry, and no latency of the
-        // application.
-        symptom.logged_by_application =
-            symptom.logged && entry["textPayload"].is_null() && entry["severity"] != "WARNING";
+        if entry["resource"]["type"] == "cloud_run_revision" {
+            symptom.logged = Some(true);
+            // The severity says nothing: Cloud Run enters every 4xx as a warning, the
+            // application's own too. What the platform refuses has its sentence in the entry; what
+            // an instance answered has none, and names the instance.
+            let words = entry["textPayload"].as_str().unwrap_or_default();
+            symptom.hear(words);
+            let instance = text(&entry["labels"]["instanceId"]);
+            if symptom.answered_by.is_none() && (instance.is_some() || words.is_empty()) {
+                symptom.answered_by = Some(Answerer::Application);
+            }
+        }
+        let labels = &entry["resource"]["labels"];
         let service = match (
             text(&labels["project_id"]),
             text(&labels["location"]),
             text(&labels["service_name"]),
         ) {
-            (Some(p), Some(r), Some(s)) => Some(RunService::new(p, r, s)),
+            (Some(project), Some(region), Some(name)) => {
+                Some(RunService::new(project, region, name))
+            }
             _ => None,
         };
-        let at = text(&entry["timestamp"]).and_then(|t| t.parse().ok());
-        (
-            symptom,
-            Entry {
-                service,
-                url: text(&request["requestUrl"]),
-                at,
-            },
-        )
+        let found = Entry {
+            service,
+            url: text(&request["requestUrl"]),
+            at: text(&entry["timestamp"]).and_then(|t| t.parse().ok()),
+        };
+        (symptom, found)
+    }
+
+    /// Whether the platform refused it, as far as can be told.
+    pub fn is_platforms_refusal(&self) -> bool {
+        self.answered_by != Some(Answerer::Application)
+            && (self.refusal.is_some() || matches!(self.status, Some(401 | 403)))
     }
 }
 
-/// Host and path of a URL; the path is `/` at least.
-pub fn host_and_path(url: &str) -> (String, String) {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let path = if path.is_empty() { "/" } else { path };
-    (host.to_ascii_lowercase(), path.to_owned())
+fn sent_by(user_agent: &str) -> Option<&'static str> {
+    PUSHERS
+        .iter()
+        .find(|(mark, _)| user_agent.contains(mark))
+        .map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_three_texts_of_a_403_are_three_things() {
+        let first = "The request was not authenticated. Either allow unauthenticated invocations or set the proper Authorization header.";
+        let public = "The request was not authenticated. Either allow public access or set the proper Authorization header.";
+        for (text, refusal) in [
+            (
+                format!("{first} The IAM principal lacks {{run.routes.invoke}} permission."),
+                Refusal::NoGrant,
+            ),
+            (
+                format!("{first} Empty Authorization header value."),
+                Refusal::NoToken,
+            ),
+            (first.to_owned(), Refusal::NoTokenOrNoGrant),
+            (public.to_owned(), Refusal::NoTokenOrNoGrant),
+        ] {
+            let mut symptom = Symptom::default();
+            symptom.hear(&text);
+            assert_eq!(
+                (symptom.refusal, symptom.status, symptom.answered_by),
+                (Some(refusal), Some(403), Some(Answerer::Platform)),
+                "{text}"
+            );
+            // The page that came with it says less and changes nothing.
+            symptom.hear(
+                "Your client does not have permission to get URL <code>/</code> from this server.",
+            );
+            assert_eq!(symptom.refusal, Some(refusal));
+        }
+    }
+
+    #[test]
+    fn an_applications_own_403_is_a_warning_too() {
+        let own = json!({"severity": "WARNING", "logName": "projects/p/logs/run.googleapis.com%2Frequests",
+            "resource": {"type": "cloud_run_revision", "labels": {}}, "labels": {"instanceId": "00ab"}, "httpRequest": {"status": 403}});
+        let (symptom, _) = Symptom::of_entry(&own);
+        assert_eq!(symptom.answered_by, Some(Answerer::Application));
+        assert!(!symptom.is_platforms_refusal());
+        let mut body = Symptom {
+            status: Some(403),
+            ..Symptom::default()
+        };
+        body.hear_body("{\"error\": \"not your order\"}");
+        assert_eq!(body.answered_by, Some(Answerer::Application));
+    }
+
+    #[test]
+    fn who_pushes_is_known_by_the_user_agent() {
+        for (agent, name) in [
+            (
+                "APIs-Google; (+https://developers.google.com/webmasters/APIs-Google.html)",
+                Some("a Pub/Sub push subscription or Eventarc trigger"),
+            ),
+            ("Google-Cloud-Scheduler", Some("a Cloud Scheduler job")),
+            ("Google-Cloud-Tasks", Some("a Cloud Tasks queue")),
+            ("curl/8", None),
+        ] {
+            assert_eq!(sent_by(agent), name, "{agent}");
+        }
+    }
 }

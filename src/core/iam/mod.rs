@@ -7,10 +7,12 @@ mod condition;
 mod grant;
 mod policy;
 mod principal;
+mod region;
 mod service;
 
 pub use condition::{Condition, EXPIRY_TITLE};
 pub use grant::{Grant, Role};
 pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, carries_invoke};
-pub use principal::{Principal, PrincipalError, PrincipalKind};
+pub use principal::{Invocation, Principal, PrincipalError, PrincipalKind};
+pub use region::nearest_region;
 pub use service::{RunService, ServiceInfo, ServiceSettings};

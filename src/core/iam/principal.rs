@@ -29,6 +29,15 @@ pub enum PrincipalKind {
     Other,
 }
 
+/// Whether Cloud Run lets a kind of principal invoke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invocation {
+    Supported,
+    Unsupported,
+    /// Google says both.
+    Disputed,
+}
+
 /// Why a declared member is refused. The text says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrincipalError {
@@ -40,6 +49,12 @@ pub enum PrincipalError {
         "contains a character other than printable ASCII; write the identifier exactly as IAM shows it"
     )]
     NotAscii,
+    #[error("has no prefix; write {0}")]
+    NoPrefix(String),
+    #[error("is not spelled as IAM does, case counts; write {0}")]
+    Case(String),
+    #[error("has no domain; write {0}")]
+    NoDomain(String),
     #[error("is not a valid e-mail address after `{0}:`")]
     Email(&'static str),
     #[error("is not a valid domain name after `domain:`")]
@@ -74,6 +89,9 @@ impl Principal {
         }
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(PrincipalError::NotAscii);
+        }
+        if let Some(slip) = slip(text) {
+            return Err(slip);
         }
         let principal = Self::from_live(text);
         let rest = text.split_once(':').map_or("", |(_, rest)| rest);
@@ -178,17 +196,67 @@ impl Principal {
     }
 
     /// Whether Cloud Run lets this principal invoke at all. `run.routes.invoke` does not support
-    /// federated identities.
+    /// federated identities; for those of workforce pools Google's pages disagree.
     ///
-    /// Source: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row
-    /// Cloud Run.
-    pub fn can_invoke(&self) -> bool {
-        match self.kind {
-            PrincipalKind::Federated => false,
-            PrincipalKind::FederatedSet => self.text.ends_with("/type/ServiceAccount"),
-            _ => true,
+    /// Sources: <https://docs.cloud.google.com/iam/docs/federated-identity-supported-services>, row
+    /// Cloud Run, and <https://docs.cloud.google.com/run/docs/authenticating/developers>.
+    pub fn invocation(&self) -> Invocation {
+        let is_federated = match self.kind {
+            PrincipalKind::Federated => true,
+            PrincipalKind::FederatedSet => !self.text.ends_with("/type/ServiceAccount"),
+            _ => false,
+        };
+        if !is_federated {
+            Invocation::Supported
+        } else if self.text.contains("/workforcePools/") {
+            Invocation::Disputed
+        } else {
+            Invocation::Unsupported
         }
     }
+}
+
+/// What members begin with, and the two that are whole.
+const PREFIXES: [&str; 7] = [
+    "user:",
+    "group:",
+    "serviceAccount:",
+    "domain:",
+    "principal:",
+    "principalSet:",
+    "deleted:",
+];
+const PUBLIC: [&str; 2] = ["allUsers", "allAuthenticatedUsers"];
+
+/// A member that is nearly one: which part is missing or misspelled, and the likely right spelling.
+fn slip(text: &str) -> Option<PrincipalError> {
+    if let Some(right) = PUBLIC.iter().find(|p| p.eq_ignore_ascii_case(text)) {
+        return (*right != text).then(|| PrincipalError::Case((*right).to_owned()));
+    }
+    let Some((prefix, rest)) = text.split_once(':') else {
+        let right = if text.ends_with(".gserviceaccount.com") {
+            format!("serviceAccount:{text}")
+        } else if text.contains('@') {
+            format!("user:{text} (or group:{text})")
+        } else if is_domain(text) {
+            format!("domain:{text}")
+        } else {
+            return None;
+        };
+        return Some(PrincipalError::NoPrefix(right));
+    };
+    let is = |p: &&&str| p.trim_end_matches(':').eq_ignore_ascii_case(prefix);
+    let right = PREFIXES.iter().find(is)?;
+    if right.trim_end_matches(':') != prefix {
+        return Some(PrincipalError::Case(format!("{right}{rest}")));
+    }
+    let domain = match *right {
+        "serviceAccount:" => "PROJECT.iam.gserviceaccount.com",
+        "user:" | "group:" => "DOMAIN",
+        _ => return None,
+    };
+    let is_bare = !rest.is_empty() && !rest.contains(['@', '[']);
+    is_bare.then(|| PrincipalError::NoDomain(format!("{text}@{domain}")))
 }
 
 /// A conservative e-mail form: printable ASCII without delimiters that IAM gives a meaning to.
@@ -288,17 +356,54 @@ mod tests {
     fn look_alikes_and_malformed_members_are_refused_with_what_to_do() {
         for (text, why) in [
             ("", PrincipalError::Empty),
-            ("allusers", PrincipalError::Unknown),
-            ("AllUsers", PrincipalError::Unknown),
+            ("allusers", PrincipalError::Case("allUsers".into())),
+            ("AllUsers", PrincipalError::Case("allUsers".into())),
+            (
+                "allauthenticatedusers",
+                PrincipalError::Case("allAuthenticatedUsers".into()),
+            ),
+            (
+                "ada@acme.com",
+                PrincipalError::NoPrefix("user:ada@acme.com (or group:ada@acme.com)".into()),
+            ),
+            (
+                "web@acme-prod.iam.gserviceaccount.com",
+                PrincipalError::NoPrefix(
+                    "serviceAccount:web@acme-prod.iam.gserviceaccount.com".into(),
+                ),
+            ),
+            (
+                "acme.com",
+                PrincipalError::NoPrefix("domain:acme.com".into()),
+            ),
+            ("nonsense", PrincipalError::Unknown),
             ("allUsers ", PrincipalError::NotAscii),
             ("all\u{200b}Users", PrincipalError::NotAscii),
             ("user:\u{430}da@acme.com", PrincipalError::NotAscii),
-            ("user:ada", PrincipalError::Email("user")),
+            (
+                "user:ada",
+                PrincipalError::NoDomain("user:ada@DOMAIN".into()),
+            ),
+            ("user:", PrincipalError::Email("user")),
+            (
+                "Group:ops@acme.com",
+                PrincipalError::Case("group:ops@acme.com".into()),
+            ),
+            (
+                "PrincipalSet://iam.googleapis.com/x/y",
+                PrincipalError::Case("principalSet://iam.googleapis.com/x/y".into()),
+            ),
             ("user:ada@", PrincipalError::Email("user")),
             ("user:ada@acme", PrincipalError::Email("user")),
             ("group:a@b@c.com", PrincipalError::Email("group")),
-            ("serviceAccount:x", PrincipalError::Email("serviceAccount")),
-            ("serviceaccount:x@y.com", PrincipalError::Unknown),
+            (
+                "serviceAccount:x",
+                PrincipalError::NoDomain("serviceAccount:x@PROJECT.iam.gserviceaccount.com".into()),
+            ),
+            (
+                "serviceaccount:x@y.com",
+                PrincipalError::Case("serviceAccount:x@y.com".into()),
+            ),
             ("domain:acme", PrincipalError::Domain),
             ("deleted:user:a@b.com?uid=1", PrincipalError::Deleted),
             ("principalSet://", PrincipalError::Unknown),
@@ -325,9 +430,28 @@ mod tests {
     }
 
     #[test]
-    fn federated_identities_cannot_invoke() {
-        assert!(!Principal::from_live("principal://iam.googleapis.com/x/subject/s").can_invoke());
-        assert!(!Principal::from_live("principalSet://iam.googleapis.com/x/*").can_invoke());
-        assert!(Principal::from_live("group:a@b.com").can_invoke());
+    fn federated_identities_cannot_invoke_and_of_workforce_pools_nobody_knows() {
+        for (member, invocation) in [
+            (
+                "principal://iam.googleapis.com/x/subject/s",
+                Invocation::Unsupported,
+            ),
+            (
+                "principalSet://iam.googleapis.com/x/*",
+                Invocation::Unsupported,
+            ),
+            (
+                "principal://iam.googleapis.com/locations/global/workforcePools/p/subject/s",
+                Invocation::Disputed,
+            ),
+            (
+                "principalSet://cloudresourcemanager.googleapis.com/projects/1/type/ServiceAccount",
+                Invocation::Supported,
+            ),
+            ("group:a@b.com", Invocation::Supported),
+        ] {
+            let principal = Principal::from_live(member);
+            assert_eq!(principal.invocation(), invocation, "{member}");
+        }
     }
 }

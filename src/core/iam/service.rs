@@ -74,6 +74,10 @@ pub struct ServiceSettings {
     /// Audiences of tokens that are accepted besides the URLs.
     pub custom_audiences: Vec<String>,
     pub urls: Vec<String>,
+    /// URLs of tags, each of which leads to one revision.
+    pub tag_urls: Vec<String>,
+    /// The user's labels, for selectors.
+    pub labels: BTreeMap<String, String>,
     /// A change of the service is under way.
     pub reconciling: bool,
 }

@@ -65,6 +65,11 @@ impl Project {
         self.listed && !self.unseen.contains(region)
     }
 
+    /// Whether what is not known anywhere is not there.
+    pub fn knows_all(&self) -> bool {
+        self.listed && self.unseen.is_empty()
+    }
+
     /// Why it could not be listed, if so.
     pub fn fault(&self) -> Option<&Fault> {
         self.fault.as_ref()

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Index, PolicyKey, RollbackState, selector_impact::Reach};
+use super::{Index, PolicyKey, RollbackState, discovery::Project, selector_impact::Reach};
 use crate::{
     api::{
         FINALIZER, InvokerChangeSpec, InvokerPolicy, InvokerPolicyStatus, Reason, StatusSummary,
@@ -927,6 +927,23 @@ impl Index {
             })
     }
 
+    /// Selectors of a policy, by their place among its targets, that match no service. Where not
+    /// every region was seen, or some match is outside of what the policy may touch, that is not
+    /// known.
+    fn unmatched(&self, record: &Record) -> Vec<usize> {
+        let project = self.projects.get(&record.intent.project);
+        if record.outside > 0 || !project.is_some_and(Project::knows_all) {
+            return Vec::new();
+        }
+        let found = || record.targets.iter().filter_map(|s| self.info(s));
+        let targets = record.intent.targets.iter().enumerate();
+        targets
+            .filter(|(_, t)| matches!(t, Target::Selected { .. }))
+            .filter(|(_, t)| !found().any(|info| t.selects(info)))
+            .map(|(place, _)| place)
+            .collect()
+    }
+
     /// The status that a policy should have now.
     pub fn status_of(
         &self,
@@ -954,9 +971,11 @@ impl Index {
         } else {
             None
         };
+        let unmatched = self.unmatched(record);
         let input = StatusInput {
             intent,
             observations: &observations,
+            unmatched: &unmatched,
             discovery: project.and_then(|p| p.fault()).filter(|_| selecting),
             discovering: selecting && project.is_none_or(|p| !p.is_answered()),
             denied: &record.denied,

@@ -7,7 +7,12 @@
 mod account;
 mod guardrail;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
@@ -17,7 +22,7 @@ use crate::{
         APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT,
         ROLLBACK, RoleName,
     },
-    iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo},
+    iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo, nearest_region},
 };
 
 pub use account::{AccountEntry, AccountKey, Accounts, GOOGLE_SERVICE_ACCOUNT};
@@ -115,6 +120,8 @@ pub struct Intent {
     /// An empty list of invokers is meant.
     pub allow_empty: bool,
     pub rejections: Vec<Rejection>,
+    /// What is acted on and is probably not what was meant.
+    pub remarks: Vec<Rejection>,
 }
 
 impl Intent {
@@ -122,7 +129,7 @@ impl Intent {
     /// [`Intent::rejections`].
     pub fn from_policy(policy: &InvokerPolicy) -> Self {
         let spec = &policy.spec;
-        let mut rejections = Vec::new();
+        let (mut rejections, mut remarks) = (Vec::new(), unknown_regions(spec));
         let role = match spec.role {
             RoleName::Invoker => Role::Invoker,
             RoleName::ServicesInvoker => Role::ServicesInvoker,
@@ -138,6 +145,7 @@ impl Intent {
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let targets = targets(spec, &mut rejections);
         let (declared, entries) = declared(spec, namespace, role, &mut rejections);
+        remarks.extend(duplicates(spec));
         let accounts = (!entries.is_empty()).then(|| {
             Box::new(Accounts {
                 entries,
@@ -174,7 +182,14 @@ impl Intent {
             rollbacks: words(annotation(ROLLBACK)),
             allow_empty: spec.allow_empty,
             rejections,
+            remarks,
         }
+    }
+
+    /// Declared grants whose end has passed.
+    pub fn expired(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
+        let is_over = move |d: &&Declared| d.expires.is_some_and(|e| e <= now);
+        self.declared.iter().filter(is_over).map(|d| &d.grant)
     }
 
     /// The next time at which a declared grant ends.
@@ -251,6 +266,55 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
         }
     }
     targets
+}
+
+/// Regions that are not known here, each with the nearest that is. Google adds regions, so none is
+/// refused for it.
+fn unknown_regions(spec: &InvokerPolicySpec) -> Vec<Rejection> {
+    let mut remarks = Vec::new();
+    for (i, entry) in spec.services.iter().enumerate() {
+        let named = entry.region.iter().map(|r| ("region", r));
+        let looked_in = entry.regions.iter().flatten().map(|r| ("regions", r));
+        for (field, region) in named.chain(looked_in) {
+            if let Some(near) = nearest_region(region) {
+                remarks.push(Rejection {
+                    field: format!("spec.services[{i}].{field}"),
+                    message: format!(
+                        "{region} is not a region that is known here; did you mean {near}?"
+                    ),
+                });
+            }
+        }
+    }
+    remarks
+}
+
+/// Entries that are one grant to IAM, which does not tell the case of e-mail addresses. The rule of
+/// the API server compares letter by letter: what it costs to compare otherwise is more than it
+/// allows.
+fn duplicates(spec: &InvokerPolicySpec) -> Vec<Rejection> {
+    let mut seen = BTreeMap::new();
+    let mut remarks = Vec::new();
+    for (i, entry) in spec.invokers.iter().enumerate() {
+        let Some(member) = &entry.member else {
+            continue;
+        };
+        let of = (
+            Principal::from_live(member),
+            &entry.expires,
+            &entry.condition,
+        );
+        let first = *seen.entry(of).or_insert(i);
+        if first != i {
+            remarks.push(Rejection {
+                field: format!("spec.invokers[{i}].member"),
+                message: format!(
+                    "{member:?} is the member of spec.invokers[{first}] once more, case does not count in IAM; keep one"
+                ),
+            });
+        }
+    }
+    remarks
 }
 
 /// What is declared by member, and the entries that name a ServiceAccount.
@@ -405,6 +469,32 @@ mod tests {
                 "spec.invokers[2].expires"
             ]
         );
+    }
+
+    #[test]
+    fn what_is_probably_not_meant_is_remarked_and_acted_on() {
+        let i = intent(json!({"project": "example.com:shop",
+            "services": [{"name": "a", "region": "europe-wset1"}, {"selector": {"matchLabels": {"a": "b"}}, "regions": ["us-central1", "us-centrl1"]}, {"name": "b", "region": "moon-north1"}],
+            "invokers": [{"member": "user:Ada@acme.com"}, {"member": "user:b@acme.com"}, {"member": "user:ada@ACME.com"},
+                {"member": "user:ada@acme.com", "expires": "2026-12-24T18:00:00Z"}]}));
+        assert!(i.rejections.is_empty());
+        assert_eq!((i.targets.len(), i.declared.len()), (3, 3));
+        let remarks: Vec<String> = i
+            .remarks
+            .iter()
+            .map(|r| format!("{}: {}", r.field, r.message))
+            .collect();
+        assert_eq!(
+            remarks,
+            [
+                "spec.services[0].region: europe-wset1 is not a region that is known here; did you mean europe-west1?",
+                "spec.services[1].regions: us-centrl1 is not a region that is known here; did you mean us-central1?",
+                "spec.invokers[2].member: \"user:ada@ACME.com\" is the member of spec.invokers[0] once more, case does not count in IAM; keep one",
+            ]
+        );
+        let at = "2026-12-24T18:00:00Z".parse().unwrap();
+        let ended: Vec<String> = i.expired(at).map(ToString::to_string).collect();
+        assert_eq!(ended, ["user:ada@acme.com (until 2026-12-24T18:00:00Z)"]);
     }
 
     #[test]

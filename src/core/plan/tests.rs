@@ -50,6 +50,7 @@ fn intent(name: &str, members: &[&str]) -> Intent {
         rollbacks: [].into(),
         allow_empty: false,
         rejections: vec![],
+        remarks: vec![],
     }
 }
 fn live(members: &[&str]) -> Policy {

@@ -121,25 +121,35 @@ pub fn failure(service: &RunService, fault: &Fault) -> Note {
 }
 
 /// The events of a new status that no observation gives rise to: what the policy may not touch at
-/// all, and discoveries that reach too far.
+/// all, discoveries that reach too far, and entries that have ended.
 pub fn announcements(
     old: &InvokerPolicyStatus,
     new: &InvokerPolicyStatus,
     wide: bool,
 ) -> Vec<Note> {
+    let mut notes = Vec::new();
+    let ended: Members = new
+        .expired
+        .iter()
+        .filter(|e| !old.expired.contains(e))
+        .collect();
+    if !ended.is_empty() {
+        let text = format!("access ended: {}", ended.listed(usize::MAX));
+        notes.push(Note::normal(EventReason::Expired, text));
+    }
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
     let (Some(now), before) = (ready(new), ready(old)) else {
-        return vec![];
+        return notes;
     };
     let reason = match now.reason.as_str() {
         "GuardrailViolated" if wide => EventReason::GuardrailViolated,
         "ApprovalRequired" if wide => EventReason::ApprovalRequired,
-        _ => return vec![],
+        _ => return notes,
     };
-    if before.is_some_and(|b| b.reason == now.reason && b.message == now.message) {
-        return vec![];
+    if before.is_none_or(|b| b.reason != now.reason || b.message != now.message) {
+        notes.push(Note::warning(reason, now.message));
     }
-    vec![Note::warning(reason, now.message)]
+    notes
 }
 
 fn difference(drift: &Drift) -> String {

@@ -20,7 +20,7 @@ use crate::{
         ServiceState, ServiceStatus, StatusSummary,
     },
     fault::{Fault, Retry},
-    iam::RunService,
+    iam::{Invocation, RunService},
     intent::Intent,
     plan::SelectorImpact,
 };
@@ -52,6 +52,8 @@ pub struct StatusInput<'a> {
     /// The services that the policy names now, with the last look at each; `None` where there was
     /// none yet.
     pub observations: &'a BTreeMap<RunService, Option<&'a Observation>>,
+    /// Selectors, by their place among the targets, that are known to match no service.
+    pub unmatched: &'a [usize],
     /// Why services cannot be found by selector, where that is so.
     pub discovery: Option<&'a Fault>,
     /// A selector has not been answered yet.
@@ -90,7 +92,10 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
                 .any(|look| look.is_none_or(|l| !l.answers(intent))));
 
     let mut conditions = Conditions::new(&old.conditions, intent.generation, facts.now);
-    let verdict = ready(facts, &services, &summary, pending);
+    let mut verdict = ready(facts, &services, &summary, pending);
+    if !pending && !rests(intent) && !intent.deleting && !is_halted(facts) {
+        verdict.message.push_str(&remarks(facts));
+    }
     conditions.set(
         ConditionType::Ready,
         verdict.truth,
@@ -181,6 +186,7 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
             .map(str::to_owned)
             .or_else(|| old.last_change.clone()),
         conditions: conditions.into_list(),
+        expired: intent.expired(facts.now).collect::<Members>().shown(),
         summary: Some(summary),
         services,
         services_omitted: (omitted > 0).then_some(omitted as i64),
@@ -581,15 +587,7 @@ fn ready(
     }
     if facts.observations.is_empty() {
         let message = "no service matches; check the selector's labels and regions";
-        return Verdict::new(
-            Truth::True,
-            if intent.mode == Mode::Audit {
-                Reason::Audited
-            } else {
-                Reason::InSync
-            },
-            message,
-        );
+        return Verdict::new(Truth::True, Reason::NothingSelected, message);
     }
     let mut warning = cannot_invoke(intent);
     if facts.outside > 0 {
@@ -612,6 +610,15 @@ fn ready(
             );
             Verdict::new(Truth::True, Reason::Audited, message)
         }
+        _ if summary.drifted == 0 && !facts.unmatched.is_empty() => Verdict::new(
+            Truth::True,
+            Reason::NothingSelected,
+            format!(
+                "{}; {} as declared{warning}",
+                unmatched_in_words(facts.unmatched),
+                services_in_words(summary.services)
+            ),
+        ),
         Mode::Audit => Verdict::new(
             Truth::True,
             Reason::Audited,
@@ -669,18 +676,58 @@ fn services_in_words(n: i64) -> String {
     }
 }
 
-fn cannot_invoke(intent: &Intent) -> String {
-    let federated = intent
-        .declared
+fn unmatched_in_words(unmatched: &[usize]) -> String {
+    let places: Vec<String> = unmatched
         .iter()
-        .filter(|d| !d.grant.principal.can_invoke())
-        .count();
-    if federated == 0 {
-        return String::new();
-    }
+        .map(|place| format!("spec.services[{place}]"))
+        .collect();
     format!(
-        "; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them"
+        "the selector of {} matches no service, check its labels and regions",
+        listed(&places, 3)
     )
+}
+
+/// What is acted on and is probably not meant, and entries that have ended.
+fn remarks(facts: &StatusInput<'_>) -> String {
+    let remarks = &facts.intent.remarks;
+    let words: Vec<String> = remarks
+        .iter()
+        .map(|r| format!("{}: {}", r.field, r.message))
+        .collect();
+    let mut text = String::new();
+    if !words.is_empty() {
+        text.push_str(&format!("; {}", listed_with(&words, 3, "; ")));
+    }
+    let expired: Members = facts.intent.expired(facts.now).collect();
+    if !expired.is_empty() {
+        text.push_str(&format!(
+            "; expired: {}, set a later time or remove the entry",
+            expired.listed(3)
+        ));
+    }
+    text
+}
+
+fn cannot_invoke(intent: &Intent) -> String {
+    let count = |invocation| {
+        let mut all = intent.declared.iter();
+        all.by_ref()
+            .filter(|d| d.grant.principal.invocation() == invocation)
+            .count()
+    };
+    let mut text = match count(Invocation::Unsupported) {
+        0 => String::new(),
+        federated => format!(
+            "; CannotInvoke: Cloud Run does not let the {federated} federated member(s) invoke, use a service account for them"
+        ),
+    };
+    let workforce = count(Invocation::Disputed);
+    if workforce > 0 {
+        text.push_str(&format!(
+            "; CannotInvoke: Google's pages disagree on whether Cloud Run lets the {workforce} workforce member(s) invoke, try it or use IAP for them"
+        ));
+    }
+    text
 }
 
 fn retain_with(intent: &Intent) -> String {

@@ -470,6 +470,7 @@ impl Reconciled<'_> {
             let rival = self
                 .blame
                 .get(g)
+                .filter(|by| !by.is_operator())
                 .map_or(String::new(), |by| format!(", last made by {by}"));
             format!(
                 "{g} (corrected {} times within an hour{rival})",
@@ -569,7 +570,8 @@ impl Reconciled<'_> {
         }
     }
 
-    /// Who made the last of these differences.
+    /// Who made the last of these differences. What we did ourselves is told only where nobody else
+    /// did anything.
     fn made_by<'a>(&self, differences: impl Iterator<Item = &'a Grant>) -> By {
         let mut differences = differences.peekable();
         if !self.attributed || differences.peek().is_none() {
@@ -577,7 +579,7 @@ impl Reconciled<'_> {
         }
         let makers = differences.filter_map(|g| self.blame.get(g));
         makers
-            .max_by_key(|by| by.at.0)
+            .max_by_key(|by| (!by.is_operator(), by.at.0))
             .map_or(By::Unknown, |by| By::Known(by.clone()))
     }
 }

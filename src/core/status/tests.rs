@@ -22,6 +22,7 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
     StatusInput {
         intent,
         observations,
+        unmatched: &[],
         discovery: None,
         discovering: false,
         denied: &[],

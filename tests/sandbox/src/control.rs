@@ -17,10 +17,10 @@ use crate::{
 
 const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   GET    /services                      every Cloud Run service and its policy
-  POST   /services                      {project, region, name, labels?, invokerIamDisabled?} deploys one
+  POST   /services                      {project, region, name, labels?, invokerIamDisabled?, function?} deploys one
   DELETE /services/P/R/NAME             deletes one
   POST   /members                       {project, region, name, role?, add?, remove?} changes IAM behind the operator's back
-  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, pageCap?, sinks?, subscriptions?}
+  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, expiredCredentials?, pageCap?, sinks?, subscriptions?}
   GET    /faults    POST /faults    DELETE /faults    {api, method?, contains?, times?, skip?, fault: {kind: latency|error|drop|lostResponse|hang, ...}}
   POST   /outage                        {api: kube, milliseconds}
   POST   /compact                       forgets the watch history: older watches get 410
@@ -90,7 +90,11 @@ impl Control {
                     .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
                     .collect();
                 let borrowed: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-                self.run.deploy(&p, &r, &n, &borrowed);
+                if body["function"] == true {
+                    self.run.deploy_function(&p, &r, &n, &borrowed);
+                } else {
+                    self.run.deploy(&p, &r, &n, &borrowed);
+                }
                 self.run.set_invoker_iam_disabled(&p, &r, &n, body["invokerIamDisabled"] == true);
                 Ok(json!({}))
             }
@@ -116,7 +120,8 @@ impl Control {
                 Ok(json!({}))
             }
             ("POST", ["world"]) => {
-                const KNOWN: [&str; 12] = [
+                const KNOWN: [&str; 13] = [
+                    "expiredCredentials",
                     "sinks",
                     "subscriptions",
                     "unknown",
@@ -166,8 +171,12 @@ impl Control {
                             *field = v.as_u64().map(|n| n as usize);
                         }
                     }
-                    if let Some(t) = body["terse"].as_bool() {
-                        w.terse = t;
+                    for (name, field) in
+                        [("terse", &mut w.terse), ("expiredCredentials", &mut w.expired_credentials)]
+                    {
+                        if let Some(is) = body[name].as_bool() {
+                            *field = is;
+                        }
                     }
                     for (project, list) in body["sinks"].as_object().into_iter().flatten() {
                         w.sinks.insert(project.clone(), list.as_array().cloned().unwrap_or_default());

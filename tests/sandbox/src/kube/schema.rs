@@ -23,10 +23,28 @@ pub enum ListType {
 struct Rule {
     source: String,
     message: Option<String>,
+    /// Gives the message, where it can be evaluated.
+    message_expression: Option<Program>,
     reason: Option<String>,
     field_path: Option<String>,
     program: Program,
     transition: bool,
+}
+
+impl Rule {
+    /// The message of a rule that failed: what its expression gives, if that is one line of text.
+    fn explain(&self, context: &Context<'_, '_>) -> String {
+        let given = self.message_expression.as_ref();
+        let given = given.and_then(|e| match e.execute(context) {
+            Ok(cel::Value::String(text)) if !text.trim().is_empty() && !text.contains('\n') => {
+                Some((*text).clone())
+            }
+            _ => None,
+        });
+        given
+            .or_else(|| self.message.clone())
+            .unwrap_or_else(|| format!("failed rule: {}", self.source))
+    }
 }
 
 /// A compiled schema node.
@@ -186,11 +204,19 @@ impl Schema {
             .enumerate()
         {
             let source = rule["rule"].as_str().unwrap_or_default().to_owned();
+            let expression = rule["messageExpression"].as_str().map(Program::compile);
+            if let Some(Err(e)) = &expression {
+                errors.push((
+                    format!("{path}.x-kubernetes-validations[{i}].messageExpression"),
+                    format!("Invalid value: {rule}: compilation failed: {e}"),
+                ));
+            }
             match Program::compile(&source) {
                 Ok(program) => {
                     let transition = program.references().has_variable("oldSelf");
                     node.rules.push(Rule {
                         message: rule["message"].as_str().map(str::to_owned),
+                        message_expression: expression.and_then(Result::ok),
                         reason: rule["reason"].as_str().map(str::to_owned),
                         field_path: rule["fieldPath"].as_str().map(str::to_owned),
                         source,
@@ -476,10 +502,7 @@ impl Schema {
             let verdict = rule.program.execute(&context);
             let message = match verdict {
                 Ok(cel::Value::Bool(true)) => continue,
-                Ok(_) => rule
-                    .message
-                    .clone()
-                    .unwrap_or_else(|| format!("failed rule: {}", rule.source)),
+                Ok(_) => rule.explain(&context),
                 Err(e) => format!("rule evaluation error: {e} ({})", rule.source),
             };
             let shown = match value {

@@ -6,7 +6,8 @@
 //! <https://docs.cloud.google.com/run/docs/audit-logging>,
 //! <https://docs.cloud.google.com/logging/docs/export/pubsub>, and entries of Cloud Run in public
 //! detection rules: the name of the service is in `resourceName`, the label `service_name` is
-//! empty; operations that take long log twice.
+//! empty; operations that take long log twice, the second time in `system_event`. Functions are
+//! deployed by the robot of Cloud Functions with methods of their own, and have the label filled.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -55,6 +56,15 @@ impl Caller {
         }
     }
 
+    /// What deploys functions.
+    pub fn functions_robot() -> Self {
+        Self {
+            principal: "service-123456789012@gcf-admin-robot.iam.gserviceaccount.com".into(),
+            via: vec![],
+            user_agent: String::new(),
+        }
+    }
+
     /// Somebody in the console, who needs no request of this sandbox.
     pub fn console() -> Self {
         Self {
@@ -67,7 +77,7 @@ impl Caller {
 
 /// What is to be entered.
 pub struct Change<'a> {
-    /// `v1` or `v2`.
+    /// `v1` or `v2`; `internal` is how Cloud Functions deploys.
     pub version: &'a str,
     /// `SetIamPolicy`, `CreateService` and so on.
     pub verb: &'a str,
@@ -152,7 +162,8 @@ impl Audit {
         let (project, region, name) = change.service;
         let sets_policy = change.verb == "SetIamPolicy";
         // The Knative paths of v1 name a service without its region; those of IAM do not.
-        let resource = if change.version == "v1" && !sets_policy {
+        let is_function = change.version == "internal";
+        let resource = if (change.version == "v1" || is_function) && !sets_policy {
             format!("namespaces/{project}/services/{name}")
         } else {
             format!("projects/{project}/locations/{region}/services/{name}")
@@ -174,7 +185,7 @@ impl Audit {
         let mut payload = json!({
             "@type": "type.googleapis.com/google.cloud.audit.AuditLog",
             "serviceName": "run.googleapis.com",
-            "methodName": format!("google.cloud.run.{}.Services.{}", change.version, change.verb),
+            "methodName": change.method(),
             "resourceName": resource,
             "authenticationInfo": authentication,
             "authorizationInfo": [{"permission": permission, "granted": change.failed.is_none(), "resource": resource, "resourceAttributes": {}}],
@@ -197,7 +208,7 @@ impl Audit {
         } else {
             "NOTICE"
         };
-        // What takes long logs when it begins and when it has ended.
+        // What takes long logs when it begins and when it has ended, each in a log of its own.
         let parts: &[Option<&str>] = if sets_policy {
             &[None]
         } else {
@@ -206,16 +217,25 @@ impl Audit {
         for part in parts {
             state.numbers += 1;
             let now = clock.now().to_string();
+            let is_completion = *part == Some("last");
+            let log = if is_completion {
+                "system_event"
+            } else {
+                "activity"
+            };
             let mut entry = json!({
                 "insertId": format!("sandbox{:08x}", state.numbers),
-                "logName": format!("projects/{project}/logs/cloudaudit.googleapis.com%2Factivity"),
+                "logName": format!("projects/{project}/logs/cloudaudit.googleapis.com%2F{log}"),
                 "severity": severity,
                 "timestamp": now,
                 "receiveTimestamp": now,
                 "resource": {"type": "cloud_run_revision", "labels": {"project_id": project, "location": region,
-                    "service_name": "", "revision_name": "", "configuration_name": ""}},
+                    "service_name": if is_function { name.as_str() } else { "" }, "revision_name": "", "configuration_name": ""}},
                 "protoPayload": payload,
             });
+            if is_completion {
+                complete(&mut entry, project, name);
+            }
             if let Some(part) = part {
                 entry["operation"] = json!({"id": format!("operation-{:08x}", state.numbers), "producer": "run.googleapis.com", *part: true});
             }
@@ -226,6 +246,35 @@ impl Audit {
                 state.entries.pop_front();
             }
             state.entries.push_back(entry);
+        }
+    }
+}
+
+impl Change<'_> {
+    fn method(&self) -> String {
+        match self.version {
+            "internal" => {
+                let verb = self.verb.trim_end_matches("Service");
+                format!("google.cloud.serverless.internal.InternalServices.{verb}InternalService")
+            }
+            version => format!("google.cloud.run.{version}.Services.{}", self.verb),
+        }
+    }
+}
+
+/// The completion of a change: nobody asks for it, and it is about the revision that came of it.
+fn complete(entry: &mut Value, project: &str, name: &str) {
+    let payload = &mut entry["protoPayload"];
+    payload["methodName"] = json!("/Services.ReplaceService");
+    payload["resourceName"] = json!(format!("namespaces/{project}/revisions/{name}-00001-abc"));
+    if let Some(payload) = payload.as_object_mut() {
+        for field in [
+            "authenticationInfo",
+            "authorizationInfo",
+            "requestMetadata",
+            "request",
+        ] {
+            payload.remove(field);
         }
     }
 }

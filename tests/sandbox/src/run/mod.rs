@@ -85,6 +85,8 @@ pub struct World {
     pub permitted_domains: Option<BTreeSet<String>>,
     /// (project, permission) that the caller lacks.
     pub denied: BTreeSet<(String, String)>,
+    /// Credentials that came with a request do not count: they have expired.
+    pub expired_credentials: bool,
     /// Projects in which the API is off.
     pub disabled: BTreeSet<String>,
     /// Projects that do not exist.
@@ -110,6 +112,8 @@ struct State {
     world: World,
     /// Bindings of projects.
     projects: BTreeMap<String, Value>,
+    /// Bindings of Identity-Aware Proxy in front of services.
+    iap: BTreeMap<ServiceKey, Value>,
     uids: u64,
     last_etag: i64,
     /// Times of requests by (project, region, is write), for quotas.
@@ -139,6 +143,29 @@ impl Run {
 
     /// Deploys a service; one that is there keeps its uid and its policy and gets the labels.
     pub fn deploy(&self, project: &str, region: &str, name: &str, labels: &[(&str, &str)]) {
+        let (verb, key) = self.put(project, region, name, labels);
+        self.enter_service("v1", verb, &key);
+    }
+
+    /// Deploys a function: a service like any other, by Cloud Functions' own way.
+    pub fn deploy_function(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) {
+        let (verb, key) = self.put(project, region, name, labels);
+        self.enter_service("internal", verb, &key);
+    }
+
+    fn put(
+        &self,
+        project: &str,
+        region: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> (&'static str, ServiceKey) {
         let labels: BTreeMap<_, _> = labels
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -166,12 +193,10 @@ impl Run {
         } else {
             "ReplaceService"
         };
-        let key = (project.into(), region.into(), name.into());
-        drop(state);
-        self.enter_service("v1", verb, &key);
+        (verb, (project.into(), region.into(), name.into()))
     }
 
-    /// Enters a change of a service that somebody made in the console.
+    /// Enters a change of a service that somebody made in the console, or Cloud Functions did.
     fn enter_service(&self, version: &str, verb: &str, service: &ServiceKey) {
         let change = Change {
             version,
@@ -182,7 +207,12 @@ impl Run {
             bindings: None,
             failed: None,
         };
-        self.audit.enter(&self.clock, &Caller::console(), change);
+        let caller = if version == "internal" {
+            Caller::functions_robot()
+        } else {
+            Caller::console()
+        };
+        self.audit.enter(&self.clock, &caller, change);
     }
 
     /// Changes the policy of a service as somebody in the console does, who gives the etag that he
@@ -295,6 +325,12 @@ impl Run {
             .insert(project.into(), bindings.clone());
     }
 
+    /// Sets who may pass Identity-Aware Proxy in front of a service.
+    pub fn set_iap_bindings(&self, project: &str, region: &str, name: &str, bindings: &Value) {
+        let key = (project.into(), region.into(), name.into());
+        self.lock().iap.insert(key, bindings.clone());
+    }
+
     /// Adds one member to a role, as `add-iam-policy-binding` does.
     pub fn add_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str) {
         self.edit_member(project, region, name, role, member, true);
@@ -382,6 +418,13 @@ impl State {
         resource: &str,
         write: bool,
     ) -> Result<(), Problem> {
+        if self.world.expired_credentials {
+            return Err(Problem::new(
+                401,
+                "UNAUTHENTICATED",
+                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.",
+            ));
+        }
         if self.world.gone.contains(project) {
             return Err(Problem::new(
                 404,

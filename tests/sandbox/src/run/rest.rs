@@ -50,11 +50,18 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
     match (method, parts.as_slice()) {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
         // The Resource Manager, v3: here a POST, other than on Cloud Run.
-        ("POST", ["v3", "projects", p]) => match p.split_once(':') {
+        ("POST", ["v3", "projects", p]) => match p.rsplit_once(':') {
             Some((p, "getIamPolicy")) => project_policy(run, p),
             Some((p, "testIamPermissions")) => project_permissions(run, call, p),
             _ => Err(unknown_path()),
         },
+        // Identity-Aware Proxy, v1.
+        ("POST", ["v1", "projects", p, "iap_web", place, "services", s]) => {
+            match (place.strip_prefix("cloud_run-"), s.split_once(':')) {
+                (Some(r), Some((s, "getIamPolicy"))) => iap_policy(run, p, r, s),
+                _ => Err(unknown_path()),
+            }
+        }
         // Cloud Logging, and Pub/Sub as far as it is looked at.
         ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
         ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
@@ -193,6 +200,18 @@ fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
     )?;
     let bindings = state.projects.get(p).cloned().unwrap_or_else(|| json!([]));
     Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
+}
+
+fn iap_policy(run: &Run, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
+    let mut state = run.lock();
+    let place = format!("projects/{p}/iap_web/cloud_run-{r}/services/{s}");
+    state.gate(p, r, "iap.webServices.getIamPolicy", &place, false)?;
+    let bindings = state
+        .iap
+        .get(&key(p, r, s))
+        .cloned()
+        .unwrap_or_else(|| json!([]));
+    Ok(json!({"version": 1, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
 /// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do

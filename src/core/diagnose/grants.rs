@@ -1,0 +1,132 @@
+//! What an allow policy comes to for one principal.
+
+use super::{
+    Cause, Facts,
+    condition::{self, Truth},
+};
+use crate::iam::{Binding, Invocation, Policy, Principal, PrincipalKind};
+
+/// What a policy comes to for a principal.
+#[derive(Default)]
+pub(super) struct Held {
+    pub yes: Option<String>,
+    /// Sets that it may be in.
+    pub maybe: Vec<String>,
+    /// Grants that do not hold now, in words.
+    pub no: Vec<String>,
+    pub ended: Option<(Cause, String)>,
+}
+
+/// What the bindings of roles that `carries` accepts come to for a principal.
+pub(super) fn held(
+    policy: &Policy,
+    principal: &Principal,
+    facts: &Facts,
+    carries: &dyn Fn(&str) -> bool,
+) -> Held {
+    let mut held = Held::default();
+    for binding in policy.bindings.iter().filter(|b| carries(&b.role)) {
+        for member in &binding.members {
+            let listed = Principal::from_live(member);
+            let covers = covers(&listed, principal);
+            if covers != Some(false) {
+                held.add(binding, &listed, principal, covers.is_some(), facts);
+            }
+        }
+    }
+    held
+}
+
+impl Held {
+    /// Adds a member that stands for the principal; not `surely`: that may.
+    fn add(
+        &mut self,
+        binding: &Binding,
+        listed: &Principal,
+        principal: &Principal,
+        surely: bool,
+        facts: &Facts,
+    ) {
+        let (title, expression) = match &binding.condition {
+            None => (String::new(), ""),
+            Some(c) => (format!(" if {}", c.title), c.expression.as_str()),
+        };
+        let truth = match &binding.condition {
+            None => Truth::True,
+            Some(c) => condition::evaluate(&c.expression, facts.at, facts.url.as_deref()),
+        };
+        let what = format!("{listed} has {}{title}", binding.role);
+        match truth {
+            Truth::True if surely => self.yes = self.yes.take().or(Some(what)),
+            Truth::True => self.maybe.push(listed.to_string()),
+            Truth::Unknown(why) => self.maybe.push(format!(
+                "{listed} under a condition that cannot be evaluated here ({why})"
+            )),
+            Truth::False => {
+                let when = facts.at;
+                self.no
+                    .push(format!("{what}, which is false at {when} ({expression})"));
+                if surely {
+                    self.ended.get_or_insert(why_false(expression, principal));
+                }
+            }
+        }
+    }
+}
+
+fn why_false(expression: &str, principal: &Principal) -> (Cause, String) {
+    let ends = expression.starts_with("request.time < timestamp(") && !expression.contains("&&");
+    if ends {
+        let verdict = format!("The access of {principal} has ended ({expression}).");
+        (Cause::AccessEnded, verdict)
+    } else {
+        let verdict = format!("The condition of its grant does not hold now: {expression}.");
+        (Cause::ConditionFalse, verdict)
+    }
+}
+
+/// Whether a member of a policy stands for a principal; `None`: it may.
+fn covers(listed: &Principal, principal: &Principal) -> Option<bool> {
+    use PrincipalKind as K;
+    if listed == principal {
+        return Some(true);
+    }
+    match listed.kind() {
+        K::AllUsers => Some(true),
+        // Neither those without an account nor federated identities have a Google account.
+        K::AllAuthenticatedUsers => Some(!matches!(principal.kind(), K::AllUsers | K::Federated)),
+        K::Domain => {
+            let domain = listed.key().strip_prefix("domain:").unwrap_or_default();
+            let at = principal.key().rsplit('@').next().unwrap_or_default();
+            Some(matches!(principal.kind(), K::User | K::Group) && at == domain)
+        }
+        K::Group if matches!(principal.kind(), K::User | K::ServiceAccount | K::Group) => None,
+        K::FederatedSet if principal.kind() == K::ServiceAccount => {
+            if listed.invocation() == Invocation::Supported {
+                None
+            } else {
+                Some(false)
+            }
+        }
+        K::FederatedSet if principal.kind() == K::Federated => in_pool(listed, principal),
+        _ => Some(false),
+    }
+}
+
+/// Whether a set of a pool has a member of that pool: all of it has, another set may.
+fn in_pool(set: &Principal, principal: &Principal) -> Option<bool> {
+    let pool = principal
+        .as_str()
+        .strip_prefix("principal:")
+        .and_then(|rest| rest.split_once("/subject/"))
+        .map(|(pool, _)| pool)?;
+    let rest = set
+        .as_str()
+        .strip_prefix("principalSet:")
+        .and_then(|rest| rest.strip_prefix(pool));
+    match rest {
+        Some("/*") => Some(true),
+        Some(rest) if rest.starts_with('/') => None,
+        _ => Some(false),
+    }
+}

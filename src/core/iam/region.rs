@@ -1,0 +1,113 @@
+//! The regions that are known here. Google adds some every year, so that one is missing here proves
+//! nothing: it is a reason to ask, not to refuse.
+
+/// Regions of Cloud Run.
+///
+/// Source: <https://docs.cloud.google.com/run/docs/locations>.
+const REGIONS: &[&str] = &[
+    "africa-south1",
+    "asia-east1",
+    "asia-east2",
+    "asia-northeast1",
+    "asia-northeast2",
+    "asia-northeast3",
+    "asia-south1",
+    "asia-south2",
+    "asia-southeast1",
+    "asia-southeast2",
+    "asia-southeast3",
+    "australia-southeast1",
+    "australia-southeast2",
+    "europe-central2",
+    "europe-north1",
+    "europe-north2",
+    "europe-southwest1",
+    "europe-west1",
+    "europe-west10",
+    "europe-west12",
+    "europe-west2",
+    "europe-west3",
+    "europe-west4",
+    "europe-west6",
+    "europe-west8",
+    "europe-west9",
+    "me-central1",
+    "me-central2",
+    "me-west1",
+    "northamerica-northeast1",
+    "northamerica-northeast2",
+    "northamerica-south1",
+    "southamerica-east1",
+    "southamerica-west1",
+    "us-central1",
+    "us-east1",
+    "us-east4",
+    "us-east5",
+    "us-south1",
+    "us-west1",
+    "us-west2",
+    "us-west3",
+    "us-west4",
+];
+
+/// The known region that is nearest to one that is not known; `None`: it is known, or nothing is
+/// near.
+pub fn nearest_region(region: &str) -> Option<&'static str> {
+    if REGIONS.contains(&region) {
+        return None;
+    }
+    // `eu-west1` stands for `europe-west1`, which is not the nearest by letters.
+    if let Some((area, rest)) = region.split_once('-')
+        && let Some(whole) = REGIONS.iter().find(|known| {
+            let parts = known.split_once('-');
+            parts.is_some_and(|(a, r)| r == rest && a.starts_with(area))
+        })
+    {
+        return Some(whole);
+    }
+    let (near, distance) = REGIONS
+        .iter()
+        .map(|known| (*known, distance(region, known)))
+        .min_by_key(|(_, distance)| *distance)?;
+    // More than a third of the letters is another word, not a slip.
+    (distance * 3 <= near.len()).then_some(near)
+}
+
+/// How many letters to insert, leave out, change, or swap with the next.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];
+    for (i, a) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in to.iter().enumerate() {
+            let changed = rows[i][j] + usize::from(a != b);
+            let mut least = changed.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_has_its_region_and_a_new_region_has_none() {
+        for (written, near) in [
+            ("europe-west1", None),
+            ("europe-wset1", Some("europe-west1")),
+            ("eurpe-west4", Some("europe-west4")),
+            ("us-centrall1", Some("us-central1")),
+            ("eu-west1", Some("europe-west1")),
+            ("antarctica-south1", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest_region(written), near, "{written}");
+        }
+    }
+}
