@@ -479,11 +479,11 @@ fn condition_of(value: &Value) -> Option<Arc<Condition>> {
     let value = if value.is_array() { &value[0] } else { value };
     value["expression"].as_str().map(|expression| {
         let text = |k: &str| value[k].as_str().unwrap_or_default().to_owned();
-        Arc::new(Condition {
-            title: text("title"),
-            description: text("description"),
-            expression: expression.to_owned(),
-        })
+        Arc::new(Condition::new(
+            text("title"),
+            text("description"),
+            expression.to_owned(),
+        ))
     })
 }
 

@@ -298,7 +298,8 @@ impl<C: CloudRun> Controller<C> {
         let this = self.clone();
         let span = tracing::info_span!("service", %service, priority = job.priority.label());
         let round = async move {
-            this.reconcile(job).await;
+            let ((), busy) = queue::timed(this.clone().reconcile(job)).await;
+            this.queue.spent(&service.project, busy);
             drop(guard);
         };
         running.spawn(round.instrument(span));

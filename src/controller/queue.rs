@@ -4,11 +4,13 @@
 //! Waiting work is kept by project and region, which is how Google counts. A service is handed out
 //! together with the tokens for its calls, so that what waits for quota occupies nothing: neither a
 //! worker nor a place that others need. A service that turned out to need a write waits among the
-//! changers of its place, in the order in which that was found out.
+//! changers of its place, in the order in which that was found out. A project whose services take
+//! long to think about steps back while others have work.
 
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +37,14 @@ const MOST_PER_WORKER: usize = 64;
 /// Every so many turns the one that waited longest is served, whatever its priority: none can
 /// starve.
 const AGED_TURN: u64 = 4;
+
+/// A project that kept threads busy for longer than its share steps back while others have work:
+/// for so many times as long.
+const STEPS_BACK: u32 = 4;
+/// What is owed for less than this is forgiven.
+const FORGIVEN: Duration = Duration::from_millis(250);
+/// Projects beyond which those that owe nothing are forgotten.
+const MANY_PROJECTS: usize = 1024;
 
 /// Why a service is looked at, in the order in which it is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +163,65 @@ struct State {
     turns: u64,
     /// Where the next round over the places begins.
     cursor: Option<Place>,
+    accounts: Accounts,
+}
+
+/// How long each project kept threads busy, and how many of its services are under way. Policies
+/// may be as large as their author likes, and each look at one costs accordingly.
+#[derive(Debug, Default)]
+struct Accounts {
+    /// When what a project used is paid for.
+    paid: HashMap<Arc<str>, Instant>,
+    running: HashMap<Arc<str>, usize>,
+}
+
+impl Accounts {
+    fn spent(&mut self, project: &Arc<str>, busy: Duration, now: Instant) {
+        if self.paid.len() > MANY_PROJECTS {
+            self.paid.retain(|_, paid| *paid > now);
+        }
+        let paid = self.paid.entry(project.clone()).or_insert(now);
+        *paid = (*paid).max(now) + busy * STEPS_BACK;
+    }
+
+    /// Until when a project steps back, if it does.
+    fn steps_back(&self, project: &str, now: Instant) -> Option<Instant> {
+        let until = *self.paid.get(project)? - FORGIVEN;
+        (until > now).then_some(until)
+    }
+
+    fn begins(&mut self, project: &Arc<str>) {
+        *self.running.entry(project.clone()).or_default() += 1;
+    }
+
+    fn ends(&mut self, project: &str) {
+        if let Some(running) = self.running.get_mut(project) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(project);
+            }
+        }
+    }
+
+    /// Whether anybody is at work who would have to wait for one that steps back.
+    fn others_work(&self, now: Instant) -> bool {
+        self.running
+            .keys()
+            .any(|p| self.steps_back(p, now).is_none())
+    }
+}
+
+/// Does work, and says how long it kept a thread busy.
+pub(super) async fn timed<F: Future>(work: F) -> (F::Output, Duration) {
+    let (mut work, mut busy) = (pin!(work), Duration::ZERO);
+    let result = std::future::poll_fn(|context| {
+        let began = Instant::now();
+        let polled = work.as_mut().poll(context);
+        busy += began.elapsed();
+        polled
+    })
+    .await;
+    (result, busy)
 }
 
 /// A queue of services.
@@ -267,6 +336,12 @@ impl Queue {
             .with(|s| s.done(&service, priority, since, end, now));
         self.changed.notify_waiters();
         failures
+    }
+
+    /// Work of a project kept a thread busy for so long.
+    pub fn spent(&self, project: &Arc<str>, busy: Duration) {
+        let now = Instant::now();
+        self.state.with(|s| s.accounts.spent(project, busy, now));
     }
 
     /// Forgets timers of a service that nobody is about any more.
@@ -440,7 +515,11 @@ impl State {
             sooner(wake, self.crowd.wake());
         }
         let (items, places, cursor) = (&self.items, &mut self.places, self.cursor.as_ref());
-        let mut best: Option<Candidate> = None;
+        let accounts = &self.accounts;
+        let others_work = accounts.others_work(now);
+        // Of those that step back one is taken up only if nobody else has anything to do.
+        let (mut best, mut last): (Option<Candidate>, Option<Candidate>) = (None, None);
+        let mut steps_back = None;
         // True: there can be no better one.
         let mut visit = |place: &Place, waiting: &mut Waiting| {
             if !room && !waiting.crowd.is_empty() {
@@ -449,19 +528,26 @@ impl State {
             let Some((turn, group)) = waiting.candidate(place, now, budgets, items, wake) else {
                 return false;
             };
-            let better = match &best {
+            let until = accounts.steps_back(&place.project, now);
+            sooner(&mut steps_back, until);
+            let kept = if until.is_some() {
+                &mut last
+            } else {
+                &mut best
+            };
+            let better = match kept {
                 None => true,
                 Some(b) if aged => turn.since < b.turn.since,
                 Some(b) => turn.priority < b.turn.priority,
             };
             if better {
-                best = Some(Candidate {
+                *kept = Some(Candidate {
                     place: place.clone(),
                     group,
                     turn,
                 });
             }
-            !aged && turn.priority == Priority::Declared
+            !aged && until.is_none() && turn.priority == Priority::Declared
         };
         let after = (
             cursor.map_or(Bound::Unbounded, Bound::Excluded),
@@ -475,7 +561,11 @@ impl State {
                 .range_mut::<Place, _>(..=cursor)
                 .any(|(p, w)| visit(p, w));
         }
-        best
+        if best.is_none() && others_work {
+            sooner(wake, steps_back);
+            return None;
+        }
+        best.or(last)
     }
 
     fn take(&mut self, chosen: Candidate, tokens: Tokens, now: Instant) -> Option<Job> {
@@ -484,6 +574,7 @@ impl State {
         let service = waiting.lanes(group)[turn.priority as usize].remove(&turn.ticket)?;
         waiting.turns += 1;
         let seats = (self.crowd.enter(now), waiting.crowd.enter(now));
+        self.accounts.begins(&service.project);
         self.cursor = Some(place);
         let item = self.items.entry(service.clone()).or_default();
         item.queued = None;
@@ -513,6 +604,7 @@ impl State {
         };
         if let Some(Running { seats, .. }) = item.running.take() {
             self.crowd.leave(seats.0);
+            self.accounts.ends(&service.project);
             if let Some(waiting) = self.places.get_mut(&place) {
                 waiting.crowd.leave(seats.1);
                 waiting.dry_until = None;
@@ -744,6 +836,39 @@ mod tests {
             q.done(job, End::Over);
             assert!(turn < 7, "the periodic look starved");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_project_that_keeps_threads_busy_steps_back_while_others_work() {
+        let q = queue();
+        let theirs = |i: usize| RunService::new("large", "r", format!("s{i}"));
+        (0..100).for_each(|i| q.add(&theirs(i), Priority::Declared));
+        let first = pop(&q).await;
+        q.done(first, End::Over);
+        q.spent(&"large".into(), Duration::from_secs(1));
+        // Nobody else has anything to do: why should it wait?
+        let alone = pop(&q).await;
+        assert_eq!(&*alone.service.project, "large");
+        q.add(&s("ours"), Priority::Periodic);
+        let ours = pop(&q).await;
+        assert_eq!(ours.service, s("ours"), "whatever its priority");
+        assert!(nothing(&q).await, "while ours is under way");
+        // It gets its share nevertheless, however long others work.
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert_eq!(&*pop(&q).await.service.project, "large");
+        q.spent(&"large".into(), Duration::from_secs(1));
+        assert!(nothing(&q).await);
+        q.done(ours, End::Over);
+        assert_eq!(&*pop(&q).await.service.project, "large");
+    }
+
+    #[tokio::test]
+    async fn waiting_keeps_no_thread_busy() {
+        let ((), busy) = timed(tokio::time::sleep(Duration::from_millis(50))).await;
+        assert!(busy < Duration::from_millis(25), "{busy:?}");
+        let work = async { std::thread::sleep(Duration::from_millis(20)) };
+        let ((), busy) = timed(work).await;
+        assert!(busy >= Duration::from_millis(20), "{busy:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -218,7 +218,7 @@ mod tests {
     fn services_that_come_and_go_leave_nothing_behind() {
         let memories = ServiceMemories::default();
         for i in 0..10 * MANY_RECALLED {
-            let service = RunService::new("p", "r", &format!("s{i}"));
+            let service = RunService::new("p", "r", format!("s{i}"));
             memories.must_recall(&service);
             memories.drift(&service);
             memories.forget(&service);

@@ -106,11 +106,11 @@ fn grant(record: &ChangeGrant) -> Option<Grant> {
         principal: Principal::from_live(&record.member),
         role: Role::from_name(&record.role)?,
         condition: record.condition.as_ref().map(|c| {
-            Arc::new(Condition {
-                title: c.title.clone(),
-                description: c.description.clone(),
-                expression: c.expression.clone(),
-            })
+            Arc::new(Condition::new(
+                c.title.clone(),
+                c.description.clone(),
+                c.expression.clone(),
+            ))
         }),
     })
 }
@@ -678,12 +678,7 @@ mod tests {
 
     #[test]
     fn a_record_of_the_largest_write_fits_into_the_store() {
-        let condition: Arc<Condition> = Condition {
-            title: "t".into(),
-            description: String::new(),
-            expression: "e".repeat(4096),
-        }
-        .into();
+        let condition: Arc<Condition> = Condition::new("t", String::new(), "e".repeat(4096)).into();
         let many: BTreeSet<Grant> = (0..400)
             .map(|i| Grant {
                 condition: Some(condition.clone()),
@@ -709,11 +704,7 @@ mod tests {
     #[test]
     fn what_is_too_long_for_a_record_is_cut_and_there_is_no_going_back_to_it() {
         let mut s = spec(&[], &[], &[]);
-        let long = Condition {
-            title: "t".repeat(200),
-            description: String::new(),
-            expression: "e".repeat(5000),
-        };
+        let long = Condition::new("t".repeat(200), String::new(), "e".repeat(5000));
         let live = Grant {
             condition: Some(long.into()),
             ..Grant::new(Principal::from_live("user:a@a.co"), Role::Invoker)

@@ -150,11 +150,11 @@ impl Ledger {
 }
 
 fn condition_of(spec: &ConditionSpec) -> Arc<Condition> {
-    Arc::new(Condition {
-        title: spec.title.clone(),
-        description: spec.description.clone(),
-        expression: spec.expression.clone(),
-    })
+    Arc::new(Condition::new(
+        spec.title.clone(),
+        spec.description.clone(),
+        spec.expression.clone(),
+    ))
 }
 
 /// Makes places in tables for what repeats.
@@ -499,11 +499,7 @@ mod tests {
     #[test]
     fn a_ledger_reads_back_as_it_was_written() {
         let mut l = ledger(&[("user:a@x.co", &["p", "q"]), ("user:b@x.co", &[])]);
-        let shared = Arc::new(Condition {
-            title: "t".into(),
-            description: "d".into(),
-            expression: "e".into(),
-        });
+        let shared = Arc::new(Condition::new("t", "d", "e"));
         let conditional = Grant {
             condition: Some(shared),
             ..grant("user:c@x.co")
@@ -563,11 +559,11 @@ mod tests {
         let mut l = Ledger::default();
         let members: BTreeSet<Grant> = (0..1500)
             .map(|i| Grant {
-                condition: Some(Arc::new(Condition {
-                    title: format!("t{}", i % 100),
-                    description: String::new(),
-                    expression: expression.clone(),
-                })),
+                condition: Some(Arc::new(Condition::new(
+                    format!("t{}", i % 100),
+                    String::new(),
+                    expression.clone(),
+                ))),
                 ..grant(&format!("user:{}{i}@x.co", "m".repeat(300)))
             })
             .collect();

@@ -292,11 +292,11 @@ fn delta(deltas: &Value) -> Option<(BTreeSet<Grant>, BTreeSet<Grant>)> {
                     .unwrap_or_default()
                     .to_owned()
             };
-            Arc::new(Condition {
-                title: part("title"),
-                description: part("description"),
-                expression: part("expression"),
-            })
+            Arc::new(Condition::new(
+                part("title"),
+                part("description"),
+                part("expression"),
+            ))
         });
         let grant = Grant {
             principal: Principal::from_live(member),

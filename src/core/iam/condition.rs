@@ -1,6 +1,13 @@
 //! IAM conditions: what a grant additionally asks of a request.
 
+use std::{
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+    sync::OnceLock,
+};
+
 use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
 
 /// Title of the condition that carries `expires`. A binding with this title and the exact
 /// expression that [`Condition::expiring`] makes is recognised as this operator's, also without a
@@ -11,9 +18,7 @@ pub const EXPIRY_TITLE: &str = "run-invoker-expires";
 /// IAM tells bindings apart, and the expression is not canonicalised by anyone.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/conditions-overview>.
-#[derive(
-    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Condition {
     /// Required by IAM; part of the identity of the binding.
     pub title: String,
@@ -22,9 +27,68 @@ pub struct Condition {
     pub description: String,
     /// CEL over `request` and `resource`.
     pub expression: String,
+    /// Of the expression. A tenant may write thousands of characters that differ in the last only,
+    /// and thousands of grants are sorted by them.
+    #[serde(skip)]
+    digest: OnceLock<[u8; 32]>,
 }
 
 impl Condition {
+    /// Stands for the expression: nobody finds two with the same.
+    fn digest(&self) -> &[u8; 32] {
+        self.digest
+            .get_or_init(|| Sha256::digest(&self.expression).into())
+    }
+}
+
+impl Ord for Condition {
+    /// By title and description, as people would; of those that share both, in an order that is
+    /// cheap and the same for ever.
+    fn cmp(&self, other: &Self) -> Ordering {
+        if std::ptr::eq(self, other) {
+            return Ordering::Equal;
+        }
+        (self.title.cmp(&other.title))
+            .then_with(|| self.description.cmp(&other.description))
+            .then_with(|| self.digest().cmp(other.digest()))
+    }
+}
+
+impl PartialOrd for Condition {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Condition {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Condition {}
+
+impl Hash for Condition {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.title, &self.description, &self.expression).hash(state);
+    }
+}
+
+impl Condition {
+    /// A condition of these texts.
+    pub fn new(
+        title: impl Into<String>,
+        description: impl Into<String>,
+        expression: impl Into<String>,
+    ) -> Self {
+        Self {
+            title: title.into(),
+            description: description.into(),
+            expression: expression.into(),
+            digest: OnceLock::new(),
+        }
+    }
+
     /// The condition that ends access at `until`, together with `also` if there is one.
     ///
     /// `request.time` works for every service:
@@ -32,16 +96,11 @@ impl Condition {
     pub fn expiring(until: Timestamp, also: Option<&Self>) -> Self {
         let clock = format!("request.time < timestamp(\"{}\")", rfc3339(until));
         match also {
-            None => Self {
-                title: EXPIRY_TITLE.into(),
-                description: String::new(),
-                expression: clock,
-            },
-            Some(c) => Self {
-                title: c.title.clone(),
-                description: c.description.clone(),
-                expression: format!("({}) && {clock}", c.expression),
-            },
+            None => Self::new(EXPIRY_TITLE, String::new(), clock),
+            Some(c) => {
+                let both = format!("({}) && {clock}", c.expression);
+                Self::new(c.title.clone(), c.description.clone(), both)
+            }
         }
     }
 
@@ -69,6 +128,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn conditions_are_the_same_if_their_texts_are_and_sorted_by_title_first() {
+        let long = |end: &str| format!("{}{end}", "x".repeat(4000));
+        let (a, b) = (
+            Condition::new("t", "", long("a")),
+            Condition::new("t", "", long("b")),
+        );
+        assert!(a == a.clone() && a != b && a.cmp(&b) == b.cmp(&a).reverse());
+        assert_ne!(a, Condition::new("t", "d", long("a")));
+        assert!(Condition::new("a", "z", "z") < Condition::new("b", "", ""));
+    }
+
+    #[test]
     fn an_expiry_reads_back_as_the_same_instant() {
         let until: Timestamp = "2026-12-24T19:00:00+01:00".parse().unwrap();
         let c = Condition::expiring(until, None);
@@ -81,11 +152,7 @@ mod tests {
 
     #[test]
     fn an_expiry_with_a_condition_keeps_its_title_and_joins_the_expressions() {
-        let base = Condition {
-            title: "office".into(),
-            description: "d".into(),
-            expression: "a || b".into(),
-        };
+        let base = Condition::new("office", "d", "a || b");
         let c = Condition::expiring("2026-12-24T18:00:00Z".parse().unwrap(), Some(&base));
         assert_eq!(c.title, "office");
         assert_eq!(

@@ -133,11 +133,11 @@ impl Policy {
                 continue;
             };
             let condition = binding.condition.as_ref().map(|e| {
-                std::sync::Arc::new(Condition {
-                    title: e.title.clone(),
-                    description: e.description.clone(),
-                    expression: e.expression.clone(),
-                })
+                std::sync::Arc::new(Condition::new(
+                    e.title.clone(),
+                    e.description.clone(),
+                    e.expression.clone(),
+                ))
             });
             for member in &binding.members {
                 found.insert(Grant {

@@ -432,11 +432,7 @@ mod tests {
     fn a_condition_that_many_ledgers_have_is_kept_once() {
         let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
         let mut conditional = grant("user:a@x.co");
-        let condition = crate::iam::Condition {
-            title: "t".into(),
-            description: String::new(),
-            expression: "e".into(),
-        };
+        let condition = crate::iam::Condition::new("t", String::new(), "e");
         let kept = ["web", "api"].map(|name| {
             let service = RunService::new("acme-prod", "europe-west1", name);
             conditional.condition = Some(Arc::new(condition.clone()));

@@ -325,6 +325,7 @@ fn declared(
     rejections: &mut Vec<Rejection>,
 ) -> (Box<[Declared]>, Vec<AccountEntry>) {
     let mut declared = BTreeSet::new();
+    let mut conditions: BTreeSet<Arc<Condition>> = BTreeSet::new();
     let mut accounts = Vec::new();
     for (i, entry) in spec.invokers.iter().enumerate() {
         let mut reject = |field: &str, message: String| {
@@ -348,16 +349,23 @@ fn declared(
                 continue;
             }
         };
-        let own = entry.condition.as_ref().map(|c| Condition {
-            title: c.title.clone(),
-            description: c.description.clone(),
-            expression: c.expression.clone(),
-        });
+        let own = entry
+            .condition
+            .as_ref()
+            .map(|c| Condition::new(c.title.clone(), c.description.clone(), c.expression.clone()));
         let condition = match expires {
             Some(until) => Some(Condition::expiring(until, own.as_ref())),
             None => own,
         };
-        let condition = condition.map(Arc::new);
+        // Two hundred members often share one, and it is as long as its author likes.
+        let condition = condition.map(|c| {
+            let found = conditions.get(&c).cloned();
+            found.unwrap_or_else(|| {
+                let fresh = Arc::new(c);
+                conditions.insert(fresh.clone());
+                fresh
+            })
+        });
         let member = match (&entry.member, &entry.kubernetes_service_account) {
             (Some(member), None) => member,
             (None, Some(account)) => {

@@ -637,26 +637,37 @@ pub struct View {
 /// A service as each of the policies on it sees it, in their order.
 pub fn views(input: &Input<'_>) -> Vec<View> {
     let (live, desired) = (input.live.grants(), merge(input));
+    // The same for every policy, and there may be hundreds.
+    let unlisted: Vec<&Grant> = live
+        .iter()
+        .filter(|g| !desired.listed.contains_key(g))
+        .collect();
     input
         .claims
         .iter()
-        .map(|claim| view_of(claim, input, &live, &desired))
+        .map(|claim| view_of(claim, input, &live, &unlisted, &desired))
         .collect()
 }
 
 /// A service as one of the policies on it sees it.
 pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
-    view_of(claim, input, &input.live.grants(), &merge(input))
+    let (live, desired) = (input.live.grants(), merge(input));
+    let unlisted: Vec<&Grant> = live
+        .iter()
+        .filter(|g| !desired.listed.contains_key(g))
+        .collect();
+    view_of(claim, input, &live, &unlisted, &desired)
 }
 
 fn view_of(
     claim: &PolicyOnService,
     input: &Input<'_>,
     live: &BTreeSet<Grant>,
+    unlisted: &[&Grant],
     desired: &Desired,
 ) -> View {
     let intent = &claim.intent;
-    let unlisted = live.iter().filter(|g| !desired.listed.contains_key(g));
+    let unlisted = unlisted.iter().copied();
     if intent.deleting || claim.left {
         // What is left to take away: what belongs to this policy, or to nobody any more.
         let own = |g: &&Grant| {

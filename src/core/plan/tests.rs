@@ -654,7 +654,7 @@ const POOL: &[&str] = &[
 fn condition() -> impl Strategy<Value = Option<Condition>> {
     prop_oneof![
         3 => Just(None),
-        1 => Just(Some(Condition { title: "t".into(), description: String::new(), expression: "request.path == '/'".into() })),
+        1 => Just(Some(Condition::new("t", String::new(), "request.path == '/'"))),
         1 => (-2i64..3).prop_map(|h| Some(Condition::expiring(now() + jiff::SignedDuration::from_hours(h), None))),
     ]
 }
