@@ -3,7 +3,6 @@
 use std::{
     cmp::Ordering,
     hash::{Hash, Hasher},
-    sync::OnceLock,
 };
 
 use jiff::Timestamp;
@@ -18,26 +17,34 @@ pub const EXPIRY_TITLE: &str = "run-invoker-expires";
 /// IAM tells bindings apart, and the expression is not canonicalised by anyone.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/conditions-overview>.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(from = "Texts")]
 pub struct Condition {
     /// Required by IAM; part of the identity of the binding.
     pub title: String,
     /// Optional; part of the identity of the binding.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub description: String,
     /// CEL over `request` and `resource`.
     pub expression: String,
-    /// Of the expression. A tenant may write thousands of characters that differ in the last only,
-    /// and thousands of grants are sorted by them.
+    /// Stands for the expression: nobody finds two with the same. A tenant may write thousands of
+    /// characters that differ in the last only, and thousands of grants are sorted by them.
     #[serde(skip)]
-    digest: OnceLock<[u8; 32]>,
+    digest: [u8; 32],
 }
 
-impl Condition {
-    /// Stands for the expression: nobody finds two with the same.
-    fn digest(&self) -> &[u8; 32] {
-        self.digest
-            .get_or_init(|| Sha256::digest(&self.expression).into())
+/// A condition as it is written.
+#[derive(serde::Deserialize)]
+struct Texts {
+    title: String,
+    #[serde(default)]
+    description: String,
+    expression: String,
+}
+
+impl From<Texts> for Condition {
+    fn from(texts: Texts) -> Self {
+        Self::new(texts.title, texts.description, texts.expression)
     }
 }
 
@@ -50,7 +57,7 @@ impl Ord for Condition {
         }
         (self.title.cmp(&other.title))
             .then_with(|| self.description.cmp(&other.description))
-            .then_with(|| self.digest().cmp(other.digest()))
+            .then_with(|| self.digest.cmp(&other.digest))
     }
 }
 
@@ -81,11 +88,12 @@ impl Condition {
         description: impl Into<String>,
         expression: impl Into<String>,
     ) -> Self {
+        let expression = expression.into();
         Self {
             title: title.into(),
             description: description.into(),
-            expression: expression.into(),
-            digest: OnceLock::new(),
+            digest: Sha256::digest(&expression).into(),
+            expression,
         }
     }
 

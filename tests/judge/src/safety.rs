@@ -174,7 +174,9 @@ impl Judge {
 
     /// Whether a grant that nobody lists may be taken away at all.
     fn may_go(&self, policies: &[&Policy], d: &Declared, g: &Grant, service: &Service) -> bool {
-        if self.listed.contains_key(&(service.clone(), g.clone())) {
+        // It may also have been granted when a listing still said that a policy means the service.
+        let granted = self.made.get(service).is_some_and(|made| made.contains(g));
+        if granted || self.listed.contains_key(&(service.clone(), g.clone())) {
             return true;
         }
         let protected = declared::matches(
