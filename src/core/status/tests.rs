@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::fault::FaultClass;
+use crate::{api::ServiceState, fault::FaultClass};
 
 fn intent(spec: serde_json::Value, generation: i64) -> Intent {
     let mut full = json!({"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],

@@ -1,11 +1,43 @@
-//! The one way to set conditions: transition time moves only with status, generation always stands
-//! beside it.
+//! The conditions of a policy, each in a file of its own, and the one way to set them: transition
+//! time moves only with status, generation always stands beside it.
+
+mod contested;
+mod drifted;
+mod exposed;
+mod propagated;
+mod ready;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::whole_seconds;
-use crate::api::{ConditionType, Reason, StatusCondition};
+pub use propagated::propagated_at;
+
+use super::{StatusInput, text::whole_seconds};
+use crate::api::{
+    ConditionType, InvokerPolicyStatus, Reason, ServiceStatus, StatusCondition, StatusSummary,
+};
+
+/// All that conditions follow from.
+pub(super) struct ConditionInput<'a> {
+    pub facts: &'a StatusInput<'a>,
+    pub old: &'a InvokerPolicyStatus,
+    pub services: &'a [ServiceStatus],
+    pub summary: &'a StatusSummary,
+    /// Not every service was looked at since the last change.
+    pub pending: bool,
+}
+
+/// Every condition, in the order in which people read them.
+pub(super) fn all(input: &ConditionInput<'_>) -> Vec<StatusCondition> {
+    let facts = input.facts;
+    let mut conditions = Conditions::new(&input.old.conditions, facts.intent.generation, facts.now);
+    ready::set(&mut conditions, input);
+    drifted::set(&mut conditions, input);
+    propagated::set(&mut conditions, input);
+    exposed::set(&mut conditions, facts);
+    contested::set(&mut conditions, facts);
+    conditions.into_list()
+}
 
 /// The three values of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

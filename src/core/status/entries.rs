@@ -1,0 +1,198 @@
+//! What the status says of each service.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{
+    By, Findings, Observation, StatusInput, is_suspended,
+    text::{listed_with, whole_seconds},
+};
+use crate::{
+    api::{
+        ChangedBy, InvokerPolicyStatus, MAX_STATUS_SERVICES, Reason, ServiceState, ServiceStatus,
+        StatusSummary,
+    },
+    iam::RunService,
+    plan::SelectorImpact,
+};
+
+/// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object,
+/// and the spec needs its part.
+const MAX_SERVICE_BYTES: usize = 256 * 1024;
+
+/// How many of the entries, in their order, a status shows.
+pub(super) fn shown(services: &[ServiceStatus]) -> usize {
+    let lists = |s: &ServiceStatus| -> usize {
+        let members = s
+            .missing
+            .iter()
+            .chain(&s.unexpected)
+            .chain(&s.protected)
+            .chain(&s.also_invokers);
+        members.map(|m| m.len() + 4).sum()
+    };
+    let mut left = MAX_SERVICE_BYTES;
+    let fits = |s: &&ServiceStatus| {
+        let bytes = lists(s) + s.message.len() + 400;
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes);
+        fits
+    };
+    services
+        .iter()
+        .take(MAX_STATUS_SERVICES)
+        .take_while(fits)
+        .count()
+}
+
+/// The same status without its services: for an object that is too large for the store with them.
+pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
+    let omitted = status.services_omitted.unwrap_or(0) + status.services.len() as i64;
+    InvokerPolicyStatus {
+        services: vec![],
+        services_omitted: (omitted > 0).then_some(omitted),
+        ..status
+    }
+}
+
+/// The state that a look shows.
+pub fn state_of(look: &Observation) -> ServiceState {
+    match &look.result {
+        Err(fault) if fault.class.row().gone => ServiceState::NotFound,
+        Err(_) => ServiceState::Failed,
+        Ok(seen) if seen.held.iter().any(|h| needs_person(h.reason)) => ServiceState::Held,
+        Ok(seen) if !seen.in_sync() => ServiceState::Drifted,
+        Ok(_) => ServiceState::InSync,
+    }
+}
+
+/// Holds that wait for a person, as opposed to a mode that was chosen.
+pub(super) fn needs_person(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::Audited
+            | Reason::Suspended
+            | Reason::InSync
+            | Reason::Progressing
+            | Reason::Drifted
+    )
+}
+
+/// Services that the policy names one by one and may not touch.
+pub(super) fn denied_services<'a>(
+    facts: &'a StatusInput<'_>,
+) -> impl Iterator<Item = (&'a RunService, &'a str)> {
+    let denied = if facts.intent.deleting {
+        &[]
+    } else {
+        facts.denied
+    };
+    denied
+        .iter()
+        .filter_map(|b| Some((b.service.as_ref()?, b.message.as_str())))
+}
+
+pub(super) fn service_entries(
+    facts: &StatusInput<'_>,
+    old: &InvokerPolicyStatus,
+) -> Vec<ServiceStatus> {
+    let intent = facts.intent;
+    let before: BTreeMap<(&str, &str), &ServiceStatus> = old
+        .services
+        .iter()
+        .map(|s| ((s.region.as_str(), s.name.as_str()), s))
+        .collect();
+    let entry = |service: &RunService, state: ServiceState| ServiceStatus {
+        region: service.region.to_string(),
+        name: service.name.to_string(),
+        state,
+        missing: vec![],
+        unexpected: vec![],
+        protected: vec![],
+        also_invokers: vec![],
+        exposed: false,
+        contested: false,
+        drift_by: None,
+        approve: String::new(),
+        message: String::new(),
+        since: before
+            .get(&(&*service.region, &*service.name))
+            .filter(|b| b.state == state)
+            .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
+    };
+    // What was said of a service stands until a look says otherwise: it is also all that is left of
+    // the time before a restart.
+    let told_before = |service: &RunService| {
+        let entry = before.get(&(&*service.region, &*service.name));
+        entry
+            .filter(|_| !intent.deleting && !is_suspended(intent))
+            .map(|e| (*e).clone())
+    };
+    let mut entries: Vec<ServiceStatus> = facts
+        .observations
+        .iter()
+        .filter_map(|(service, look)| {
+            let Some(look) = look else {
+                return told_before(service);
+            };
+            let reached = facts.reach.filter(|r| r.services.contains(service));
+            let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
+            let mut entry = entry(service, if waits { ServiceState::Held } else { state_of(look) });
+            match &look.result {
+                Err(fault) => entry.message = fault.advice(),
+                Ok(seen) => {
+                    entry.missing = seen.missing.shown();
+                    entry.unexpected = seen.unexpected.shown();
+                    entry.protected = seen.protected.shown();
+                    entry.also_invokers = seen.also.shown();
+                    entry.exposed = seen.exposed.is_some();
+                    entry.contested = !seen.contested.is_empty();
+                    if let By::Known(by) = &seen.by {
+                        entry.drift_by = Some(ChangedBy::clone(by));
+                    }
+                    entry.approve = seen.approve.as_deref().unwrap_or_default().to_owned();
+                    let held = seen.held.iter().filter(|h| needs_person(h.reason));
+                    let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
+                    words.extend((seen.held_more > 0).then(|| format!("and {} more are held back", seen.held_more)));
+                    let back = facts.back.iter().find(|(s, _)| *s == service);
+                    words.extend(back.map(|(_, change)| {
+                        format!("gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed")
+                    }));
+                    words.extend(waits.then(|| "new to this policy; waits for approval".to_owned()));
+                    words.extend(seen.notes.iter().cloned());
+                    entry.message = listed_with(&words, 5, "; ");
+                }
+            }
+            Some(entry)
+        })
+        .collect();
+    entries.extend(denied_services(facts).map(|(service, why)| ServiceStatus {
+        message: why.to_owned(),
+        ..entry(service, ServiceState::Held)
+    }));
+    entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
+    entries
+}
+
+pub(super) fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> StatusSummary {
+    let count = |state| services.iter().filter(|s| s.state == state).count() as i64;
+    let sum = |f: fn(&Findings) -> usize| -> i64 {
+        facts
+            .observations
+            .values()
+            .flatten()
+            .filter_map(|l| l.result.as_ref().ok())
+            .map(|s| f(s) as i64)
+            .sum()
+    };
+    StatusSummary {
+        services: (facts.observations.len() + denied_services(facts).count()) as i64,
+        in_sync: count(ServiceState::InSync),
+        drifted: count(ServiceState::Drifted),
+        failed: count(ServiceState::Failed) + count(ServiceState::NotFound),
+        held: count(ServiceState::Held),
+        missing: sum(|s| s.missing.len()),
+        unexpected: sum(|s| s.unexpected.len()),
+    }
+}

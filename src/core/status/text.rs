@@ -1,0 +1,67 @@
+//! Words that several places of a status share.
+
+use jiff::Timestamp;
+
+use crate::{iam::RunService, intent::Intent};
+
+/// The command that agrees to a plan.
+pub fn approve_with(intent: &Intent, hash: &str) -> String {
+    format!(
+        "kubectl -n {} annotate --overwrite ivp {} {}={hash}",
+        intent.id.namespace,
+        intent.id.name,
+        crate::api::APPROVE
+    )
+}
+
+/// The command that lets go of a policy without taking anything away.
+pub(super) fn retain_with(intent: &Intent) -> String {
+    format!(
+        "kubectl -n {} patch ivp {} --type merge -p '{{\"spec\":{{\"onDelete\":\"Retain\"}}}}'",
+        intent.id.namespace, intent.id.name
+    )
+}
+
+pub(super) fn services_in_words(n: i64) -> String {
+    if n == 1 {
+        "1 service".into()
+    } else {
+        format!("{n} services")
+    }
+}
+
+/// `web (europe-west1)`.
+pub(super) fn place(service: &RunService) -> String {
+    format!("{} ({})", service.name, service.region)
+}
+
+/// ` (and 3 more)`, of so many in all.
+pub(super) fn and_more(all: usize) -> String {
+    match all.saturating_sub(1) {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    }
+}
+
+/// Kubernetes times have whole seconds; a finer one would never compare equal after a round trip.
+pub fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+/// The first few of a list, and how many more there are.
+pub(super) fn listed(items: &[String], most: usize) -> String {
+    listed_with(items, most, ", ")
+}
+
+pub(super) fn listed_with(items: &[String], most: usize, separator: &str) -> String {
+    let mut text = items
+        .iter()
+        .take(most)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(separator);
+    if items.len() > most {
+        text.push_str(&format!("{separator}and {} more", items.len() - most));
+    }
+    text
+}
