@@ -251,3 +251,46 @@ fn the_sandbox_shares_no_code_with_the_operator() {
         "the operator depends on the sandbox"
     );
 }
+
+/// The page and its picture name rooms that there are, and all of the controller's.
+#[test]
+fn the_page_and_the_picture_name_rooms_that_there_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |f: &str| fs::read_to_string(root.join(f)).unwrap();
+    let (page, picture) = (read("docs/architecture.md"), read("docs/architecture.dot"));
+    for path in page
+        .split('`')
+        .filter(|p| p.starts_with("src/") || p.starts_with("tests/"))
+    {
+        assert!(
+            root.join(path).exists(),
+            "docs/architecture.md names {path}"
+        );
+    }
+    let nodes = picture
+        .lines()
+        .filter(|l| l.contains("label=\"") && !l.contains("->"));
+    let rooms = nodes.filter(|l| !l.contains("class=\"outside\""));
+    let mut drawn = BTreeSet::new();
+    for room in rooms {
+        let label = room.split("label=\"").nth(1).unwrap();
+        let name = label.split(['\\', '"']).next().unwrap();
+        let is_there = ["src", "src/core"].iter().any(|folder| {
+            let room = root.join(folder).join(name);
+            room.is_dir() || room.with_extension("rs").exists()
+        });
+        assert!(is_there, "docs/architecture.dot draws {name}");
+        drawn.insert(name.to_owned());
+    }
+    // Locks and times are tools of all of them, and no rooms.
+    let tools = ["mod", "due", "owned"];
+    for entry in fs::read_dir(root.join("src/controller")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let is_drawn = drawn.contains(&format!("controller/{name}"));
+        assert!(
+            is_drawn || tools.contains(&name),
+            "docs/architecture.dot lacks {name}"
+        );
+    }
+}
