@@ -311,7 +311,7 @@ impl Metrics {
     }
 
     /// One message of the audit log; `result` is one of a few words.
-    pub fn heard(&self, result: &str) {
+    pub fn message_handled(&self, result: &str) {
         self.events_total.with_label_values(&[result]).inc();
     }
 

@@ -34,9 +34,9 @@ pub trait MessageHandler: Send + Sync + 'static {
     /// Whether messages are wanted now. A replica that works on nothing leaves them to the others.
     fn listens(&self) -> bool;
     /// Takes in the data of one message.
-    fn hear(&self, data: &[u8]) -> Answer;
+    fn handle(&self, data: &[u8]) -> Answer;
     /// Is told how the subscription fares.
-    fn fares(&self, subscription: &str, state: Result<(), String>);
+    fn on_state(&self, subscription: &str, state: Result<(), String>);
 }
 
 /// A client for Pub/Sub.
@@ -81,24 +81,24 @@ impl Source {
     }
 
     /// Reads a subscription, `projects/P/subscriptions/S`, for ever.
-    pub async fn read(self, subscription: String, ear: Arc<dyn MessageHandler>) {
+    pub async fn read(self, subscription: String, handler: Arc<dyn MessageHandler>) {
         let mut failures = 0u32;
         loop {
-            while !ear.listens() {
+            while !handler.listens() {
                 tokio::time::sleep(TICK).await;
             }
-            match self.session(&subscription, &*ear).await {
+            match self.session(&subscription, &*handler).await {
                 Ok(()) => {
                     // Nobody listens any more, and what is not listened to is not missing.
                     failures = 0;
-                    ear.fares(&subscription, Ok(()));
+                    handler.on_state(&subscription, Ok(()));
                 }
                 Err(why) => {
                     // Its first failure is news, the others are not.
                     if failures == 0 {
                         tracing::warn!(%subscription, %why, "audit events cannot be read; it is tried again");
                     }
-                    ear.fares(&subscription, Err(why));
+                    handler.on_state(&subscription, Err(why));
                     failures = failures.saturating_add(1);
                     tokio::time::sleep(Duration::from_secs(u64::from(failures.min(30)))).await;
                 }
@@ -107,7 +107,11 @@ impl Source {
     }
 
     /// Reads until nobody listens any more, or something is wrong.
-    async fn session(&self, subscription: &str, ear: &dyn MessageHandler) -> Result<(), String> {
+    async fn session(
+        &self,
+        subscription: &str,
+        handler: &dyn MessageHandler,
+    ) -> Result<(), String> {
         self.probe().await?;
         let stream = self
             .subscriber
@@ -132,7 +136,7 @@ impl Source {
                 biased;
                 // First, so that a flood of messages cannot keep it from being asked.
                 _ = tick.tick() => {
-                    if !ear.listens() {
+                    if !handler.listens() {
                         return Ok(());
                     }
                     // The client tries to reconnect in silence, with pauses of up to a minute: a
@@ -144,7 +148,7 @@ impl Source {
                     }
                     if !told && opened.elapsed() >= PROBE {
                         // Nobody refused it.
-                        ear.fares(subscription, Ok(()));
+                        handler.on_state(subscription, Ok(()));
                         told = true;
                     }
                 }
@@ -154,8 +158,8 @@ impl Source {
                         Some(Err(fault)) => return Err(fault.to_string()),
                         Some(Ok(found)) => found,
                     };
-                    ear.fares(subscription, Ok(()));
-                    match ear.hear(&message.data) {
+                    handler.on_state(subscription, Ok(()));
+                    match handler.handle(&message.data) {
                         Answer::Taken => handler.ack(),
                         Answer::NotOurs => {
                             tokio::spawn(async move {

@@ -16,7 +16,7 @@ use kube::{
 };
 use run_invoker::{
     api::{ChangeReason, ChangedBy, InvokerChange, InvokerGuardrail, InvokerPolicy},
-    controller::audit_events::{EventOptions, Heard},
+    controller::audit_events::{EventOptions, MessageResult},
     subscription::Source,
 };
 use sandbox::{Pubsub, Sandbox};
@@ -178,11 +178,15 @@ impl World {
     }
 
     /// Tells the operator the entries of the log from number `from` on, without Pub/Sub.
-    fn tell(&self, from: usize) -> Vec<Heard> {
+    fn tell(&self, from: usize) -> Vec<MessageResult> {
         let entries = self.sandbox.run.audit.entries();
         entries[from..]
             .iter()
-            .map(|e| self.operator.controller.hear(e.to_string().as_bytes()))
+            .map(|e| {
+                self.operator
+                    .controller
+                    .handle_message(e.to_string().as_bytes())
+            })
             .collect()
     }
 }
@@ -259,7 +263,7 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
             .sandbox
             .run
             .add_member(P, R, "web", ROLE, "user:x@evil.org");
-        assert_eq!(world.tell(told), [Heard::Hint]);
+        assert_eq!(world.tell(told), [MessageResult::Hint]);
         world.members(&[A]).await;
         // Again, late, and with our own write behind it: all of that is known.
         eventually(Duration::from_secs(5), "read back", || async {
@@ -273,7 +277,7 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(
             world.tell(told),
-            [Heard::Known, Heard::Known],
+            [MessageResult::Known, MessageResult::Known],
             "the rival's and our own"
         );
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -482,18 +486,18 @@ async fn forged_messages_cause_no_calls_or_few() {
         "namespaces/other/services/web",
     ] {
         assert_eq!(
-            controller.hear(&forge(name, "Zm9v", set)),
-            Heard::Foreign,
+            controller.handle_message(&forge(name, "Zm9v", set)),
+            MessageResult::Foreign,
             "{name}"
         );
     }
     assert_eq!(
-        controller.hear(&forge(
+        controller.handle_message(&forge(
             "projects/other/locations/europe-west1/services/web",
             "Zm9v",
             delete
         )),
-        Heard::Foreign
+        MessageResult::Foreign
     );
     for junk in [
         &b""[..],
@@ -502,7 +506,7 @@ async fn forged_messages_cause_no_calls_or_few() {
         b"\xff\xfe",
         br#"{"protoPayload": {"methodName": 5}}"#,
     ] {
-        assert_eq!(controller.hear(junk), Heard::Malformed);
+        assert_eq!(controller.handle_message(junk), MessageResult::Malformed);
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(world.calls(from), (0, 0, 0));
@@ -512,7 +516,7 @@ async fn forged_messages_cause_no_calls_or_few() {
     let web = format!("projects/{P}/locations/{R}/services/web");
     let started = Instant::now();
     for i in 0..2000 {
-        controller.hear(&forge(&web, &format!("e{i}"), set));
+        controller.handle_message(&forge(&web, &format!("e{i}"), set));
     }
     let told = world.sandbox.run.audit.entries().len();
     world
@@ -530,7 +534,7 @@ async fn forged_messages_cause_no_calls_or_few() {
     // Listings that are asked for again and again: three at once, then apart.
     let from = world.mark();
     for _ in 0..500 {
-        controller.hear(&forge(
+        controller.handle_message(&forge(
             &web,
             "",
             "google.cloud.run.v1.Services.ReplaceService",
@@ -554,7 +558,7 @@ async fn changes_of_services_are_listed_at_once() {
     let tell = |change: &dyn Fn(&Sandbox)| {
         let told = world.sandbox.run.audit.entries().len();
         change(&world.sandbox);
-        assert!(world.tell(told).contains(&Heard::Hint));
+        assert!(world.tell(told).contains(&MessageResult::Hint));
     };
     tell(&|s| s.run.deploy(P, R, "shop", &[("tier", "front")]));
     world
@@ -602,7 +606,10 @@ async fn functions_are_heard_of_and_completions_do_no_harm() {
         "google.cloud.serverless.internal.InternalServices.CreateInternalService"
     );
     assert_eq!(payload(1, "methodName"), "/Services.ReplaceService");
-    assert_eq!(world.tell(told), [Heard::Hint, Heard::Foreign]);
+    assert_eq!(
+        world.tell(told),
+        [MessageResult::Hint, MessageResult::Foreign]
+    );
     world
         .members_of("on-order", &[A], Duration::from_secs(20))
         .await;
@@ -613,8 +620,8 @@ async fn functions_are_heard_of_and_completions_do_no_harm() {
         let heard = world
             .operator
             .controller
-            .hear(entries[told + 1].to_string().as_bytes());
-        assert_eq!(heard, Heard::Foreign);
+            .handle_message(entries[told + 1].to_string().as_bytes());
+        assert_eq!(heard, MessageResult::Foreign);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(world.calls(from), (0, 0, 0));
@@ -747,7 +754,7 @@ async fn a_burst_of_ten_thousand_messages() {
         Duration::from_secs(60),
         "every message was taken in",
         || async {
-            let all: f64 = Heard::ALL.iter().map(|h| count(h.label())).sum();
+            let all: f64 = MessageResult::ALL.iter().map(|h| count(h.label())).sum();
             if all >= 10_000.0 {
                 Ok(())
             } else {

@@ -50,7 +50,7 @@ pub struct EventOptions {
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum MessageResult {
     /// It brought a service up, or a listing.
     Hint,
     /// It tells of a version that was read already, as those of our own writes do.
@@ -63,7 +63,7 @@ pub enum Heard {
     Elsewhere,
 }
 
-impl Heard {
+impl MessageResult {
     pub const ALL: [Self; 5] = [
         Self::Hint,
         Self::Known,
@@ -262,20 +262,20 @@ impl State {
 impl<C: CloudRun> Controller<C> {
     /// Takes in one message. It never says what is real: the most that it causes is a read, and few
     /// of those.
-    pub fn hear(&self, message: &[u8]) -> Heard {
-        let heard = match audit::parse(message) {
+    pub fn handle_message(&self, message: &[u8]) -> MessageResult {
+        let result = match audit::parse(message) {
             Ok(Some(entry)) => self.heed(&entry),
-            Ok(None) => Heard::Foreign,
+            Ok(None) => MessageResult::Foreign,
             Err(why) => {
                 tracing::debug!(%why, "a message is no log entry");
-                Heard::Malformed
+                MessageResult::Malformed
             }
         };
-        self.metrics.heard(heard.label());
-        heard
+        self.metrics.message_handled(result.label());
+        result
     }
 
-    fn heed(&self, entry: &audit::Entry) -> Heard {
+    fn heed(&self, entry: &audit::Entry) -> MessageResult {
         let targets = self.index.with(|index| match &entry.region {
             Some(region) => {
                 let service = RunService::new(&*entry.project, &**region, &*entry.service);
@@ -289,19 +289,23 @@ impl<C: CloudRun> Controller<C> {
                 .with(|i| i.policies().of_project(&entry.project).next().is_some());
         let lists = entry.kind == Kind::ServiceChanged;
         if !about || (targets.is_empty() && !lists) {
-            return Heard::Foreign;
+            return MessageResult::Foreign;
         }
         if !self.works_on(&entry.project) {
-            return Heard::Elsewhere;
+            return MessageResult::Elsewhere;
         }
         if lists {
             // Labels, exposure and whether it is there at all come with the listing.
             self.listings.soon(&entry.project);
         }
-        let mut heard = if lists { Heard::Hint } else { Heard::Known };
+        let mut heard = if lists {
+            MessageResult::Hint
+        } else {
+            MessageResult::Known
+        };
         for service in &targets {
             if self.heed_for(service, entry) {
-                heard = Heard::Hint;
+                heard = MessageResult::Hint;
             }
         }
         heard
@@ -618,15 +622,15 @@ impl<C: CloudRun> MessageHandler for Controller<C> {
         self.is_synced() && self.takes_part()
     }
 
-    fn hear(&self, data: &[u8]) -> Answer {
-        if Controller::hear(self, data) == Heard::Elsewhere {
+    fn handle(&self, data: &[u8]) -> Answer {
+        if Controller::handle_message(self, data) == MessageResult::Elsewhere {
             Answer::NotOurs
         } else {
             Answer::Taken
         }
     }
 
-    fn fares(&self, subscription: &str, state: Result<(), String>) {
+    fn on_state(&self, subscription: &str, state: Result<(), String>) {
         self.subscription(subscription, state);
     }
 }

@@ -76,6 +76,33 @@ pub(super) struct Report {
 /// A failure, with what was known then.
 type Failure = Box<(PlanInputs, Fault)>;
 
+/// How the work on a service ended. `None`: nobody is about it.
+type Outcome = Result<Option<Found>, Failure>;
+
+/// Names an outcome in metrics.
+fn label(result: &Outcome, report: &Report) -> &'static str {
+    match result {
+        Ok(None) => "skipped",
+        Ok(Some(found)) if found.waits => "waiting",
+        Ok(Some(_)) if report.applied.is_empty() => "unchanged",
+        Ok(Some(_)) => "changed",
+        Err(failure) => failure.1.class.row().label,
+    }
+}
+
+/// What the queue is to know of an outcome.
+fn end(result: &Outcome) -> End {
+    match result {
+        Ok(None) => End::Over,
+        Ok(Some(found)) if found.waits => End::Waits,
+        Ok(Some(found)) if found.incomplete.is_none() => End::Over,
+        // What a person has to settle is looked at rarely, and says nothing about what will pass by
+        // itself.
+        Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
+        Ok(Some(_)) | Err(_) => End::Failed,
+    }
+}
+
 /// How a step ended.
 enum Step {
     /// Gather and plan anew, from this reading if there is one.
@@ -104,69 +131,60 @@ impl<C: CloudRun> Controller<C> {
         }
         let Round { report, tokens, .. } = round;
         job.tokens = tokens;
-        let label = match &result {
-            Ok(None) => "skipped",
-            Ok(Some(found)) if found.waits => "waiting",
-            Ok(Some(_)) if report.applied.is_empty() => "unchanged",
-            Ok(Some(_)) => "changed",
-            Err(failure) => failure.1.class.row().label,
-        };
-        self.metrics
-            .reconcile_total
-            .with_label_values(&[label])
-            .inc();
-        self.metrics
-            .reconcile_duration_seconds
-            .observe(started.elapsed().as_secs_f64());
-        tracing::debug!(result = label, took = ?started.elapsed(), "reconciled");
-        self.metrics
-            .audited(self.shards.of(&service.project), self.now());
+        self.count(&service, label(&result, &report), started.elapsed());
         self.count_changes(&report.applied);
-
-        let end = match &result {
-            Ok(Some(found)) if found.waits => End::Waits,
-            Ok(
-                Some(Found {
-                    incomplete: None, ..
-                })
-                | None,
-            ) => End::Over,
-            // What a person has to settle is looked at rarely, and says nothing about what will
-            // pass by itself.
-            Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
-            Ok(Some(_)) | Err(_) => End::Failed,
-        };
         // What follows is told before anybody else may take the service up.
-        match &result {
-            Ok(None) => self.forget(&service),
+        self.publish_outcome(&service, &result, &report);
+        let failures = self.queue.done(job, end(&result));
+        self.unpark(&service);
+        self.requeue(&service, &result, failures);
+    }
+
+    fn count(&self, service: &RunService, label: &str, took: Duration) {
+        let metrics = &self.metrics;
+        metrics.reconcile_total.with_label_values(&[label]).inc();
+        metrics
+            .reconcile_duration_seconds
+            .observe(took.as_secs_f64());
+        metrics.audited(self.shards.of(&service.project), self.now());
+        tracing::debug!(result = label, ?took, "reconciled");
+    }
+
+    /// Hands on what was found.
+    fn publish_outcome(&self, service: &RunService, result: &Outcome, report: &Report) {
+        match result {
+            Ok(None) => self.forget(service),
             Ok(Some(found)) => {
                 self.remember(found);
-                self.observed(found, &report);
+                self.observed(found, report);
             }
-            Err(failure) => self.not_observed(&failure.0, &failure.1, &report),
+            Err(failure) => self.not_observed(&failure.0, &failure.1, report),
         }
-        let failures = self.queue.done(job, end);
-        self.unpark(&service);
-        match &result {
+    }
+
+    /// Sets when the service comes up again.
+    fn requeue(&self, service: &RunService, result: &Outcome, failures: u32) {
+        match result {
             Ok(None) => {
-                self.queue.forget(&service);
-                self.come_back_to_what_ends(&service);
+                self.queue.forget(service);
+                self.come_back_to_what_ends(service);
             }
             Ok(Some(found)) if found.waits => {}
             Ok(Some(found)) => {
                 self.schedule(&found.inputs, &found.rest);
                 if found.incomplete.is_some() {
-                    self.retry(&service, failures, None);
+                    self.retry(service, failures, None);
                 }
-            }
-            Err(failure) if failure.1.class.row().retry == Retry::Slow => {
-                self.schedule(&failure.0, &Plan::nothing(&service));
             }
             Err(failure) => {
-                if failure.1.retry_after.is_none() {
-                    self.schedule(&failure.0, &Plan::nothing(&service));
+                let (inputs, fault) = &**failure;
+                let rarely = fault.class.row().retry == Retry::Slow;
+                if rarely || fault.retry_after.is_none() {
+                    self.schedule(inputs, &Plan::nothing(service));
                 }
-                self.retry(&service, failures, failure.1.retry_after);
+                if !rarely {
+                    self.retry(service, failures, fault.retry_after);
+                }
             }
         }
     }
@@ -310,7 +328,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
     }
 
     /// Until reality is as wanted, or cannot be made so now. `None`: there is no reason to look.
-    async fn run(&mut self) -> Result<Option<Found>, Failure> {
+    async fn run(&mut self) -> Outcome {
         let mut known: Option<Policy> = None;
         loop {
             let (inputs, readable) = self.controller.gather(self.service, &self.without);

@@ -333,7 +333,7 @@ impl World {
         let takes = |r: &Replica| {
             !r.cable.is_paused()
                 && r.controller.listens()
-                && MessageHandler::hear(&*r.controller, &message.data) == Answer::Taken
+                && MessageHandler::handle(&*r.controller, &message.data) == Answer::Taken
         };
         self.replicas.values().any(takes)
     }
