@@ -16,6 +16,9 @@ version=$(sed -n 's/^version: //p' "$chart/Chart.yaml")
 if [ -n "${IMAGE:-}" ]; then
   sed -i "s|^  repository: \"\"$|  repository: $IMAGE|; s|^  # Required: no image is published yet.*|  # The image that was built with this package.|" "$chart/values.yaml"
   sed -i "s|^  digest: \"\"$|  digest: ${DIGEST:-\"\"}|" "$chart/values.yaml"
+  # Its README is about this image, then.
+  sed -i "/^No image is published yet/,/^$/d; /^  --set image.repository=YOUR-REGISTRY/d; s|^. .image.repository. .*|\| \`image.repository\` \| \`$IMAGE\` \| The image that was built with this package. \||" "$chart/README.md"
+  [ -z "${REGISTRY:-}" ] || sed -i "s|run-invoker charts/run-invoker |run-invoker $REGISTRY/run-invoker |" "$chart/README.md"
   if [ -n "${DIGEST:-}" ]; then reference=$IMAGE@$DIGEST; else reference=$IMAGE:$version; fi
   cat >> "$chart/Chart.yaml" <<EOF
   artifacthub.io/images: |

@@ -152,6 +152,16 @@ async fn the_package_is_pushed_and_installed_from_a_registry() {
     assert!(!listed.contains("run-invoker/tests/"), "{listed}");
     let (_, chart) = tool("helm", &["show", "chart", file], &out);
     assert!(chart.contains(&format!("image: {image}")), "{chart}");
+    for part in ["readme", "values"] {
+        let (_, text) = tool("helm", &["show", part, file], &out);
+        assert!(
+            !text.to_lowercase().contains("no image is published"),
+            "{text}"
+        );
+        assert!(text.contains("registry.example.com/own"), "{text}");
+        assert!(!text.contains("YOUR-REGISTRY"), "{text}");
+        assert!(!text.contains(" charts/run-invoker"), "{text}");
+    }
     // Without an image it is the chart of the repository, and nothing is pushed.
     let pushed = shelf.lock().unwrap().len();
     package(&folder, &[]);

@@ -279,3 +279,18 @@ fn what_artifact_hub_shows_is_true() {
         assert!(repository(file).exists(), "{url}");
     }
 }
+
+#[test]
+fn the_readme_explains_every_value() {
+    let readme = fs::read_to_string(repository("charts/run-invoker/README.md")).unwrap();
+    let (_, table) = readme.split_once("| value | default | meaning |").unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|l| l.starts_with("| `"))
+        .map(|l| l.split(" | ").collect())
+        .collect();
+    assert!(rows.len() > 80, "{}", rows.len());
+    for row in rows {
+        assert!(row[2].trim_matches(['|', ' ']).len() > 4, "{row:?}");
+    }
+}
