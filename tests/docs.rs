@@ -206,6 +206,7 @@ fn what_the_pages_say_of_flags_and_values_is_there() {
                 "organization",
                 "allow-unauthenticated",
                 "reuse-values",
+                "reset-then-reuse-values",
             ]
             .contains(&&found[1])
             {

@@ -23,7 +23,7 @@ if [ -z "${E2E_KUBECONFIG:-}" ]; then
   need docker
   need kind
   image=run-invoker:e2e
-  docker build --build-arg REVISION="$(git rev-parse HEAD)" -t "$image" .
+  make image IMAGE="$image" ENGINE=docker
   made=run-invoker-e2e
   kind create cluster --name "$made" --kubeconfig "$work/kubeconfig" --wait 120s
   kind load docker-image "$image" --name "$made"

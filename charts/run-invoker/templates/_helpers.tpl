@@ -1,5 +1,36 @@
+{{- /* Values that charts after the first one added, by path. `helm upgrade --reuse-values` brings the values of the chart that was
+installed, which may have none of them. tests/chart.rs holds them to values.yaml. */ -}}
+{{- define "run-invoker.added" -}}
+shards: 1
+metrics.dashboards: {enabled: false, labels: {grafana_dashboard: "1"}, annotations: {}}
+events: {subscriptions: [], endpoint: "", interval: 1h, patience: 5m}
+nameOverride: ""
+fullnameOverride: ""
+extraVolumes: []
+extraVolumeMounts: []
+podSecurityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: {type: RuntimeDefault}}
+securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+service: {annotations: {}}
+extraObjects: []
+{{- end }}
+
+{{- /* Sets those that are absent; every template begins with it. */ -}}
+{{- define "run-invoker.values" -}}
+{{- range $path, $default := include "run-invoker.added" . | fromYaml }}
+{{- $keys := splitList "." $path }}
+{{- $at := $.Values }}
+{{- range initial $keys }}{{ $at = index $at . }}{{ end }}
+{{- if not (hasKey $at (last $keys)) }}{{ $_ := set $at (last $keys) $default }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "run-invoker.name" -}}
+{{- .Values.nameOverride | default .Chart.Name }}
+{{- end }}
+
 {{- define "run-invoker.fullname" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
+{{- $name := include "run-invoker.name" . }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}{{ else if contains $name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
 {{- define "run-invoker.serviceAccountName" -}}
@@ -7,7 +38,7 @@
 {{- end }}
 
 {{- define "run-invoker.selector" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "run-invoker.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
@@ -22,5 +53,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{- define "run-invoker.image" -}}
-{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}{{ else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- $repository := required "image.repository is not set, and no image is published yet: build one with `make image`, push it to your registry, and pass --set image.repository=REGISTRY/run-invoker (docs/image.md)" .Values.image.repository }}
+{{- if .Values.image.digest }}{{ $repository }}@{{ .Values.image.digest }}{{ else }}{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
