@@ -153,18 +153,18 @@ impl Source {
                     }
                 }
                 (stream, next) = &mut receiving => {
-                    let (message, handler) = match next {
+                    let (message, receipt) = match next {
                         None => return Err("the stream ended".into()),
                         Some(Err(fault)) => return Err(fault.to_string()),
                         Some(Ok(found)) => found,
                     };
                     handler.on_state(subscription, Ok(()));
                     match handler.handle(&message.data) {
-                        Answer::Taken => handler.ack(),
+                        Answer::Taken => receipt.ack(),
                         Answer::NotOurs => {
                             tokio::spawn(async move {
                                 tokio::time::sleep(GIVE_BACK).await;
-                                handler.nack();
+                                receipt.nack();
                             });
                         }
                     }
