@@ -83,6 +83,9 @@ image: ## The container image, by docker, podman or buildah, with no base image;
 	@CARGO="$(CARGO)" bash image/build.sh
 
 image-test: ## Builds the image twice: identical, small, user 65532, and it runs with a read-only root; IMAGE_TEST_FULL=1 compiles all twice
+	@docker info > /dev/null 2>&1 || command -v podman > /dev/null || command -v buildah > /dev/null \
+	  || { apt-get update -q && apt-get install -y -q --no-install-recommends buildah; } \
+	  || { echo "make image-test needs docker, podman or buildah; on Debian: apt-get install buildah"; exit 1; }
 	$(CARGO) test --test image -- --ignored --nocapture
 
 sbom: ## A bill of materials of the program, CycloneDX, in target/run-invoker.cdx.json
