@@ -20,7 +20,30 @@ pub enum Target {
     Selected {
         regions: Option<Vec<String>>,
         labels: BTreeMap<String, String>,
+        expressions: Vec<Expression>,
     },
+}
+
+/// One of a selector's `matchExpressions`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expression {
+    key: String,
+    operator: String,
+    values: Vec<String>,
+}
+
+impl Expression {
+    /// As Kubernetes defines them: what is not there is in no list, and `NotIn` every one.
+    fn matches(&self, have: &BTreeMap<String, String>) -> bool {
+        let value = have.get(&self.key);
+        let is_listed = value.is_some_and(|v| self.values.contains(v));
+        match self.operator.as_str() {
+            "In" => is_listed,
+            "NotIn" => !is_listed,
+            "Exists" => value.is_some(),
+            _ => value.is_none(),
+        }
+    }
 }
 
 /// Who is declared.
@@ -114,6 +137,16 @@ impl Policy {
                         .flatten()
                         .map(|(k, v)| (k.clone(), text(v)))
                         .collect(),
+                    expressions: s["selector"]["matchExpressions"]
+                        .as_array()
+                        .into_iter()
+                        .flatten()
+                        .map(|e| Expression {
+                            key: text(&e["key"]),
+                            operator: text(&e["operator"]),
+                            values: texts(&e["values"]),
+                        })
+                        .collect(),
                 },
                 false => Target::Named {
                     region: text(&s["region"]),
@@ -191,10 +224,14 @@ impl Policy {
                 Target::Selected {
                     regions,
                     labels: wanted,
+                    expressions,
                 } => {
+                    let fits = |have: &BTreeMap<String, String>| {
+                        wanted.iter().all(|(k, v)| have.get(k) == Some(v))
+                            && expressions.iter().all(|e| e.matches(have))
+                    };
                     regions.as_ref().is_none_or(|r| r.contains(&service.1))
-                        && labels
-                            .is_some_and(|have| wanted.iter().all(|(k, v)| have.get(k) == Some(v)))
+                        && labels.is_some_and(fits)
                 }
             })
     }
