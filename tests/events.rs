@@ -162,6 +162,19 @@ impl World {
             .unwrap()
     }
 
+    /// Waits for an event about a policy.
+    async fn noted(&self, what: &str, found: impl Fn(&String) -> bool) {
+        eventually(Duration::from_secs(10), what, || async {
+            let notes = self.notes().await;
+            if notes.iter().any(&found) {
+                Ok(())
+            } else {
+                Err(format!("{notes:?}"))
+            }
+        })
+        .await;
+    }
+
     /// Texts of the events about policies.
     async fn notes(&self) -> Vec<String> {
         let api: Api<k8s_openapi::api::events::v1::Event> = Api::all(self.client.clone());
@@ -219,20 +232,12 @@ async fn drift_by_gcloud_is_healed_in_seconds_and_has_a_name() {
         .await;
     world.members(&[A]).await;
     let text = "deploy@acme-prod.iam.gserviceaccount.com (impersonated by mallory@acme.com) with gcloud at ";
-    eventually(Duration::from_secs(10), "the event names who", || async {
-        let notes = world.notes().await;
-        let found = |n: &String| {
-            n.starts_with("DriftDetected")
-                && n.contains("unexpected user:x@evil.org")
-                && n.contains(text)
-        };
-        if notes.iter().any(found) {
-            Ok(())
-        } else {
-            Err(format!("{notes:?}"))
-        }
-    })
-    .await;
+    let found = |n: &String| {
+        n.starts_with("DriftDetected")
+            && n.contains("unexpected user:x@evil.org")
+            && n.contains(text)
+    };
+    world.noted("the event names who", found).await;
     let change = world.changes().await.remove(0);
     let by = change.spec.drift_by.unwrap();
     assert_eq!(
@@ -343,24 +348,14 @@ async fn one_read_one_write_one_read_back_and_the_name_wherever_drift_is_told() 
         .run
         .add_member(P, R, "web", ROLE, "user:y@evil.org");
     look(&world, "1").await;
-    eventually(
-        Duration::from_secs(10),
-        "unknown is said as unknown",
-        || async {
-            let notes = world.notes().await;
-            let found = |n: &String| {
-                n.contains("user:y@evil.org") && n.contains("by whom the audit log has not told")
-            };
-            // The first part of the drift has a name still; what is told is the last that is known.
-            let known = |n: &String| n.contains("user:y@evil.org") && n.contains(clicker);
-            if notes.iter().any(|n| found(n) || known(n)) {
-                Ok(())
-            } else {
-                Err(format!("{notes:?}"))
-            }
-        },
-    )
-    .await;
+    let found = |n: &String| {
+        n.contains("user:y@evil.org") && n.contains("by whom the audit log has not told")
+    };
+    // The first part of the drift has a name still; what is told is the last that is known.
+    let known = |n: &String| n.contains("user:y@evil.org") && n.contains(clicker);
+    world
+        .noted("unknown is said as unknown", |n| found(n) || known(n))
+        .await;
 }
 
 /// Asks for a look.
@@ -381,22 +376,10 @@ async fn who_is_not_told_is_unknown() {
         .add_member(P, R, "web", ROLE, "user:x@evil.org");
     look(&world, "1").await;
     world.members(&[A]).await;
-    eventually(
-        Duration::from_secs(10),
-        "unknown is said as unknown",
-        || async {
-            let notes = world.notes().await;
-            let found = |n: &String| {
-                n.contains("user:x@evil.org") && n.ends_with("by whom the audit log has not told")
-            };
-            if notes.iter().any(found) {
-                Ok(())
-            } else {
-                Err(format!("{notes:?}"))
-            }
-        },
-    )
-    .await;
+    let found = |n: &String| {
+        n.contains("user:x@evil.org") && n.ends_with("by whom the audit log has not told")
+    };
+    world.noted("unknown is said as unknown", found).await;
     assert_eq!(world.changes().await[0].spec.drift_by, None);
 }
 
@@ -686,18 +669,9 @@ async fn what_the_operator_revoked_is_never_blamed_on_anybody() {
             .add_member(P, R, "web", ROLE, "user:x@evil.org");
         world.tell(told);
         world.members(&[A]).await;
-        eventually(Duration::from_secs(10), "the stranger's", || async {
-            let notes = world.notes().await;
-            let found = |n: &String| {
-                n.contains("user:x@evil.org") && n.contains(", by clicker@acme.com with")
-            };
-            if notes.iter().any(found) {
-                Ok(())
-            } else {
-                Err(format!("{notes:?}"))
-            }
-        })
-        .await;
+        let found =
+            |n: &String| n.contains("user:x@evil.org") && n.contains(", by clicker@acme.com with");
+        world.noted("the stranger's", found).await;
         world.operator.stop().await;
     }
 }

@@ -350,6 +350,19 @@ impl Fleet {
         .await;
     }
 
+    /// Waits until one replica holds every Lease.
+    async fn all_held_by(&self, name: &str, seconds: u64, what: &str) {
+        eventually(Duration::from_secs(seconds), what, || async {
+            let holders = self.holders().await?;
+            if holders.len() == SHARDS && holders.values().all(|h| h == name) {
+                Ok(())
+            } else {
+                Err(format!("{holders:?}"))
+            }
+        })
+        .await;
+    }
+
     /// How many writes to IAM were asked for since.
     fn writes(&self, since: u64) -> usize {
         self.sandbox.journal.since(since, is_write).len()
@@ -458,19 +471,7 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     let shards_of_b = b.owned().await;
     fleet.set_invokers("user:b@acme.com").await;
     b.signal("-STOP");
-    eventually(
-        Duration::from_secs(30),
-        "c takes over everything",
-        || async {
-            let holders = fleet.holders().await?;
-            if holders.len() == SHARDS && holders.values().all(|h| h == "c") {
-                Ok(())
-            } else {
-                Err(format!("{holders:?}"))
-            }
-        },
-    )
-    .await;
+    fleet.all_held_by("c", 30, "c takes over everything").await;
     fleet.set_invokers("user:c@acme.com").await;
     eventually(
         Duration::from_secs(30),
@@ -534,19 +535,9 @@ async fn three_replicas(fleet: &Fleet, server: &str) {
     // An orderly end needs no waiting.
     b.signal("-TERM");
     let ended = Instant::now();
-    eventually(
-        Duration::from_secs(6),
-        "the leases of one that stops are free at once",
-        || async {
-            let holders = fleet.holders().await?;
-            if holders.len() == SHARDS && holders.values().all(|h| h == "c") {
-                Ok(())
-            } else {
-                Err(format!("{holders:?}"))
-            }
-        },
-    )
-    .await;
+    fleet
+        .all_held_by("c", 6, "the leases of one that stops are free at once")
+        .await;
     println!(
         "{server}: an orderly end to everything taken over: {:.1?}",
         ended.elapsed()

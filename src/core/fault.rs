@@ -292,11 +292,7 @@ impl Fault {
     pub fn new(class: FaultClass, message: impl Into<String>) -> Self {
         let mut message: String = message.into();
         if message.len() > MAX_MESSAGE {
-            let cut = (0..=MAX_MESSAGE)
-                .rev()
-                .find(|i| message.is_char_boundary(*i))
-                .unwrap_or(0);
-            message.truncate(cut);
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
             message.push('…');
         }
         Self {

@@ -30,6 +30,11 @@ pub struct Desired {
 }
 
 impl Desired {
+    /// Grants that are real and that nobody lists.
+    pub fn unlisted<'a>(&'a self, live: &'a BTreeSet<Grant>) -> impl Iterator<Item = &'a Grant> {
+        live.iter().filter(|g| !self.listed.contains_key(g))
+    }
+
     /// Whether a policy for which the list of the grant's role is complete leaves it out. What a
     /// guardrail refuses one policy protects nothing from another: only who declares it oneself is
     /// not complete without it.

@@ -455,7 +455,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
         is_protected: &|g| input.settings.protects(g),
         now: input.now,
     };
-    for grant in live.iter().filter(|g| !desired.listed.contains_key(g)) {
+    for grant in desired.unlisted(&live) {
         let complete = desired.leaves_out(
             grant,
             desired.authoritative.get(&grant.role).into_iter().flatten(),
@@ -638,10 +638,7 @@ pub struct View {
 pub fn views(input: &Input<'_>) -> Vec<View> {
     let (live, desired) = (input.live.grants(), merge(input));
     // The same for every policy, and there may be hundreds.
-    let unlisted: Vec<&Grant> = live
-        .iter()
-        .filter(|g| !desired.listed.contains_key(g))
-        .collect();
+    let unlisted: Vec<&Grant> = desired.unlisted(&live).collect();
     input
         .claims
         .iter()
@@ -652,10 +649,7 @@ pub fn views(input: &Input<'_>) -> Vec<View> {
 /// A service as one of the policies on it sees it.
 pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
     let (live, desired) = (input.live.grants(), merge(input));
-    let unlisted: Vec<&Grant> = live
-        .iter()
-        .filter(|g| !desired.listed.contains_key(g))
-        .collect();
+    let unlisted: Vec<&Grant> = desired.unlisted(&live).collect();
     view_of(claim, input, &live, &unlisted, &desired)
 }
 

@@ -184,9 +184,5 @@ fn shorten(text: String) -> String {
     if text.len() <= 1000 {
         return text;
     }
-    let cut = (0..=990)
-        .rev()
-        .find(|i| text.is_char_boundary(*i))
-        .unwrap_or(0);
-    format!("{}…", &text[..cut])
+    format!("{}…", &text[..text.floor_char_boundary(990)])
 }

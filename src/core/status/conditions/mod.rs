@@ -86,19 +86,12 @@ impl<'a> Conditions<'a> {
             .iter()
             .find(|c| c.type_ == type_.as_str() && c.status == truth.as_str())
             .map_or(Time(self.now), |c| c.last_transition_time.clone());
-        let mut message = message.to_owned();
-        if message.len() > MAX_MESSAGE {
-            let cut = (0..=MAX_MESSAGE)
-                .rev()
-                .find(|i| message.is_char_boundary(*i))
-                .unwrap_or(0);
-            message.truncate(cut);
-        }
+        let (message, _) = message.split_at(message.floor_char_boundary(MAX_MESSAGE));
         self.new.push(StatusCondition {
             type_: type_.as_str().into(),
             status: truth.as_str().into(),
             reason: reason.as_str().into(),
-            message,
+            message: message.to_owned(),
             last_transition_time: since,
             observed_generation: self.generation,
         });
