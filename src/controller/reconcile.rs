@@ -508,11 +508,11 @@ impl<'a, C: CloudRun> Round<'a, C> {
     async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> Result<bool, Fault> {
         let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
         let (controller, index) = (self.controller, &self.controller.index);
+        // One that went since it was gathered has none either, and owns nothing from now on.
         let without = |id: &PolicyId| {
-            index.with(|i| {
-                i.policies()
-                    .get(&id.key())
-                    .is_some_and(|r| r.intent.id == *id && !r.has_finalizer())
+            !index.with(|i| {
+                let record = i.policies().get(&id.key());
+                record.is_some_and(|r| r.intent.id == *id && r.has_finalizer())
             })
         };
         let intents = inputs

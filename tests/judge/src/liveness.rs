@@ -120,7 +120,7 @@ impl Judge {
 
     /// When the last thing ends that ends by itself within the next hours: access, a fight, which is
     /// told, and the wait for a write whose answer was lost.
-    pub fn last_end(&self, now: Timestamp) -> Option<Timestamp> {
+    pub fn last_end(&self, now: Timestamp, end: &End) -> Option<Timestamp> {
         let d = &self.store.declared;
         let is_contested =
             |s: &Value| condition(s, "Contested").is_some_and(|c| c["status"] == "True");
@@ -129,10 +129,10 @@ impl Judge {
         let look = SignedDuration::from_secs(self.settings.event_interval.unwrap_or_default());
         let over = |last: Timestamp| last + SignedDuration::from_hours(1) + look;
         let fights = self.last_write.filter(|_| contested).map(over);
-        let ends = d
-            .readable()
-            .flat_map(|p| d.spelled_out(p))
-            .filter_map(|g| g.condition?.ends);
+        // What nobody lists any more and is held ends, too: then there is less to be held.
+        let real = end.services.values().flat_map(|s| iam::grants(&s.policy));
+        let all = d.readable().flat_map(|p| d.spelled_out(p)).chain(real);
+        let ends = all.filter_map(|g| g.condition?.ends);
         ends.chain(fights)
             .chain(self.records.last_arrival())
             .filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3))

@@ -427,7 +427,8 @@ impl World {
         let settled = began.elapsed();
         // What is told last, and windows that end by themselves, get their time; and access that
         // ends soon is no quiet.
-        let ends = self.net.lock().judge.last_end(self.net.now());
+        let (now, end) = (self.net.now(), self.end());
+        let ends = self.net.lock().judge.last_end(now, &end);
         let ends = ends
             .and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok())
             .unwrap_or_default();
