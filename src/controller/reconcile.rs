@@ -270,11 +270,16 @@ impl<C: CloudRun> Controller<C> {
         } else {
             self.come_back_to_what_ends(service);
         }
-        let expiry = inputs
+        let declared = inputs
             .claims
             .iter()
-            .filter_map(|c| c.intent.next_expiry(now))
-            .min();
+            .filter_map(|c| c.intent.next_expiry(now));
+        // What is held back ends by itself, too, and then there is less to hold.
+        let held = rest.withheld.iter();
+        let held = held
+            .filter_map(|w| w.grant.condition.as_ref()?.expiry())
+            .filter(|e| *e > now);
+        let expiry = declared.chain(held).min();
         let fight = rest.withheld.iter().filter_map(|w| match &w.why {
             WithheldReason::Contested(fight) => Some(fight.not_before),
             _ => None,
