@@ -395,6 +395,7 @@ impl Cable {
             self.net.shown(&call.body)
         ));
         let issued = self.issue(side, &call, handed);
+        let known = Arc::clone(&issued.known[1]);
         let (mut there, mut back) = (
             self.latency(side, n, "there"),
             self.latency(side, n, "back"),
@@ -486,7 +487,7 @@ impl Cable {
             self.deliver_list(&line, &body);
         }
         if side == Side::Kube {
-            self.deliver_one(&line, parts.status, &body);
+            self.deliver_one(&line, parts.status, &body, &known);
         }
         Ok(Carried::Whole(Answer {
             status: parts.status.as_u16(),
@@ -519,7 +520,8 @@ impl Cable {
     }
 
     /// Tells the judge what a request for one object delivered: the object, or that it is gone.
-    fn deliver_one(&self, line: &str, status: StatusCode, body: &Bytes) {
+    /// `known`: what the replica knew when it asked. What it heard of since is another object.
+    fn deliver_one(&self, line: &str, status: StatusCode, body: &Bytes, known: &judge::Known) {
         let Some((kind, namespace, name)) = named_by(line).filter(|_| line.starts_with("GET "))
         else {
             return;
@@ -535,11 +537,23 @@ impl Cable {
             ),
             _ => return,
         };
-        self.net.lock().judge.tell(
-            self.replica,
-            self.net.now(),
-            Delivery::Object { kind, object, gone },
-        );
+        let (mut shared, now) = (self.net.lock(), self.net.now());
+        if gone && kind == Kind::Policy {
+            let key = (namespace.to_owned(), name.to_owned());
+            let uid = |k: &judge::Known| {
+                k.declared
+                    .policies
+                    .get(&key)?
+                    .as_ref()
+                    .map(|p| p.uid.clone())
+            };
+            if uid(known) != uid(&shared.judge.known(self.replica, now)[1]) {
+                return;
+            }
+        }
+        shared
+            .judge
+            .tell(self.replica, now, Delivery::Object { kind, object, gone });
     }
 
     /// Tells the judge what a list delivered.
