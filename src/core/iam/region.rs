@@ -65,31 +65,15 @@ pub fn nearest_region(region: &str) -> Option<&'static str> {
     {
         return Some(whole);
     }
+    // More than a third of the letters is another word, not a slip.
+    let most = |known: &str| known.len() / 3;
+    let is_as_long = |known: &&&str| known.len().abs_diff(region.len()) <= most(known);
     let (near, distance) = REGIONS
         .iter()
-        .map(|known| (*known, distance(region, known)))
+        .filter(is_as_long)
+        .map(|known| (*known, strsim::osa_distance(region, known)))
         .min_by_key(|(_, distance)| *distance)?;
-    // More than a third of the letters is another word, not a slip.
-    (distance * 3 <= near.len()).then_some(near)
-}
-
-/// How many letters to insert, leave out, change, or swap with the next.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to) = (from.as_bytes(), to.as_bytes());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];
-    for (i, a) in from.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in to.iter().enumerate() {
-            let changed = rows[i][j] + usize::from(a != b);
-            let mut least = changed.min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
-                least = least.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
+    (distance <= most(near)).then_some(near)
 }
 
 #[cfg(test)]

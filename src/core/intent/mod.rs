@@ -272,11 +272,16 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
 /// refused for it.
 fn unknown_regions(spec: &InvokerPolicySpec) -> Vec<Rejection> {
     let mut remarks = Vec::new();
+    // Many entries name few regions.
+    let mut known: BTreeMap<&str, Option<&str>> = BTreeMap::new();
     for (i, entry) in spec.services.iter().enumerate() {
         let named = entry.region.iter().map(|r| ("region", r));
         let looked_in = entry.regions.iter().flatten().map(|r| ("regions", r));
         for (field, region) in named.chain(looked_in) {
-            if let Some(near) = nearest_region(region) {
+            let near = known
+                .entry(region)
+                .or_insert_with(|| nearest_region(region));
+            if let Some(near) = near {
                 remarks.push(Rejection {
                     field: format!("spec.services[{i}].{field}"),
                     message: format!(

@@ -5,7 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{diff::RevokeCause, merge::Desired};
-use crate::{iam::Grant, intent::PolicyId};
+use crate::{
+    iam::{Condition, Grant},
+    intent::PolicyId,
+};
 
 /// How a policy that a grant belongs to stands to the service now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,19 +92,89 @@ pub fn next_lines(
 
 /// How many bytes lines take in the store, about.
 pub fn stored_size(lines: &Lines) -> usize {
-    let conditions: BTreeSet<_> = lines
-        .keys()
-        .filter_map(|g| g.condition.as_deref())
-        .collect();
-    let owners: BTreeSet<_> = lines.values().flatten().collect();
-    let text =
-        |c: &&crate::iam::Condition| c.title.len() + c.description.len() + c.expression.len() + 64;
-    lines
-        .iter()
-        .map(|(g, by)| g.principal.as_str().len() + 80 + by.len() * 5)
-        .sum::<usize>()
-        + conditions.iter().map(text).sum::<usize>()
-        + owners.len() * 220
+    Stored::of(lines).bytes
+}
+
+/// How many of `last` have to go, in that order, until lines take at most `most` bytes.
+pub fn too_many<'a>(lines: &'a Lines, last: impl Iterator<Item = &'a Grant>, most: usize) -> usize {
+    let mut stored = Stored::of(lines);
+    let mut gone = 0;
+    for grant in last {
+        if stored.bytes <= most {
+            break;
+        }
+        if let Some((grant, owners)) = lines.get_key_value(grant) {
+            stored.drop(grant, owners);
+        }
+        gone += 1;
+    }
+    gone
+}
+
+/// What lines take in the store: each line, and each condition and each owner once.
+#[derive(Default)]
+struct Stored<'a> {
+    /// How many lines have it.
+    conditions: BTreeMap<&'a Condition, usize>,
+    owners: BTreeMap<&'a PolicyId, usize>,
+    bytes: usize,
+}
+
+impl<'a> Stored<'a> {
+    fn of(lines: &'a Lines) -> Self {
+        let mut this = Self::default();
+        for (grant, owners) in lines {
+            this.bytes += line(grant, owners);
+            if let Some(condition) = grant.condition.as_deref() {
+                let lines = this.conditions.entry(condition).or_default();
+                *lines += 1;
+                if *lines == 1 {
+                    this.bytes += text(condition);
+                }
+            }
+            for owner in owners {
+                let lines = this.owners.entry(owner).or_default();
+                *lines += 1;
+                if *lines == 1 {
+                    this.bytes += OWNER;
+                }
+            }
+        }
+        this
+    }
+
+    fn drop(&mut self, grant: &'a Grant, owners: &'a BTreeSet<PolicyId>) {
+        self.bytes -= line(grant, owners);
+        if let Some(condition) = grant.condition.as_deref()
+            && let Some(lines) = self.conditions.get_mut(condition)
+        {
+            *lines -= 1;
+            if *lines == 0 {
+                self.bytes -= text(condition);
+            }
+        }
+        for owner in owners {
+            if let Some(lines) = self.owners.get_mut(owner) {
+                *lines -= 1;
+                if *lines == 0 {
+                    self.bytes -= OWNER;
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of an owner: namespace, name and uid.
+const OWNER: usize = 220;
+
+/// Bytes of a line by itself.
+fn line(grant: &Grant, owners: &BTreeSet<PolicyId>) -> usize {
+    grant.principal.as_str().len() + 80 + owners.len() * 5
+}
+
+/// Bytes of a condition.
+fn text(condition: &Condition) -> usize {
+    condition.title.len() + condition.description.len() + condition.expression.len() + 64
 }
 
 #[cfg(test)]
@@ -226,5 +299,30 @@ mod tests {
             Some(RevokeCause::PolicyDeleted)
         );
         assert_eq!(revoke_cause(&owners(&[("a", OwnerState::LetGo)])), None);
+    }
+
+    /// A line less is its text less, and its condition and owners once nobody else has them.
+    #[test]
+    fn what_has_to_go_is_counted_as_it_is_stored() {
+        let condition = |text: &str| std::sync::Arc::new(Condition::new("c", "", text.repeat(100)));
+        let lines: Lines = (0..40)
+            .map(|i| {
+                let grant = Grant {
+                    condition: (i % 3 > 0).then(|| condition(["a", "b", "c"][i % 3])),
+                    ..grant(&format!("m{i:02}"))
+                };
+                let owners = (0..i % 4).map(|o| id(&format!("p{o}"))).collect();
+                (grant, owners)
+            })
+            .collect();
+        for most in (0..=stored_size(&lines)).step_by(97) {
+            let gone = too_many(&lines, lines.keys().rev(), most);
+            let left = |gone: usize| -> usize {
+                let kept = lines.iter().take(lines.len() - gone);
+                stored_size(&kept.map(|(g, o)| (g.clone(), o.clone())).collect())
+            };
+            assert!(left(gone) <= most);
+            assert!(gone == 0 || left(gone - 1) > most);
+        }
     }
 }
