@@ -388,6 +388,19 @@ pub fn settle(
     }
 }
 
+/// Of a write to a policy that nobody had written before, once that policy is there again or another
+/// write was made to it.
+fn may_be_lost(live: Option<&Policy>, at: Timestamp) -> ChangeOutcome {
+    ChangeOutcome {
+        phase: ChangePhase::Unknown,
+        message: "nobody saw whether it was made: if it was, the service was deleted and made again since"
+            .into(),
+        after: bounded_list(&live.map(Policy::grants).unwrap_or_default()).0,
+        etag_after: live.map_or_else(String::new, |l| l.etag.0.clone()),
+        closed_at: Some(MicroTime(at)),
+    }
+}
+
 /// What became of the writes that were open on a service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settled {
@@ -400,7 +413,9 @@ pub struct Settled {
 /// write.
 ///
 /// An etag is one version of an IAM policy: of several writes that were planned from one version
-/// IAM takes one at most, and none once another version is real.
+/// IAM takes one at most, and none once another version is real. That of a policy that nobody has
+/// ever written is no version: a service that is deleted and made again starts with it again, and
+/// what was written to the one before is gone without a trace.
 pub fn settle_all(
     pending: &[Pending],
     endings: &BTreeMap<String, Ending>,
@@ -431,16 +446,21 @@ pub fn settle_all(
             settled.open.push(p.clone());
             continue;
         }
+        let is_likely = likely
+            .get(p.etag_before.as_str())
+            .is_some_and(|l| l.name == p.name);
+        let live_is_untouched = live.is_some_and(|l| l.etag.0 == UNTOUCHED);
+        if live.is_some()
+            && ending(p) == Ending::Unknown
+            && p.etag_before == UNTOUCHED
+            && (!is_likely || live_is_untouched)
+        {
+            settled.closed.push((p.clone(), may_be_lost(live, at)));
+            continue;
+        }
         let known = match ending(p) {
             Ending::Unknown if taken.contains(p.etag_before.as_str()) => Ending::Refused,
-            Ending::Unknown
-                if live.is_some()
-                    && likely
-                        .get(p.etag_before.as_str())
-                        .is_none_or(|l| l.name != p.name) =>
-            {
-                Ending::Refused
-            }
+            Ending::Unknown if live.is_some() && !is_likely => Ending::Refused,
             known => known,
         };
         settled.closed.push((p.clone(), settle(p, known, live, at)));
@@ -674,6 +694,40 @@ mod tests {
         assert_eq!(phases(&[], &["user:a@a.co"]), [Applied, NotApplied]);
         let gone = settle_all(&[a.clone(), b.clone()], &BTreeMap::new(), None, at(NOW));
         assert!(gone.closed.iter().all(|(_, o)| o.phase == Unknown));
+    }
+
+    /// A service that is made again has the etag of the first: nothing is proven by it.
+    #[test]
+    fn of_writes_to_an_untouched_policy_none_is_said_not_to_have_been_made() {
+        let from_untouched = |name: &str, members: &[&str]| Pending {
+            name: name.into(),
+            etag_before: UNTOUCHED.into(),
+            ..write(members, &[])
+        };
+        let writes = [
+            from_untouched("web-1", &["user:a@a.co"]),
+            from_untouched("web-2", &["user:a@a.co", "user:b@a.co"]),
+        ];
+        let phases = |writes: &[Pending], endings: &[(&str, Ending)], live: Policy, when: &str| {
+            let endings = endings.iter().map(|(n, e)| ((*n).to_owned(), *e)).collect();
+            let s = settle_all(writes, &endings, Some(&live), at(when));
+            s.closed.iter().map(|(_, o)| o.phase).collect::<Vec<_>>()
+        };
+        use ChangePhase::{Applied, NotApplied, Unknown};
+        let both = || live("B", &["user:a@a.co", "user:b@a.co"]);
+        let accepted = [("web-2", Ending::Accepted)];
+        assert_eq!(phases(&writes, &accepted, both(), NOW), [Unknown, Applied]);
+        let refused = [("web-1", Ending::Refused), ("web-2", Ending::Accepted)];
+        assert_eq!(
+            phases(&writes, &refused, both(), NOW),
+            [NotApplied, Applied]
+        );
+        let later = "2026-11-23T12:16:00Z";
+        let untouched = live(UNTOUCHED, &[]);
+        assert_eq!(phases(&writes[..1], &[], untouched, later), [Unknown]);
+        // Nothing else explains it.
+        let one = live("B", &["user:a@a.co"]);
+        assert_eq!(phases(&writes[..1], &[], one, NOW), [Applied]);
     }
 
     #[test]

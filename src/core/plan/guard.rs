@@ -117,7 +117,7 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         limit,
         last,
     };
-    let agreed = agreed(&approval.hash, &counted, input);
+    let agreed = agreed(plan, &approval.hash, &counted, input);
     for grant in counted.difference(&agreed).cloned() {
         plan.revokes.remove(&grant);
         plan.withheld.push(Withheld {
@@ -132,17 +132,27 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
 }
 
 /// What somebody agreed to who was shown it: a policy is shown what it would take away, the ledger
-/// all of it. Nobody agrees for another tenant to what only that one sees.
-fn agreed(hash: &Arc<str>, counted: &BTreeSet<Grant>, input: &Input<'_>) -> BTreeSet<Grant> {
-    if input.approvals.contains(hash) {
-        return counted.clone();
-    }
+/// what belongs to nobody any more. Nobody agrees for another tenant to what only that one sees.
+fn agreed(
+    plan: &Plan,
+    hash: &Arc<str>,
+    counted: &BTreeSet<Grant>,
+    input: &Input<'_>,
+) -> BTreeSet<Grant> {
+    let on_ledger = input.approvals.contains(hash);
+    let nobodys = counted
+        .iter()
+        .filter(|g| on_ledger && plan.is_nobodys(g))
+        .cloned();
     let agreeing = input
         .claims
         .iter()
         .filter(|c| c.intent.enforces() && c.intent.approvals.contains(hash));
     let shown = agreeing.flat_map(|c| super::view(c, input).unexpected);
-    shown.filter(|g| counted.contains(g)).collect()
+    shown
+        .filter(|g| counted.contains(g))
+        .chain(nobodys)
+        .collect()
 }
 
 /// Who may invoke the service once a plan is carried out.

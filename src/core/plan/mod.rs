@@ -331,13 +331,17 @@ impl Plan {
             && batch.revokes.iter().all(|g| self.revokes.contains_key(g))
     }
 
+    /// The operator answers for it, and no policy does any more.
+    fn is_nobodys(&self, grant: &Grant) -> bool {
+        self.lines.get(grant).is_some_and(BTreeSet::is_empty)
+    }
+
     /// The removal that is held for approval and that no policy would be told of: nothing of it
     /// belongs to one any more.
     pub fn held_alone(&self) -> Option<HeldRemoval> {
-        let is_nobodys = |w: &&Withheld| self.lines.get(&w.grant).is_some_and(BTreeSet::is_empty);
         self.withheld
             .iter()
-            .filter(is_nobodys)
+            .filter(|w| self.is_nobodys(&w.grant))
             .find_map(|w| match &w.why {
                 WithheldReason::Approval(a) => Some(HeldRemoval {
                     approve: a.hash.to_string(),
@@ -477,6 +481,10 @@ pub fn plan(input: &Input<'_>) -> Plan {
             }
         }
     }
+    if !input.approvals.is_empty() {
+        // What an approval on the ledger is about. What is granted does not change it.
+        plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
+    }
     guard::hold_blast(&mut plan, input);
     hold_fights(&mut plan, input);
     // Last: what is held back makes no room, and what is not made needs none.
@@ -584,7 +592,7 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
 
 /// Holds back the last grants, in order, so that the store can hold what is answered for.
 fn withhold_beyond_memory(plan: &mut Plan) {
-    while ownership::stored_size(&plan.lines) > MAX_STORED {
+    for _ in 0..ownership::too_many(&plan.lines, plan.grants.keys().rev(), MAX_STORED) {
         let Some((grant, _)) = plan.grants.pop_last() else {
             break;
         };

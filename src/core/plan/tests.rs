@@ -73,6 +73,8 @@ struct Case {
     circuit_open: bool,
     doubtful: BTreeSet<Grant>,
     unanswered: UnansweredSelectors,
+    /// Approvals on the ledger.
+    approvals: BTreeSet<Arc<str>>,
 }
 impl Case {
     fn new(intents: Vec<Intent>, live: Policy) -> Self {
@@ -94,6 +96,7 @@ impl Case {
             circuit_open: false,
             doubtful: BTreeSet::new(),
             unanswered: UnansweredSelectors::default(),
+            approvals: BTreeSet::new(),
         }
     }
     fn claims(&self) -> Vec<PolicyOnService> {
@@ -111,7 +114,6 @@ impl Case {
     }
     fn with<R>(&self, f: impl FnOnce(&Input<'_>) -> R) -> R {
         let service = RunService::new("acme", "europe-west1", "web");
-        let approvals = BTreeSet::new();
         f(&Input {
             service: &service,
             claims: &self.claims(),
@@ -120,7 +122,7 @@ impl Case {
             unanswered: &self.unanswered,
             rejected: &self.rejected,
             doubtful: &self.doubtful,
-            approvals: &approvals,
+            approvals: &self.approvals,
             memory: &self.memory,
             circuit_open: self.circuit_open,
             settings: &self.settings,
@@ -495,6 +497,35 @@ fn a_plan_that_takes_too_much_is_held_until_exactly_it_is_approved() {
     assert!(again.revokes.is_empty() && again.withheld[0].why.hash() != Some(&hash));
 }
 
+/// The ledger shows what belongs to nobody any more, and that is what is agreed to there: the part
+/// of a policy that is still there is agreed to on that policy.
+#[test]
+fn an_approval_on_the_ledger_is_about_what_is_nobodys() {
+    let mut leaving = intent("a", &["user:its@acme.com"]);
+    leaving.deleting = true;
+    let members = ["user:its@acme.com", "user:nobodys@acme.com"];
+    let mut case = Case::new(vec![leaving], live(&members));
+    case.settings.limits.max_removals = 1;
+    let id = case.intents[0].id.clone();
+    case.ledger = [
+        (
+            grant("user:its@acme.com"),
+            [(id, OwnerState::Leaving(RevokeCause::PolicyDeleted))].into(),
+        ),
+        (grant("user:nobodys@acme.com"), Owners::new()),
+    ]
+    .into();
+    let held = case.plan();
+    assert!(held.revokes.is_empty());
+    let hash = held.held_alone().unwrap().approve;
+    case.approvals = [hash.as_str().into()].into();
+    let agreed = case.plan();
+    assert_eq!(names(&agreed.revokes), ["user:nobodys@acme.com"]);
+    assert_eq!(agreed.held_alone(), None);
+    case.intents[0].approvals = [hash.as_str().into()].into();
+    assert_eq!(case.plan().revokes.len(), 2);
+}
+
 #[test]
 fn the_last_invoker_goes_only_when_that_is_meant() {
     let case =
@@ -800,6 +831,7 @@ fn any_case() -> impl Strategy<Value = Case> {
             circuit_open: false,
             doubtful: BTreeSet::new(),
             unanswered: UnansweredSelectors::default(),
+            approvals: BTreeSet::new(),
         },
     )
 }
