@@ -432,13 +432,16 @@ impl World {
         let ends = ends
             .and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok())
             .unwrap_or_default();
-        // What the audit log lost is found by the next look.
+        // What the audit log lost is found by the next look, and looks are spread by up to a half.
         let look = if self.setup.events {
-            EVENT_INTERVAL
+            EVENT_INTERVAL * 3 / 2
         } else {
             Duration::ZERO
         };
-        self.wait_until(Instant::now() + ends + look + Duration::from_secs(150))
+        // Who is refused without a name is searched for, one write after the other.
+        let search = Duration::from_secs(600) / self.setup.writes.max(1);
+        let told = Duration::from_secs(150);
+        self.wait_until(Instant::now() + ends + look + search + told)
             .await;
         let now = self.net.now();
         let writes = self.net.lock().writes.clone();
