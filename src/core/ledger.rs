@@ -350,39 +350,9 @@ fn pending_spec(pending: &Pending, tables: &mut Tables, left: &mut usize) -> Pen
 /// # Errors
 /// What cannot be understood, in words: a ledger that is read in part would forget the rest.
 pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
-    let conditions: Vec<Arc<Condition>> = spec.conditions.iter().map(condition_of).collect();
-    let owner = |o: &LedgerOwner| PolicyId {
-        namespace: o.namespace.as_str().into(),
-        name: o.name.as_str().into(),
-        uid: o.uid.as_str().into(),
-    };
-    let policies: Vec<PolicyId> = spec.policies.iter().map(owner).collect();
-    let grant = |role: &str,
-                 member: &str,
-                 index: Option<u32>,
-                 own: Option<&ConditionSpec>|
-     -> Result<Grant, String> {
-        let role = Role::from_name(role)
-            .ok_or_else(|| format!("the role {role} is not one that is managed here"))?;
-        let condition = match (index, own) {
-            (Some(i), _) => {
-                let found = conditions
-                    .get(i as usize)
-                    .ok_or_else(|| format!("there is no condition number {i}"))?;
-                Some(found.clone())
-            }
-            (None, own) => own.map(condition_of),
-        };
-        Ok(Grant {
-            principal: Principal::from_live(member),
-            role,
-            condition,
-        })
-    };
-    let members = |list: &[LedgerMember]| -> Result<BTreeSet<Grant>, String> {
-        list.iter()
-            .map(|m| grant(&m.role, &m.member, m.condition_index, None))
-            .collect()
+    let stored = Stored {
+        conditions: spec.conditions.iter().map(condition_of).collect(),
+        policies: spec.policies.iter().map(owner_of).collect(),
     };
     // Another version hashes otherwise, and then nothing is known: no reason to take the ledger for
     // unreadable.
@@ -395,45 +365,97 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
         corrected_under,
         ..Ledger::default()
     };
-    for g in &spec.grants {
-        let mut owners: BTreeSet<PolicyId> = g.owners.iter().map(owner).collect();
-        for i in &g.owned_by {
-            let found = policies
-                .get(*i as usize)
-                .ok_or_else(|| format!("there is no policy number {i}"))?;
-            owners.insert(found.clone());
-        }
-        ledger.lines.insert(
-            grant(&g.role, &g.member, g.condition_index, g.condition.as_ref())?,
-            owners,
-        );
+    for line in &spec.grants {
+        let (grant, owners) = stored.line(line)?;
+        ledger.lines.insert(grant, owners);
     }
     for c in &spec.corrections {
         let corrected = Corrected {
             at: c.at.iter().map(|t| t.0).collect(),
             by: c.drift_by.clone().map(Arc::new),
         };
-        ledger.corrections.insert(
-            grant(&c.role, &c.member, c.condition_index, None)?,
-            corrected,
-        );
+        let grant = stored.grant(&c.role, &c.member, c.condition_index, None)?;
+        ledger.corrections.insert(grant, corrected);
     }
-    for p in &spec.pending {
-        ledger.pending.push(Pending {
-            name: p.name.clone(),
-            reason: p.reason,
-            at: p.at.0,
-            etag_before: p.etag_before.clone(),
-            added: members(&p.added)?,
-            removed: members(&p.removed)?,
-            before: members(&p.before)?,
-            before_omitted: p.before_omitted,
-            drift: members(&p.drift)?,
-            policies: p.policies.clone(),
-            drift_by: p.drift_by.clone(),
-        });
+    for pending in &spec.pending {
+        ledger.pending.push(stored.pending(pending)?);
     }
     Ok(ledger)
+}
+
+fn owner_of(owner: &LedgerOwner) -> PolicyId {
+    PolicyId {
+        namespace: owner.namespace.as_str().into(),
+        name: owner.name.as_str().into(),
+        uid: owner.uid.as_str().into(),
+    }
+}
+
+/// The tables of a stored ledger, by which its entries name conditions and policies: [`Tables`],
+/// read back.
+struct Stored {
+    conditions: Vec<Arc<Condition>>,
+    policies: Vec<PolicyId>,
+}
+
+impl Stored {
+    fn grant(
+        &self,
+        role: &str,
+        member: &str,
+        index: Option<u32>,
+        own: Option<&ConditionSpec>,
+    ) -> Result<Grant, String> {
+        let role = Role::from_name(role)
+            .ok_or_else(|| format!("the role {role} is not one that is managed here"))?;
+        let condition = match index {
+            Some(i) => {
+                let found = self.conditions.get(i as usize);
+                let found = found.ok_or_else(|| format!("there is no condition number {i}"))?;
+                Some(found.clone())
+            }
+            None => own.map(condition_of),
+        };
+        Ok(Grant {
+            principal: Principal::from_live(member),
+            role,
+            condition,
+        })
+    }
+
+    fn members(&self, list: &[LedgerMember]) -> Result<BTreeSet<Grant>, String> {
+        list.iter()
+            .map(|m| self.grant(&m.role, &m.member, m.condition_index, None))
+            .collect()
+    }
+
+    fn line(&self, line: &LedgerGrant) -> Result<(Grant, BTreeSet<PolicyId>), String> {
+        let mut owners: BTreeSet<PolicyId> = line.owners.iter().map(owner_of).collect();
+        for i in &line.owned_by {
+            let found = self.policies.get(*i as usize);
+            let found = found.ok_or_else(|| format!("there is no policy number {i}"))?;
+            owners.insert(found.clone());
+        }
+        let own = line.condition.as_ref();
+        let grant = self.grant(&line.role, &line.member, line.condition_index, own)?;
+        Ok((grant, owners))
+    }
+
+    fn pending(&self, pending: &PendingChange) -> Result<Pending, String> {
+        Ok(Pending {
+            name: pending.name.clone(),
+            reason: pending.reason,
+            at: pending.at.0,
+            etag_before: pending.etag_before.clone(),
+            added: self.members(&pending.added)?,
+            removed: self.members(&pending.removed)?,
+            before: self.members(&pending.before)?,
+            before_omitted: pending.before_omitted,
+            drift: self.members(&pending.drift)?,
+            policies: pending.policies.clone(),
+            drift_by: pending.drift_by.clone(),
+        })
+    }
 }
 
 /// Name of the ledger of a service. Project ids, regions and service names hold no dots but those

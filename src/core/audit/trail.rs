@@ -28,6 +28,32 @@ struct Change {
     by: Arc<ChangedBy>,
 }
 
+/// How it was before a change, as far as that is known: from the change before, or because it was
+/// settled.
+struct Before<'a> {
+    grants: Option<&'a BTreeSet<Grant>>,
+    was_settled: bool,
+}
+
+impl Change {
+    /// Whether it made one part of the drift. `there`: that part is a grant that is there now.
+    fn made(&self, grant: &Grant, there: bool, before: &Before<'_>) -> bool {
+        if let Some((added, removed)) = &self.set.delta {
+            let made = if there { added } else { removed };
+            return made.contains(grant);
+        }
+        let Some(after) = &self.set.after else {
+            return false;
+        };
+        let was = match before.grants {
+            Some(before) => before.contains(grant) == there,
+            None if before.was_settled => false,
+            None => return false,
+        };
+        after.contains(grant) == there && !was
+    }
+}
+
 /// The last changes of one service's policy that the log told of.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trail {
@@ -87,51 +113,24 @@ impl Trail {
             if settled == Some(version) || version.is_empty() {
                 break;
             }
-            let made = |c: &&Change| c.set.etag_after.as_deref() == Some(version);
             // What is real is known: a message that says otherwise was made up.
             let honest =
                 |c: &&Change| step > 0 || c.set.after.as_ref().is_none_or(|a| *a == live.grants());
-            let mut candidates = self.changes.iter().filter(made).filter(honest);
+            let mut candidates = self.leading_to(version).filter(honest);
             let (Some(change), None) = (candidates.next(), candidates.next()) else {
                 break;
             };
             let earlier = change.set.etag_before.as_deref();
-            // How it was before, where that is known: from the change before, or because it was
-            // settled.
-            let before = earlier.and_then(|e| {
-                let mut of = self
-                    .changes
-                    .iter()
-                    .filter(|c| c.set.etag_after.as_deref() == Some(e));
-                of.next().and_then(|c| c.set.after.as_ref())
-            });
-            let was_settled = earlier.is_some() && earlier == settled;
-            let sides = drift
-                .missing
-                .iter()
-                .map(|g| (g, false))
-                .chain(drift.unexpected.iter().map(|g| (g, true)));
-            for (grant, there) in sides {
-                if found.contains_key(grant) {
-                    continue;
-                }
-                let by_delta = change.set.delta.as_ref().map(|(added, removed)| {
-                    if there {
-                        added.contains(grant)
-                    } else {
-                        removed.contains(grant)
-                    }
-                });
-                let by_states = change.set.after.as_ref().and_then(|after| {
-                    let now = after.contains(grant) == there;
-                    let then = match before {
-                        Some(before) => before.contains(grant) == there,
-                        None if was_settled => false,
-                        None => return None,
-                    };
-                    Some(now && !then)
-                });
-                if by_delta.or(by_states).unwrap_or(false) {
+            let before = Before {
+                grants: earlier
+                    .and_then(|e| self.leading_to(e).next())
+                    .and_then(|c| c.set.after.as_ref()),
+                was_settled: earlier.is_some() && earlier == settled,
+            };
+            let missing = drift.missing.iter().map(|g| (g, false));
+            let unexpected = drift.unexpected.iter().map(|g| (g, true));
+            for (grant, there) in missing.chain(unexpected) {
+                if !found.contains_key(grant) && change.made(grant, there, &before) {
                     found.insert(grant.clone(), change.by.clone());
                 }
             }
@@ -141,6 +140,12 @@ impl Trail {
             }
         }
         found
+    }
+
+    /// Changes that made a version of the policy.
+    fn leading_to<'a>(&'a self, etag: &'a str) -> impl Iterator<Item = &'a Change> {
+        let made = move |c: &&Change| c.set.etag_after.as_deref() == Some(etag);
+        self.changes.iter().filter(made)
     }
 }
 

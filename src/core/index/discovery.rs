@@ -138,27 +138,10 @@ impl Project {
         {
             found.entry(service.clone()).or_insert_with(|| info.clone());
         }
-        let (mut came, mut changed) = (BTreeSet::new(), BTreeSet::new());
-        for (service, info) in &found {
-            match before.get(service) {
-                // The first listing after a start says nothing new about services that are looked
-                // at anyway.
-                None if first => {}
-                None => {
-                    came.insert(service.clone());
-                }
-                Some(old)
-                    if old.uid == info.uid
-                        && old.invoker_iam_disabled == info.invoker_iam_disabled => {}
-                _ => {
-                    changed.insert(service.clone());
-                }
-            }
-            if first && info.invoker_iam_disabled {
-                changed.insert(service.clone());
-            }
-        }
-        changed.extend(before.keys().filter(|s| !found.contains_key(*s)).cloned());
+        // The first listing after a start says nothing new about services that are read anyway.
+        let is_new = |s: &&RunService| !first && !before.contains_key(*s);
+        let came = found.keys().filter(is_new).cloned().collect();
+        let changed = changed_services(&before, &found, first);
         self.services = found;
         Some(Shown {
             came,
@@ -167,6 +150,23 @@ impl Project {
             first,
         })
     }
+}
+
+type Services = HashMap<RunService, ServiceInfo>;
+
+/// Services that were made anew, are gone, or have their IAM check switched on or off; at the first
+/// listing, those that have it switched off.
+fn changed_services(before: &Services, found: &Services, first: bool) -> BTreeSet<RunService> {
+    let is_other = |old: &ServiceInfo, new: &ServiceInfo| {
+        old.uid != new.uid || old.invoker_iam_disabled != new.invoker_iam_disabled
+    };
+    let has_changed = |(service, info): &(&RunService, &ServiceInfo)| {
+        before.get(service).is_some_and(|old| is_other(old, info))
+            || (first && info.invoker_iam_disabled)
+    };
+    let changed = found.iter().filter(has_changed).map(|(service, _)| service);
+    let gone = before.keys().filter(|s| !found.contains_key(*s));
+    changed.chain(gone).cloned().collect()
 }
 
 #[cfg(test)]

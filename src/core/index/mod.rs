@@ -441,57 +441,63 @@ impl Index {
         let Some(shown) = entry.show(project, number, listing, &mut self.names) else {
             return effect;
         };
-        // One that was looked at since it was last listed is no news.
-        let observed = |s: &RunService| {
-            self.policies
-                .on(s)
-                .any(|r| r.observation(s).is_some_and(|o| o.result.is_ok()))
-        };
+        // One that was observed since it was last listed is no news.
+        let is_new = |s: &RunService| !self.is_observed(s);
         effect
             .services
-            .extend(shown.came.into_iter().filter(|s| !observed(s)));
+            .extend(shown.came.into_iter().filter(is_new));
         effect.services.extend(shown.changed);
         for key in keys {
-            let Some(record) = self.policies.get(&key).filter(|r| r.intent.has_selector()) else {
-                continue;
-            };
-            let before = (record.targets().clone(), record.outside());
-            let touched = self.retarget(&key);
-            let Some(record) = self.policies.get(&key) else {
-                continue;
-            };
-            if before != (record.targets().clone(), record.outside()) || shown.first {
-                effect.services.extend(
-                    touched
-                        .into_iter()
-                        .filter(|s| before.0.contains(s) != record.targets().contains(s)),
-                );
-                effect.policies.insert(key);
-            }
+            self.retarget_by_listing(key, shown.first, &mut effect);
         }
         if shown.answers {
-            // What left a policy while nobody was looking is known to have left only now.
-            effect.services.extend(
-                self.left_behind()
-                    .into_iter()
-                    .filter(|s| s.project == *project),
-            );
-            let (answered, waiting): (BTreeSet<_>, BTreeSet<_>) = std::mem::take(&mut self.waiting)
-                .into_iter()
-                .partition(|s| s.project == *project);
-            self.waiting = waiting;
-            effect.services.extend(answered);
+            effect.services.extend(self.answered_by_listing(project));
         }
-        effect
-            .services
-            .retain(|s| self.policies.means(s) || self.ledgers.contains(s));
+        let is_wanted = |s: &RunService| self.policies.means(s) || self.ledgers.contains(s);
+        effect.services.retain(is_wanted);
         // Only what somebody is about is kept; the rest would be memory for nothing.
         if let Some(entry) = self.projects.get_mut(project) {
-            entry
-                .services
-                .retain(|s, _| self.policies.means(s) || self.ledgers.contains(s));
+            entry.services.retain(|s, _| is_wanted(s));
         }
         effect
+    }
+
+    fn is_observed(&self, service: &RunService) -> bool {
+        let mut observations = self
+            .policies
+            .on(service)
+            .filter_map(|r| r.observation(service));
+        observations.any(|o| o.result.is_ok())
+    }
+
+    /// What a listing changes for one policy of the project.
+    fn retarget_by_listing(&mut self, key: PolicyKey, is_first: bool, effect: &mut Effect) {
+        let Some(record) = self.policies.get(&key).filter(|r| r.intent.has_selector()) else {
+            return;
+        };
+        let before = (record.targets().clone(), record.outside());
+        let touched = self.retarget(&key);
+        let Some(record) = self.policies.get(&key) else {
+            return;
+        };
+        if before != (record.targets().clone(), record.outside()) || is_first {
+            let changed = |s: &RunService| before.0.contains(s) != record.targets().contains(s);
+            effect.services.extend(touched.into_iter().filter(changed));
+            effect.policies.insert(key);
+        }
+    }
+
+    /// Services that waited for a listing of the project. What left a policy while nobody was
+    /// looking is known to have left only now.
+    fn answered_by_listing(&mut self, project: &Arc<str>) -> BTreeSet<RunService> {
+        let is_here = |s: &RunService| s.project == *project;
+        let mut answered: BTreeSet<RunService> =
+            self.left_behind().into_iter().filter(is_here).collect();
+        let waiting = std::mem::take(&mut self.waiting);
+        let (here, elsewhere): (BTreeSet<_>, BTreeSet<_>) = waiting.into_iter().partition(is_here);
+        self.waiting = elsewhere;
+        answered.extend(here);
+        answered
     }
 
     /// Corrections of drift over all services since a time: one for each write.

@@ -15,7 +15,7 @@ use crate::{
     },
     history,
     iam::RunService,
-    intent::{Intent, PolicyId, Target, Terms},
+    intent::{AccountKey, Intent, PolicyId, Target, Terms},
     plan::{PolicyOnService, SelectorImpact},
     status::{DeniedTarget, Observation, StatusInput, compute_status},
 };
@@ -68,6 +68,25 @@ impl SerializedStatus {
     }
 }
 
+/// What the operator itself wrote into the object of a policy.
+struct Stored {
+    status: SerializedStatus,
+    gauges: Gauges,
+    has_finalizer: bool,
+}
+
+impl Stored {
+    fn of(policy: &InvokerPolicy) -> Self {
+        let status = policy.status.clone().unwrap_or_default();
+        let mut finalizers = policy.metadata.finalizers.iter().flatten();
+        Self {
+            status: SerializedStatus::of(&status),
+            gauges: Gauges::of(&status),
+            has_finalizer: finalizers.any(|f| f == FINALIZER),
+        }
+    }
+}
+
 /// The numbers behind the metric series of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
@@ -93,6 +112,53 @@ impl Gauges {
 }
 
 impl Record {
+    fn new(intent: Intent, stored: Stored, terms: Arc<Terms>, now: Duration) -> Self {
+        Self {
+            intent: Arc::new(intent),
+            status: stored.status,
+            gauges: stored.gauges,
+            observations: HashMap::new(),
+            targets: BTreeSet::new(),
+            terms,
+            denied: [].into(),
+            outside: 0,
+            released: HashSet::new(),
+            reach: Mutex::default(),
+            rollback: RollbackState::None,
+            last_change: None,
+            has_finalizer: stored.has_finalizer,
+            unreadable: None,
+            declared_at: now,
+        }
+    }
+
+    /// The object again, its spec as before. Whether its status is another one.
+    fn refresh(&mut self, stored: Stored) -> bool {
+        self.has_finalizer = stored.has_finalizer;
+        if self.status == stored.status {
+            return false;
+        }
+        self.status = stored.status;
+        // A replica that does not lead shows what the leader found.
+        self.gauges = stored.gauges;
+        true
+    }
+
+    /// Takes over what was known of the policy in its state before.
+    fn inherit(&mut self, mut previous: Option<Self>) {
+        let asked = &self.intent.rollbacks;
+        self.rollback = match &mut previous {
+            Some(p) if p.intent.rollbacks == *asked => std::mem::take(&mut p.rollback),
+            _ if asked.is_empty() => RollbackState::None,
+            _ => RollbackState::Loading,
+        };
+        if let Some(previous) = previous {
+            self.observations = previous.observations;
+            self.released = previous.released;
+            self.last_change = previous.last_change;
+        }
+    }
+
     pub fn status(&self) -> &SerializedStatus {
         &self.status
     }
@@ -300,62 +366,31 @@ impl Index {
     pub fn apply_policy(&mut self, policy: &InvokerPolicy, now: Duration) -> (PolicyKey, Effect) {
         let mut intent = Intent::from_policy(policy);
         self.share_names(&mut intent);
-        let key: PolicyKey = (intent.id.namespace.clone(), intent.id.name.clone());
+        let key = intent.id.key();
         if let Some(seen) = &mut self.policies.listing {
             seen.insert(key.clone());
         }
         self.policies.unreadable.remove(&key);
         let mut effect = Effect::default();
-        if let Some(other) = self
-            .policies
-            .get(&key)
-            .filter(|o| o.intent.id.uid != intent.id.uid)
-        {
-            // Another object under the same name.
-            let gone = other.intent.id.clone();
+        // Another object under the same name.
+        let known = self.policies.get(&key).map(|r| r.intent.id.clone());
+        if let Some(gone) = known.filter(|id| id.uid != intent.id.uid) {
             effect.merge(self.remove_policy(&gone));
         }
         intent.link_accounts(|account| self.accounts.email(account));
-        let status = policy.status.clone().unwrap_or_default();
-        let (status, gauges) = (SerializedStatus::of(&status), Gauges::of(&status));
-        let has_finalizer = policy
-            .metadata
-            .finalizers
-            .iter()
-            .flatten()
-            .any(|f| f == FINALIZER);
-        if let Some(record) = self
-            .policies
-            .get_mut(&key)
-            .filter(|r| r.unreadable.is_none() && same(&r.intent, &intent))
-        {
-            record.has_finalizer = has_finalizer;
-            if record.status != status {
-                record.status = status;
-                // A replica that does not lead shows what the leader found.
-                record.gauges = gauges;
-                effect.policies.insert(key.clone());
+        let stored = Stored::of(policy);
+        match self.policies.get_mut(&key) {
+            Some(known) if known.unreadable.is_none() && same(&known.intent, &intent) => {
+                if known.refresh(stored) {
+                    effect.policies.insert(key.clone());
+                }
             }
-            return (key, effect);
+            _ => {
+                let terms = self.guardrails.terms(&key.0);
+                let record = Record::new(intent, stored, terms, now);
+                effect.merge(self.put_record(&key, record));
+            }
         }
-        let record = Record {
-            intent: Arc::new(intent),
-            status,
-            gauges,
-            observations: HashMap::new(),
-            targets: BTreeSet::new(),
-            terms: self.guardrails.terms(&key.0),
-            denied: [].into(),
-            outside: 0,
-            released: HashSet::new(),
-            reach: Mutex::default(),
-            rollback: RollbackState::None,
-            last_change: None,
-            has_finalizer,
-            unreadable: None,
-            declared_at: now,
-        };
-        effect.merge(self.put_record(&key, record));
         (key, effect)
     }
 
@@ -369,62 +404,43 @@ impl Index {
             outside,
         } = self.resolve(&intent, &record.terms);
         let mut previous = self.policies.take(key);
-        let named = |i: &Intent| {
-            i.accounts
-                .iter()
-                .flat_map(|a| &a.entries)
-                .map(|e| e.account.clone())
-                .collect::<Vec<_>>()
-        };
         if let Some(previous) = &mut previous {
-            self.accounts.unname(key, named(&previous.intent).iter());
-            effect
-                .services
-                .extend(std::mem::take(&mut previous.targets));
+            self.accounts.unname(key, accounts(&previous.intent));
+            let left = std::mem::take(&mut previous.targets);
+            effect.services.extend(left);
         }
-        self.accounts.name(key, named(&intent).iter());
+        self.accounts.name(key, accounts(&intent));
         effect.services.extend(targets.iter().cloned());
-        // What it owns on services that it means no more is looked at too.
-        effect
-            .services
-            .extend(self.ledgers.owned_by(&intent.id.uid).cloned());
-        let unlisted = self
-            .projects
-            .get(&intent.project)
-            .is_none_or(|p| !p.is_answered());
-        let asked = previous
-            .as_ref()
-            .is_some_and(|p| p.intent.requested_at != intent.requested_at);
-        let allowed = record.terms.refuse_project(&intent.project).is_none();
-        // A selector that was edited can mean services that no listing was asked to keep.
-        let edited = previous
-            .as_ref()
-            .is_none_or(|p| p.intent.generation != intent.generation);
-        if allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited))
-        {
+        // What it owns on services that it means no more is reconciled too.
+        let owned = self.ledgers.owned_by(&intent.id.uid);
+        effect.services.extend(owned.cloned());
+        if self.needs_listing(&record, previous.as_ref().map(|p| &*p.intent)) {
             effect.lists.insert(intent.project.clone());
         }
         effect.policies.insert(key.clone());
-        record.rollback = match previous.as_mut() {
-            Some(p) if p.intent.rollbacks == intent.rollbacks => std::mem::take(&mut p.rollback),
-            _ if intent.rollbacks.is_empty() => RollbackState::None,
-            _ => RollbackState::Loading,
-        };
-        if record.rollback.is_loading() {
-            effect.rollbacks.insert(key.clone());
-        }
-        if let Some(previous) = previous {
-            record.observations = previous.observations;
-            record.released = previous.released;
-            record.last_change = previous.last_change;
-        }
         record.targets = targets;
         record.denied = denied;
         record.outside = outside;
+        record.inherit(previous);
+        if record.rollback.is_loading() {
+            effect.rollbacks.insert(key.clone());
+        }
         self.policies.insert(key.clone(), record);
         self.forget_what_it_means_no_more(key);
         self.release(key);
         effect
+    }
+
+    /// Whether the project has to be listed for a policy that is new or has changed.
+    fn needs_listing(&self, record: &Record, previous: Option<&Intent>) -> bool {
+        let intent = &record.intent;
+        let project = self.projects.get(&intent.project);
+        let unlisted = project.is_none_or(|p| !p.is_answered());
+        let asked = previous.is_some_and(|p| p.requested_at != intent.requested_at);
+        let allowed = record.terms.refuse_project(&intent.project).is_none();
+        // A selector that was edited can mean services that no listing was asked to keep.
+        let edited = previous.is_none_or(|p| p.generation != intent.generation);
+        allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited))
     }
 
     /// A policy object that cannot be read: what was known of it stands still, and nothing is done
@@ -1020,6 +1036,12 @@ impl Index {
             _ => BTreeSet::new(),
         }
     }
+}
+
+/// ServiceAccounts that a policy names.
+fn accounts(intent: &Intent) -> impl Iterator<Item = &AccountKey> {
+    let entries = intent.accounts.iter().flat_map(|a| &a.entries);
+    entries.map(|e| &e.account)
 }
 
 /// Whether two states of a policy say the same.

@@ -6,6 +6,7 @@
 
 mod account;
 mod guardrail;
+mod invokers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use crate::{
         APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT,
         ROLLBACK, RoleName,
     },
-    iam::{Condition, Grant, Principal, Role, RunService, ServiceInfo, nearest_region},
+    iam::{Grant, Role, RunService, ServiceInfo, nearest_region},
 };
 
 pub use account::{AccountEntry, AccountKey, Accounts, GOOGLE_SERVICE_ACCOUNT};
@@ -144,8 +145,8 @@ impl Intent {
         let meta = &policy.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let targets = targets(spec, &mut rejections);
-        let (declared, entries) = declared(spec, namespace, role, &mut rejections);
-        remarks.extend(duplicates(spec));
+        let (declared, entries) = invokers::read(spec, namespace, role, &mut rejections);
+        remarks.extend(invokers::duplicates(spec));
         let accounts = (!entries.is_empty()).then(|| {
             Box::new(Accounts {
                 entries,
@@ -292,130 +293,6 @@ fn unknown_regions(spec: &InvokerPolicySpec) -> Vec<Rejection> {
         }
     }
     remarks
-}
-
-/// Entries that are one grant to IAM, which does not tell the case of e-mail addresses. The rule of
-/// the API server compares letter by letter: what it costs to compare otherwise is more than it
-/// allows.
-fn duplicates(spec: &InvokerPolicySpec) -> Vec<Rejection> {
-    let mut seen = BTreeMap::new();
-    let mut remarks = Vec::new();
-    for (i, entry) in spec.invokers.iter().enumerate() {
-        let Some(member) = &entry.member else {
-            continue;
-        };
-        let of = (
-            Principal::from_live(member),
-            &entry.expires,
-            &entry.condition,
-        );
-        let first = *seen.entry(of).or_insert(i);
-        if first != i {
-            remarks.push(Rejection {
-                field: format!("spec.invokers[{i}].member"),
-                message: format!(
-                    "{member:?} is the member of spec.invokers[{first}] once more, case does not count in IAM; keep one"
-                ),
-            });
-        }
-    }
-    remarks
-}
-
-/// What is declared by member, and the entries that name a ServiceAccount.
-fn declared(
-    spec: &InvokerPolicySpec,
-    namespace: &str,
-    role: Role,
-    rejections: &mut Vec<Rejection>,
-) -> (Box<[Declared]>, Vec<AccountEntry>) {
-    let mut declared = BTreeSet::new();
-    let mut conditions: BTreeSet<Arc<Condition>> = BTreeSet::new();
-    let mut accounts = Vec::new();
-    for (i, entry) in spec.invokers.iter().enumerate() {
-        let mut reject = |field: &str, message: String| {
-            rejections.push(Rejection {
-                field: format!("spec.invokers[{i}].{field}"),
-                message,
-            })
-        };
-        let expires = match entry.expires.as_deref().map(str::parse::<Timestamp>) {
-            None => None,
-            Some(Ok(at)) => Some(at),
-            Some(Err(_)) => {
-                // Granting without the end that was meant would widen access.
-                reject(
-                    "expires",
-                    format!(
-                        "{:?} is no time; write for example 2026-12-24T18:00:00Z",
-                        entry.expires
-                    ),
-                );
-                continue;
-            }
-        };
-        let own = entry
-            .condition
-            .as_ref()
-            .map(|c| Condition::new(c.title.clone(), c.description.clone(), c.expression.clone()));
-        let condition = match expires {
-            Some(until) => Some(Condition::expiring(until, own.as_ref())),
-            None => own,
-        };
-        // Two hundred members often share one, and it is as long as its author likes.
-        let condition = condition.map(|c| {
-            let found = conditions.get(&c).cloned();
-            found.unwrap_or_else(|| {
-                let fresh = Arc::new(c);
-                conditions.insert(fresh.clone());
-                fresh
-            })
-        });
-        let member = match (&entry.member, &entry.kubernetes_service_account) {
-            (Some(member), None) => member,
-            (None, Some(account)) => {
-                let namespace = account.namespace.as_deref().unwrap_or(namespace);
-                let account = (namespace.into(), account.name.as_str().into());
-                accounts.push(AccountEntry {
-                    account,
-                    position: i,
-                    expires,
-                    condition,
-                });
-                continue;
-            }
-            _ => {
-                reject(
-                    "member",
-                    "give either member or kubernetesServiceAccount".into(),
-                );
-                continue;
-            }
-        };
-        let principal = match Principal::parse(member) {
-            Ok(principal) => principal,
-            Err(e) => {
-                reject("member", format!("{member:?} {e}"));
-                continue;
-            }
-        };
-        if principal.is_public() && condition.is_some() {
-            reject(
-                "member",
-                format!("{principal} cannot have a condition or expires"),
-            );
-            continue;
-        }
-        declared.insert(Declared {
-            grant: Grant {
-                principal,
-                role,
-                condition,
-            },
-            expires,
-        });
-    }
-    (declared.into_iter().collect(), accounts)
 }
 
 /// What holds where an interval cannot be read.

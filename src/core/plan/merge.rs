@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Input;
+use super::{Input, PolicyOnService};
 use crate::{
     api::{Membership, OnDelete},
     iam::{Condition, Grant, Role},
-    intent::{PolicyId, Refusal},
+    intent::{Declared, PolicyId, Refusal},
 };
 
 /// What all policies together want of one service.
@@ -46,67 +46,58 @@ impl Desired {
         let declared_by = self.refused.get(grant).map(|(_, by)| by);
         complete.any(|id| declared_by.is_none_or(|by| !by.contains(id)))
     }
+
+    /// What a policy that is being deleted takes with it. What it was not allowed to declare is not
+    /// its to take back either; what was granted nevertheless is in the ledger.
+    fn add_leaving(&mut self, claim: &PolicyOnService, input: &Input<'_>) {
+        if claim.enforces() && claim.intent.on_delete == OnDelete::Revoke {
+            let is_allowed = |d: &&Declared| claim.refuse(input.service, d, input.now).is_none();
+            let own = claim.declared().iter().filter(is_allowed);
+            self.leaving.extend(own.map(|d| d.grant.clone()));
+        }
+    }
+
+    /// One entry of a policy: ended, refused by a guardrail, or listed.
+    fn declare(&mut self, claim: &PolicyOnService, declared: &Declared, input: &Input<'_>) {
+        let (grant, id) = (&declared.grant, &claim.intent.id);
+        if let Some(c) = &grant.condition {
+            self.conditions.insert((grant.role, c.as_ref().clone()));
+        }
+        if declared.expires.is_some_and(|e| e <= input.now) {
+            if claim.enforces() {
+                self.expired.insert(grant.clone());
+            }
+            return;
+        }
+        if let Some(refusal) = claim.refuse(input.service, declared, input.now) {
+            let entry = self.refused.entry(grant.clone());
+            let (_, by) = entry.or_insert_with(|| (refusal, BTreeSet::new()));
+            by.insert(id.clone());
+            return;
+        }
+        let listed = self.listed.entry(grant.clone()).or_default();
+        listed.insert(id.clone());
+        if claim.enforces() {
+            let granted = self.granted.entry(grant.clone()).or_default();
+            granted.insert(id.clone());
+        }
+    }
 }
 
 /// Folds the claims of `input`. Their order does not matter.
 pub fn merge(input: &Input<'_>) -> Desired {
     let mut desired = Desired::default();
-    for claim in input.claims {
-        let intent = &claim.intent;
-        if claim.left {
-            continue;
-        }
-        if intent.deleting {
-            if claim.enforces() && intent.on_delete == OnDelete::Revoke {
-                // What it was not allowed to declare is not its to take back either; what was
-                // granted nevertheless is in the ledger.
-                let own = claim
-                    .declared()
-                    .iter()
-                    .filter(|d| claim.refuse(input.service, d, input.now).is_none());
-                desired.leaving.extend(own.map(|d| d.grant.clone()));
-            }
+    for claim in input.claims.iter().filter(|c| !c.left) {
+        if claim.intent.deleting {
+            desired.add_leaving(claim, input);
             continue;
         }
         for declared in claim.declared() {
-            if let Some(c) = &declared.grant.condition {
-                desired
-                    .conditions
-                    .insert((declared.grant.role, c.as_ref().clone()));
-            }
-            if declared.expires.is_some_and(|e| e <= input.now) {
-                if claim.enforces() {
-                    desired.expired.insert(declared.grant.clone());
-                }
-                continue;
-            }
-            if let Some(refusal) = claim.refuse(input.service, declared, input.now) {
-                let entry = desired.refused.entry(declared.grant.clone());
-                entry
-                    .or_insert_with(|| (refusal, BTreeSet::new()))
-                    .1
-                    .insert(intent.id.clone());
-                continue;
-            }
-            desired
-                .listed
-                .entry(declared.grant.clone())
-                .or_default()
-                .insert(intent.id.clone());
-            if claim.enforces() {
-                desired
-                    .granted
-                    .entry(declared.grant.clone())
-                    .or_default()
-                    .insert(intent.id.clone());
-            }
+            desired.declare(claim, declared, input);
         }
-        if claim.enforces() && intent.membership == Membership::Authoritative {
-            desired
-                .authoritative
-                .entry(intent.role)
-                .or_default()
-                .insert(intent.id.clone());
+        if claim.enforces() && claim.intent.membership == Membership::Authoritative {
+            let by = desired.authoritative.entry(claim.intent.role).or_default();
+            by.insert(claim.intent.id.clone());
         }
     }
     desired

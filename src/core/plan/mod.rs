@@ -27,8 +27,8 @@ pub use search::{Batch, Clue, Search};
 
 use crate::{
     api::{HeldRemoval, Membership, Reason},
-    iam::{Grant, MAX_MEMBERS, Policy, PrincipalKind, RunService, ServiceInfo},
-    intent::{Limits, PolicyId, Refusal},
+    iam::{Binding, Grant, MAX_MEMBERS, Policy, PrincipalKind, Role, RunService, ServiceInfo},
+    intent::{Declared, Limits, PolicyId, Refusal},
 };
 use drift::{Fight, Memory};
 
@@ -400,6 +400,14 @@ impl Plan {
         all.filter(|g| !self.drift.contains(*g)).cloned().collect()
     }
 
+    fn withhold(&mut self, change: Change, grant: &Grant, why: WithheldReason) {
+        self.withheld.push(Withheld {
+            change,
+            grant: grant.clone(),
+            why,
+        });
+    }
+
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
         self.grants.is_empty() && self.revokes.is_empty()
@@ -419,68 +427,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
     let desired = merge(input);
     let live = input.live.grants();
     let mut plan = Plan::nothing(input.service);
-    let mut hold = |change, grant: &Grant, why| {
-        plan.withheld.push(Withheld {
-            change,
-            grant: grant.clone(),
-            why,
-        })
-    };
-    let hashed = input.live.has_hashed_conditions();
-
-    for (grant, by) in desired.listed.iter().filter(|(g, _)| !live.contains(g)) {
-        match desired.granted.get(grant) {
-            None => hold(Change::Grant, grant, why_not_enforced(input, by)),
-            Some(_) if hashed => hold(Change::Grant, grant, WithheldReason::HashedConditions),
-            Some(enforcing) => match input.rejected.get(grant) {
-                Some(aside) => hold(
-                    Change::Grant,
-                    grant,
-                    WithheldReason::RejectedMember(aside.clone()),
-                ),
-                None => {
-                    plan.grants.insert(grant.clone(), enforcing.clone());
-                }
-            },
-        }
-    }
-    for (grant, (refusal, _)) in &desired.refused {
-        // What somebody else may list is granted for them, and still refused to this one.
-        let change = match (desired.listed.contains_key(grant), live.contains(grant)) {
-            (true, _) => Change::Leave,
-            (false, false) => Change::Grant,
-            (false, true) => continue,
-        };
-        hold(change, grant, WithheldReason::Guardrail(refusal.clone()));
-    }
-    let circumstances = diff::Circumstances {
-        desired: &desired,
-        ledger: input.ledger,
-        is_protected: &|g| input.settings.protects(g),
-        now: input.now,
-    };
-    for grant in desired.unlisted(&live) {
-        let complete = desired.leaves_out(
-            grant,
-            desired.authoritative.get(&grant.role).into_iter().flatten(),
-        );
-        match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
-            Verdict::Foreign => {}
-            Verdict::Refused(refusal) => {
-                hold(Change::Leave, grant, WithheldReason::Guardrail(refusal))
-            }
-            Verdict::Protected => hold(Change::Revoke, grant, WithheldReason::Protected),
-            Verdict::Revoke(_) if hashed => {
-                hold(Change::Revoke, grant, WithheldReason::HashedConditions)
-            }
-            Verdict::Revoke(cause) if input.unanswered.holds(grant, cause) => {
-                hold(Change::Revoke, grant, WithheldReason::UnansweredSelectors);
-            }
-            Verdict::Revoke(cause) => {
-                plan.revokes.insert(grant.clone(), cause);
-            }
-        }
-    }
+    grant_missing(&mut plan, input, &desired, &live);
+    withhold_refused(&mut plan, &desired, &live);
+    revoke_unlisted(&mut plan, input, &desired, &live);
     if !input.approvals.is_empty() {
         // What an approval on the ledger is about. What is granted does not change it.
         plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
@@ -501,6 +450,67 @@ pub fn plan(input: &Input<'_>) -> Plan {
         guard::hold_blast(&mut plan, input);
     }
     plan
+}
+
+/// Grants what an enforcing policy lists and is not there; what may not be granted is withheld.
+fn grant_missing(plan: &mut Plan, input: &Input<'_>, desired: &Desired, live: &BTreeSet<Grant>) {
+    let hashed = input.live.has_hashed_conditions();
+    for (grant, by) in desired.listed.iter().filter(|(g, _)| !live.contains(g)) {
+        let why = match (desired.granted.get(grant), input.rejected.get(grant)) {
+            (None, _) => why_not_enforced(input, by),
+            (Some(_), _) if hashed => WithheldReason::HashedConditions,
+            (Some(_), Some(rejected)) => WithheldReason::RejectedMember(rejected.clone()),
+            (Some(enforcing), None) => {
+                plan.grants.insert(grant.clone(), enforcing.clone());
+                continue;
+            }
+        };
+        plan.withhold(Change::Grant, grant, why);
+    }
+}
+
+/// What a guardrail refuses to one policy. What somebody else may list is granted for them, and
+/// still refused to this one.
+fn withhold_refused(plan: &mut Plan, desired: &Desired, live: &BTreeSet<Grant>) {
+    for (grant, (refusal, _)) in &desired.refused {
+        let change = match (desired.listed.contains_key(grant), live.contains(grant)) {
+            (true, _) => Change::Leave,
+            (false, false) => Change::Grant,
+            (false, true) => continue,
+        };
+        plan.withhold(change, grant, WithheldReason::Guardrail(refusal.clone()));
+    }
+}
+
+/// Revokes what is there and that nobody lists, where it is ours to revoke.
+fn revoke_unlisted(plan: &mut Plan, input: &Input<'_>, desired: &Desired, live: &BTreeSet<Grant>) {
+    let hashed = input.live.has_hashed_conditions();
+    let circumstances = diff::Circumstances {
+        desired,
+        ledger: input.ledger,
+        is_protected: &|g| input.settings.protects(g),
+        now: input.now,
+    };
+    for grant in desired.unlisted(live) {
+        let authoritative = desired.authoritative.get(&grant.role);
+        let complete = desired.leaves_out(grant, authoritative.into_iter().flatten());
+        match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
+            Verdict::Foreign => {}
+            Verdict::Refused(refusal) => {
+                plan.withhold(Change::Leave, grant, WithheldReason::Guardrail(refusal))
+            }
+            Verdict::Protected => plan.withhold(Change::Revoke, grant, WithheldReason::Protected),
+            Verdict::Revoke(_) if hashed => {
+                plan.withhold(Change::Revoke, grant, WithheldReason::HashedConditions)
+            }
+            Verdict::Revoke(cause) if input.unanswered.holds(grant, cause) => {
+                plan.withhold(Change::Revoke, grant, WithheldReason::UnansweredSelectors);
+            }
+            Verdict::Revoke(cause) => {
+                plan.revokes.insert(grant.clone(), cause);
+            }
+        }
+    }
 }
 
 /// Nobody who may write asks for it: the policies that list it are audited, suspended, or not
@@ -724,45 +734,18 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     let live = input.live.grants();
     let desired = merge(input);
     let ours = |g: &Grant| {
-        input
-            .ledger
-            .get(g)
-            .is_some_and(|o| ownership::revoke_cause(o).is_some())
+        let owners = input.ledger.get(g);
+        owners.is_some_and(|o| ownership::revoke_cause(o).is_some())
     };
     let enforced =
         input.claims.iter().any(PolicyOnService::enforces) || input.ledger.keys().any(ours);
     if !plan.is_empty() && !enforced {
         return Err("changes without an enforced policy".into());
     }
-    if let Some(g) = plan.grants.keys().find(|g| live.contains(g)) {
-        return Err(format!("grants {g}, which is real already"));
-    }
-    if let Some(g) = plan
-        .grants
-        .keys()
-        .find(|g| !desired.granted.contains_key(g))
-    {
-        return Err(format!("grants {g}, which no enforced policy lists"));
-    }
-    let permitted = |g: &Grant| {
-        input
-            .claims
-            .iter()
-            .filter(|c| c.enforces() && !c.intent.deleting)
-            .any(|c| {
-                c.declared()
-                    .iter()
-                    .any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
-            })
-    };
-    if let Some(g) = plan.grants.keys().find(|g| !permitted(g)) {
-        return Err(format!("grants {g}, which a guardrail refuses"));
-    }
-    if let Some((g, _)) = plan
-        .revokes
-        .iter()
-        .find(|(g, c)| **c == RevokeCause::Refused && !ours(g))
-    {
+    check_grants(plan, input, &desired, &live)?;
+    let is_refused = |(_, cause): &(&Grant, &RevokeCause)| **cause == RevokeCause::Refused;
+    let mut refused = plan.revokes.iter().filter(is_refused);
+    if let Some((g, _)) = refused.find(|(g, _)| !ours(g)) {
         return Err(format!(
             "revokes {g} for a guardrail, although somebody else granted it"
         ));
@@ -773,24 +756,47 @@ pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
     if let Some(g) = plan.revokes.keys().find(|g| !live.contains(g)) {
         return Err(format!("revokes {g}, which is not real"));
     }
-    if input.live.has_hashed_conditions() && !plan.is_empty() {
+    check_what_is_written(plan, input.live)
+}
+
+fn check_grants(
+    plan: &Plan,
+    input: &Input<'_>,
+    desired: &Desired,
+    live: &BTreeSet<Grant>,
+) -> Result<(), String> {
+    if let Some(g) = plan.grants.keys().find(|g| live.contains(g)) {
+        return Err(format!("grants {g}, which is real already"));
+    }
+    let mut grants = plan.grants.keys();
+    if let Some(g) = grants.find(|g| !desired.granted.contains_key(g)) {
+        return Err(format!("grants {g}, which no enforced policy lists"));
+    }
+    let permits = |claim: &PolicyOnService, g: &Grant| {
+        let may =
+            |d: &Declared| d.grant == *g && claim.refuse(input.service, d, input.now).is_none();
+        claim.enforces() && !claim.intent.deleting && claim.declared().iter().any(may)
+    };
+    let permitted = |g: &Grant| input.claims.iter().any(|c| permits(c, g));
+    match plan.grants.keys().find(|g| !permitted(g)) {
+        Some(g) => Err(format!("grants {g}, which a guardrail refuses")),
+        None => Ok(()),
+    }
+}
+
+fn check_what_is_written(plan: &Plan, live: &Policy) -> Result<(), String> {
+    if live.has_hashed_conditions() && !plan.is_empty() {
         return Err("writes a view with hashed conditions".into());
     }
-    let after = plan.applied_to(input.live);
-    if after.member_count() > MAX_MEMBERS.max(input.live.member_count()) {
+    let after = plan.applied_to(live);
+    if after.member_count() > MAX_MEMBERS.max(live.member_count()) {
         return Err("exceeds the member limit".into());
     }
     let foreign = |p: &Policy| -> Vec<_> {
-        p.bindings
-            .iter()
-            .filter(|b| crate::iam::Role::from_name(&b.role).is_none())
-            .cloned()
-            .collect()
+        let is_foreign = |b: &&Binding| Role::from_name(&b.role).is_none();
+        p.bindings.iter().filter(is_foreign).cloned().collect()
     };
-    if foreign(&after) != foreign(input.live)
-        || after.extra != input.live.extra
-        || after.etag != input.live.etag
-    {
+    if foreign(&after) != foreign(live) || after.extra != live.extra || after.etag != live.etag {
         return Err("touches what is not ours".into());
     }
     Ok(())

@@ -97,82 +97,124 @@ pub(super) fn service_entries(
     facts: &StatusInput<'_>,
     old: &InvokerPolicyStatus,
 ) -> Vec<ServiceStatus> {
-    let intent = facts.intent;
-    let before: BTreeMap<(&str, &str), &ServiceStatus> = old
-        .services
-        .iter()
-        .map(|s| ((s.region.as_str(), s.name.as_str()), s))
-        .collect();
-    let entry = |service: &RunService, state: ServiceState| ServiceStatus {
-        region: service.region.to_string(),
-        name: service.name.to_string(),
-        state,
-        missing: vec![],
-        unexpected: vec![],
-        protected: vec![],
-        also_invokers: vec![],
-        exposed: false,
-        contested: false,
-        drift_by: None,
-        approve: String::new(),
-        message: String::new(),
-        since: before
-            .get(&(&*service.region, &*service.name))
-            .filter(|b| b.state == state)
-            .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
+    let before = Before(
+        old.services
+            .iter()
+            .map(|s| ((s.region.as_str(), s.name.as_str()), s))
+            .collect(),
+    );
+    let shown = |(service, observation): (&RunService, &Option<&Observation>)| match observation {
+        Some(observation) => Some(observed_entry(facts, &before, service, observation)),
+        None => before.standing(facts, service),
     };
-    // What was said of a service stands until a look says otherwise: it is also all that is left of
-    // the time before a restart.
-    let told_before = |service: &RunService| {
-        let entry = before.get(&(&*service.region, &*service.name));
-        entry
-            .filter(|_| !intent.deleting && !is_suspended(intent))
-            .map(|e| (*e).clone())
-    };
-    let mut entries: Vec<ServiceStatus> = facts
-        .observations
-        .iter()
-        .filter_map(|(service, look)| {
-            let Some(look) = look else {
-                return told_before(service);
-            };
-            let reached = facts.reach.filter(|r| r.services.contains(service));
-            let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
-            let mut entry = entry(service, if waits { ServiceState::Held } else { state_of(look) });
-            match &look.result {
-                Err(fault) => entry.message = fault.advice(),
-                Ok(seen) => {
-                    entry.missing = seen.missing.shown();
-                    entry.unexpected = seen.unexpected.shown();
-                    entry.protected = seen.protected.shown();
-                    entry.also_invokers = seen.also.shown();
-                    entry.exposed = seen.exposed.is_some();
-                    entry.contested = !seen.contested.is_empty();
-                    if let By::Known(by) = &seen.by {
-                        entry.drift_by = Some(ChangedBy::clone(by));
-                    }
-                    entry.approve = seen.approve.as_deref().unwrap_or_default().to_owned();
-                    let held = seen.held.iter().filter(|h| needs_person(h.reason));
-                    let mut words: Vec<String> = held.map(|h| format!("{}: {}", h.member, h.message)).collect();
-                    words.extend((seen.held_more > 0).then(|| format!("and {} more are held back", seen.held_more)));
-                    let back = facts.back.iter().find(|(s, _)| *s == service);
-                    words.extend(back.map(|(_, change)| {
-                        format!("gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed")
-                    }));
-                    words.extend(waits.then(|| "new to this policy; waits for approval".to_owned()));
-                    words.extend(seen.notes.iter().cloned());
-                    entry.message = listed_with(&words, 5, "; ");
-                }
-            }
-            Some(entry)
-        })
-        .collect();
+    let mut entries: Vec<ServiceStatus> = facts.observations.iter().filter_map(shown).collect();
     entries.extend(denied_services(facts).map(|(service, why)| ServiceStatus {
         message: why.to_owned(),
-        ..entry(service, ServiceState::Held)
+        ..before.entry(facts, service, ServiceState::Held)
     }));
     entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
     entries
+}
+
+/// What the last status says of each service, by region and name.
+struct Before<'a>(BTreeMap<(&'a str, &'a str), &'a ServiceStatus>);
+
+impl Before<'_> {
+    fn get(&self, service: &RunService) -> Option<&ServiceStatus> {
+        self.0.get(&(&*service.region, &*service.name)).copied()
+    }
+
+    /// What was said of a service stands until an observation says otherwise: it is also all that
+    /// is left of the time before a restart.
+    fn standing(&self, facts: &StatusInput<'_>, service: &RunService) -> Option<ServiceStatus> {
+        let stands = !facts.intent.deleting && !is_suspended(facts.intent);
+        self.get(service).filter(|_| stands).cloned()
+    }
+
+    /// An entry without findings; in this state since when it is.
+    fn entry(
+        &self,
+        facts: &StatusInput<'_>,
+        service: &RunService,
+        state: ServiceState,
+    ) -> ServiceStatus {
+        ServiceStatus {
+            region: service.region.to_string(),
+            name: service.name.to_string(),
+            state,
+            missing: vec![],
+            unexpected: vec![],
+            protected: vec![],
+            also_invokers: vec![],
+            exposed: false,
+            contested: false,
+            drift_by: None,
+            approve: String::new(),
+            message: String::new(),
+            since: self
+                .get(service)
+                .filter(|b| b.state == state)
+                .map_or(Time(whole_seconds(facts.now)), |b| b.since.clone()),
+        }
+    }
+}
+
+fn observed_entry(
+    facts: &StatusInput<'_>,
+    before: &Before<'_>,
+    service: &RunService,
+    observation: &Observation,
+) -> ServiceStatus {
+    let reached = facts.reach.filter(|r| r.services.contains(service));
+    let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
+    let state = if waits {
+        ServiceState::Held
+    } else {
+        state_of(observation)
+    };
+    let entry = before.entry(facts, service, state);
+    match &observation.result {
+        Err(fault) => ServiceStatus {
+            message: fault.advice(),
+            ..entry
+        },
+        Ok(found) => ServiceStatus {
+            missing: found.missing.shown(),
+            unexpected: found.unexpected.shown(),
+            protected: found.protected.shown(),
+            also_invokers: found.also.shown(),
+            exposed: found.exposed.is_some(),
+            contested: !found.contested.is_empty(),
+            drift_by: match &found.by {
+                By::Known(by) => Some(ChangedBy::clone(by)),
+                _ => None,
+            },
+            approve: found.approve.as_deref().unwrap_or_default().to_owned(),
+            message: message(facts, service, found, waits),
+            ..entry
+        },
+    }
+}
+
+/// What a person should know of a service that could be read.
+fn message(facts: &StatusInput<'_>, service: &RunService, found: &Findings, waits: bool) -> String {
+    let held = found.held.iter().filter(|h| needs_person(h.reason));
+    let mut words: Vec<String> = held
+        .map(|h| format!("{}: {}", h.member, h.message))
+        .collect();
+    if found.held_more > 0 {
+        words.push(format!("and {} more are held back", found.held_more));
+    }
+    if let Some((_, change)) = facts.back.iter().find(|(s, _)| *s == service) {
+        words.push(format!(
+            "gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed"
+        ));
+    }
+    if waits {
+        words.push("new to this policy; waits for approval".to_owned());
+    }
+    words.extend(found.notes.iter().cloned());
+    listed_with(&words, 5, "; ")
 }
 
 pub(super) fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> StatusSummary {

@@ -262,17 +262,10 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
     assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
 }
 
-/// What a person reads, as a whole: a change of words is a change of this file, to be looked at in
-/// review.
-#[test]
-fn the_status_of_a_mixed_policy_is_golden() {
-    let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
-    let look = |result| Observation {
-        generation: 1,
-        requested_at: None,
-        result,
-        changed_at: Some(at(T0)),
-    };
+/// A service in each state, by name.
+fn one_of_each(
+    look: impl Fn(Result<Findings, Fault>) -> Observation,
+) -> [(&'static str, Observation); 5] {
     let held = Held {
         member: "user:x@acme.com".into(),
         reason: Reason::InvalidMember,
@@ -283,7 +276,7 @@ fn the_status_of_a_mixed_policy_is_golden() {
         "Permission 'run.services.setIamPolicy' denied on resource 'projects/acme-prod/locations/europe-west1/services/denied' (or resource may not exist).",
     );
     denied.request_id = Some("req-1".into());
-    let observations = [
+    [
         (
             "fine",
             look(Ok(Findings {
@@ -318,7 +311,21 @@ fn the_status_of_a_mixed_policy_is_golden() {
                 "Resource 'absent' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.",
             ))),
         ),
-    ];
+    ]
+}
+
+/// What a person reads, as a whole: a change of words is a change of this file, to be looked at in
+/// review.
+#[test]
+fn the_status_of_a_mixed_policy_is_golden() {
+    let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
+    let look = |result| Observation {
+        generation: 1,
+        requested_at: None,
+        result,
+        changed_at: Some(at(T0)),
+    };
+    let observations = one_of_each(look);
     let observations: BTreeMap<RunService, Option<&Observation>> = observations
         .iter()
         .map(|(n, l)| (service(n), Some(l)))
