@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Registry, TextEncoder, core::Collector,
 };
 
 use crate::{
@@ -23,33 +23,63 @@ pub struct Description {
     pub labels: Vec<&'static str>,
 }
 
-/// Every metric of the operator.
+/// Every metric of the operator, by subject. A field has the name of its metric.
 pub struct Metrics {
     registry: Registry,
     descriptions: Vec<Description>,
-    pub services: IntGaugeVec,
+    per_policy: bool,
+    pub found: FindingMetrics,
+    pub events: EventMetrics,
+    pub drift: DriftMetrics,
+    pub reconciles: ReconcileMetrics,
+    cloud: CloudMetrics,
+    pub queue_depth: IntGaugeVec,
+    pub status_writes_total: IntCounterVec,
+    shards: ShardMetrics,
+}
+
+/// What is found on services, as it is now.
+pub struct FindingMetrics {
+    services: IntGaugeVec,
     pub exposed_services: IntGauge,
     pub contested_services: IntGauge,
     pub held_plans: IntGauge,
     pub circuit_open: IntGauge,
     pub expiring_grants: IntGauge,
+}
+
+/// Messages of the audit log.
+pub struct EventMetrics {
     events_total: IntCounterVec,
     pub events_reliable: IntGauge,
+}
+
+/// Drift, and what was done about it.
+pub struct DriftMetrics {
     pub drift_detected_total: IntCounterVec,
     corrections_total: IntCounterVec,
     pub drift_detection_seconds: Histogram,
+}
+
+/// Reconciles of services, and how long a change takes to be carried out.
+pub struct ReconcileMetrics {
     pub convergence_seconds: Histogram,
     pub reconcile_total: IntCounterVec,
     pub reconcile_duration_seconds: Histogram,
+}
+
+/// Calls to Cloud Run, and the wait for them.
+struct CloudMetrics {
     cloud_requests_total: IntCounterVec,
     cloud_request_duration_seconds: HistogramVec,
     limiter_wait_seconds: HistogramVec,
-    pub queue_depth: IntGaugeVec,
-    pub status_writes_total: IntCounterVec,
+}
+
+/// The shards that this replica leads.
+struct ShardMetrics {
     last_audit_timestamp_seconds: IntGaugeVec,
     interval_seconds: IntGaugeVec,
     shard_owned: IntGaugeVec,
-    per_policy: bool,
 }
 
 const READY: &str = "1 if the policy's Ready condition is True, else 0.";
@@ -58,216 +88,274 @@ const SECONDS: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
 ];
 
+type Result<T> = std::result::Result<T, prometheus::Error>;
+
+/// Registers metrics, and writes down what each is.
+struct Registrar {
+    registry: Registry,
+    descriptions: Vec<Description>,
+}
+
+impl Registrar {
+    fn new() -> Result<Self> {
+        let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
+        let mut this = Self {
+            registry,
+            descriptions: Vec::new(),
+        };
+        // These are written at the scrape, by [`PolicySeries`].
+        this.describe("gauge", "policy_ready", READY, &["namespace", "policy"]);
+        this.describe(
+            "gauge",
+            "policy_drift_grants",
+            DRIFT_GRANTS,
+            &["namespace", "policy", "kind"],
+        );
+        Ok(this)
+    }
+
+    fn describe(
+        &mut self,
+        kind: &'static str,
+        name: &'static str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) {
+        self.descriptions.push(Description {
+            name,
+            kind,
+            help,
+            labels: labels.to_vec(),
+        });
+    }
+
+    fn register<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str) -> Result<IntGauge> {
+        self.describe("gauge", name, help, &[]);
+        self.register(IntGauge::new(name, help)?)
+    }
+
+    fn gauges(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> Result<IntGaugeVec> {
+        self.describe("gauge", name, help, labels);
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counters(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> Result<IntCounterVec> {
+        self.describe("counter", name, help, labels);
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &'static str) -> Result<Histogram> {
+        self.describe("histogram, seconds", name, help, &[]);
+        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        self.register(Histogram::with_opts(options)?)
+    }
+
+    fn histograms(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> Result<HistogramVec> {
+        self.describe("histogram, seconds", name, help, labels);
+        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        self.register(HistogramVec::new(options, labels)?)
+    }
+}
+
+impl FindingMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            services: registrar.gauges(
+                "services",
+                "Services under policies, by state; one that two policies name counts for each.",
+                &["state"],
+            )?,
+            exposed_services: registrar
+                .gauge("exposed_services", "Services that anyone can call.")?,
+            contested_services: registrar.gauge(
+                "contested_services",
+                "Services on which somebody else keeps changing the same grants.",
+            )?,
+            held_plans: registrar.gauge(
+                "held_plans",
+                "Services with a plan that waits for approval.",
+            )?,
+            circuit_open: registrar.gauge(
+                "circuit_open",
+                "1 while corrections of drift rest because there were too many.",
+            )?,
+            expiring_grants: registrar.gauge(
+                "expiring_grants",
+                "Entries of enforced policies whose access ends within 24 hours.",
+            )?,
+        })
+    }
+}
+
+impl EventMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        let metrics = Self {
+            events_total: registrar.counters(
+                "events_total",
+                "Messages of the audit log that came in, by what became of them.",
+                &["result"],
+            )?,
+            events_reliable: registrar.gauge(
+                "events_reliable",
+                "1 while audit events tell of what happens, or are not used; 0 if they are missing and intervals have shrunk.",
+            )?,
+        };
+        // Series that alerts are about are there from the start.
+        metrics.events_reliable.set(1);
+        Ok(metrics)
+    }
+}
+
+impl DriftMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        let metrics = Self {
+            drift_detected_total: registrar.counters(
+                "drift_detected_total",
+                "Grants found to differ, when that was news.",
+                &["kind"],
+            )?,
+            corrections_total: registrar.counters(
+                "corrections_total",
+                "Grants made and revoked, by what triggered it.",
+                &["action", "trigger"],
+            )?,
+            drift_detection_seconds: registrar.histogram(
+                "drift_detection_seconds",
+                "Time since the last look that found a service as declared, when drift is found: the most that it went unseen.",
+            )?,
+        };
+        for kind in ["missing", "unexpected"] {
+            metrics.drift_detected_total.with_label_values(&[kind]);
+        }
+        Ok(metrics)
+    }
+}
+
+impl ReconcileMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            convergence_seconds: registrar.histogram(
+                "convergence_seconds",
+                "From seeing a declared change to reading it back from IAM.",
+            )?,
+            reconcile_total: registrar.counters(
+                "reconcile_total",
+                "Rounds on a service, by result.",
+                &["result"],
+            )?,
+            reconcile_duration_seconds: registrar.histogram(
+                "reconcile_duration_seconds",
+                "Time of a round on a service.",
+            )?,
+        })
+    }
+}
+
+impl CloudMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            cloud_requests_total: registrar.counters(
+                "cloud_requests_total",
+                "Calls to Cloud Run, by result.",
+                &["method", "code"],
+            )?,
+            cloud_request_duration_seconds: registrar.histograms(
+                "cloud_request_duration_seconds",
+                "Time of a call to Cloud Run.",
+                &["method"],
+            )?,
+            limiter_wait_seconds: registrar.histograms(
+                "limiter_wait_seconds",
+                "Time that services waited for their turn and their quota.",
+                &["priority"],
+            )?,
+        })
+    }
+}
+
+impl ShardMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            last_audit_timestamp_seconds: registrar.gauges(
+                "last_audit_timestamp_seconds",
+                "Unix time at which a round on a service of the shard was last finished, or work on the shard began.",
+                &["shard"],
+            )?,
+            interval_seconds: registrar.gauges(
+                "interval_seconds",
+                "The shortest interval at which a service of the shard is read.",
+                &["shard"],
+            )?,
+            shard_owned: registrar.gauges(
+                "shard_owned",
+                "1 if this replica leads the shard.",
+                &["shard"],
+            )?,
+        })
+    }
+}
+
 impl Metrics {
     /// Registers everything. `per_policy` switches the series that grow with the number of
     /// policies.
     ///
     /// # Errors
     /// When two metrics have one name, which would be a bug.
-    pub fn new(per_policy: bool) -> Result<Arc<Self>, prometheus::Error> {
-        let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
-        let mut descriptions = vec![
-            Description {
-                name: "policy_ready",
-                kind: "gauge",
-                help: READY,
-                labels: vec!["namespace", "policy"],
-            },
-            Description {
-                name: "policy_drift_grants",
-                kind: "gauge",
-                help: DRIFT_GRANTS,
-                labels: vec!["namespace", "policy", "kind"],
-            },
-        ];
-        macro_rules! describe {
-            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
-                let type_ = stringify!($kind);
-                let kind = ["Counter", "Histogram", "Gauge"]
-                    .into_iter()
-                    .find(|k| type_.contains(k))
-                    .unwrap_or(type_);
-                let kind = match kind {
-                    "Counter" => "counter",
-                    "Histogram" => "histogram, seconds",
-                    _ => "gauge",
-                };
-                descriptions.push(Description {
-                    name: $name,
-                    kind,
-                    help: $help,
-                    labels: $labels,
-                });
-            }};
-        }
-        macro_rules! register {
-            ($metric:expr) => {{
-                let metric = $metric?;
-                registry.register(Box::new(metric.clone()))?;
-                metric
-            }};
-        }
-        macro_rules! metric {
-            ($kind:ident, $name:literal, $help:literal) => {{
-                describe!($kind, $name, $help, vec![]);
-                register!($kind::new($name, $help))
-            }};
-            ($kind:ident, $name:literal, $help:literal, $labels:expr) => {{
-                describe!($kind, $name, $help, $labels.to_vec());
-                register!($kind::new(Opts::new($name, $help), &$labels))
-            }};
-        }
-        macro_rules! histogram {
-            ($name:literal, $help:literal) => {{
-                describe!(Histogram, $name, $help, vec![]);
-                register!(Histogram::with_opts(
-                    HistogramOpts::new($name, $help).buckets(SECONDS.to_vec())
-                ))
-            }};
-            ($name:literal, $help:literal, $labels:expr) => {{
-                describe!(Histogram, $name, $help, $labels.to_vec());
-                register!(HistogramVec::new(
-                    HistogramOpts::new($name, $help).buckets(SECONDS.to_vec()),
-                    &$labels
-                ))
-            }};
-        }
-        let build = metric!(
-            IntGaugeVec,
+    pub fn new(per_policy: bool) -> Result<Arc<Self>> {
+        let mut registrar = Registrar::new()?;
+        let build = registrar.gauges(
             "build_info",
             "Always 1; the labels say what runs.",
-            ["version"]
-        );
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let metrics = Self {
-            services: metric!(
-                IntGaugeVec,
-                "services",
-                "Services under policies, by state; one that two policies name counts for each.",
-                ["state"]
-            ),
-            exposed_services: metric!(
-                IntGauge,
-                "exposed_services",
-                "Services that anyone can call."
-            ),
-            contested_services: metric!(
-                IntGauge,
-                "contested_services",
-                "Services on which somebody else keeps changing the same grants."
-            ),
-            held_plans: metric!(
-                IntGauge,
-                "held_plans",
-                "Services with a plan that waits for approval."
-            ),
-            circuit_open: metric!(
-                IntGauge,
-                "circuit_open",
-                "1 while corrections of drift rest because there were too many."
-            ),
-            expiring_grants: metric!(
-                IntGauge,
-                "expiring_grants",
-                "Entries of enforced policies whose access ends within 24 hours."
-            ),
-            events_total: metric!(
-                IntCounterVec,
-                "events_total",
-                "Messages of the audit log that came in, by what became of them.",
-                ["result"]
-            ),
-            events_reliable: metric!(
-                IntGauge,
-                "events_reliable",
-                "1 while audit events tell of what happens, or are not used; 0 if they are missing and intervals have shrunk."
-            ),
-            drift_detected_total: metric!(
-                IntCounterVec,
-                "drift_detected_total",
-                "Grants found to differ, when that was news.",
-                ["kind"]
-            ),
-            corrections_total: metric!(
-                IntCounterVec,
-                "corrections_total",
-                "Grants made and revoked, by what triggered it.",
-                ["action", "trigger"]
-            ),
-            drift_detection_seconds: histogram!(
-                "drift_detection_seconds",
-                "Time since the last look that found a service as declared, when drift is found: the most that it went unseen."
-            ),
-            convergence_seconds: histogram!(
-                "convergence_seconds",
-                "From seeing a declared change to reading it back from IAM."
-            ),
-            reconcile_total: metric!(
-                IntCounterVec,
-                "reconcile_total",
-                "Rounds on a service, by result.",
-                ["result"]
-            ),
-            reconcile_duration_seconds: histogram!(
-                "reconcile_duration_seconds",
-                "Time of a round on a service."
-            ),
-            cloud_requests_total: metric!(
-                IntCounterVec,
-                "cloud_requests_total",
-                "Calls to Cloud Run, by result.",
-                ["method", "code"]
-            ),
-            cloud_request_duration_seconds: histogram!(
-                "cloud_request_duration_seconds",
-                "Time of a call to Cloud Run.",
-                ["method"]
-            ),
-            limiter_wait_seconds: histogram!(
-                "limiter_wait_seconds",
-                "Time that services waited for their turn and their quota.",
-                ["priority"]
-            ),
-            queue_depth: metric!(
-                IntGaugeVec,
-                "queue_depth",
-                "Services that wait, by lane.",
-                ["priority"]
-            ),
-            status_writes_total: metric!(
-                IntCounterVec,
-                "status_writes_total",
-                "Status updates, by result.",
-                ["result"]
-            ),
-            last_audit_timestamp_seconds: metric!(
-                IntGaugeVec,
-                "last_audit_timestamp_seconds",
-                "Unix time at which a round on a service of the shard was last finished, or work on the shard began.",
-                ["shard"]
-            ),
-            interval_seconds: metric!(
-                IntGaugeVec,
-                "interval_seconds",
-                "The shortest interval at which a service of the shard is read.",
-                ["shard"]
-            ),
-            shard_owned: metric!(
-                IntGaugeVec,
-                "shard_owned",
-                "1 if this replica leads the shard.",
-                ["shard"]
-            ),
-            registry,
-            descriptions,
+        // In the order of the page about them.
+        let found = FindingMetrics::new(&mut registrar)?;
+        let events = EventMetrics::new(&mut registrar)?;
+        let drift = DriftMetrics::new(&mut registrar)?;
+        let reconciles = ReconcileMetrics::new(&mut registrar)?;
+        let cloud = CloudMetrics::new(&mut registrar)?;
+        let queue_depth =
+            registrar.gauges("queue_depth", "Services that wait, by lane.", &["priority"])?;
+        let status_writes_total = registrar.counters(
+            "status_writes_total",
+            "Status updates, by result.",
+            &["result"],
+        )?;
+        let shards = ShardMetrics::new(&mut registrar)?;
+        Ok(Arc::new(Self {
+            registry: registrar.registry,
+            descriptions: registrar.descriptions,
             per_policy,
-        };
-        // Series that alerts look at are there from the start.
-        metrics.events_reliable.set(1);
-        for kind in ["missing", "unexpected"] {
-            metrics.drift_detected_total.with_label_values(&[kind]);
-        }
-        Ok(metrics.into())
+            found,
+            events,
+            drift,
+            reconciles,
+            cloud,
+            queue_depth,
+            status_writes_total,
+            shards,
+        }))
     }
 
     /// What there is, in the order of the code.
@@ -282,7 +370,8 @@ impl Metrics {
 
     /// A round on a service of a shard is over, or work on the shard begins.
     pub fn audited(&self, shard: usize, now: jiff::Timestamp) {
-        self.last_audit_timestamp_seconds
+        self.shards
+            .last_audit_timestamp_seconds
             .with_label_values(&[shard.to_string()])
             .set(now.as_second());
     }
@@ -291,11 +380,13 @@ impl Metrics {
     /// read; `None`: there is nothing to do in it.
     pub fn shard(&self, shard: usize, owned: bool, interval: Option<Duration>) {
         let label = shard.to_string();
-        self.shard_owned
+        self.shards
+            .shard_owned
             .with_label_values(&[&label])
             .set(i64::from(owned));
         match interval.filter(|_| owned) {
             Some(interval) => self
+                .shards
                 .interval_seconds
                 .with_label_values(&[&label])
                 .set(interval.as_secs() as i64),
@@ -303,22 +394,24 @@ impl Metrics {
                 // Whoever works on it tells; and where there is nothing to do, silence means
                 // nothing.
                 let _ = self
+                    .shards
                     .last_audit_timestamp_seconds
                     .remove_label_values(&[&label]);
-                let _ = self.interval_seconds.remove_label_values(&[&label]);
+                let _ = self.shards.interval_seconds.remove_label_values(&[&label]);
             }
         }
     }
 
     /// One message of the audit log; `result` is one of a few words.
     pub fn message_handled(&self, result: &str) {
-        self.events_total.with_label_values(&[result]).inc();
+        self.events.events_total.with_label_values(&[result]).inc();
     }
 
     /// A service of a priority was taken up, or a listing went on, after waiting for its turn and
     /// its quota.
     pub fn waited(&self, priority: &'static str, took: Duration) {
-        self.limiter_wait_seconds
+        self.cloud
+            .limiter_wait_seconds
             .with_label_values(&[priority])
             .observe(took.as_secs_f64());
     }
@@ -334,7 +427,8 @@ impl Metrics {
             ChangeReason::Expired => "expired",
             ChangeReason::SpecChanged => "spec_changed",
         };
-        self.corrections_total
+        self.drift
+            .corrections_total
             .with_label_values(&[action, trigger])
             .inc_by(n);
     }
@@ -349,7 +443,10 @@ impl Metrics {
             (S::Failed, "failed"),
             (S::NotFound, "not_found"),
         ] {
-            self.services.with_label_values(&[label]).set(count(state));
+            self.found
+                .services
+                .with_label_values(&[label])
+                .set(count(state));
         }
     }
 
@@ -408,10 +505,12 @@ impl PolicySeries {
 
 impl Observer for Metrics {
     fn called(&self, method: Method, code: &'static str, took: Duration) {
-        self.cloud_requests_total
+        self.cloud
+            .cloud_requests_total
             .with_label_values(&[method.label(), code])
             .inc();
-        self.cloud_request_duration_seconds
+        self.cloud
+            .cloud_request_duration_seconds
             .with_label_values(&[method.label()])
             .observe(took.as_secs_f64());
     }

@@ -567,6 +567,7 @@ impl<C: CloudRun> Controller<C> {
     async fn mark_events(&self, marked: &mut Option<&'static str>) {
         let condition = self.events_condition();
         self.metrics
+            .events
             .events_reliable
             .set(i64::from(condition.is_none()));
         let reason = condition.as_ref().map(|(reason, _)| *reason);

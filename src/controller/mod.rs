@@ -211,6 +211,7 @@ impl<C: CloudRun> Controller<C> {
         }
         self.shard_gauges();
         self.metrics
+            .found
             .circuit_open
             .set(i64::from(self.breaker.is_open()));
         let now = self.now();

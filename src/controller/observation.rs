@@ -150,6 +150,7 @@ impl<C: CloudRun> Controller<C> {
             .with(|i| i.policies().get(&id.key()).map(|r| r.declared_at()));
         if let Some(since) = since {
             self.metrics
+                .reconciles
                 .convergence_seconds
                 .observe(self.elapsed().saturating_sub(since).as_secs_f64());
         }
@@ -165,12 +166,14 @@ impl<C: CloudRun> Controller<C> {
             ("unexpected", &drifted.unexpected),
         ] {
             self.metrics
+                .drift
                 .drift_detected_total
                 .with_label_values(&[kind])
                 .inc_by(grants.len() as u64);
         }
         if let Some(before) = before {
             self.metrics
+                .drift
                 .drift_detection_seconds
                 .observe(before.as_secs_f64());
         }

@@ -142,8 +142,9 @@ impl<C: CloudRun> Controller<C> {
 
     fn count(&self, service: &RunService, label: &str, took: Duration) {
         let metrics = &self.metrics;
-        metrics.reconcile_total.with_label_values(&[label]).inc();
-        metrics
+        let reconciles = &metrics.reconciles;
+        reconciles.reconcile_total.with_label_values(&[label]).inc();
+        reconciles
             .reconcile_duration_seconds
             .observe(took.as_secs_f64());
         metrics.audited(self.shards.of(&service.project), self.now());

@@ -26,9 +26,10 @@ use crate::{
     cloudrun::CloudRun,
     cluster::{FinalizerWrite, StatusWrite},
     fault::Fault,
+    iam::RunService,
     index::{
         Index, PolicyKey,
-        policies::{Gauges, SerializedStatus},
+        policies::{Gauges, Record, SerializedStatus},
     },
     intent::{Intent, PolicyId},
     metrics::{Metrics, PolicySeries},
@@ -42,9 +43,9 @@ const WRITERS: usize = 16;
 const MAX_NOTES: usize = 5000;
 /// Events of one namespace that wait: nobody's events crowd out those of others.
 const MAX_NOTES_OF_NAMESPACE: usize = 500;
-/// Statuses that are due within this time go out before the end.
 /// Nothing is waited for longer than this in one piece.
 const FAR: Duration = Duration::from_secs(86_400);
+/// Statuses that are due within this time go out before the end.
 const LAST_CALL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
@@ -383,52 +384,20 @@ pub(super) fn gauges(
     now: Timestamp,
     ours: &dyn Fn(&str) -> bool,
 ) -> PolicySeries {
-    let mut states: HashMap<ServiceState, i64> = HashMap::new();
-    let (mut exposed, mut contested, mut held) =
-        (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let tomorrow = now
-        .checked_add(SignedDuration::from_hours(24))
-        .unwrap_or(Timestamp::MAX);
-    let mut expiring = 0;
-    for (key, record) in index
-        .policies()
-        .iter()
-        .filter(|(_, r)| ours(&r.intent.project))
-    {
-        if record.intent.enforces() && !record.intent.deleting {
-            let ends = record.intent.declared.iter().filter_map(|d| d.expires);
-            expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
-        }
-        *states.entry(ServiceState::Held).or_default() += record.denied() as i64;
-        let reached = index.reached(key);
-        for (service, observation) in record.observations() {
-            let waits = reached.contains(service);
-            let state = if waits {
-                ServiceState::Held
-            } else {
-                status::state_of(observation)
-            };
-            *states.entry(state).or_default() += 1;
-            let Ok(findings) = &observation.result else {
-                continue;
-            };
-            if findings.exposed.is_some() {
-                exposed.insert(service.clone());
-            }
-            if !findings.contested.is_empty() {
-                contested.insert(service.clone());
-            }
-            if findings.approve.is_some() || waits {
-                held.insert(service.clone());
-            }
+    let mut counted = Counted::default();
+    for (key, record) in index.policies().iter() {
+        if ours(&record.intent.project) {
+            counted.add(record, &index.reached(key), now);
         }
     }
-    held.extend(index.ledgers().held().filter(|s| ours(&s.project)).cloned());
-    metrics.service_states(|s| states.get(&s).copied().unwrap_or(0));
-    metrics.exposed_services.set(exposed.len() as i64);
-    metrics.expiring_grants.set(expiring as i64);
-    metrics.contested_services.set(contested.len() as i64);
-    metrics.held_plans.set(held.len() as i64);
+    let held = index.ledgers().held().filter(|s| ours(&s.project));
+    counted.held.extend(held.cloned());
+    metrics.service_states(|s| counted.states.get(&s).copied().unwrap_or(0));
+    let found = &metrics.found;
+    found.exposed_services.set(counted.exposed.len() as i64);
+    found.expiring_grants.set(counted.expiring as i64);
+    found.contested_services.set(counted.contested.len() as i64);
+    found.held_plans.set(counted.held.len() as i64);
     if !metrics.per_policy() {
         return PolicySeries::default();
     }
@@ -448,6 +417,51 @@ pub(super) fn gauges(
             gauges.unexpected,
         )
     }))
+}
+
+/// What the gauges over all policies count.
+#[derive(Default)]
+struct Counted {
+    states: HashMap<ServiceState, i64>,
+    exposed: BTreeSet<RunService>,
+    contested: BTreeSet<RunService>,
+    held: BTreeSet<RunService>,
+    expiring: usize,
+}
+
+impl Counted {
+    /// `reached`: the services that its selectors have newly come to and that wait for approval.
+    fn add(&mut self, record: &Record, reached: &BTreeSet<RunService>, now: Timestamp) {
+        let tomorrow = now
+            .checked_add(SignedDuration::from_hours(24))
+            .unwrap_or(Timestamp::MAX);
+        if record.intent.enforces() && !record.intent.deleting {
+            let ends = record.intent.declared.iter().filter_map(|d| d.expires);
+            self.expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
+        }
+        *self.states.entry(ServiceState::Held).or_default() += record.denied() as i64;
+        for (service, observation) in record.observations() {
+            let waits = reached.contains(service);
+            let state = if waits {
+                ServiceState::Held
+            } else {
+                status::state_of(observation)
+            };
+            *self.states.entry(state).or_default() += 1;
+            let Ok(findings) = &observation.result else {
+                continue;
+            };
+            if findings.exposed.is_some() {
+                self.exposed.insert(service.clone());
+            }
+            if !findings.contested.is_empty() {
+                self.contested.insert(service.clone());
+            }
+            if findings.approve.is_some() || waits {
+                self.held.insert(service.clone());
+            }
+        }
+    }
 }
 
 #[cfg(test)]
