@@ -39,7 +39,37 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .context("reaching Kubernetes: no kubeconfig, and not inside a cluster")?;
     let client = kube::Client::try_from(config).context("reaching Kubernetes")?;
+    let shards = Shards::new(args.shards as usize);
+    let cloud = connect_cloud(&args, &shards, &metrics).await?;
+    let cluster = Cluster::new(
+        client.clone(),
+        &args.identity,
+        args.lease_namespace.clone(),
+        &args.lease_name,
+        Duration::from_secs(30),
+    );
+    let controller = Controller::new(
+        cloud,
+        cluster,
+        options(&args),
+        metrics.clone(),
+        shards.clone(),
+    );
+    serve(&args, &controller, metrics).await?;
+    read_audit_events(&args, &controller).await?;
+    run_elected(&args, client, shards, &controller).await;
+    tracing::info!("run-invoker stopped");
+    Ok(())
+}
 
+type Cloud = Fenced<google::Google>;
+
+/// Cloud Run, within the budget and only for projects of shards that this replica leads.
+async fn connect_cloud(
+    args: &Args,
+    shards: &Arc<Shards>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Limited<Cloud>> {
     let google = google::Google::connect(google::Options {
         endpoint: args.cloud.cloud_run_endpoint.clone(),
         credentials: google::credentials(args.cloud.anonymous)
@@ -48,39 +78,36 @@ async fn run(args: Args) -> anyhow::Result<()> {
         quota_project: args.cloud.quota_project.clone(),
     })
     .await?;
-    let shards = Shards::new(args.shards as usize);
     let permit = shards.clone();
     let fenced = Fenced::new(google, Arc::new(move |project: &str| permit.holds(project)));
-    let cloud = Limited::new(fenced, args.cloud.budget(), metrics.clone());
+    Ok(Limited::new(fenced, args.cloud.budget(), metrics.clone()))
+}
 
-    let controller = Controller::new(
-        cloud,
-        Cluster::new(
-            client.clone(),
-            &args.identity,
-            args.lease_namespace.clone(),
-            &args.lease_name,
-            Duration::from_secs(30),
-        ),
-        Options {
-            settings: args.plan.settings(),
-            propagation: args.propagation_window,
-            breaker: args.breaker(),
-            events: (!args.event_subscriptions.is_empty()).then_some(EventOptions {
-                interval: args.event_interval,
-                patience: args.event_patience,
-            }),
-            retention: args.retention(),
-            workers: args.cloud.concurrency as usize,
-            now: Arc::new(jiff::Timestamp::now),
-            seed: 0,
-            stuck_after: Duration::from_secs(900),
-            grace: args.grace,
-        },
-        metrics.clone(),
-        shards.clone(),
-    );
+fn options(args: &Args) -> Options {
+    let events = EventOptions {
+        interval: args.event_interval,
+        patience: args.event_patience,
+    };
+    Options {
+        settings: args.plan.settings(),
+        propagation: args.propagation_window,
+        breaker: args.breaker(),
+        events: (!args.event_subscriptions.is_empty()).then_some(events),
+        retention: args.retention(),
+        workers: args.cloud.concurrency as usize,
+        now: Arc::new(jiff::Timestamp::now),
+        seed: 0,
+        stuck_after: Duration::from_secs(900),
+        grace: args.grace,
+    }
+}
 
+/// Health, readiness and metrics.
+async fn serve(
+    args: &Args,
+    controller: &Arc<Controller<Cloud>>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("listening on {}", args.listen))?;
@@ -98,19 +125,31 @@ async fn run(args: Args) -> anyhow::Result<()> {
         refresh: Arc::new(move || gauges.refresh_gauges()),
     };
     tokio::spawn(async move { axum::serve(listener, router(endpoints)).await });
+    Ok(())
+}
 
-    if !args.event_subscriptions.is_empty() {
-        // An emulator takes plain text and no credentials; whatever has TLS gets those that Cloud
-        // Run gets.
-        let anonymous = args.cloud.anonymous || args.event_endpoint.starts_with("http://");
-        let source = Source::new(&args.event_endpoint, google::credentials(anonymous)?).await?;
-        for subscription in args.event_subscriptions.iter().cloned() {
-            tokio::spawn(source.clone().read(subscription, controller.clone()));
-        }
+async fn read_audit_events(args: &Args, controller: &Arc<Controller<Cloud>>) -> anyhow::Result<()> {
+    if args.event_subscriptions.is_empty() {
+        return Ok(());
     }
+    // An emulator takes plain text and no credentials; whatever has TLS gets those that Cloud Run
+    // gets.
+    let anonymous = args.cloud.anonymous || args.event_endpoint.starts_with("http://");
+    let source = Source::new(&args.event_endpoint, google::credentials(anonymous)?).await?;
+    for subscription in args.event_subscriptions.iter().cloned() {
+        tokio::spawn(source.clone().read(subscription, controller.clone()));
+    }
+    Ok(())
+}
 
+/// Runs until a signal. The Lease is given up only after the work in flight is over.
+async fn run_elected(
+    args: &Args,
+    client: kube::Client,
+    shards: Arc<Shards>,
+    controller: &Arc<Controller<Cloud>>,
+) {
     let (stop, stopped) = watch::channel(false);
-    // The Lease is given up only after the work in flight is over.
     let (retire, retired) = watch::channel(false);
     let lease = leader::Options {
         namespace: args.lease_namespace.clone(),
@@ -130,8 +169,6 @@ async fn run(args: Args) -> anyhow::Result<()> {
     controller.run(stopped).await;
     retire.send_replace(true);
     let _ = election.await;
-    tracing::info!("run-invoker stopped");
-    Ok(())
 }
 
 /// SIGTERM or Ctrl-C.

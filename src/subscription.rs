@@ -7,7 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use google_cloud_auth::credentials::Credentials;
-use google_cloud_pubsub::{client::Subscriber, subscriber::MessageStream};
+use google_cloud_pubsub::{
+    client::Subscriber,
+    subscriber::{MessageStream, handler::Handler as Receipt},
+};
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// Endpoint of Pub/Sub.
@@ -130,7 +133,7 @@ impl Source {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut probed, opened) = (Instant::now(), Instant::now());
-        let mut told = false;
+        let mut is_open = false;
         loop {
             tokio::select! {
                 biased;
@@ -140,34 +143,23 @@ impl Source {
                         return Ok(());
                     }
                     // The client tries to reconnect in silence, with pauses of up to a minute: a
-                    // look of our own says earlier that it is cut off, and a stream that is opened
+                    // probe of our own says earlier that it is cut off, and a stream that is opened
                     // anew says earlier that it is not.
                     if probed.elapsed() >= PROBE {
                         self.probe().await?;
                         probed = Instant::now();
                     }
-                    if !told && opened.elapsed() >= PROBE {
+                    if !is_open && opened.elapsed() >= PROBE {
                         // Nobody refused it.
                         handler.on_state(subscription, Ok(()));
-                        told = true;
+                        is_open = true;
                     }
                 }
                 (stream, next) = &mut receiving => {
-                    let (message, receipt) = match next {
-                        None => return Err("the stream ended".into()),
-                        Some(Err(fault)) => return Err(fault.to_string()),
-                        Some(Ok(found)) => found,
-                    };
+                    let next = next.ok_or("the stream ended")?;
+                    let (message, receipt) = next.map_err(|fault| fault.to_string())?;
                     handler.on_state(subscription, Ok(()));
-                    match handler.handle(&message.data) {
-                        Answer::Taken => receipt.ack(),
-                        Answer::NotOurs => {
-                            tokio::spawn(async move {
-                                tokio::time::sleep(GIVE_BACK).await;
-                                receipt.nack();
-                            });
-                        }
-                    }
+                    acknowledge(handler.handle(&message.data), receipt);
                     receiving.set(receive(stream));
                 }
             }
@@ -180,6 +172,18 @@ impl Source {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(why)) => Err(format!("{}: {why}", self.address)),
             Err(_) => Err(format!("{}: no answer within {PROBE:?}", self.address)),
+        }
+    }
+}
+
+fn acknowledge(answer: Answer, receipt: Receipt) {
+    match answer {
+        Answer::Taken => receipt.ack(),
+        Answer::NotOurs => {
+            tokio::spawn(async move {
+                tokio::time::sleep(GIVE_BACK).await;
+                receipt.nack();
+            });
         }
     }
 }

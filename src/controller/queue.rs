@@ -509,45 +509,25 @@ impl State {
         wake: &mut Option<Instant>,
     ) -> Option<Candidate> {
         self.turns += 1;
-        let aged = self.turns.is_multiple_of(AGED_TURN);
         let room = self.crowd.has_room(now, workers, workers * MOST_PER_WORKER);
         if !room {
             sooner(wake, self.crowd.wake());
         }
         let (items, places, cursor) = (&self.items, &mut self.places, self.cursor.as_ref());
         let accounts = &self.accounts;
-        let others_work = accounts.others_work(now);
-        // Of those that step back one is taken up only if nobody else has anything to do.
-        let (mut best, mut last): (Option<Candidate>, Option<Candidate>) = (None, None);
-        let mut steps_back = None;
+        let mut choice = Choice::new(self.turns.is_multiple_of(AGED_TURN));
         // True: there can be no better one.
         let mut visit = |place: &Place, waiting: &mut Waiting| {
             if !room && !waiting.crowd.is_empty() {
                 return false;
             }
-            let Some((turn, group)) = waiting.candidate(place, now, budgets, items, wake) else {
-                return false;
-            };
-            let until = accounts.steps_back(&place.project, now);
-            sooner(&mut steps_back, until);
-            let kept = if until.is_some() {
-                &mut last
-            } else {
-                &mut best
-            };
-            let better = match kept {
-                None => true,
-                Some(b) if aged => turn.since < b.turn.since,
-                Some(b) => turn.priority < b.turn.priority,
-            };
-            if better {
-                *kept = Some(Candidate {
-                    place: place.clone(),
-                    group,
-                    turn,
-                });
+            match waiting.candidate(place, now, budgets, items, wake) {
+                Some((turn, group)) => {
+                    let until = accounts.steps_back(&place.project, now);
+                    choice.offer(place, turn, group, until)
+                }
+                None => false,
             }
-            !aged && until.is_none() && turn.priority == Priority::Declared
         };
         let after = (
             cursor.map_or(Bound::Unbounded, Bound::Excluded),
@@ -561,11 +541,11 @@ impl State {
                 .range_mut::<Place, _>(..=cursor)
                 .any(|(p, w)| visit(p, w));
         }
-        if best.is_none() && others_work {
-            sooner(wake, steps_back);
+        if choice.best.is_none() && accounts.others_work(now) {
+            sooner(wake, choice.steps_back);
             return None;
         }
-        best.or(last)
+        choice.best.or(choice.last)
     }
 
     fn take(&mut self, chosen: Candidate, tokens: Tokens, now: Instant) -> Option<Job> {
@@ -662,6 +642,57 @@ impl State {
     }
 }
 
+/// The best of those that could be taken up now.
+struct Choice {
+    /// By age, not by priority.
+    aged: bool,
+    best: Option<Candidate>,
+    /// Of those that step back one is taken up only if nobody else has anything to do.
+    last: Option<Candidate>,
+    /// When the first of these need not step back any more.
+    steps_back: Option<Instant>,
+}
+
+impl Choice {
+    fn new(aged: bool) -> Self {
+        Self {
+            aged,
+            best: None,
+            last: None,
+            steps_back: None,
+        }
+    }
+
+    /// True: there can be no better one.
+    fn offer(
+        &mut self,
+        place: &Place,
+        turn: Turn,
+        group: Group,
+        steps_back: Option<Instant>,
+    ) -> bool {
+        sooner(&mut self.steps_back, steps_back);
+        let chosen = if steps_back.is_some() {
+            &mut self.last
+        } else {
+            &mut self.best
+        };
+        let better = match chosen {
+            None => true,
+            Some(b) if self.aged => turn.since < b.turn.since,
+            Some(b) => turn.priority < b.turn.priority,
+        };
+        if better {
+            *chosen = Some(Candidate {
+                place: place.clone(),
+                group,
+                turn,
+            });
+        }
+        !self.aged && steps_back.is_none() && turn.priority == Priority::Declared
+    }
+}
+
 /// The earlier of two times to wake up at.
 fn sooner(wake: &mut Option<Instant>, at: Option<Instant>) {
     *wake = wake.iter().copied().chain(at).min();
@@ -682,23 +713,7 @@ impl Waiting {
             return None;
         }
         let aged = self.turns % AGED_TURN == AGED_TURN - 1;
-        let room = self.crowd.has_room(now, PER_PLACE, MOST_PER_PLACE);
-        let declared = room
-            || self
-                .crowd
-                .has_room(now, PER_PLACE + EXTRA_FOR_DECLARED, MOST_PER_PLACE);
-        let heads = |lanes: &Lanes, group| -> Option<(Turn, Group)> {
-            let heads = lanes.iter().filter_map(|lane| lane.first_key_value());
-            let turns = heads
-                .filter_map(|(_, service)| items.get(service)?.queued)
-                .map(|(turn, _)| turn);
-            let fits = turns.filter(|t| room || (declared && t.priority == Priority::Declared));
-            fits.min_by_key(|t| order(t, aged)).map(|t| (t, group))
-        };
-        let (reader, changer) = (
-            heads(&self.readers, Group::Readers),
-            heads(&self.changers, Group::Changers),
-        );
+        let [reader, changer] = self.heads(now, items, aged);
         let first = reader
             .into_iter()
             .chain(changer)
@@ -707,24 +722,17 @@ impl Waiting {
             sooner(wake, self.crowd.wake());
             return None;
         };
-        let wait = budgets.wait(place, first.1.needs());
-        if wait.is_zero() {
+        let mut dry = budgets.wait(place, first.1.needs());
+        if dry.is_zero() {
             return Some(first);
         }
-        // Whoever only looks goes ahead of one that waits for the right to write; not of one that
-        // waits for the right to look, or it would wait for ever.
-        let only_writes = || {
-            !budgets
-                .wait(
-                    place,
-                    Needs {
-                        reads: 0,
-                        writes: 1,
-                    },
-                )
-                .is_zero()
+        // Whoever only reads goes ahead of one that waits for the right to write; not of one that
+        // waits for the right to read, or it would wait for ever.
+        let a_write = Needs {
+            reads: 0,
+            writes: 1,
         };
-        let mut dry = wait;
+        let only_writes = || !budgets.wait(place, a_write).is_zero();
         if let Some(reader) = reader.filter(|_| first.1 == Group::Changers && only_writes()) {
             let wait = budgets.wait(place, Needs::READ);
             if wait.is_zero() {
@@ -735,6 +743,30 @@ impl Waiting {
         self.dry_until = Some(now + dry);
         sooner(wake, self.dry_until);
         None
+    }
+
+    /// The first of the readers and of the changers for whom there is room.
+    fn heads(
+        &mut self,
+        now: Instant,
+        items: &HashMap<RunService, Item>,
+        aged: bool,
+    ) -> [Option<(Turn, Group)>; 2] {
+        let room = self.crowd.has_room(now, PER_PLACE, MOST_PER_PLACE);
+        let extra = PER_PLACE + EXTRA_FOR_DECLARED;
+        let declared = room || self.crowd.has_room(now, extra, MOST_PER_PLACE);
+        let head = |lanes: &Lanes, group| -> Option<(Turn, Group)> {
+            let heads = lanes.iter().filter_map(|lane| lane.first_key_value());
+            let turns = heads
+                .filter_map(|(_, service)| items.get(service)?.queued)
+                .map(|(turn, _)| turn);
+            let fits = turns.filter(|t| room || (declared && t.priority == Priority::Declared));
+            fits.min_by_key(|t| order(t, aged)).map(|t| (t, group))
+        };
+        [
+            head(&self.readers, Group::Readers),
+            head(&self.changers, Group::Changers),
+        ]
     }
 }
 

@@ -700,35 +700,16 @@ impl<'a, C: CloudRun> Round<'a, C> {
                 ),
             );
         }
-        let name = again.clone().unwrap_or_else(|| pending.name.clone());
-        let mut next = inputs.ledger.clone();
-        next.lines = plan.lines.clone();
-        next.pending = open;
-        next.held = None;
-        if again.is_none() {
-            if !pending.drift.is_empty() {
-                next.corrected_under = Some(inputs.fingerprint());
-            }
-            for grant in &pending.drift {
-                let corrected = next.corrections.entry(grant.clone()).or_default();
-                corrected.at.push(pending.at);
-                corrected.by = self
-                    .report
-                    .blame
-                    .get(grant)
-                    .cloned()
-                    .or(corrected.by.take());
-            }
-            next.pending.push(pending);
-        }
-        next.prune(self.controller.now(), WINDOW);
+        let is_again = again.is_some();
+        let name = again.unwrap_or_else(|| pending.name.clone());
+        let next = self.ledger_before(&inputs, &plan, open, (!is_again).then_some(pending));
         if next != inputs.ledger {
             match self.store(&inputs, &next).await {
                 Ok(true) => {}
                 Ok(false) => return self.again(inputs, Some(live)),
                 Err(fault) => {
                     // It may be in the ledger nevertheless, or come there later; it was never sent.
-                    if again.is_none() {
+                    if !is_again {
                         self.ended(&name, Ending::Refused);
                     }
                     return failed(inputs, fault);
@@ -741,6 +722,35 @@ impl<'a, C: CloudRun> Round<'a, C> {
             return self.again(inputs, Some(live));
         }
         self.send(inputs, live, &part, &batch, &name).await
+    }
+
+    /// The ledger as it has to be before a write is sent. `pending`: the write, unless it is in the
+    /// ledger already.
+    fn ledger_before(
+        &self,
+        inputs: &PlanInputs,
+        plan: &Plan,
+        open: Vec<Pending>,
+        pending: Option<Pending>,
+    ) -> Ledger {
+        let mut next = inputs.ledger.clone();
+        next.lines = plan.lines.clone();
+        next.pending = open;
+        next.held = None;
+        if let Some(pending) = pending {
+            if !pending.drift.is_empty() {
+                next.corrected_under = Some(inputs.fingerprint());
+            }
+            for grant in &pending.drift {
+                let corrected = next.corrections.entry(grant.clone()).or_default();
+                corrected.at.push(pending.at);
+                let by = self.report.blame.get(grant).cloned();
+                corrected.by = by.or(corrected.by.take());
+            }
+            next.pending.push(pending);
+        }
+        next.prune(self.controller.now(), WINDOW);
+        next
     }
 
     fn pending(&mut self, inputs: &PlanInputs, part: &Plan, live: &Policy) -> Pending {
