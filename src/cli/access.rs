@@ -3,17 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use clap::ValueEnum;
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
     Exit, WorldArgs,
-    context::{Context, print, progress},
-    world::{ClusterSnapshot, Sources},
+    context::{Context, print},
+    world::{ClusterSnapshot, Sources, list_project, read_services},
 };
 use crate::{
-    cloudrun::{CloudRun as _, Scope, list_services},
     iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
@@ -154,46 +152,23 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let mut infos: Vec<ServiceInfo> = Vec::new();
     for project in &projects {
-        let scope = command
-            .region
-            .as_deref()
-            .map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-        let listing = list_services(&cloud, project, &scope)
-            .await
-            .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
-        notes.extend(
-            listing
-                .unreachable
-                .iter()
-                .map(|r| format!("Region {r} of {project} did not answer.")),
-        );
+        let listing = list_project(&cloud, project, command.region.as_deref()).await?;
+        let unreachable = listing.unreachable.iter();
+        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
         infos.extend(listing.services);
     }
     infos.sort_by(|a, b| a.service.cmp(&b.service));
-    let bar = progress("reading IAM", infos.len());
-    let mut read: Vec<_> = futures::stream::iter(infos)
-        .map(|info| {
-            let cloud = &cloud;
-            async move { (cloud.read_policy(&info.service).await, info) }
-        })
-        .buffer_unordered(64)
-        .inspect(|_| bar.inc(1))
-        .collect()
-        .await;
-    bar.finish_and_clear();
-    read.sort_by(|(_, a), (_, b)| a.service.cmp(&b.service));
+    let mut read = read_services(&cloud, infos).await;
+    read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
     let mut services = Vec::new();
     let mut failed = false;
-    for (live, info) in read {
+    for (info, live) in read {
         match live {
             Ok(live) => services.push(access(&world, &info, &live, command.member.as_deref())),
             Err(fault) => {
                 failed = true;
-                notes.push(format!(
-                    "{} could not be read: {}",
-                    info.service,
-                    fault.advice()
-                ));
+                let why = fault.advice();
+                notes.push(format!("{} could not be read: {why}", info.service));
             }
         }
     }
@@ -206,15 +181,22 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         services,
         notes,
     };
-    let style = context.style();
-    print(&match command.output {
-        AccessOutput::Table => text(&document, &style),
-        AccessOutput::Json => data(&document, Format::Json).map_err(anyhow::Error::msg)?,
-        AccessOutput::Yaml => data(&document, Format::Yaml).map_err(anyhow::Error::msg)?,
-        AccessOutput::Markdown => markdown(&document),
-        AccessOutput::Html => page(&document, context.now),
-    });
+    print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+fn rendered(
+    context: &Context,
+    output: AccessOutput,
+    document: &AccessDocument,
+) -> anyhow::Result<String> {
+    Ok(match output {
+        AccessOutput::Table => text(document, &context.style()),
+        AccessOutput::Json => data(document, Format::Json).map_err(anyhow::Error::msg)?,
+        AccessOutput::Yaml => data(document, Format::Yaml).map_err(anyhow::Error::msg)?,
+        AccessOutput::Markdown => markdown(document),
+        AccessOutput::Html => page(document, context.now),
+    })
 }
 
 fn access(

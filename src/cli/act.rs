@@ -13,8 +13,11 @@ use super::{
     show::policy,
 };
 use crate::{
-    api::{APPROVE, ChangeGrant, InvokerChange, InvokerPolicy, REQUESTED_AT, ROLLBACK},
-    render::Tone,
+    api::{
+        APPROVE, ChangeGrant, InvokerChange, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT,
+        ROLLBACK, ServiceStatus,
+    },
+    render::{Style, Tone},
 };
 
 /// Writes as this field manager.
@@ -71,39 +74,9 @@ fn annotation(name: &str, value: Option<&str>) -> Value {
 pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
     let found = policy(&kube, &command.name).await?;
-    let status = found.status.clone().unwrap_or_default();
-    let style = context.style();
-    // Held on a service, or for the reach of a selector.
-    let mut held: Vec<(String, String)> = status
-        .services
-        .iter()
-        .filter(|s| !s.approve.is_empty())
-        .map(|s| {
-            let members: Vec<String> = s
-                .unexpected
-                .iter()
-                .map(|m| format!("\n    - {m}"))
-                .collect();
-            (
-                s.approve.clone(),
-                format!("{} ({}): takes away{}", s.name, s.region, members.concat()),
-            )
-        })
-        .collect();
-    for c in &status.conditions {
-        for (_, rest) in c
-            .message
-            .match_indices(&format!("{APPROVE}="))
-            .map(|(at, m)| ("", &c.message[at + m.len()..]))
-        {
-            let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-            if !hash.is_empty() && !held.iter().any(|(h, _)| *h == hash) {
-                held.push((hash, c.message.clone()));
-            }
-        }
-    }
+    let mut held = held_plans(&found.status.unwrap_or_default());
     if let Some(wanted) = &command.hash {
-        held.retain(|(h, _)| h == wanted);
+        held.retain(|plan| plan.hash == *wanted);
         if held.is_empty() {
             anyhow::bail!(
                 "{} holds no plan {wanted} now: reality or the policy has changed; look again",
@@ -118,36 +91,67 @@ pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Res
         ));
         return Ok(Exit::Nothing);
     }
-    for (hash, what) in &held {
-        print(&format!(
-            "{}\n",
-            style.paint(Tone::Warn, &format!("plan {hash}"))
-        ));
-        let lines: Vec<String> = what
-            .lines()
-            .map(|l| {
-                if l.starts_with("    ") {
-                    l.to_owned()
-                } else {
-                    style.wrap(2, l)
-                }
-            })
-            .collect();
-        print(&format!("{}\n", lines.join("\n")));
+    for plan in &held {
+        print(&plan.shown(&context.style()));
     }
     if !context.confirm("Let exactly this through?", command.yes)? {
         context.complain("nothing was changed");
         return Ok(Exit::Error);
     }
-    let hashes: Vec<&str> = held.iter().map(|(h, _)| h.as_str()).collect();
-    patch(
-        &kube,
-        &command.name,
-        annotation(APPROVE, Some(&hashes.join(","))),
-    )
-    .await?;
+    let hashes: Vec<&str> = held.iter().map(|plan| plan.hash.as_str()).collect();
+    let approved = annotation(APPROVE, Some(&hashes.join(",")));
+    patch(&kube, &command.name, approved).await?;
     print(&format!("{} approved\n", command.name));
     Ok(Exit::Nothing)
+}
+
+/// A plan that waits for approval.
+struct HeldPlan {
+    hash: String,
+    /// What it would do, in words.
+    what: String,
+}
+
+impl HeldPlan {
+    fn shown(&self, style: &Style) -> String {
+        let head = style.paint(Tone::Warn, &format!("plan {}", self.hash));
+        // Members stand on lines of their own.
+        let wrapped = |line: &str| {
+            if line.starts_with("    ") {
+                line.to_owned()
+            } else {
+                style.wrap(2, line)
+            }
+        };
+        let lines: Vec<String> = self.what.lines().map(wrapped).collect();
+        format!("{head}\n{}\n", lines.join("\n"))
+    }
+}
+
+/// Plans that are held on a service, or for the reach of a selector.
+fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
+    let on_service = |s: &ServiceStatus| {
+        let member = |m: &String| format!("\n    - {m}");
+        let members: String = s.unexpected.iter().map(member).collect();
+        HeldPlan {
+            hash: s.approve.clone(),
+            what: format!("{} ({}): takes away{members}", s.name, s.region),
+        }
+    };
+    let waiting = status.services.iter().filter(|s| !s.approve.is_empty());
+    let mut held: Vec<HeldPlan> = waiting.map(on_service).collect();
+    let mark = format!("{APPROVE}=");
+    for c in &status.conditions {
+        for (at, _) in c.message.match_indices(&mark) {
+            let rest = &c.message[at + mark.len()..];
+            let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+            if !hash.is_empty() && !held.iter().any(|plan| plan.hash == hash) {
+                let what = c.message.clone();
+                held.push(HeldPlan { hash, what });
+            }
+        }
+    }
+    held
 }
 
 pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Result<Exit> {
@@ -230,50 +234,9 @@ pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::R
             kube.namespace
         )
     };
-    let spec = &change.spec;
-    let behind: Vec<&str> = spec
-        .policies
-        .iter()
-        .filter(|p| p.namespace == kube.namespace)
-        .map(|p| p.name.as_str())
-        .collect();
-    let name = match (&command.policy, behind.as_slice()) {
-        (Some(name), list) if list.contains(&name.as_str()) => name.clone(),
-        (Some(name), list) => {
-            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
-        }
-        (None, [one]) => (*one).to_owned(),
-        (None, []) => anyhow::bail!(
-            "no policy of namespace {} is behind that change",
-            kube.namespace
-        ),
-        (None, several) => {
-            anyhow::bail!(
-                "several policies are behind that change; name one with --policy: {}",
-                several.join(", ")
-            )
-        }
-    };
+    let name = policy_behind(&change, &kube.namespace, command.policy.as_deref())?;
     let found = policy(&kube, &name).await?;
-    let style = context.style();
-    let head = format!(
-        "{} ({}) goes back to what it had before {}:",
-        spec.service,
-        spec.region,
-        change.name_any()
-    );
-    print(&format!("{}\n", style.wrap(0, &head)));
-    let line = |g: &ChangeGrant| {
-        let condition = g
-            .condition
-            .as_ref()
-            .map(|c| format!(" if {}", c.title))
-            .unwrap_or_default();
-        format!("    {}{condition}\n", g.member)
-    };
-    print(&spec.before.iter().map(line).collect::<String>());
-    let note = "As long as the annotation is there, this stands in for spec.invokers on that service; guardrails and approval hold as always.";
-    print(&format!("{}\n", style.wrap(2, note)));
+    print(&restored(&change, &context.style()));
     if found.spec.mode != crate::api::Mode::Enforce || found.spec.suspend {
         context.complain(&format!(
             "note: {name} is not enforced, so nothing will be written until it is"
@@ -284,21 +247,60 @@ pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::R
         return Ok(Exit::Error);
     }
     // Other services may be gone back on already.
-    let mut names: Vec<String> = found
-        .annotations()
-        .get(ROLLBACK)
-        .map(|v| {
-            v.split([',', ' '])
-                .filter(|w| !w.is_empty())
-                .map(str::to_owned)
-                .collect()
-        })
-        .unwrap_or_default();
-    if !names.contains(&change_name) {
-        names.push(change_name);
+    let before = found.annotations().get(ROLLBACK);
+    let before = before.map(String::as_str).unwrap_or_default();
+    let mut names: Vec<&str> = before.split([',', ' ']).filter(|w| !w.is_empty()).collect();
+    if !names.contains(&change_name.as_str()) {
+        names.push(&change_name);
     }
     patch(&kube, &name, annotation(ROLLBACK, Some(&names.join(",")))).await?;
     let done = format!("{name} goes back; kubectl invoker rollback --end --policy {name} ends it");
-    print(&format!("{}\n", style.wrap(0, &done)));
+    print(&format!("{}\n", context.style().wrap(0, &done)));
     Ok(Exit::Nothing)
+}
+
+/// The policy that goes back behind a change: the one that was asked for, or the only one.
+fn policy_behind(
+    change: &InvokerChange,
+    namespace: &str,
+    wanted: Option<&str>,
+) -> anyhow::Result<String> {
+    let own = change.spec.policies.iter();
+    let own = own.filter(|p| p.namespace == namespace);
+    let behind: Vec<&str> = own.map(|p| p.name.as_str()).collect();
+    match (wanted, behind.as_slice()) {
+        (Some(name), list) if list.contains(&name) => Ok(name.to_owned()),
+        (Some(name), list) => {
+            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
+        }
+        (None, [one]) => Ok((*one).to_owned()),
+        (None, []) => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
+        (None, several) => anyhow::bail!(
+            "several policies are behind that change; name one with --policy: {}",
+            several.join(", ")
+        ),
+    }
+}
+
+/// What a service had before a change, for the person who is asked.
+fn restored(change: &InvokerChange, style: &Style) -> String {
+    let spec = &change.spec;
+    let head = format!(
+        "{} ({}) goes back to what it had before {}:",
+        spec.service,
+        spec.region,
+        change.name_any()
+    );
+    let line = |g: &ChangeGrant| {
+        let condition = g.condition.as_ref();
+        let condition = condition.map(|c| format!(" if {}", c.title));
+        format!("    {}{}\n", g.member, condition.unwrap_or_default())
+    };
+    let before: String = spec.before.iter().map(line).collect();
+    let note = "As long as the annotation is there, this stands in for spec.invokers on that service; guardrails and approval hold as always.";
+    format!(
+        "{}\n{before}{}\n",
+        style.wrap(0, &head),
+        style.wrap(2, note)
+    )
 }

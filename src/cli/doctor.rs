@@ -250,73 +250,76 @@ fn fields(schema: &Value, path: &str, into: &mut BTreeSet<String>) {
 }
 
 async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
-    const CHECK: &str = "definition";
     let api: Api<CustomResourceDefinition> = Api::all(kube.client.clone());
     for ours in definitions() {
         let name = ours.name_any();
-        let install =
-            "upgrade the chart (crds.enabled=true), or: kubectl apply --server-side -f crds/";
-        let theirs = match api.get_opt(&name).await {
-            Ok(Some(found)) => found,
-            Ok(None) => {
-                findings.add(CHECK, name, Outcome::Fail, "it is not installed", install);
-                continue;
-            }
-            Err(why) => {
-                findings.add(
-                    CHECK,
-                    name,
-                    Outcome::Unknown,
-                    why.to_string(),
-                    "needs get on customresourcedefinitions",
-                );
-                continue;
-            }
-        };
-        let schema = |crd: &CustomResourceDefinition| {
-            let served = crd
-                .spec
-                .versions
-                .iter()
-                .find(|v| v.name == "v1alpha1" && v.served)?;
-            let schema =
-                serde_json::to_value(served.schema.as_ref()?.open_api_v3_schema.as_ref()?).ok()?;
-            let mut all = BTreeSet::new();
-            fields(&schema, "", &mut all);
-            Some(all)
-        };
-        match (schema(&ours), schema(&theirs)) {
-            (_, None) => findings.add(
-                CHECK,
+        match api.get_opt(&name).await {
+            Ok(Some(theirs)) => definition_is_current(&ours, &theirs, findings),
+            Ok(None) => findings.add(
+                DEFINITION,
                 name,
                 Outcome::Fail,
-                "version v1alpha1 is not served",
-                install,
+                "it is not installed",
+                INSTALL,
             ),
-            (Some(ours), Some(theirs)) => {
-                let missing: Vec<&String> = ours
-                    .difference(&theirs)
-                    .filter(|f| !f.starts_with(".metadata"))
-                    .collect();
-                if missing.is_empty() {
-                    findings.pass(
-                        CHECK,
-                        name,
-                        "installed, v1alpha1, all fields of this version",
-                    );
-                } else {
-                    let named: Vec<&str> = missing.iter().take(3).map(|f| f.as_str()).collect();
-                    let evidence = format!(
-                        "older than this plugin: {} unknown there, such as {}",
-                        count(missing.len(), "field"),
-                        named.join(", ")
-                    );
-                    findings.add(CHECK, name, Outcome::Warn, evidence, install);
-                }
-            }
-            _ => {}
+            Err(why) => findings.add(
+                DEFINITION,
+                name,
+                Outcome::Unknown,
+                why.to_string(),
+                "needs get on customresourcedefinitions",
+            ),
         }
     }
+}
+
+const DEFINITION: &str = "definition";
+const INSTALL: &str =
+    "upgrade the chart (crds.enabled=true), or: kubectl apply --server-side -f crds/";
+
+fn definition_is_current(
+    ours: &CustomResourceDefinition,
+    theirs: &CustomResourceDefinition,
+    findings: &mut Findings,
+) {
+    let name = ours.name_any();
+    let Some(theirs) = served_fields(theirs) else {
+        return findings.add(
+            DEFINITION,
+            name,
+            Outcome::Fail,
+            "version v1alpha1 is not served",
+            INSTALL,
+        );
+    };
+    let Some(ours) = served_fields(ours) else {
+        return;
+    };
+    let missing: Vec<&String> = ours
+        .difference(&theirs)
+        .filter(|f| !f.starts_with(".metadata"))
+        .collect();
+    if missing.is_empty() {
+        let evidence = "installed, v1alpha1, all fields of this version";
+        return findings.pass(DEFINITION, name, evidence);
+    }
+    let named: Vec<&str> = missing.iter().take(3).map(|f| f.as_str()).collect();
+    let evidence = format!(
+        "older than this plugin: {} unknown there, such as {}",
+        count(missing.len(), "field"),
+        named.join(", ")
+    );
+    findings.add(DEFINITION, name, Outcome::Warn, evidence, INSTALL);
+}
+
+/// The fields of v1alpha1, where that is served.
+fn served_fields(definition: &CustomResourceDefinition) -> Option<BTreeSet<String>> {
+    let mut versions = definition.spec.versions.iter();
+    let served = versions.find(|v| v.name == "v1alpha1" && v.served)?;
+    let schema = served.schema.as_ref()?.open_api_v3_schema.as_ref()?;
+    let mut all = BTreeSet::new();
+    fields(&serde_json::to_value(schema).ok()?, "", &mut all);
+    Some(all)
 }
 
 async fn operator_works(
@@ -325,14 +328,13 @@ async fn operator_works(
     command: &DoctorCommand,
     findings: &mut Findings,
 ) {
-    const CHECK: &str = "operator";
     let api: Api<Lease> = Api::namespaced(kube.client.clone(), &command.release_namespace);
     let place = format!("{}/{}", command.release_namespace, command.release);
     let leases = match list_all(&api, ListParams::default()).await {
         Ok(found) => found,
         Err(why) => {
             return findings.add(
-                CHECK,
+                OPERATOR,
                 place,
                 Outcome::Unknown,
                 why.to_string(),
@@ -351,7 +353,7 @@ async fn operator_works(
     if shards.is_empty() {
         let fix = "install it, or name its release and namespace (--release, --release-namespace)";
         findings.add(
-            CHECK,
+            OPERATOR,
             &place,
             Outcome::Fail,
             "no Lease of an operator is there: none runs, or it has another name",
@@ -359,57 +361,52 @@ async fn operator_works(
         );
     }
     for lease in shards {
-        let spec = lease.spec.clone().unwrap_or_default();
-        let holder = spec.holder_identity.filter(|h| !h.is_empty());
-        let renewed = spec.renew_time.map(|t| t.0);
-        let age = |at: Timestamp| context.now.duration_since(at).as_secs();
         let name = format!("{}/{}", command.release_namespace, lease.name_any());
-        match (holder, renewed) {
-            (Some(holder), Some(at)) if age(at) <= STALE => {
-                findings.pass(CHECK, name, format!("{holder} works on it"))
-            }
-            (Some(holder), Some(at)) => {
-                let evidence = format!("{holder} has not renewed its Lease for {}s", age(at));
-                findings.add(
-                    CHECK,
-                    name,
-                    Outcome::Fail,
-                    evidence,
-                    "look at the Pods of the release and their logs",
-                );
-            }
-            _ => findings.add(
-                CHECK,
-                name,
-                Outcome::Fail,
-                "nobody works on it",
-                "look at the Pods of the release and their logs",
-            ),
-        }
+        shard_is_led(context.now, lease, name, findings);
     }
     for lease in &leases {
-        let name = lease.name_any();
-        let note = |key: &str| lease.annotations().get(key).cloned().unwrap_or_default();
-        if name == format!("{}-circuit", command.release) {
-            let fix =
-                "find who changes so much; it closes by itself, or when this Lease is deleted";
-            findings.add(
-                "circuit breaker",
-                name,
-                Outcome::Warn,
-                "it is open: corrections of drift rest",
-                fix,
-            );
-        } else if name == format!("{}-events", command.release) {
-            let evidence = format!("{}: {}", note(EVENTS_REASON), note(EVENTS_MESSAGE));
-            findings.add(
-                "events",
-                name,
-                Outcome::Warn,
-                evidence,
-                "see the findings about subscription and sink",
-            );
+        state_is_good(&command.release, lease, findings);
+    }
+}
+
+const OPERATOR: &str = "operator";
+
+fn shard_is_led(now: Timestamp, lease: &Lease, name: String, findings: &mut Findings) {
+    let spec = lease.spec.clone().unwrap_or_default();
+    let holder = spec.holder_identity.filter(|h| !h.is_empty());
+    let age = spec.renew_time.map(|t| now.duration_since(t.0).as_secs());
+    let evidence = match (holder, age) {
+        (Some(holder), Some(age)) if age <= STALE => {
+            return findings.pass(OPERATOR, name, format!("{holder} works on it"));
         }
+        (Some(holder), Some(age)) => format!("{holder} has not renewed its Lease for {age}s"),
+        _ => "nobody works on it".to_owned(),
+    };
+    let fix = "look at the Pods of the release and their logs";
+    findings.add(OPERATOR, name, Outcome::Fail, evidence, fix);
+}
+
+/// Leases of the release that say that its circuit is open, or that its events are not reliable.
+fn state_is_good(release: &str, lease: &Lease, findings: &mut Findings) {
+    let name = lease.name_any();
+    let note = |key: &str| lease.annotations().get(key).cloned().unwrap_or_default();
+    if name == format!("{release}-circuit") {
+        findings.add(
+            "circuit breaker",
+            name,
+            Outcome::Warn,
+            "it is open: corrections of drift rest",
+            "find who changes so much; it closes by itself, or when this Lease is deleted",
+        );
+    } else if name == format!("{release}-events") {
+        let evidence = format!("{}: {}", note(EVENTS_REASON), note(EVENTS_MESSAGE));
+        findings.add(
+            "events",
+            name,
+            Outcome::Warn,
+            evidence,
+            "see the findings about subscription and sink",
+        );
     }
 }
 
@@ -529,7 +526,6 @@ async fn subscription_is_read(
     name: &str,
     findings: &mut Findings,
 ) -> Option<String> {
-    const CHECK: &str = "subscription";
     let consume = "pubsub.subscriptions.consume";
     let asked = google
         .ask(
@@ -540,60 +536,60 @@ async fn subscription_is_read(
         .await;
     match asked {
         Ok(answer) if granted(&answer).contains(consume) => {
-            findings.pass(CHECK, name, "it may be read")
+            findings.pass(SUBSCRIPTION, name, "it may be read")
         }
         Ok(_) => findings.add(
-            CHECK,
+            SUBSCRIPTION,
             name,
             Outcome::Fail,
             format!("{consume} is missing, or there is no such subscription"),
             "grant roles/pubsub.subscriber on it: docs/events.md",
         ),
-        Err(fault) if fault.class.row().gone => {
-            findings.add(
-                CHECK,
-                name,
-                Outcome::Fail,
-                "it is not there",
-                "docs/events.md sets it up",
-            );
-            return None;
-        }
-        Err(fault) => findings.add(
-            CHECK,
-            name,
-            refused(&fault),
-            fault.to_string(),
-            "docs/events.md sets it up",
-        ),
-    }
-    let found = google.ask(Side::PubSub, &format!("v1/{name}"), None).await;
-    match found {
-        Ok(found) => {
-            let topic = found["topic"].as_str().unwrap_or_default();
-            if topic.is_empty() || topic == "_deleted-topic_" {
-                findings.add(
-                    CHECK,
-                    name,
-                    Outcome::Fail,
-                    "its topic was deleted",
-                    "make the topic and the subscription anew: docs/events.md",
-                );
+        Err(fault) => {
+            let is_gone = fault.class.row().gone;
+            let (outcome, evidence) = if is_gone {
+                (Outcome::Fail, "it is not there".to_owned())
+            } else {
+                (refused(&fault), fault.to_string())
+            };
+            let fix = "docs/events.md sets it up";
+            findings.add(SUBSCRIPTION, name, outcome, evidence, fix);
+            if is_gone {
                 return None;
             }
-            Some(topic.to_owned())
         }
+    }
+    topic_of(google, name, findings).await
+}
+
+const SUBSCRIPTION: &str = "subscription";
+
+async fn topic_of(google: &Google, name: &str, findings: &mut Findings) -> Option<String> {
+    let found = match google.ask(Side::PubSub, &format!("v1/{name}"), None).await {
+        Ok(found) => found,
         Err(fault) => {
             findings.add(
-                CHECK,
+                SUBSCRIPTION,
                 name,
                 Outcome::Unknown,
                 format!("its topic cannot be seen: {fault}"),
                 "needs pubsub.subscriptions.get, which the operator itself does not",
             );
-            None
+            return None;
         }
+    };
+    let topic = found["topic"].as_str().unwrap_or_default();
+    if topic.is_empty() || topic == "_deleted-topic_" {
+        findings.add(
+            SUBSCRIPTION,
+            name,
+            Outcome::Fail,
+            "its topic was deleted",
+            "make the topic and the subscription anew: docs/events.md",
+        );
+        return None;
     }
+    Some(topic.to_owned())
 }
 
 async fn sink_covers(
@@ -602,15 +598,12 @@ async fn sink_covers(
     topics: &BTreeSet<String>,
     findings: &mut Findings,
 ) {
-    const CHECK: &str = "sink";
-    let sinks = match google
-        .ask(Side::Logging, &format!("v2/projects/{project}/sinks"), None)
-        .await
-    {
+    let path = format!("v2/projects/{project}/sinks");
+    let sinks = match google.ask(Side::Logging, &path, None).await {
         Ok(found) => found,
         Err(fault) => {
             return findings.add(
-                CHECK,
+                SINK,
                 project,
                 Outcome::Unknown,
                 fault.to_string(),
@@ -618,26 +611,30 @@ async fn sink_covers(
             );
         }
     };
-    let ours = |s: &&Value| {
-        let destination = s["destination"].as_str().unwrap_or_default();
-        topics
-            .iter()
-            .any(|t| destination == format!("pubsub.googleapis.com/{t}"))
+    let leads_to = |destination: &str| {
+        let mut topics = topics.iter();
+        topics.any(|t| destination == format!("pubsub.googleapis.com/{t}"))
     };
-    let Some(sink) = sinks["sinks"].as_array().into_iter().flatten().find(ours) else {
-        let evidence = "no sink of the project itself leads to the topic; one of its folder or organization cannot be seen from here";
-        return findings.add(
-            CHECK,
+    let ours = |s: &&Value| leads_to(s["destination"].as_str().unwrap_or_default());
+    match sinks["sinks"].as_array().into_iter().flatten().find(ours) {
+        Some(sink) => sink_lets_through(project, sink, findings),
+        None => findings.add(
+            SINK,
             project,
             Outcome::Unknown,
-            evidence,
+            "no sink of the project itself leads to the topic; one of its folder or organization cannot be seen from here",
             "if there is none either: docs/events.md",
-        );
-    };
+        ),
+    }
+}
+
+const SINK: &str = "sink";
+
+fn sink_lets_through(project: &str, sink: &Value, findings: &mut Findings) {
     let subject = format!("{project}: {}", sink["name"].as_str().unwrap_or_default());
     if sink["disabled"] == true {
         return findings.add(
-            CHECK,
+            SINK,
             subject,
             Outcome::Fail,
             "it is disabled",
@@ -646,29 +643,21 @@ async fn sink_covers(
     }
     let filter = sink["filter"].as_str().unwrap_or_default();
     // An empty filter lets everything through.
-    let lost: Vec<&str> = VERBS
-        .iter()
-        .copied()
-        .filter(|v| !filter.is_empty() && !filter.contains(v))
-        .collect();
+    let is_lost = |verb: &&str| !filter.is_empty() && !filter.contains(*verb);
+    let lost: Vec<&str> = VERBS.iter().copied().filter(is_lost).collect();
     if lost.is_empty() {
-        findings.pass(
-            CHECK,
-            subject,
-            format!(
-                "leads to the topic, written by {}",
-                sink["writerIdentity"].as_str().unwrap_or("-")
-            ),
-        );
-    } else {
-        findings.add(
-            CHECK,
-            subject,
-            Outcome::Warn,
-            format!("its filter does not name {}", lost.join(", ")),
-            "docs/events.md has the filter",
-        );
+        let writer = sink["writerIdentity"].as_str().unwrap_or("-");
+        let evidence = format!("leads to the topic, written by {writer}");
+        return findings.pass(SINK, subject, evidence);
     }
+    let evidence = format!("its filter does not name {}", lost.join(", "));
+    findings.add(
+        SINK,
+        subject,
+        Outcome::Warn,
+        evidence,
+        "docs/events.md has the filter",
+    );
 }
 
 /// Reads in a minute that policies ask for, against what the operator lets itself have.

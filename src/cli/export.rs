@@ -1,24 +1,24 @@
 //! `export`: policies from what IAM holds today, or from what Config Connector and Terraform
 //! declare.
 
+mod declared;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::PathBuf,
     sync::Arc,
 };
 
-use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt as _};
 use serde_json::{Value, json};
 
 use super::{
     Exit,
-    context::{Context, print, progress},
+    context::{Context, print},
+    world,
 };
 use crate::{
-    cloudrun::{CloudRun as _, Scope, list_services},
     config::CloudArgs,
     iam::{Condition, Grant, Policy, PrincipalKind, Role, RunService, ServiceInfo},
     render::count,
@@ -72,7 +72,7 @@ pub async fn run(context: &Context, command: &ExportCommand) -> anyhow::Result<E
         read_iam(context, command, &mut held, &mut unmapped).await?;
     } else {
         for path in &command.from {
-            read_declared(path, &mut held, &mut unmapped)?;
+            declared::read(path, &mut held, &mut unmapped)?;
         }
         held.retain(|s, _| {
             command.project.is_empty() || command.project.iter().any(|p| **p == *s.project)
@@ -111,15 +111,10 @@ async fn read_iam(
         None => None,
     };
     let cloud = context.limited(&command.cloud).await?;
+    let region = command.region.as_deref();
     let mut services: Vec<ServiceInfo> = Vec::new();
     for project in &command.project {
-        let scope = command
-            .region
-            .as_deref()
-            .map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-        let listing = list_services(&cloud, project, &scope)
-            .await
-            .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))?;
+        let listing = world::list_project(&cloud, project, region).await?;
         for region in &listing.unreachable {
             unmapped.add(format!(
                 "region {region} of {project} did not answer; its services are not in this export"
@@ -128,21 +123,7 @@ async fn read_iam(
         services.extend(listing.services);
     }
     services.retain(|s| selector.as_ref().is_none_or(|sel| sel.matches(&s.labels)));
-    let bar = progress("reading IAM", services.len());
-    let found: Vec<_> = futures::stream::iter(services)
-        .map(|info| {
-            let cloud = &cloud;
-            async move {
-                let live = cloud.read_policy(&info.service).await;
-                (info, live)
-            }
-        })
-        .buffer_unordered(64)
-        .inspect(|_| bar.inc(1))
-        .collect()
-        .await;
-    bar.finish_and_clear();
-    for (info, live) in found {
+    for (info, live) in world::read_services(&cloud, services).await {
         let live: Policy =
             live.map_err(|f| anyhow::anyhow!("reading {}: {}", info.service, f.advice()))?;
         if info.invoker_iam_disabled {
@@ -292,11 +273,47 @@ fn policies(
     now: Timestamp,
     unmapped: &mut Unmapped,
 ) -> Vec<Value> {
+    let sets = sets(held, group, now, unmapped);
+    let mut names = BTreeSet::new();
+    let mut made = Vec::new();
+    for ((project, role, grants, _), services) in sets {
+        let of_role = |h: &BTreeSet<Grant>| h.iter().filter(|g| g.role == role).count();
+        let lost = |s: &RunService| held.get(s).is_some_and(|h| of_role(h) > grants.len());
+        let left_out = services.iter().any(lost);
+        let slices = slices(&grants);
+        for part in services.chunks(MOST_SERVICES) {
+            for slice in &slices {
+                let name = unique(&mut names, part, role);
+                let spec = spec(&project, role, part, slice, left_out);
+                made.push(
+                    json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
+                    "metadata": {"name": name, "namespace": namespace}, "spec": spec}),
+                );
+            }
+        }
+    }
+    let name = |p: &Value| {
+        p["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    made.sort_by_key(name);
+    made
+}
+
+/// Services by what they have in common.
+fn sets(
+    held: &Held,
+    group: bool,
+    now: Timestamp,
+    unmapped: &mut Unmapped,
+) -> BTreeMap<Common, Vec<RunService>> {
     let mut sets: BTreeMap<Common, Vec<RunService>> = BTreeMap::new();
     for (service, grants) in held {
         for role in [Role::Invoker, Role::ServicesInvoker] {
-            let mut fit = Vec::new();
             let of_role: Vec<&Grant> = grants.iter().filter(|g| g.role == role).collect();
+            let mut fit = Vec::new();
             for grant in &of_role {
                 match declarable(grant, now) {
                     Ok(()) => fit.push((*grant).clone()),
@@ -320,46 +337,33 @@ fn policies(
                 .push(service.clone());
         }
     }
-    let mut names = BTreeSet::new();
-    let mut made = Vec::new();
-    for ((project, role, grants, _), services) in sets {
-        let left_out = services.iter().any(|s| {
-            held.get(s)
-                .is_some_and(|h| h.iter().filter(|g| g.role == role).count() > grants.len())
-        });
-        for part in services.chunks(MOST_SERVICES) {
-            for slice in &slices(&grants) {
-                let name = unique(&mut names, part, role);
-                let targets: Vec<Value> = part
-                    .iter()
-                    .map(|s| json!({"name": &*s.name, "region": &*s.region}))
-                    .collect();
-                let mut spec = json!({"project": &*project, "services": targets,
-                    "invokers": slice.iter().map(invoker).collect::<Vec<_>>(), "mode": "Audit"});
-                if role != Role::Invoker {
-                    spec["role"] = json!(role.as_str());
-                }
-                if slice.is_empty() {
-                    spec["allowEmpty"] = json!(true);
-                }
-                // What could not be declared must not look like drift.
-                if left_out {
-                    spec["membership"] = json!("Additive");
-                }
-                made.push(
-                    json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
-                    "metadata": {"name": name, "namespace": namespace}, "spec": spec}),
-                );
-            }
-        }
+    sets
+}
+
+/// `left_out`: not all that is granted could be declared.
+fn spec(
+    project: &str,
+    role: Role,
+    services: &[RunService],
+    grants: &[Grant],
+    left_out: bool,
+) -> Value {
+    let target = |s: &RunService| json!({"name": &*s.name, "region": &*s.region});
+    let targets: Vec<Value> = services.iter().map(target).collect();
+    let invokers: Vec<Value> = grants.iter().map(invoker).collect();
+    let mut spec =
+        json!({"project": project, "services": targets, "invokers": invokers, "mode": "Audit"});
+    if role != Role::Invoker {
+        spec["role"] = json!(role.as_str());
     }
-    made.sort_by_key(|p| {
-        p["metadata"]["name"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned()
-    });
-    made
+    if grants.is_empty() {
+        spec["allowEmpty"] = json!(true);
+    }
+    // What could not be declared must not look like drift.
+    if left_out {
+        spec["membership"] = json!("Additive");
+    }
+    spec
 }
 
 /// What fits into one policy each: at most [`MOST`], and no member twice under one title or end,
@@ -427,247 +431,6 @@ fn unique(names: &mut BTreeSet<String>, services: &[RunService], role: Role) -> 
     stem
 }
 
-/// Config Connector or Terraform, by what the file looks like.
-fn read_declared(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> anyhow::Result<()> {
-    let mut files = vec![path.clone()];
-    if path.is_dir() {
-        files = fs::read_dir(path)?
-            .filter_map(|e| e.ok().map(|e| e.path()))
-            .filter(|p| p.is_file())
-            .collect();
-        files.sort();
-    }
-    for file in files {
-        let text = fs::read_to_string(&file)
-            .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
-        let shown = file.display().to_string();
-        if file.extension().is_some_and(|e| e == "json") {
-            let value: Value = serde_json::from_str(&text)
-                .map_err(|e| anyhow::anyhow!("{shown} is no JSON: {e}"))?;
-            if value["format_version"].is_string() {
-                terraform(&value["values"]["root_module"], held, unmapped);
-                continue;
-            }
-        }
-        for (n, document) in text.split("\n---").enumerate() {
-            let document = document.trim_start_matches("---");
-            if document.trim().is_empty() {
-                continue;
-            }
-            let value: Value = serde_saphyr::from_str(document)
-                .map_err(|e| anyhow::anyhow!("{shown}, document {}: is no YAML: {e}", n + 1))?;
-            config_connector(&value, held, unmapped);
-        }
-    }
-    Ok(())
-}
-
-/// `projects/P/locations/R/services/S`.
-fn service_of(path: &str) -> Option<RunService> {
-    let parts: Vec<&str> = path
-        .trim_start_matches("//run.googleapis.com/")
-        .split('/')
-        .collect();
-    match parts.as_slice() {
-        ["projects", p, "locations", r, "services", s] => Some(RunService::new(*p, *r, *s)),
-        _ => None,
-    }
-}
-
-fn condition_of(value: &Value) -> Option<Arc<Condition>> {
-    // Terraform has a list of one.
-    let value = if value.is_array() { &value[0] } else { value };
-    value["expression"].as_str().map(|expression| {
-        let text = |k: &str| value[k].as_str().unwrap_or_default().to_owned();
-        Arc::new(Condition::new(
-            text("title"),
-            text("description"),
-            expression.to_owned(),
-        ))
-    })
-}
-
-fn enter(
-    held: &mut Held,
-    unmapped: &mut Unmapped,
-    what: &str,
-    service: RunService,
-    role: &str,
-    member: &str,
-    condition: &Value,
-) {
-    let Some(role) = Role::from_name(role) else {
-        unmapped.add(format!("{what}: role {role} is none that policies manage"));
-        return;
-    };
-    let principal = crate::iam::Principal::from_live(member);
-    held.entry(service).or_default().insert(Grant {
-        principal,
-        role,
-        condition: condition_of(condition),
-    });
-}
-
-/// IAMPolicyMember, IAMPartialPolicy and IAMPolicy about a RunService.
-fn config_connector(value: &Value, held: &mut Held, unmapped: &mut Unmapped) {
-    if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) {
-        value["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .for_each(|v| config_connector(v, held, unmapped));
-        return;
-    }
-    let kind = value["kind"].as_str().unwrap_or_default();
-    let name = value["metadata"]["name"].as_str().unwrap_or_default();
-    let what = format!("{kind} {name}");
-    if !value["apiVersion"]
-        .as_str()
-        .unwrap_or_default()
-        .starts_with("iam.cnrm.cloud.google.com/")
-    {
-        return;
-    }
-    let reference = &value["spec"]["resourceRef"];
-    if reference["kind"] != "RunService" {
-        return;
-    }
-    let Some(service) = reference["external"].as_str().and_then(service_of) else {
-        unmapped.add(format!(
-            "{what}: it names the RunService by its object ({}); which project and region that is in cannot be seen here",
-            reference["name"].as_str().unwrap_or("no name")
-        ));
-        return;
-    };
-    let spec = &value["spec"];
-    match kind {
-        "IAMPolicyMember" => match spec["member"].as_str() {
-            Some(member) => {
-                let role = spec["role"].as_str().unwrap_or_default();
-                enter(
-                    held,
-                    unmapped,
-                    &what,
-                    service,
-                    role,
-                    member,
-                    &spec["condition"],
-                );
-            }
-            None => unmapped.add(format!(
-                "{what}: memberFrom names another object; what that is cannot be seen here"
-            )),
-        },
-        "IAMPartialPolicy" | "IAMPolicy" => {
-            held.entry(service.clone()).or_default();
-            for binding in spec["bindings"].as_array().into_iter().flatten() {
-                let role = binding["role"].as_str().unwrap_or_default();
-                for member in binding["members"].as_array().into_iter().flatten() {
-                    match member.as_str().or_else(|| member["member"].as_str()) {
-                        Some(m) => enter(held, unmapped, &what, service.clone(), role, m, &binding["condition"]),
-                        None => unmapped
-                            .add(format!("{what}: memberFrom names another object; what that is cannot be seen here")),
-                    }
-                }
-            }
-        }
-        _ => unmapped.add(format!("{what}: this kind is not read")),
-    }
-}
-
-/// `google_cloud_run_service_iam_*` and `google_cloud_run_v2_service_iam_*` in every module.
-fn terraform(module: &Value, held: &mut Held, unmapped: &mut Unmapped) {
-    for resource in module["resources"].as_array().into_iter().flatten() {
-        let type_ = resource["type"].as_str().unwrap_or_default();
-        let rest = type_
-            .strip_prefix("google_cloud_run_v2_service_iam_")
-            .or_else(|| type_.strip_prefix("google_cloud_run_service_iam_"));
-        let Some(rest) = rest else { continue };
-        let what = resource["address"].as_str().unwrap_or(type_).to_owned();
-        let v = &resource["values"];
-        let text = |k: &str| v[k].as_str().unwrap_or_default();
-        let full = if text("name").is_empty() {
-            text("service")
-        } else {
-            text("name")
-        };
-        let service = match service_of(full) {
-            Some(service) => service,
-            None => {
-                // v1 writes locations/R/namespaces/P/services/S into service.
-                let parts: Vec<&str> = full.split('/').collect();
-                match parts.as_slice() {
-                    ["locations", r, "namespaces", p, "services", s] => RunService::new(*p, *r, *s),
-                    [s] if !text("project").is_empty() && !text("location").is_empty() => {
-                        RunService::new(text("project"), text("location"), *s)
-                    }
-                    _ => {
-                        unmapped.add(format!(
-                            "{what}: its service cannot be told; is the plan applied?"
-                        ));
-                        continue;
-                    }
-                }
-            }
-        };
-        match rest {
-            "member" => enter(
-                held,
-                unmapped,
-                &what,
-                service,
-                text("role"),
-                text("member"),
-                &v["condition"],
-            ),
-            "binding" => {
-                for member in v["members"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                {
-                    enter(
-                        held,
-                        unmapped,
-                        &what,
-                        service.clone(),
-                        text("role"),
-                        member,
-                        &v["condition"],
-                    );
-                }
-            }
-            "policy" => {
-                let data: Value = serde_json::from_str(text("policy_data")).unwrap_or_default();
-                for binding in data["bindings"].as_array().into_iter().flatten() {
-                    for member in binding["members"]
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                        .filter_map(Value::as_str)
-                    {
-                        let role = binding["role"].as_str().unwrap_or_default();
-                        enter(
-                            held,
-                            unmapped,
-                            &what,
-                            service.clone(),
-                            role,
-                            member,
-                            &binding["condition"],
-                        );
-                    }
-                }
-            }
-            _ => unmapped.add(format!("{what}: this type is not read")),
-        }
-    }
-    for child in module["child_modules"].as_array().into_iter().flatten() {
-        terraform(child, held, unmapped);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -688,44 +451,6 @@ mod tests {
             ("legacy", "1")
         ])));
         assert!(parse_selector("tier in (web").is_err());
-    }
-
-    #[test]
-    fn config_connector_and_terraform_are_read_and_what_cannot_be_is_said() {
-        let (mut held, mut unmapped) = (Held::new(), Unmapped::default());
-        for object in [
-            json!({"apiVersion": "iam.cnrm.cloud.google.com/v1beta1", "kind": "IAMPolicyMember", "metadata": {"name": "a"},
-                "spec": {"member": "user:a@acme.com", "role": "roles/run.invoker",
-                    "resourceRef": {"kind": "RunService", "external": "projects/acme-prod/locations/europe-west1/services/web"}}}),
-            json!({"apiVersion": "iam.cnrm.cloud.google.com/v1beta1", "kind": "IAMPartialPolicy", "metadata": {"name": "b"},
-                "spec": {"resourceRef": {"kind": "RunService", "external": "projects/acme-prod/locations/europe-west1/services/web"},
-                    "bindings": [{"role": "roles/run.invoker", "members": [{"member": "user:b@acme.com"}, {"memberFrom": {}}]},
-                                 {"role": "roles/run.admin", "members": [{"member": "user:c@acme.com"}]}]}}),
-            json!({"apiVersion": "iam.cnrm.cloud.google.com/v1beta1", "kind": "IAMPolicyMember", "metadata": {"name": "c"},
-                "spec": {"member": "user:a@acme.com", "role": "roles/run.invoker", "resourceRef": {"kind": "RunService", "name": "web"}}}),
-        ] {
-            config_connector(&object, &mut held, &mut unmapped);
-        }
-        let tf = json!({"resources": [
-            {"address": "google_cloud_run_v2_service_iam_member.x", "type": "google_cloud_run_v2_service_iam_member",
-                "values": {"name": "projects/acme-prod/locations/us-central1/services/api", "role": "roles/run.invoker", "member": "allUsers"}},
-            {"type": "google_storage_bucket", "values": {}}],
-            "child_modules": [{"resources": [
-                {"address": "module.m.google_cloud_run_service_iam_binding.y", "type": "google_cloud_run_service_iam_binding",
-                    "values": {"project": "acme-prod", "location": "us-central1", "service": "api", "role": "roles/run.invoker",
-                        "members": ["user:d@acme.com"], "condition": [{"title": "t", "expression": "e"}]}}]}]});
-        terraform(&tf, &mut held, &mut unmapped);
-        let names: Vec<String> = held.values().flatten().map(ToString::to_string).collect();
-        assert_eq!(
-            names,
-            [
-                "user:a@acme.com",
-                "user:b@acme.com",
-                "allUsers",
-                "user:d@acme.com (if t)"
-            ]
-        );
-        assert_eq!(unmapped.0.len(), 3, "{unmapped:?}");
     }
 
     #[test]

@@ -10,8 +10,10 @@ use super::{
     world::{ClusterSnapshot, Sources},
 };
 use crate::{
+    api::Mode,
     iam::{Grant, RunService},
-    plan::{self, Change, PolicyOnService, RevokeCause, WithheldReason},
+    index::policies::Record,
+    plan::{self, Change, Input, Plan, PolicyOnService, RevokeCause, Withheld, WithheldReason},
     render::plan::{Action, FailOn, Line, PlanDocument, PolicyNote, ServicePlan},
 };
 
@@ -102,149 +104,161 @@ pub fn document(world: &ClusterSnapshot) -> PlanDocument {
         .keys()
         .map(|service| service_plan(world, service))
         .collect();
-    let mut notes = Vec::new();
     let mut policies: Vec<_> = world.index.policies().iter().collect();
     policies.sort_by_key(|(key, _)| *key);
-    for ((namespace, name), record) in policies {
-        let policy = format!("{namespace}/{name}");
-        let mut note = |message: String| {
-            notes.push(PolicyNote {
-                policy: policy.clone(),
-                message,
-            })
-        };
-        let intent = &record.intent;
-        for rejection in intent.rejections.iter().chain(&intent.remarks) {
-            note(format!("{}: {}", rejection.field, rejection.message));
-        }
-        for denied in record.denied_targets() {
-            note(match &denied.service {
-                Some(service) => {
-                    format!("{} ({}): {}", service.name, service.region, denied.message)
-                }
-                None => denied.message.clone(),
-            });
-        }
-        if record.outside() > 0 {
-            note(format!(
-                "{} services that its selectors match are outside of its guardrails",
-                record.outside()
-            ));
-        }
-        for account in record.intent.accounts.iter().flat_map(|a| &a.unlinked) {
-            note(account.message.clone());
-        }
-        if let Some(fault) = world
-            .index
-            .project(&record.intent.project)
-            .and_then(|p| p.fault())
-            && record.intent.has_selector()
-        {
-            note(format!("its services cannot be listed: {}", fault.advice()));
-        }
+    let mut notes = Vec::new();
+    for (_, record) in policies {
+        let messages = messages(world, record).into_iter();
+        notes.extend(messages.map(|message| PolicyNote {
+            policy: record.intent.id.to_string(),
+            message,
+        }));
     }
     PlanDocument::new(services, notes)
 }
 
+/// What a person should know of one policy as a whole.
+fn messages(world: &ClusterSnapshot, record: &Record) -> Vec<String> {
+    let intent = &record.intent;
+    let mut messages = Vec::new();
+    for rejection in intent.rejections.iter().chain(&intent.remarks) {
+        messages.push(format!("{}: {}", rejection.field, rejection.message));
+    }
+    for denied in record.denied_targets() {
+        messages.push(match &denied.service {
+            Some(service) => {
+                format!("{} ({}): {}", service.name, service.region, denied.message)
+            }
+            None => denied.message.clone(),
+        });
+    }
+    if record.outside() > 0 {
+        messages.push(format!(
+            "{} services that its selectors match are outside of its guardrails",
+            record.outside()
+        ));
+    }
+    for account in intent.accounts.iter().flat_map(|a| &a.unlinked) {
+        messages.push(account.message.clone());
+    }
+    let project = world.index.project(&intent.project);
+    if let Some(fault) = project.and_then(|p| p.fault())
+        && intent.has_selector()
+    {
+        messages.push(format!("its services cannot be listed: {}", fault.advice()));
+    }
+    messages
+}
+
 fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
-    let mut shown = ServicePlan {
+    let shown = ServicePlan {
         project: service.project.to_string(),
         region: service.region.to_string(),
         service: service.name.to_string(),
         ..ServicePlan::default()
     };
+    let names = |claims: &[PolicyOnService]| -> Vec<String> {
+        claims.iter().map(|c| c.intent.id.to_string()).collect()
+    };
     let Some(planned) = world.plan(service) else {
-        let claims = world.index.words(service);
-        shown.policies = claims.iter().map(|c| c.intent.id.to_string()).collect();
-        shown.error = world
-            .live
-            .get(service)
-            .and_then(|l| l.as_ref().err())
-            .map(crate::fault::Fault::advice);
-        return shown;
+        let read = world.live.get(service);
+        let fault = read.and_then(|l| l.as_ref().err());
+        return ServicePlan {
+            policies: names(&world.index.words(service)),
+            error: fault.map(crate::fault::Fault::advice),
+            ..shown
+        };
     };
     let (inputs, plan) = (&planned.inputs, &planned.plan);
-    shown.policies = inputs
-        .claims
-        .iter()
-        .map(|c| c.intent.id.to_string())
-        .collect();
     let input = inputs.input(planned.live, &world.settings, world.now);
-    let mut lines = BTreeSet::new();
-    let mut told: BTreeSet<&Grant> = BTreeSet::new();
-    for (grant, by) in &plan.grants {
-        let by: Vec<String> = by.iter().map(ToString::to_string).collect();
-        lines.insert(line(
-            Action::Grant,
-            grant,
-            format!("declared by {}", by.join(", ")),
-        ));
-        told.insert(grant);
-    }
-    for (grant, cause) in &plan.revokes {
-        lines.insert(line(Action::Revoke, grant, why_revoked(*cause).into()));
-        told.insert(grant);
-    }
+    let mut lines = Lines::default();
+    lines.add_changes(plan);
     for withheld in &plan.withheld {
-        told.insert(&withheld.grant);
+        lines.add_withheld(withheld);
+    }
+    lines.add_audited(&input);
+    lines.add_unlisted(&input);
+    let approve = plan.withheld.iter().find_map(|w| w.why.hash());
+    ServicePlan {
+        policies: names(&inputs.claims),
+        changes: lines.lines.into_iter().collect(),
+        approve: approve.map(ToString::to_string),
+        exposed: plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string()),
+        ..shown
+    }
+}
+
+/// The lines of a service, and the grants that one of them is about.
+#[derive(Default)]
+struct Lines {
+    lines: BTreeSet<Line>,
+    grants: BTreeSet<Grant>,
+}
+
+impl Lines {
+    fn add(&mut self, action: Action, grant: &Grant, reason: impl Into<String>) {
+        self.lines.insert(line(action, grant, reason.into()));
+        self.grants.insert(grant.clone());
+    }
+
+    fn add_changes(&mut self, plan: &Plan) {
+        for (grant, by) in &plan.grants {
+            let by: Vec<String> = by.iter().map(ToString::to_string).collect();
+            self.add(
+                Action::Grant,
+                grant,
+                format!("declared by {}", by.join(", ")),
+            );
+        }
+        for (grant, cause) in &plan.revokes {
+            self.add(Action::Revoke, grant, why_revoked(*cause));
+        }
+    }
+
+    fn add_withheld(&mut self, withheld: &Withheld) {
         let why = withheld.why.explain();
-        let shown = match (&withheld.why, withheld.change) {
-            (WithheldReason::Audited, Change::Grant) => {
-                line(Action::WouldGrant, &withheld.grant, why)
-            }
-            (WithheldReason::Protected, _) => line(Action::Leave, &withheld.grant, why),
-            (WithheldReason::Suspended, _) => line(
+        let (action, reason) = match (&withheld.why, withheld.change) {
+            (WithheldReason::Audited, Change::Grant) => (Action::WouldGrant, why),
+            (WithheldReason::Protected, _) => (Action::Leave, why),
+            (WithheldReason::Suspended, _) => (
                 Action::Leave,
-                &withheld.grant,
-                "the policy is suspended: not granted".into(),
+                "the policy is suspended: not granted".to_owned(),
             ),
-            (_, Change::Grant) => {
-                line(Action::Hold, &withheld.grant, format!("not granted: {why}"))
-            }
-            (_, Change::Revoke) => {
-                line(Action::Hold, &withheld.grant, format!("not revoked: {why}"))
-            }
-            (_, Change::Leave) => line(Action::Leave, &withheld.grant, why),
+            (_, Change::Grant) => (Action::Hold, format!("not granted: {why}")),
+            (_, Change::Revoke) => (Action::Hold, format!("not revoked: {why}")),
+            (_, Change::Leave) => (Action::Leave, why),
         };
-        lines.insert(shown);
+        self.add(action, &withheld.grant, reason);
     }
-    // What an audited policy would take away, if it were enforced.
-    let audited = |c: &&PolicyOnService| {
-        c.intent.mode == crate::api::Mode::Audit && !c.intent.suspended && !c.intent.deleting
-    };
-    let mut taken = BTreeSet::new();
-    for claim in inputs.claims.iter().filter(audited) {
-        for grant in plan::view(claim, &input).unexpected {
-            if !told.contains(&grant) && taken.insert(grant.clone()) {
-                lines.insert(line(
-                    Action::WouldRevoke,
-                    &grant,
-                    format!("{} is in Audit and does not list it", claim.intent.id),
-                ));
+
+    /// What an audited policy would take away, if it were enforced.
+    fn add_audited(&mut self, input: &Input<'_>) {
+        let is_audited = |c: &&PolicyOnService| {
+            c.intent.mode == Mode::Audit && !c.intent.suspended && !c.intent.deleting
+        };
+        for claim in input.claims.iter().filter(is_audited) {
+            for grant in plan::view(claim, input).unexpected {
+                if !self.grants.contains(&grant) {
+                    let why = format!("{} is in Audit and does not list it", claim.intent.id);
+                    self.add(Action::WouldRevoke, &grant, why);
+                }
             }
         }
     }
-    for grant in planned.live.grants() {
-        let listed = inputs
-            .claims
-            .iter()
-            .any(|c| c.declared().iter().any(|d| d.grant == grant));
-        if !listed && !told.contains(&grant) && !taken.contains(&grant) {
-            lines.insert(line(
-                Action::Leave,
-                &grant,
-                "nobody lists it, and no authoritative policy may take it".into(),
-            ));
+
+    /// What is there, and no line has been about.
+    fn add_unlisted(&mut self, input: &Input<'_>) {
+        let declared = |g: &Grant| {
+            let mut all = input.claims.iter().flat_map(PolicyOnService::declared);
+            all.any(|d| d.grant == *g)
+        };
+        for grant in input.live.grants() {
+            if !declared(&grant) && !self.grants.contains(&grant) {
+                let why = "nobody lists it, and no authoritative policy may take it";
+                self.add(Action::Leave, &grant, why);
+            }
         }
     }
-    shown.approve = plan
-        .withheld
-        .iter()
-        .find_map(|w| w.why.hash())
-        .map(ToString::to_string);
-    shown.exposed = plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string());
-    shown.changes = lines.into_iter().collect();
-    shown
 }
 
 fn line(action: Action, grant: &Grant, reason: String) -> Line {

@@ -186,75 +186,29 @@ fn condition<'a>(
 pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
     let found = policies(&kube, command.name.as_deref(), command.all_namespaces).await?;
-    let style = context.style();
-    let mut off = false;
-    let lines: Vec<PolicyLine> = found
-        .iter()
-        .map(|p| {
-            let status = p.status.clone().unwrap_or_default();
-            let ready = condition(&status, "Ready");
-            let summary = status.summary.clone().unwrap_or_default();
-            off |= ready.is_none_or(|r| r.status != "True")
-                || summary.missing + summary.unexpected > 0;
-            PolicyLine {
-                namespace: p.namespace().unwrap_or_default(),
-                name: p.name_any(),
-                mode: if p.spec.suspend {
-                    "Suspended".into()
-                } else {
-                    format!("{:?}", p.spec.mode)
-                },
-                ready: ready.map_or("Unknown".into(), |r| r.status.clone()),
-                reason: ready.map_or(String::new(), |r| r.reason.clone()),
-                services: summary.services,
-                missing: summary.missing,
-                unexpected: summary.unexpected,
-                message: condition(&status, "Stalled")
-                    .or(ready)
-                    .map_or(String::new(), |c| c.message.clone()),
-            }
-        })
-        .collect();
+    let lines: Vec<PolicyLine> = found.iter().map(policy_line).collect();
+    let is_off = |l: &PolicyLine| l.ready != "True" || l.missing + l.unexpected > 0;
+    let exit = if lines.iter().any(is_off) {
+        Exit::Differences
+    } else {
+        Exit::Nothing
+    };
     let text = match Format::from(command.output) {
-        format @ (Format::Json | Format::Yaml) => data(
-            &StatusDocument {
+        format @ (Format::Json | Format::Yaml) => {
+            let document = StatusDocument {
                 kind: "Status",
                 version: 1,
                 policies: lines,
-            },
-            format,
-        )
-        .map_err(anyhow::Error::msg)?,
+            };
+            data(&document, format).map_err(anyhow::Error::msg)?
+        }
         _ if found.is_empty() => {
             context.complain("no policies");
             String::new()
         }
         format => {
-            let head = ["policy", "mode", "ready", "reason", "svc", "miss", "extra"];
-            let rows: Vec<Vec<String>> = lines
-                .iter()
-                .map(|l| {
-                    vec![
-                        if command.all_namespaces {
-                            format!("{}/{}", l.namespace, l.name)
-                        } else {
-                            l.name.clone()
-                        },
-                        l.mode.clone(),
-                        l.ready.clone(),
-                        l.reason.clone(),
-                        l.services.to_string(),
-                        l.missing.to_string(),
-                        l.unexpected.to_string(),
-                    ]
-                })
-                .collect();
-            let mut text = if format == Format::Markdown {
-                table::markdown(&head, &rows)
-            } else {
-                table::table(&style, &head, &rows)
-            };
-            // One policy is told in full.
+            let mut text = status_table(context, command.all_namespaces, &lines, format);
+            // One policy is shown in full.
             if let (Some(_), [p], Format::Text) = (&command.name, found.as_slice(), format) {
                 text.push_str(&in_full(context, p));
             }
@@ -262,11 +216,64 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
         }
     };
     print(&text);
-    Ok(if off {
-        Exit::Differences
+    Ok(exit)
+}
+
+fn policy_line(policy: &InvokerPolicy) -> PolicyLine {
+    let status = policy.status.clone().unwrap_or_default();
+    let ready = condition(&status, "Ready");
+    let summary = status.summary.clone().unwrap_or_default();
+    PolicyLine {
+        namespace: policy.namespace().unwrap_or_default(),
+        name: policy.name_any(),
+        mode: if policy.spec.suspend {
+            "Suspended".into()
+        } else {
+            format!("{:?}", policy.spec.mode)
+        },
+        ready: ready.map_or("Unknown".into(), |r| r.status.clone()),
+        reason: ready.map_or(String::new(), |r| r.reason.clone()),
+        services: summary.services,
+        missing: summary.missing,
+        unexpected: summary.unexpected,
+        message: condition(&status, "Stalled")
+            .or(ready)
+            .map_or(String::new(), |c| c.message.clone()),
+    }
+}
+
+fn status_table(
+    context: &Context,
+    all_namespaces: bool,
+    lines: &[PolicyLine],
+    format: Format,
+) -> String {
+    let head = ["policy", "mode", "ready", "reason", "svc", "miss", "extra"];
+    let row = |l: &PolicyLine| {
+        vec![
+            if all_namespaces {
+                format!("{}/{}", l.namespace, l.name)
+            } else {
+                l.name.clone()
+            },
+            l.mode.clone(),
+            l.ready.clone(),
+            l.reason.clone(),
+            l.services.to_string(),
+            l.missing.to_string(),
+            l.unexpected.to_string(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = lines.iter().map(row).collect();
+    tabulated(context, format, &head, &rows)
+}
+
+fn tabulated(context: &Context, format: Format, head: &[&str], rows: &[Vec<String>]) -> String {
+    if format == Format::Markdown {
+        table::markdown(head, rows)
     } else {
-        Exit::Nothing
-    })
+        table::table(&context.style(), head, rows)
+    }
 }
 
 fn in_full(context: &Context, p: &InvokerPolicy) -> String {
@@ -380,44 +387,47 @@ fn drift_text(
     command: &DriftCommand,
     document: &DriftDocument,
 ) -> anyhow::Result<String> {
-    let format = Format::from(command.output);
-    if matches!(format, Format::Json | Format::Yaml) {
-        return data(document, format).map_err(anyhow::Error::msg);
+    match Format::from(command.output) {
+        format @ (Format::Json | Format::Yaml) => {
+            data(document, format).map_err(anyhow::Error::msg)
+        }
+        _ if document.services.is_empty() => Ok("as declared everywhere\n".into()),
+        Format::Markdown => {
+            let head = ["policy", "service", "state", "since", "what"];
+            let rows: Vec<Vec<String>> = document.services.iter().map(drift_row).collect();
+            Ok(table::markdown(&head, &rows))
+        }
+        _ => Ok(drift_lines(context, document)),
     }
+}
+
+/// What differs on a service, each in a few words.
+fn differences(line: &DriftLine) -> Vec<String> {
+    let mut all: Vec<String> = line.missing.iter().map(|m| format!("+ {m}")).collect();
+    all.extend(line.unexpected.iter().map(|m| format!("- {m}")));
+    if line.exposed {
+        all.push("EXPOSED: anyone can call it".to_owned());
+    }
+    if line.contested {
+        all.push("CONTESTED: somebody else keeps changing it".to_owned());
+    }
+    all.extend(line.drift_by.as_ref().map(|by| format!("by {by}")));
+    all.extend((!line.message.is_empty()).then(|| line.message.clone()));
+    all
+}
+
+fn drift_row(line: &DriftLine) -> Vec<String> {
+    vec![
+        format!("{}/{}", line.namespace, line.policy),
+        format!("{} ({})", line.service, line.region),
+        format!("{:?}", line.state),
+        line.since.to_string(),
+        differences(line).join("; "),
+    ]
+}
+
+fn drift_lines(context: &Context, document: &DriftDocument) -> String {
     let style = context.style();
-    if document.services.is_empty() {
-        return Ok("as declared everywhere\n".into());
-    }
-    let what = |l: &DriftLine| {
-        let mut what: Vec<String> = l.missing.iter().map(|m| format!("+ {m}")).collect();
-        what.extend(l.unexpected.iter().map(|m| format!("- {m}")));
-        what.extend(l.exposed.then(|| "EXPOSED: anyone can call it".to_owned()));
-        what.extend(
-            l.contested
-                .then(|| "CONTESTED: somebody else keeps changing it".to_owned()),
-        );
-        what.extend(l.drift_by.as_ref().map(|by| format!("by {by}")));
-        what.extend((!l.message.is_empty()).then(|| l.message.clone()));
-        what
-    };
-    if format == Format::Markdown {
-        let head = ["policy", "service", "state", "since", "what"];
-        let rows: Vec<Vec<String>> = document
-            .services
-            .iter()
-            .map(|l| {
-                let place = format!("{} ({})", l.service, l.region);
-                vec![
-                    format!("{}/{}", l.namespace, l.policy),
-                    place,
-                    format!("{:?}", l.state),
-                    l.since.to_string(),
-                    what(l).join("; "),
-                ]
-            })
-            .collect();
-        return Ok(table::markdown(&head, &rows));
-    }
     let mut text = String::new();
     for l in &document.services {
         let head = format!("{} ({})", l.service, l.region);
@@ -427,7 +437,7 @@ fn drift_text(
             "  {:?} since {since}, policy {}/{}\n",
             l.state, l.namespace, l.policy
         ));
-        for line in what(l) {
+        for line in differences(l) {
             let tone = if line.starts_with('+') {
                 Tone::Good
             } else {
@@ -441,7 +451,7 @@ fn drift_text(
     let legend = "+ declared and not there, - there and not declared. By whom: where audit events tell (docs/events.md).";
     text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
     text.push('\n');
-    Ok(text)
+    text
 }
 
 pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Result<Exit> {
@@ -456,12 +466,9 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
         None => ListParams::default(),
     };
     let mut found = list_all(&api, params).await?;
-    found.retain(|c| {
-        command
-            .service
-            .as_ref()
-            .is_none_or(|s| c.spec.service == *s)
-    });
+    if let Some(service) = &command.service {
+        found.retain(|c| c.spec.service == *service);
+    }
     found.sort_by_key(|c| std::cmp::Reverse(c.spec.at.0));
     let format = Format::from(command.output);
     if matches!(format, Format::Json | Format::Yaml) {
@@ -478,39 +485,34 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
         return Ok(Exit::Nothing);
     }
     let head = ["change", "age", "service", "reason", "grants"];
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|c| {
-            let s = &c.spec;
-            let mut grants = vec![format!("+{} -{}", s.added_count, s.removed_count)];
-            if command.members {
-                grants.extend(s.added.iter().map(|g| format!("+ {}", g.member)));
-                grants.extend(s.removed.iter().map(|g| format!("- {}", g.member)));
-                grants.extend(s.drift_by.as_ref().map(|by| format!("against {by}")));
-            }
-            vec![
-                if command.all_namespaces {
-                    format!("{}/{}", c.namespace().unwrap_or_default(), c.name_any())
-                } else {
-                    c.name_any()
-                },
-                ago(context.now, s.at.0),
-                format!("{} ({})", s.service, s.region),
-                match s.outcome.phase {
-                    ChangePhase::Applied => s.reason.as_str().into(),
-                    other => format!("{}, {}", s.reason.as_str(), other.as_str()),
-                },
-                grants.join("\n"),
-            ]
-        })
-        .collect();
-    let markdown = format == Format::Markdown;
-    print(&if markdown {
-        table::markdown(&head, &rows)
-    } else {
-        table::table(&context.style(), &head, &rows)
-    });
+    let row = |c: &InvokerChange| history_row(context.now, command, c);
+    let rows: Vec<Vec<String>> = found.iter().map(row).collect();
+    print(&tabulated(context, format, &head, &rows));
     Ok(Exit::Nothing)
+}
+
+fn history_row(now: Timestamp, command: &HistoryCommand, change: &InvokerChange) -> Vec<String> {
+    let spec = &change.spec;
+    let mut grants = vec![format!("+{} -{}", spec.added_count, spec.removed_count)];
+    if command.members {
+        grants.extend(spec.added.iter().map(|g| format!("+ {}", g.member)));
+        grants.extend(spec.removed.iter().map(|g| format!("- {}", g.member)));
+        grants.extend(spec.drift_by.as_ref().map(|by| format!("against {by}")));
+    }
+    let name = change.name_any();
+    vec![
+        match change.namespace().filter(|_| command.all_namespaces) {
+            Some(namespace) => format!("{namespace}/{name}"),
+            None => name,
+        },
+        ago(now, spec.at.0),
+        format!("{} ({})", spec.service, spec.region),
+        match spec.outcome.phase {
+            ChangePhase::Applied => spec.reason.as_str().into(),
+            other => format!("{}, {}", spec.reason.as_str(), other.as_str()),
+        },
+        grants.join("\n"),
+    ]
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::{
     api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
     cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
-    iam::{Policy, RunService},
+    iam::{Policy, RunService, ServiceInfo},
     index::{Index, PlanInputs, PolicyKey, Scope},
     intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail},
     plan::{self, Plan, Settings},
@@ -80,6 +80,41 @@ where
     }
 }
 
+/// The services of a project, in one region or in all.
+///
+/// # Errors
+/// What Google says, with what to do about it.
+pub async fn list_project<C: CloudRun>(
+    cloud: &C,
+    project: &str,
+    region: Option<&str>,
+) -> anyhow::Result<Listing> {
+    let scope = region.map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
+    list_services(cloud, project, &scope)
+        .await
+        .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))
+}
+
+/// The IAM policies of services, in no order, with progress on the terminal.
+pub async fn read_services<C: CloudRun>(
+    cloud: &C,
+    services: Vec<ServiceInfo>,
+) -> Vec<(ServiceInfo, Result<Policy, Fault>)> {
+    let bar = progress("reading IAM", services.len());
+    let read = |info: ServiceInfo| async move {
+        let live = cloud.read_policy(&info.service).await;
+        (info, live)
+    };
+    let found = futures::stream::iter(services)
+        .map(read)
+        .buffer_unordered(64)
+        .inspect(|_| bar.inc(1))
+        .collect()
+        .await;
+    bar.finish_and_clear();
+    found
+}
+
 /// Where declarations come from.
 pub struct Sources<'a> {
     pub files: &'a [PathBuf],
@@ -119,87 +154,64 @@ impl ClusterSnapshot {
     }
 
     async fn fill(&mut self, kube: Option<&Kube>, loaded: &Loaded) -> anyhow::Result<()> {
-        let client = kube.map(|k| k.client.clone());
-        let (mut guardrails, mut policies, mut ledgers) =
-            (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        if let Some(client) = &client {
-            let found =
-                list_all::<InvokerGuardrail>(&Api::all(client.clone()), ListParams::default())
-                    .await;
-            let without = "you may not list guardrails, so what they refuse is not known here";
-            for g in self.permitted(found, without)? {
-                guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g);
-            }
-            let mut found =
-                list_all::<InvokerPolicy>(&Api::all(client.clone()), ListParams::default()).await;
-            if let (Err(e), Some(kube)) = (&found, kube)
-                && is_forbidden(e)
-            {
-                self.notes.push(format!(
-                    "you may not list policies of every namespace; only those of {} are taken into account",
-                    kube.namespace
-                ));
-                let own = Api::namespaced(client.clone(), &kube.namespace);
-                found = list_all::<InvokerPolicy>(&own, ListParams::default()).await;
-            }
-            for p in found? {
-                policies.insert(key_of(&p), p);
-            }
-            let found =
-                list_all::<InvokerLedger>(&Api::all(client.clone()), ListParams::default()).await;
-            let without = "you may not list the ledger, so what the operator granted before counts as somebody else's here";
-            ledgers = self.permitted(found, without)?;
+        let mut objects = Objects::default();
+        if let Some(kube) = kube {
+            objects = self.list_objects(kube).await?;
         }
-        for g in &loaded.guardrails {
-            guardrails.insert(g.metadata.name.clone().unwrap_or_default(), g.clone());
-        }
-        for file in &loaded.policies {
-            let key = key_of(file);
-            let mut policy = file.clone();
-            // What is applied stays the object that it was: what was granted for it is still its
-            // own.
-            match policies.get(&key) {
-                Some(there) => {
-                    policy.metadata.uid = there.metadata.uid.clone();
-                    policy.metadata.generation = there
-                        .metadata
-                        .generation
-                        .map(|g| g + i64::from(there.spec != file.spec));
-                    policy.status = there.status.clone();
-                    let mut annotations = there.metadata.annotations.clone().unwrap_or_default();
-                    annotations.extend(file.metadata.annotations.clone().unwrap_or_default());
-                    policy.metadata.annotations = Some(annotations);
-                    policy.metadata.deletion_timestamp = there.metadata.deletion_timestamp.clone();
-                }
-                None => {
-                    policy.metadata.uid = Some(format!("file:{}/{}", key.0, key.1));
-                    policy.metadata.generation = Some(1);
-                }
-            }
-            policies.insert(key, policy);
-        }
+        objects.lay_over(loaded);
+        let client = kube.map(|k| &k.client);
         self.index.begin_guardrail_list();
-        for g in guardrails.values() {
+        for g in objects.guardrails.values() {
             self.index.apply_guardrail(Guardrail::from_object(g));
         }
         self.index.end_guardrail_list();
         self.index.begin_ledger_list();
-        for entry in &ledgers {
+        for entry in &objects.ledgers {
             self.index.apply_ledger(entry);
         }
         self.index.end_ledger_list();
         self.index.begin_policy_list();
-        let mut back = Vec::new();
-        for policy in policies.values() {
+        let mut rollbacks = Vec::new();
+        for policy in objects.policies.values() {
             let (_, effect) = self.index.apply_policy(policy, Duration::ZERO);
-            back.extend(effect.rollbacks);
+            rollbacks.extend(effect.rollbacks);
         }
         self.index.end_policy_list();
-        self.link_accounts(client.as_ref()).await?;
-        for key in back {
-            self.load_rollbacks(client.as_ref(), &key).await?;
+        self.link_accounts(client).await?;
+        for key in rollbacks {
+            self.load_rollbacks(client, &key).await?;
         }
         Ok(())
+    }
+
+    /// What is in the cluster and may be read.
+    async fn list_objects(&mut self, kube: &Kube) -> anyhow::Result<Objects> {
+        let client = &kube.client;
+        let mut objects = Objects::default();
+        let all = Api::all(client.clone());
+        let found = list_all::<InvokerGuardrail>(&all, ListParams::default()).await;
+        let without = "you may not list guardrails, so what they refuse is not known here";
+        for g in self.permitted(found, without)? {
+            objects.add_guardrail(&g);
+        }
+        let all = Api::all(client.clone());
+        let mut found = list_all::<InvokerPolicy>(&all, ListParams::default()).await;
+        if found.as_ref().is_err_and(is_forbidden) {
+            self.notes.push(format!(
+                "you may not list policies of every namespace; only those of {} are taken into account",
+                kube.namespace
+            ));
+            let own = Api::namespaced(client.clone(), &kube.namespace);
+            found = list_all::<InvokerPolicy>(&own, ListParams::default()).await;
+        }
+        for p in found? {
+            objects.policies.insert(key_of(&p), p);
+        }
+        let all = Api::all(client.clone());
+        let found = list_all::<InvokerLedger>(&all, ListParams::default()).await;
+        let without = "you may not list the ledger, so what the operator granted before counts as somebody else's here";
+        objects.ledgers = self.permitted(found, without)?;
+        Ok(objects)
     }
 
     /// What may not be read is left out, and said.
@@ -377,6 +389,57 @@ impl ClusterSnapshot {
         let plan = plan::plan(&inputs.input(live, &self.settings, self.now));
         Some(Planned { inputs, live, plan })
     }
+}
+
+/// The objects that a command goes by.
+#[derive(Default)]
+struct Objects {
+    guardrails: BTreeMap<String, InvokerGuardrail>,
+    policies: BTreeMap<(String, String), InvokerPolicy>,
+    ledgers: Vec<InvokerLedger>,
+}
+
+impl Objects {
+    fn add_guardrail(&mut self, guardrail: &InvokerGuardrail) {
+        let name = guardrail.metadata.name.clone().unwrap_or_default();
+        self.guardrails.insert(name, guardrail.clone());
+    }
+
+    /// Files count as applied.
+    fn lay_over(&mut self, loaded: &Loaded) {
+        for guardrail in &loaded.guardrails {
+            self.add_guardrail(guardrail);
+        }
+        for file in &loaded.policies {
+            let key = key_of(file);
+            let policy = match self.policies.get(&key) {
+                Some(stored) => applied(file, stored),
+                None => {
+                    let mut policy = file.clone();
+                    policy.metadata.uid = Some(format!("file:{}/{}", key.0, key.1));
+                    policy.metadata.generation = Some(1);
+                    policy
+                }
+            };
+            self.policies.insert(key, policy);
+        }
+    }
+}
+
+/// A file over the object that is stored. What is applied stays the object that it was: what was
+/// granted for it is still its own.
+fn applied(file: &InvokerPolicy, stored: &InvokerPolicy) -> InvokerPolicy {
+    let mut policy = file.clone();
+    policy.status = stored.status.clone();
+    let (meta, there) = (&mut policy.metadata, &stored.metadata);
+    meta.uid = there.uid.clone();
+    let is_changed = i64::from(stored.spec != file.spec);
+    meta.generation = there.generation.map(|g| g + is_changed);
+    meta.deletion_timestamp = there.deletion_timestamp.clone();
+    let mut annotations = there.annotations.clone().unwrap_or_default();
+    annotations.extend(meta.annotations.take().unwrap_or_default());
+    meta.annotations = Some(annotations);
+    policy
 }
 
 fn is_forbidden(error: &anyhow::Error) -> bool {

@@ -87,6 +87,32 @@ pub fn matrix(
     notes: &[String],
     at: &str,
 ) -> String {
+    let mut body = String::new();
+    for (member, cells) in rows {
+        push_row(&mut body, columns, member, cells);
+    }
+    let entry = |k: &CellKind| {
+        let (class, sign, words) = (k.class(), k.sign(), k.words());
+        format!("<li><span class=\"{class}\">{sign}</span> {words}</li>")
+    };
+    let legend: String = CellKind::ALL.iter().map(entry).collect();
+    let note = |n: &String| format!("<p class=\"note\">{}</p>", escape(n));
+    let notes: String = notes.iter().map(note).collect();
+    let summary = format!(
+        "{} principals, {} services, read {}",
+        rows.len(),
+        columns.len(),
+        escape(at)
+    );
+    PAGE.replace("{{summary}}", &summary)
+        .replace("{{legend}}", &legend)
+        .replace("{{head}}", &head(columns))
+        .replace("{{notes}}", &notes)
+        // Last: what is in it is data, and must not be taken for one of the marks above.
+        .replace("{{body}}", &body)
+}
+
+fn head(columns: &[Column]) -> String {
     let mut head = String::from(
         "<th scope=\"col\" class=\"corner\" aria-sort=\"ascending\"><button data-sort=\"name\">Principal</button></th>\
          <th scope=\"col\" class=\"number\"><button data-sort=\"count\">Services</button></th>",
@@ -104,69 +130,45 @@ pub fn matrix(
             escape(&c.place)
         );
     }
-    let mut body = String::new();
-    for (member, cells) in rows {
-        let mut by_column: BTreeMap<usize, Vec<&Cell>> = BTreeMap::new();
-        for cell in cells {
-            by_column.entry(cell.column).or_default().push(cell);
-        }
-        let name = escape(member);
-        let _ = write!(
-            body,
-            "<tr data-text=\"{name}\"><th scope=\"row\">{name}</th><td class=\"number\">{}</td>",
-            by_column.len()
-        );
-        for (n, c) in columns.iter().enumerate() {
-            match by_column.get(&n) {
-                None => body.push_str("<td></td>"),
-                Some(cells) => {
-                    let words: Vec<&str> = cells.iter().map(|c| c.words.as_str()).collect();
-                    let label = escape(&format!("{member} on {}: {}", c.name, words.join(" / ")));
-                    let _ = write!(
-                        body,
-                        "<td><button class=\"cell\" aria-label=\"{label}\" title=\"{label}\">"
-                    );
-                    for cell in cells {
-                        let _ = write!(
-                            body,
-                            "<span class=\"{}\">{}</span>",
-                            cell.kind.class(),
-                            cell.kind.sign()
-                        );
-                    }
-                    body.push_str("</button></td>");
-                }
-            }
-        }
-        body.push_str("</tr>\n");
+    head
+}
+
+fn push_row(body: &mut String, columns: &[Column], member: &str, cells: &[Cell]) {
+    let mut by_column: BTreeMap<usize, Vec<&Cell>> = BTreeMap::new();
+    for cell in cells {
+        by_column.entry(cell.column).or_default().push(cell);
     }
-    let legend: String = CellKind::ALL
-        .iter()
-        .map(|k| {
-            format!(
-                "<li><span class=\"{}\">{}</span> {}</li>",
-                k.class(),
-                k.sign(),
-                k.words()
-            )
-        })
-        .collect();
-    let notes: String = notes
-        .iter()
-        .map(|n| format!("<p class=\"note\">{}</p>", escape(n)))
-        .collect();
-    let summary = format!(
-        "{} principals, {} services, read {}",
-        rows.len(),
-        columns.len(),
-        escape(at)
+    let name = escape(member);
+    let _ = write!(
+        body,
+        "<tr data-text=\"{name}\"><th scope=\"row\">{name}</th><td class=\"number\">{}</td>",
+        by_column.len()
     );
-    PAGE.replace("{{summary}}", &summary)
-        .replace("{{legend}}", &legend)
-        .replace("{{head}}", &head)
-        .replace("{{notes}}", &notes)
-        // Last: what is in it is data, and must not be taken for one of the marks above.
-        .replace("{{body}}", &body)
+    for (n, c) in columns.iter().enumerate() {
+        match by_column.get(&n) {
+            None => body.push_str("<td></td>"),
+            Some(cells) => push_cells(body, c, member, cells),
+        }
+    }
+    body.push_str("</tr>\n");
+}
+
+fn push_cells(body: &mut String, column: &Column, member: &str, cells: &[&Cell]) {
+    let words: Vec<&str> = cells.iter().map(|c| c.words.as_str()).collect();
+    let label = escape(&format!(
+        "{member} on {}: {}",
+        column.name,
+        words.join(" / ")
+    ));
+    let _ = write!(
+        body,
+        "<td><button class=\"cell\" aria-label=\"{label}\" title=\"{label}\">"
+    );
+    for cell in cells {
+        let (class, sign) = (cell.kind.class(), cell.kind.sign());
+        let _ = write!(body, "<span class=\"{class}\">{sign}</span>");
+    }
+    body.push_str("</button></td>");
 }
 
 const PAGE: &str = r##"<!DOCTYPE html>

@@ -102,6 +102,44 @@ pub enum FailOn {
     Exposed,
 }
 
+impl ServicePlan {
+    /// Nothing to say about it.
+    fn is_quiet(&self) -> bool {
+        self.changes.is_empty() && self.exposed.is_none() && self.error.is_none()
+    }
+
+    fn push_text(&self, text: &mut String, style: &Style) {
+        let name = format!("{} ({}, {})", self.service, self.region, self.project);
+        let _ = writeln!(text, "{}", style.paint(Tone::Strong, &name));
+        if !self.policies.is_empty() {
+            let line = style.wrap(2, &format!("by {}", self.policies.join(", ")));
+            let _ = writeln!(text, "{}", style.paint(Tone::Dim, &line));
+        }
+        for line in &self.changes {
+            let (sign, tone) = line.sign();
+            let change = style.paint(tone, &format!("{sign} {}", line.grant()));
+            let _ = writeln!(text, "  {change}");
+            if !line.reason.is_empty() {
+                let reason = style.wrap(6, &line.reason);
+                let _ = writeln!(text, "{}", style.paint(Tone::Dim, &reason));
+            }
+        }
+        if let Some(hash) = &self.approve {
+            let line = format!("to agree: run-invoker.dev/approve={hash}");
+            let _ = writeln!(text, "{}", style.wrap(4, &line));
+        }
+        if let Some(why) = &self.exposed {
+            let line = style.wrap(2, &format!("EXPOSED: {why}"));
+            let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
+        }
+        if let Some(why) = &self.error {
+            let line = style.wrap(2, &format!("could not be read: {why}"));
+            let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
+        }
+        text.push('\n');
+    }
+}
+
 impl PlanDocument {
     pub fn new(mut services: Vec<ServicePlan>, policies: Vec<PolicyNote>) -> Self {
         services.sort_by(|a, b| {
@@ -157,63 +195,12 @@ impl PlanDocument {
 
     fn text(&self, style: &Style) -> String {
         let mut text = String::new();
-        for s in &self.services {
-            if s.changes.is_empty() && s.exposed.is_none() && s.error.is_none() {
-                continue;
-            }
-            let name = style.paint(
-                Tone::Strong,
-                &format!("{} ({}, {})", s.service, s.region, s.project),
-            );
-            let _ = writeln!(text, "{name}");
-            if !s.policies.is_empty() {
-                let line = style.wrap(2, &format!("by {}", s.policies.join(", ")));
-                let _ = writeln!(text, "{}", style.paint(Tone::Dim, &line));
-            }
-            for line in &s.changes {
-                let (sign, tone) = line.sign();
-                let _ = writeln!(
-                    text,
-                    "  {}",
-                    style.paint(tone, &format!("{sign} {}", line.grant()))
-                );
-                if !line.reason.is_empty() {
-                    let _ = writeln!(
-                        text,
-                        "{}",
-                        style.paint(Tone::Dim, &style.wrap(6, &line.reason))
-                    );
-                }
-            }
-            if let Some(hash) = &s.approve {
-                let _ = writeln!(
-                    text,
-                    "{}",
-                    style.wrap(4, &format!("to agree: run-invoker.dev/approve={hash}"))
-                );
-            }
-            if let Some(why) = &s.exposed {
-                let line = style.wrap(2, &format!("EXPOSED: {why}"));
-                let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
-            }
-            if let Some(why) = &s.error {
-                let _ = writeln!(
-                    text,
-                    "{}",
-                    style.paint(
-                        Tone::Bad,
-                        &style.wrap(2, &format!("could not be read: {why}"))
-                    )
-                );
-            }
-            text.push('\n');
+        for service in self.services.iter().filter(|s| !s.is_quiet()) {
+            service.push_text(&mut text, style);
         }
         for note in &self.policies {
-            let _ = writeln!(
-                text,
-                "{}",
-                style.wrap(0, &format!("{}: {}", note.policy, note.message))
-            );
+            let line = format!("{}: {}", note.policy, note.message);
+            let _ = writeln!(text, "{}", style.wrap(0, &line));
         }
         if !self.policies.is_empty() {
             text.push('\n');
