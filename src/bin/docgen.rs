@@ -125,19 +125,7 @@ fn resources() -> anyhow::Result<String> {
 
 /// A row for every field below `path`, and the messages of its rules.
 fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(String, String)>) {
-    for rule in schema["x-kubernetes-validations"]
-        .as_array()
-        .into_iter()
-        .flatten()
-    {
-        // Of a message that depends on the value, what it begins with.
-        let begins = |expression: &str| {
-            let text = expression.split('\'').nth(1).unwrap_or_default();
-            format!(
-                "{}; the message has the likely right spelling",
-                text.trim_end_matches("; write ")
-            )
-        };
+    for rule in rules_of(schema) {
         let message = rule["message"].as_str().map(str::to_owned);
         let message = message.or_else(|| rule["messageExpression"].as_str().map(begins));
         rules.push((path.to_owned(), message.unwrap_or_default()));
@@ -150,70 +138,77 @@ fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(Str
         .collect();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
-        let mut notes = Vec::new();
-        if required.contains(&name.as_str()) {
-            notes.push("required".to_owned());
-        }
-        if !field["default"].is_null() {
-            notes.push(format!(
-                "default `{}`",
-                field["default"].to_string().trim_matches('"')
-            ));
-        }
-        if let Some(values) = field["enum"].as_array() {
-            let values: Vec<String> = values
-                .iter()
-                .filter_map(Value::as_str)
-                .map(|v| format!("`{v}`"))
-                .collect();
-            notes.push(format!("one of {}", values.join(", ")));
-        }
-        for (key, word) in [("minItems", "at least"), ("maxItems", "at most")] {
-            if let Some(n) = field[key].as_u64().filter(|n| *n > 0) {
-                notes.push(format!("{word} {n} entries"));
-            }
-        }
-        if let Some(n) = field["maxLength"].as_u64() {
-            notes.push(format!("at most {n} characters"));
-        }
-        let notes = if notes.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", notes.join("; "))
-        };
-        let type_ = field["type"].as_str().unwrap_or("any");
-        let (type_, inner) = match type_ {
+        let item_type = field["items"]["type"].as_str().unwrap_or("any");
+        let (type_, inner) = match field["type"].as_str().unwrap_or("any") {
             "array" => (
-                format!(
-                    "list of {}",
-                    field["items"]["type"].as_str().unwrap_or("any")
-                ),
+                format!("list of {item_type}"),
                 Some((&field["items"], format!("{path}[]"))),
             ),
             "object" if field["additionalProperties"].is_object() => ("map".to_owned(), None),
             other => (other.to_owned(), Some((field, path.clone()))),
         };
         let meaning = cell(field["description"].as_str().unwrap_or_default());
+        let notes = notes(field, required.contains(&name.as_str()));
         rows.push(format!(
             "| `{path}` | {type_} | {meaning} {} |",
             cell(&notes)
         ));
-        if let Some((inner, below)) = inner {
-            walk(&below, inner, rows, rules);
-            if below != path {
-                // A list has rules of its own beside those of its entries.
-                for rule in field["x-kubernetes-validations"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                {
-                    rules.push((
-                        path.clone(),
-                        rule["message"].as_str().unwrap_or_default().to_owned(),
-                    ));
-                }
-            }
+        let Some((inner, below)) = inner else {
+            continue;
+        };
+        walk(&below, inner, rows, rules);
+        if below != path {
+            // A list has rules of its own beside those of its entries.
+            let message = |rule: &Value| rule["message"].as_str().unwrap_or_default().to_owned();
+            rules.extend(rules_of(field).map(|rule| (path.clone(), message(rule))));
         }
+    }
+}
+
+fn rules_of(schema: &Value) -> impl Iterator<Item = &Value> {
+    let rules = schema["x-kubernetes-validations"].as_array();
+    rules.into_iter().flatten()
+}
+
+/// Of a message that depends on the value, what it begins with.
+fn begins(expression: &str) -> String {
+    let text = expression.split('\'').nth(1).unwrap_or_default();
+    format!(
+        "{}; the message has the likely right spelling",
+        text.trim_end_matches("; write ")
+    )
+}
+
+/// What a field takes, in parentheses.
+fn notes(field: &Value, is_required: bool) -> String {
+    let mut notes = Vec::new();
+    if is_required {
+        notes.push("required".to_owned());
+    }
+    if !field["default"].is_null() {
+        let default = field["default"].to_string();
+        notes.push(format!("default `{}`", default.trim_matches('"')));
+    }
+    if let Some(values) = field["enum"].as_array() {
+        let values: Vec<String> = values
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|v| format!("`{v}`"))
+            .collect();
+        notes.push(format!("one of {}", values.join(", ")));
+    }
+    for (key, word) in [("minItems", "at least"), ("maxItems", "at most")] {
+        if let Some(n) = field[key].as_u64().filter(|n| *n > 0) {
+            notes.push(format!("{word} {n} entries"));
+        }
+    }
+    if let Some(n) = field["maxLength"].as_u64() {
+        notes.push(format!("at most {n} characters"));
+    }
+    if notes.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", notes.join("; "))
     }
 }
 
@@ -404,21 +399,7 @@ fn values(yaml: &str, schema: &Value) -> String {
         let words = comment.join(" ");
         comment.clear();
         let flag = match full.as_slice() {
-            ["settings", setting] => {
-                let flag = kebab(setting);
-                let command = Args::command();
-                let help = command
-                    .get_arguments()
-                    .find(|a| a.get_long() == Some(&flag))
-                    .and_then(|a| a.get_help());
-                let help = help.map(|h| format!("{h}. ")).unwrap_or_default();
-                // A comment of the chart's own says it better.
-                if words.is_empty() {
-                    format!("{}Flag `--{flag}`.", cell(&help) + " ")
-                } else {
-                    format!("Flag `--{flag}`. ")
-                }
-            }
+            ["settings", setting] => flag(setting, words.is_empty()),
             _ => String::new(),
         };
         let value = value.trim();
@@ -442,7 +423,23 @@ fn values(yaml: &str, schema: &Value) -> String {
     page
 }
 
-/// The flag behind a setting.
+/// What is said of the flag behind a setting; with its help, where the chart has no comment of its
+/// own, which says it better.
+fn flag(setting: &str, with_help: bool) -> String {
+    let flag = kebab(setting);
+    if !with_help {
+        return format!("Flag `--{flag}`. ");
+    }
+    let command = Args::command();
+    let help = command
+        .get_arguments()
+        .find(|a| a.get_long() == Some(&flag))
+        .and_then(|a| a.get_help());
+    let help = help.map(|h| format!("{h}. ")).unwrap_or_default();
+    format!("{} Flag `--{flag}`.", cell(&help))
+}
+
+/// The name of the flag behind a setting.
 fn kebab(setting: &str) -> String {
     match setting {
         "policyMetrics" => return "no-policy-metrics".into(),
