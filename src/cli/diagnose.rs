@@ -309,8 +309,8 @@ async fn links(kube: &Kube, intent: &Intent) -> BTreeMap<AccountKey, String> {
     let entries = intent.accounts.iter().flat_map(|a| &a.entries);
     for account in entries.map(|e| &e.account) {
         let api: Api<PartialObjectMeta<ServiceAccount>> =
-            Api::namespaced(kube.client.clone(), &account.0);
-        let found = api.get_metadata_opt(&account.1).await.ok().flatten();
+            Api::namespaced(kube.client.clone(), &account.namespace);
+        let found = api.get_metadata_opt(&account.name).await.ok().flatten();
         let notes = found.and_then(|a| a.metadata.annotations);
         if let Some(email) = notes.and_then(|n| n.get(GOOGLE_SERVICE_ACCOUNT).cloned()) {
             links.insert(account.clone(), email);

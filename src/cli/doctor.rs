@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON, InvokerPolicy, definitions},
-    cloudrun::google::{Google, Side},
+    cloudrun::{
+        google::{Google, Side},
+        limit::Place,
+    },
     config::CloudArgs,
     fault::{Fault, FaultClass},
     render::{Format, Tone, count, data},
@@ -663,15 +666,17 @@ fn sink_lets_through(project: &str, sink: &Value, findings: &mut Findings) {
 /// Reads in a minute that policies ask for, against what the operator lets itself have.
 fn quota_suffices(policies: &[InvokerPolicy], command: &DoctorCommand, findings: &mut Findings) {
     const CHECK: &str = "quota";
-    let mut places: BTreeMap<(String, String), BTreeMap<String, f64>> = BTreeMap::new();
+    let mut places: BTreeMap<Place, BTreeMap<String, f64>> = BTreeMap::new();
     for p in policies.iter().filter(|p| !p.spec.suspend) {
         let interval = crate::intent::interval(&p.spec.interval)
             .as_secs_f64()
             .max(10.0);
         for s in p.status.iter().flat_map(|s| &s.services) {
-            let services = places
-                .entry((p.spec.project.clone(), s.region.clone()))
-                .or_default();
+            let place = Place {
+                project: p.spec.project.as_str().into(),
+                region: s.region.as_str().into(),
+            };
+            let services = places.entry(place).or_default();
             let rate = services.entry(s.name.clone()).or_default();
             *rate = rate.max(60.0 / interval);
         }
@@ -679,12 +684,11 @@ fn quota_suffices(policies: &[InvokerPolicy], command: &DoctorCommand, findings:
     let fullest = places
         .iter()
         .map(|(place, services)| (services.values().sum::<f64>(), services.len(), place));
-    let Some((rate, services, (project, region))) = fullest.max_by(|a, b| a.0.total_cmp(&b.0))
-    else {
+    let Some((rate, services, place)) = fullest.max_by(|a, b| a.0.total_cmp(&b.0)) else {
         return;
     };
     let budget = f64::from(command.cloud.reads_per_minute);
-    let subject = format!("{project} ({region})");
+    let subject = format!("{} ({})", place.project, place.region);
     let evidence = format!(
         "the fullest of all: {} with {rate:.1} reads a minute, of {budget:.0} that the operator lets itself have",
         count(services, "service")

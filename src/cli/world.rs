@@ -25,8 +25,8 @@ use crate::{
     cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
     iam::{Policy, RunService, ServiceInfo},
-    index::{Index, PlanInputs, PolicyKey, Scope},
-    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail},
+    index::{Index, PlanInputs, Scope},
+    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
     plan::{self, Plan, Settings},
     status::{Findings, Observation},
 };
@@ -205,7 +205,7 @@ impl ClusterSnapshot {
             found = list_all::<InvokerPolicy>(&own, ListParams::default()).await;
         }
         for p in found? {
-            objects.policies.insert(key_of(&p), p);
+            objects.policies.insert(PolicyKey::of(&p.metadata), p);
         }
         let all = Api::all(client.clone());
         let found = list_all::<InvokerLedger>(&all, ListParams::default()).await;
@@ -245,9 +245,9 @@ impl ClusterSnapshot {
         for account in named {
             let Some(client) = client else { continue };
             let api: Api<PartialObjectMeta<ServiceAccount>> =
-                Api::namespaced(client.clone(), &account.0);
+                Api::namespaced(client.clone(), &account.namespace);
             let found = api
-                .get_metadata_opt(&account.1)
+                .get_metadata_opt(&account.name)
                 .await
                 .context("reading a ServiceAccount that a policy names")?;
             let email =
@@ -275,7 +275,7 @@ impl ClusterSnapshot {
         let mut found = Vec::new();
         for name in &asked {
             let record: Option<InvokerChange> = match client {
-                Some(client) => Api::namespaced(client.clone(), &key.0)
+                Some(client) => Api::namespaced(client.clone(), &key.namespace)
                     .get_opt(name)
                     .await
                     .context("reading a record")?,
@@ -286,7 +286,7 @@ impl ClusterSnapshot {
                 None => {
                     let why = format!(
                         "there is no InvokerChange {name} in namespace {} to go back behind",
-                        key.0
+                        key.namespace
                     );
                     self.index
                         .set_rollbacks(key, &asked, Err(why.into()), self.now);
@@ -395,7 +395,7 @@ impl ClusterSnapshot {
 #[derive(Default)]
 struct Objects {
     guardrails: BTreeMap<String, InvokerGuardrail>,
-    policies: BTreeMap<(String, String), InvokerPolicy>,
+    policies: BTreeMap<PolicyKey, InvokerPolicy>,
     ledgers: Vec<InvokerLedger>,
 }
 
@@ -411,12 +411,12 @@ impl Objects {
             self.add_guardrail(guardrail);
         }
         for file in &loaded.policies {
-            let key = key_of(file);
+            let key = PolicyKey::of(&file.metadata);
             let policy = match self.policies.get(&key) {
                 Some(stored) => applied(file, stored),
                 None => {
                     let mut policy = file.clone();
-                    policy.metadata.uid = Some(format!("file:{}/{}", key.0, key.1));
+                    policy.metadata.uid = Some(format!("file:{key}"));
                     policy.metadata.generation = Some(1);
                     policy
                 }
@@ -444,12 +444,4 @@ fn applied(file: &InvokerPolicy, stored: &InvokerPolicy) -> InvokerPolicy {
 
 fn is_forbidden(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<kube::Error>(), Some(kube::Error::Api(s)) if s.code == 403)
-}
-
-fn key_of(policy: &InvokerPolicy) -> (String, String) {
-    let meta = &policy.metadata;
-    (
-        meta.namespace.clone().unwrap_or_default(),
-        meta.name.clone().unwrap_or_default(),
-    )
 }

@@ -15,6 +15,7 @@ use crate::{
         POLICY_LABEL_PREFIX,
     },
     fault::Fault,
+    intent::{ChangeKey, PolicyKey},
 };
 
 /// Objects in one page of a list that goes over all namespaces.
@@ -24,14 +25,6 @@ const PAGE: u32 = 250;
 /// admission policy or webhook, a namespace that is gone or going.
 fn is_refusal(status: &kube::core::Status) -> bool {
     (400..500).contains(&status.code) && !matches!(status.code, 401 | 408 | 409 | 429)
-}
-
-/// Namespace and name of a record.
-pub fn place_of(change: &InvokerChange) -> (&str, &str) {
-    (
-        change.metadata.namespace.as_deref().unwrap_or_default(),
-        change.metadata.name.as_deref().unwrap_or_default(),
-    )
 }
 
 impl Cluster {
@@ -50,7 +43,7 @@ impl Cluster {
             field_manager: Some(FIELD_MANAGER.into()),
             ..PostParams::default()
         };
-        let (namespace, _) = place_of(change);
+        let namespace = change.metadata.namespace.as_deref().unwrap_or_default();
         match self
             .within(self.changes(namespace).create(&params, change))
             .await
@@ -82,17 +75,18 @@ impl Cluster {
         change: &InvokerChange,
         outcome: &ChangeOutcome,
     ) -> Result<(), Fault> {
-        let (namespace, name) = place_of(change);
+        let key = ChangeKey::of(&change.metadata);
         let patch = json!({"metadata": {"labels": {OUTCOME_LABEL: outcome.phase.as_str()}}, "spec": {"outcome": outcome}});
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.into()),
             ..PatchParams::default()
         };
         match self
-            .within(
-                self.changes(namespace)
-                    .patch_metadata(name, &params, &Patch::Merge(patch)),
-            )
+            .within(self.changes(&key.namespace).patch_metadata(
+                &key.name,
+                &params,
+                &Patch::Merge(patch),
+            ))
             .await
         {
             Err(e) if !is_gone(&e) => Err(fault(e)),
@@ -104,11 +98,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn discard_change(&self, namespace: &str, name: &str) -> Result<(), Fault> {
+    pub async fn discard_change(&self, key: &ChangeKey) -> Result<(), Fault> {
         match self
             .within(
-                self.changes(namespace)
-                    .delete(name, &DeleteParams::default()),
+                self.changes(&key.namespace)
+                    .delete(&key.name, &DeleteParams::default()),
             )
             .await
         {
@@ -123,12 +117,11 @@ impl Cluster {
     /// When the API server refuses or cannot be reached.
     pub async fn change(
         &self,
-        namespace: &str,
-        name: &str,
+        key: &ChangeKey,
     ) -> Result<Option<Result<InvokerChange, String>>, Fault> {
         let api: Api<DeserializeGuard<InvokerChange>> =
-            Api::namespaced(self.client.clone(), namespace);
-        let found = if_there(self.within(api.get(name)).await)?;
+            Api::namespaced(self.client.clone(), &key.namespace);
+        let found = if_there(self.within(api.get(&key.name)).await)?;
         Ok(found.map(|guard| guard.0.map_err(|invalid| invalid.error.to_string())))
     }
 
@@ -136,14 +129,11 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn changes_of(
-        &self,
-        namespace: &str,
-        policy: &str,
-    ) -> Result<Vec<(String, Timestamp)>, Fault> {
-        let params = ListParams::default().labels(&format!("{POLICY_LABEL_PREFIX}{policy}"));
+    pub async fn changes_of(&self, policy: &PolicyKey) -> Result<Vec<(String, Timestamp)>, Fault> {
+        let label = format!("{POLICY_LABEL_PREFIX}{}", policy.name);
+        let params = ListParams::default().labels(&label);
         let list = self
-            .within(self.changes(namespace).list_metadata(&params))
+            .within(self.changes(&policy.namespace).list_metadata(&params))
             .await
             .map_err(fault)?;
         Ok(list
@@ -153,11 +143,11 @@ impl Cluster {
             .collect())
     }
 
-    /// Records older than `before`: namespace and name.
+    /// Records older than `before`.
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn changes_before(&self, before: Timestamp) -> Result<Vec<(String, String)>, Fault> {
+    pub async fn changes_before(&self, before: Timestamp) -> Result<Vec<ChangeKey>, Fault> {
         let api: Api<InvokerChange> = Api::all(self.client.clone());
         let mut found = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
@@ -172,7 +162,9 @@ impl Cluster {
                     .as_ref()
                     .is_some_and(|t| t.0 < before)
             });
-            found.extend(old.filter_map(|o| Some((o.metadata.namespace?, o.metadata.name?))));
+            found.extend(
+                old.filter_map(|o| Some(ChangeKey::new(o.metadata.namespace?, o.metadata.name?))),
+            );
             match page.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => params = params.continue_token(&next),
                 None => return Ok(found),

@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-pub use changes::place_of;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},

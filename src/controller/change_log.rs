@@ -17,10 +17,10 @@ use super::{
 use crate::{
     api::{ChangePhase, InvokerChange},
     cloudrun::CloudRun,
-    cluster::place_of,
     fault::Fault,
     history::{self, Ending},
     iam::{Policy, RunService},
+    intent::{ChangeKey, PolicyKey},
     ledger::{Ledger, Pending},
     status::Applied,
 };
@@ -41,8 +41,8 @@ struct State {
     legacy: HashMap<RunService, Vec<InvokerChange>>,
     /// Shards whose records are to be searched for such.
     recall: BTreeSet<usize>,
-    /// Policies, by namespace and name, with a record more than before.
-    crowded: Due<(Arc<str>, Arc<str>)>,
+    /// Policies with a record more than before.
+    crowded: Due<PolicyKey>,
 }
 
 /// Open writes and their records.
@@ -173,20 +173,17 @@ impl<C: CloudRun> Controller<C> {
 
     /// A change is on record: its policies say so, and their oldest records make room.
     fn recorded(&self, change: &InvokerChange) {
-        let (namespace, name) = place_of(change);
+        let record = ChangeKey::of(&change.metadata);
         for policy in change
             .spec
             .policies
             .iter()
-            .filter(|p| p.namespace == namespace)
+            .filter(|p| *p.namespace == *record.namespace)
         {
-            let key = (
-                Arc::<str>::from(policy.namespace.as_str()),
-                Arc::<str>::from(policy.name.as_str()),
-            );
+            let key = PolicyKey::new(policy.namespace.as_str(), policy.name.as_str());
             let earlier = self
                 .index
-                .with(|i| i.set_last_change(&key, &policy.uid, name));
+                .with(|i| i.set_last_change(&key, &policy.uid, &record.name));
             if earlier.is_some() {
                 self.statuses.add(&key, Duration::from_millis(100));
             }
@@ -205,7 +202,7 @@ impl<C: CloudRun> Controller<C> {
     pub(super) async fn close_legacy(&self, service: &RunService, live: Option<&Policy>) {
         let log = &self.change_log.state;
         for change in log.with(|s| s.legacy.remove(service)).unwrap_or_default() {
-            let pending = history::left_open(place_of(&change).1, &change.spec);
+            let pending = history::left_open(&ChangeKey::of(&change.metadata).name, &change.spec);
             let outcome = history::settle(&pending, Ending::Unknown, live, self.now());
             if let Err(fault) = self.cluster.close_change(&change, &outcome).await {
                 tracing::debug!(%fault, "a record could not be closed yet");
@@ -231,8 +228,8 @@ impl<C: CloudRun> Controller<C> {
                 continue;
             }
             match crowded {
-                Some((namespace, policy)) => {
-                    if let Err(fault) = self.thin_out(&namespace, &policy).await {
+                Some(policy) => {
+                    if let Err(fault) = self.thin_out(&policy).await {
                         tracing::debug!(%fault, "old records could not be taken away; the next change tries again");
                     }
                 }
@@ -241,10 +238,11 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    async fn thin_out(&self, namespace: &str, policy: &str) -> Result<(), Fault> {
-        let records = self.cluster.changes_of(namespace, policy).await?;
+    async fn thin_out(&self, policy: &PolicyKey) -> Result<(), Fault> {
+        let records = self.cluster.changes_of(policy).await?;
         for name in history::outlived(&records, self.options.retention, self.now()) {
-            self.cluster.discard_change(namespace, &name).await?;
+            let key = ChangeKey::new(policy.namespace.clone(), name);
+            self.cluster.discard_change(&key).await?;
         }
         Ok(())
     }
@@ -300,8 +298,8 @@ impl<C: CloudRun> Controller<C> {
         let Ok(before) = self.now().checked_sub(self.options.retention.age) else {
             return Ok(());
         };
-        for (namespace, name) in self.cluster.changes_before(before).await? {
-            self.cluster.discard_change(&namespace, &name).await?;
+        for change in self.cluster.changes_before(before).await? {
+            self.cluster.discard_change(&change).await?;
         }
         Ok(())
     }

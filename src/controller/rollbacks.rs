@@ -16,7 +16,12 @@ use super::{
     owned::{Owned, Rank},
     reconcile::backoff,
 };
-use crate::{api::InvokerChangeSpec, cloudrun::CloudRun, fault::Fault, index::PolicyKey};
+use crate::{
+    api::InvokerChangeSpec,
+    cloudrun::CloudRun,
+    fault::Fault,
+    intent::{ChangeKey, PolicyKey},
+};
 
 /// Policies whose records are read at once.
 const READERS: usize = 8;
@@ -143,7 +148,7 @@ impl<C: CloudRun> Controller<C> {
         let Some(asked) = asked.filter(|a| !a.is_empty()) else {
             return Ok(());
         };
-        let found = self.read_records(&key.0, &asked).await?;
+        let found = self.read_records(key, &asked).await?;
         let now = self.now();
         let touched = self
             .index
@@ -153,7 +158,7 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
-    async fn read_records(&self, namespace: &str, asked: &[Arc<str>]) -> Result<Loaded, Fault> {
+    async fn read_records(&self, policy: &PolicyKey, asked: &[Arc<str>]) -> Result<Loaded, Fault> {
         let mut records = Vec::with_capacity(asked.len());
         for name in asked {
             let is_name =
@@ -165,7 +170,9 @@ impl<C: CloudRun> Controller<C> {
                 )
                 .into()));
             }
-            match self.cluster.change(namespace, name).await? {
+            let namespace = &policy.namespace;
+            let key = ChangeKey::new(namespace.clone(), name.clone());
+            match self.cluster.change(&key).await? {
                 Some(Ok(change)) => records.push((name.clone(), change.spec)),
                 Some(Err(why)) => {
                     let why: String = why.chars().take(200).collect();

@@ -28,10 +28,10 @@ use crate::{
     fault::Fault,
     iam::RunService,
     index::{
-        Index, PolicyKey,
+        Index,
         policies::{Gauges, Record, SerializedStatus},
     },
-    intent::{Intent, PolicyId},
+    intent::{Intent, PolicyId, PolicyKey},
     metrics::{Metrics, PolicySeries},
     status::{self, events::Note},
 };
@@ -246,7 +246,7 @@ impl<C: CloudRun> Controller<C> {
             Work::Status(key) => {
                 let result = self.write_status(&key).await;
                 if let Err(fault) = &result {
-                    tracing::debug!(%fault, namespace = &*key.0, policy = &*key.1, "a status could not be written; it is tried again");
+                    tracing::debug!(%fault, namespace = &*key.namespace, policy = &*key.name, "a status could not be written; it is tried again");
                 }
                 self.statuses
                     .written(&key, result.is_err(), self.options.seed);
@@ -407,11 +407,11 @@ pub(super) fn gauges(
         .filter(|(_, r)| ours(&r.intent.project))
         .collect();
     policies.sort_by_key(|(key, _)| *key);
-    PolicySeries::of(policies.iter().map(|((namespace, name), r)| {
+    PolicySeries::of(policies.iter().map(|(key, r)| {
         let gauges = r.gauges();
         (
-            &**namespace,
-            &**name,
+            &*key.namespace,
+            &*key.name,
             gauges.ready,
             gauges.missing,
             gauges.unexpected,
@@ -513,7 +513,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_status_that_is_refused_is_tried_ever_more_rarely_whatever_changes() {
         let writer = StatusWriter::default();
-        let key: PolicyKey = ("ns".into(), "p".into());
+        let key = PolicyKey::new("ns", "p");
         let (start, mut tries) = (Instant::now(), 0);
         writer.add(&key, Duration::ZERO);
         while start.elapsed() < Duration::from_secs(3600) {

@@ -16,8 +16,8 @@ use crate::{
     cloudrun::CloudRun,
     cluster::watch::{self as streams, Change, Malformed},
     iam::RunService,
-    index::{PolicyKey, policies::Effect},
-    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyId},
+    index::policies::Effect,
+    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyId, PolicyKey},
     ledger::{Version, service_of},
 };
 
@@ -209,13 +209,13 @@ impl<C: CloudRun> Controller<C> {
                         .annotations
                         .as_ref()
                         .and_then(|a| a.get(GOOGLE_SERVICE_ACCOUNT));
-                    let account = account_of(&object.metadata);
+                    let account = AccountKey::of(&object.metadata);
                     self.index
                         .with(|i| i.apply_account(account, email.map(String::as_str)))
                 }
                 Change::Deleted(object) => self
                     .index
-                    .with(|i| i.apply_account(account_of(&object.metadata), None)),
+                    .with(|i| i.apply_account(AccountKey::of(&object.metadata), None)),
                 Change::Synced => self.index.with(|i| i.end_account_list()),
                 Change::Broken(why) => {
                     tracing::warn!(%why, "the watch of ServiceAccounts broke; taking it up again");
@@ -321,15 +321,5 @@ fn id_of(policy: &InvokerPolicy) -> PolicyId {
 }
 
 fn key_of(object: &Malformed) -> PolicyKey {
-    (
-        object.namespace.as_str().into(),
-        object.name.as_str().into(),
-    )
-}
-
-fn account_of(meta: &kube::core::ObjectMeta) -> AccountKey {
-    (
-        meta.namespace.as_deref().unwrap_or_default().into(),
-        meta.name.as_deref().unwrap_or_default().into(),
-    )
+    PolicyKey::new(object.namespace.as_str(), object.name.as_str())
 }

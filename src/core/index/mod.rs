@@ -39,7 +39,7 @@ use crate::{
     api::{InvokerGuardrail, InvokerLedger},
     fault::Fault,
     iam::{Grant, RunService, ServiceInfo},
-    intent::{AccountKey, Guardrail, Limits, PolicyId},
+    intent::{AccountKey, Guardrail, Limits, PolicyId, PolicyKey},
     ledger::{Ledger, Version},
     plan::{OwnerState, Owners, PolicyOnService, RevokeCause},
 };
@@ -51,9 +51,6 @@ use names::Interner;
 pub use policies::{Effect, Gauges, Policies, Record, SerializedStatus};
 pub use rollbacks::RollbackState;
 use service_accounts::ServiceAccounts;
-
-/// Namespace and name.
-pub type PolicyKey = (Arc<str>, Arc<str>);
 
 /// The index.
 #[derive(Debug, Default)]

@@ -327,7 +327,7 @@ impl Policies {
             .or_default()
             .insert(key.clone());
         self.by_namespace
-            .entry(key.0.clone())
+            .entry(key.namespace.clone())
             .or_default()
             .insert(key.clone());
         for service in &record.targets {
@@ -353,7 +353,7 @@ impl Policies {
         let record = self.records.remove(key)?;
         self.by_uid.remove(&record.intent.id.uid);
         drop_from(&mut self.by_project, &record.intent.project, key);
-        drop_from(&mut self.by_namespace, &key.0, key);
+        drop_from(&mut self.by_namespace, &key.namespace, key);
         for service in &record.targets {
             self.unlink(service, key);
         }
@@ -386,7 +386,7 @@ impl Index {
                 }
             }
             _ => {
-                let terms = self.guardrails.terms(&key.0);
+                let terms = self.guardrails.terms(&key.namespace);
                 let record = Record::new(intent, stored, terms, now);
                 effect.merge(self.put_record(&key, record));
             }
@@ -516,8 +516,13 @@ impl Index {
         {
             self.projects.remove(&record.intent.project);
         }
-        if self.policies.keys_of_namespace(&key.0).next().is_none() {
-            self.guardrails.forget(&key.0);
+        if self
+            .policies
+            .keys_of_namespace(&key.namespace)
+            .next()
+            .is_none()
+        {
+            self.guardrails.forget(&key.namespace);
         }
         let mut services = record.targets;
         services.extend(self.ledgers.owned_by(&id.uid).cloned());

@@ -148,10 +148,10 @@ mod tests {
     use super::*;
 
     fn account(name: &str) -> AccountKey {
-        ("ns".into(), name.into())
+        AccountKey::new("ns", name)
     }
     fn policy(name: &str) -> PolicyKey {
-        ("ns".into(), name.into())
+        PolicyKey::new("ns", name)
     }
     fn known() -> ServiceAccounts {
         let mut accounts = ServiceAccounts::default();

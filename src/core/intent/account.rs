@@ -5,16 +5,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{Declared, Intent, Rejection};
+use super::{AccountKey, Declared, Intent, Rejection};
 use crate::iam::{Condition, Grant, Principal};
 
 /// Annotation by which GKE links a ServiceAccount to a Google service account.
 ///
 /// Source: <https://docs.cloud.google.com/kubernetes-engine/docs/how-to/workload-identity>.
 pub const GOOGLE_SERVICE_ACCOUNT: &str = "iam.gke.io/gcp-service-account";
-
-/// Namespace and name of a ServiceAccount.
-pub type AccountKey = (Arc<str>, Arc<str>);
 
 /// An entry of a spec that names a ServiceAccount.
 #[derive(Clone, Debug)]
@@ -47,14 +44,14 @@ impl Intent {
         let mut declared: BTreeSet<Declared> = accounts.members.iter().cloned().collect();
         accounts.unlinked.clear();
         for entry in &accounts.entries {
-            let (namespace, name) = &entry.account;
+            let account = &entry.account;
             let mut reject = |message: String| {
                 let field = format!("spec.invokers[{}].kubernetesServiceAccount", entry.position);
                 accounts.unlinked.push(Rejection { field, message });
             };
-            let Some(email) = linked(&entry.account) else {
+            let Some(email) = linked(account) else {
                 reject(format!(
-                    "ServiceAccount {namespace}/{name} does not exist or has no annotation {GOOGLE_SERVICE_ACCOUNT}; annotate it with the Google service account that it acts as"
+                    "ServiceAccount {account} does not exist or has no annotation {GOOGLE_SERVICE_ACCOUNT}; annotate it with the Google service account that it acts as"
                 ));
                 continue;
             };
@@ -62,7 +59,7 @@ impl Intent {
                 Ok(principal) => principal,
                 Err(why) => {
                     reject(format!(
-                        "the annotation {GOOGLE_SERVICE_ACCOUNT} of ServiceAccount {namespace}/{name} {why}; it must be the e-mail of a Google service account"
+                        "the annotation {GOOGLE_SERVICE_ACCOUNT} of ServiceAccount {account} {why}; it must be the e-mail of a Google service account"
                     ));
                     continue;
                 }

@@ -7,7 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{AccountEntry, Declared, Rejection};
+use super::{AccountEntry, AccountKey, Declared, Rejection};
 use crate::{
     api::{InvokerPolicySpec, InvokerSpec},
     iam::{Condition, Grant, Principal, Role},
@@ -58,7 +58,7 @@ impl Invokers<'_> {
             (None, Some(account)) => {
                 let namespace = account.namespace.as_deref().unwrap_or(self.namespace);
                 self.accounts.push(AccountEntry {
-                    account: (namespace.into(), account.name.as_str().into()),
+                    account: AccountKey::new(namespace, account.name.as_str()),
                     position,
                     expires,
                     condition,

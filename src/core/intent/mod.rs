@@ -7,6 +7,7 @@
 mod account;
 mod guardrail;
 mod invokers;
+mod keys;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,8 +27,9 @@ use crate::{
     iam::{Grant, Role, RunService, ServiceInfo, nearest_region},
 };
 
-pub use account::{AccountEntry, AccountKey, Accounts, GOOGLE_SERVICE_ACCOUNT};
+pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
 pub use guardrail::{Guardrail, Limits, Refusal, Terms};
+pub use keys::{AccountKey, ChangeKey, PolicyKey};
 
 /// A policy by name and uid: one that is made again under its name is another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,14 +41,14 @@ pub struct PolicyId {
 
 impl PolicyId {
     /// Namespace and name.
-    pub fn key(&self) -> (Arc<str>, Arc<str>) {
-        (self.namespace.clone(), self.name.clone())
+    pub fn key(&self) -> PolicyKey {
+        PolicyKey::new(self.namespace.clone(), self.name.clone())
     }
 }
 
 impl fmt::Display for PolicyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        self.key().fmt(f)
     }
 }
 
