@@ -150,11 +150,7 @@ impl Ledger {
 }
 
 fn condition_of(spec: &ConditionSpec) -> Arc<Condition> {
-    Arc::new(Condition::new(
-        spec.title.clone(),
-        spec.description.clone(),
-        spec.expression.clone(),
-    ))
+    Arc::new(spec.into())
 }
 
 /// Makes places in tables for what repeats.
@@ -188,11 +184,7 @@ impl Tables {
             .entry(condition.clone())
             .or_insert(next);
         if place == next {
-            self.conditions.push(ConditionSpec {
-                title: condition.title.clone(),
-                description: condition.description.clone(),
-                expression: condition.expression.clone(),
-            });
+            self.conditions.push(condition.into());
         }
         Some(place)
     }

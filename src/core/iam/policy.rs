@@ -109,6 +109,12 @@ impl From<&Condition> for Expr {
     }
 }
 
+impl From<&Expr> for Condition {
+    fn from(e: &Expr) -> Self {
+        Self::new(e.title.clone(), e.description.clone(), e.expression.clone())
+    }
+}
+
 impl Binding {
     fn matches(&self, role: Role, condition: Option<&Condition>) -> bool {
         self.role == role.as_str()
@@ -132,13 +138,8 @@ impl Policy {
             let Some(role) = Role::from_name(&binding.role) else {
                 continue;
             };
-            let condition = binding.condition.as_ref().map(|e| {
-                std::sync::Arc::new(Condition::new(
-                    e.title.clone(),
-                    e.description.clone(),
-                    e.expression.clone(),
-                ))
-            });
+            let condition = binding.condition.as_ref().map(Condition::from);
+            let condition = condition.map(std::sync::Arc::new);
             for member in &binding.members {
                 found.insert(Grant {
                     principal: Principal::from_live(member),

@@ -119,10 +119,7 @@ fn expiry(entry: &InvokerSpec) -> Result<Option<Timestamp>, Refused> {
 
 /// The condition of the grant: the end of it, its own, or both.
 fn condition(entry: &InvokerSpec, expires: Option<Timestamp>) -> Option<Condition> {
-    let own = entry
-        .condition
-        .as_ref()
-        .map(|c| Condition::new(c.title.clone(), c.description.clone(), c.expression.clone()));
+    let own = entry.condition.as_ref().map(Condition::from);
     match expires {
         Some(until) => Some(Condition::expiring(until, own.as_ref())),
         None => own,

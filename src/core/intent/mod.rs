@@ -5,6 +5,7 @@
 //! rules catch nearly all of them, but an object may have been stored before a rule existed.
 
 mod account;
+mod condition;
 mod guardrail;
 mod invokers;
 mod keys;
