@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf};
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{Api, api::ListParams, core::PartialObjectMeta};
 
@@ -153,9 +154,7 @@ fn read_token(command: &DiagnoseCommand) -> anyhow::Result<Option<Token>> {
     };
     Ok(Some(match text.strip_prefix('@') {
         // The error must not quote a token that was mistaken for a file.
-        Some(path) => Token::read(
-            &fs::read_to_string(path).map_err(|e| anyhow::anyhow!("the token's file: {e}"))?,
-        ),
+        Some(path) => Token::read(&fs::read_to_string(path).context("the token's file")?),
         None => Token::read(text),
     }))
 }
@@ -183,7 +182,7 @@ fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {
         std::io::stdin().read_to_string(&mut text)?;
     } else {
         text = fs::read_to_string(path)
-            .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", path.display()))?;
+            .with_context(|| format!("{} cannot be read", path.display()))?;
     }
     let entry = serde_json::from_str(&text).map_err(|e| {
         anyhow::anyhow!(

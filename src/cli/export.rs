@@ -86,7 +86,7 @@ pub async fn run(context: &Context, command: &ExportCommand) -> anyhow::Result<E
         if !text.is_empty() {
             text.push_str("---\n");
         }
-        text.push_str(&serde_saphyr::to_string(policy).map_err(|e| anyhow::anyhow!("{e}"))?);
+        text.push_str(&serde_saphyr::to_string(policy)?);
     }
     print(&text);
     for what in &unmapped.0 {

@@ -8,6 +8,7 @@ use std::{
     sync::LazyLock,
 };
 
+use anyhow::Context as _;
 use kube::core::cel::Validator;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
         }
         for file in files_of(path)? {
             let text = fs::read_to_string(&file)
-                .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
+                .with_context(|| format!("{} cannot be read", file.display()))?;
             read(&mut loaded, &file.display().to_string(), &text, namespace);
         }
     }
@@ -69,13 +70,13 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
 }
 
 fn files_of(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let about = |e: std::io::Error| anyhow::anyhow!("{} cannot be read: {e}", path.display());
-    if !fs::metadata(path).map_err(about)?.is_dir() {
+    let about = || format!("{} cannot be read", path.display());
+    if !fs::metadata(path).with_context(about)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
     let mut found = Vec::new();
-    for entry in fs::read_dir(path).map_err(about)? {
-        let entry = entry.map_err(about)?.path();
+    for entry in fs::read_dir(path).with_context(about)? {
+        let entry = entry.with_context(about)?.path();
         if entry.is_dir() {
             found.extend(files_of(&entry)?);
         } else if entry

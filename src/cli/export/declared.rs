@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
+use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{Held, Unmapped};
@@ -19,11 +20,11 @@ pub(super) fn read(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> 
     }
     for file in files {
         let text = fs::read_to_string(&file)
-            .map_err(|e| anyhow::anyhow!("{} cannot be read: {e}", file.display()))?;
+            .with_context(|| format!("{} cannot be read", file.display()))?;
         let shown = file.display().to_string();
         if file.extension().is_some_and(|e| e == "json") {
-            let value: Value = serde_json::from_str(&text)
-                .map_err(|e| anyhow::anyhow!("{shown} is no JSON: {e}"))?;
+            let value: Value =
+                serde_json::from_str(&text).with_context(|| format!("{shown} is no JSON"))?;
             if value["format_version"].is_string() {
                 terraform(&value["values"]["root_module"], held, unmapped);
                 continue;
@@ -35,7 +36,7 @@ pub(super) fn read(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> 
                 continue;
             }
             let value: Value = serde_saphyr::from_str(document)
-                .map_err(|e| anyhow::anyhow!("{shown}, document {}: is no YAML: {e}", n + 1))?;
+                .with_context(|| format!("{shown}, document {}: is no YAML", n + 1))?;
             config_connector(&value, held, unmapped);
         }
     }
