@@ -29,7 +29,7 @@
 //!
 //! ● marks pure modules: no client, clock, log or metric. `tests/architecture.rs` holds every
 //! module to this map.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails panics"))]
 
 #[cfg(feature = "cli")]
 pub mod cli;

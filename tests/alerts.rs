@@ -1,7 +1,11 @@
 //! The alerts and the dashboards: that alerts fire and stay silent as they should (promtool), that
 //! each has a runbook, that every series they look at is really exported, and that every panel has
 //! something to show.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! Holds every module to the map in `src/lib.rs`: which of our modules it may use, and what a pure
 //! one may not touch.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

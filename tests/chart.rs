@@ -1,6 +1,11 @@
 //! The Helm chart: lint, schema, goldens of what it renders, and that the rights it asks for are
 //! those that the operator uses: no fewer and no more.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+#![expect(clippy::print_stdout, reason = "says how much it tried")]
 
 mod common;
 #[path = "chart/package.rs"]

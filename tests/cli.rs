@@ -3,7 +3,12 @@
 //! program prints on both streams and its exit code are a golden transcript. Time is frozen. And
 //! two properties: what `plan` prints is what the operator then does, and what `export` writes is
 //! no drift.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+#![expect(clippy::print_stdout, reason = "says what it measured")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 #![cfg(feature = "cli")]
 //! The pages for users, held to the code: every reason is explained, every link leads somewhere.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
 use std::{
     collections::BTreeSet,

@@ -1,6 +1,10 @@
 //! Audit events: from a change of somebody else to its correction, with the name of who made it.
 //! With the real Pub/Sub emulator, and real gcloud where that makes the change.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
 
 mod common;
 

@@ -1,6 +1,11 @@
 //! Bad weather that needs more than a scenario file: a rival writer, killed and stopped processes,
 //! two replicas, a real API server that goes away.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+#![expect(clippy::print_stdout, reason = "says what it measured")]
 
 mod common;
 

@@ -1,12 +1,13 @@
 //! A bounded run of the fuzz targets on stable Rust: the whole corpus, and mutations of it from a
 //! fixed seed, so that a failure comes again. `FUZZ_ROUNDS=1000000 cargo test --release --test
 //! fuzz` runs longer. With cargo-fuzz and nightly: `cd fuzz && cargo +nightly fuzz run member`.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stdout,
-    clippy::expect_used
+    clippy::expect_used,
+    reason = "a test that fails panics"
 )]
+#![expect(clippy::print_stdout, reason = "says how much it tried")]
 
 #[path = "../fuzz/harness.rs"]
 mod harness;

@@ -1,6 +1,10 @@
 //! The samples for Argo CD, Flux and Terraform: the health check runs, the copies agree, the
 //! permissions are the five.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,6 +1,6 @@
 //! Texts that people read. `INSTA_UPDATE=always cargo test --test goldens` writes them anew; the
 //! diff is for review.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
 use std::process::Command;
 

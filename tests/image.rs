@@ -1,7 +1,12 @@
 //! The image, as `make image` builds it: user, size, what is in it, that a second build is
 //! identical, and that it runs with a read-only root. `make image-test`; ignored by default,
 //! because it compiles the operator twice.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+#![expect(clippy::print_stdout, reason = "says what is not tested")]
 
 mod common;
 

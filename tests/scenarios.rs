@@ -6,7 +6,15 @@
 //! Every scenario ends the same way: all policies are asked to be looked at again, no write to IAM
 //! may follow, and all conditions must pass a kstatus check. `SCENARIO=name,name cargo test --test
 //! scenarios` runs only these.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that fails panics"
+)]
+#![expect(
+    clippy::print_stdout,
+    reason = "says which scenario ran, and for how long"
+)]
 
 mod common;
 

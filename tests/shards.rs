@@ -1,7 +1,8 @@
 //! Three replicas as processes of their own share four shards: one is killed, one is stopped beyond
 //! its Leases and wakes up, one is cut off from the API server. On the sandbox, and on a real API
 //! server where `KUBEBUILDER_ASSETS` says where it is.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
+#![expect(clippy::print_stdout, reason = "says what it measured")]
 
 mod common;
 

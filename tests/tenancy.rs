@@ -5,7 +5,7 @@
 //! `allowed` shares nothing with `src/core/intent/guardrail.rs`. Random worlds go through the index
 //! and the plan; one of them goes through the whole operator on the sandbox, where the journal
 //! shows every call.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
 mod common;
 

@@ -8,7 +8,8 @@
 //! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift
 //! is undone that the audit log tells of, through Google's Pub/Sub emulator, which must be
 //! installed for that. `quota` and `worst-tenant` measure what one tenant costs its neighbours.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![expect(clippy::unwrap_used, reason = "a benchmark that fails panics")]
+#![expect(clippy::print_stdout, reason = "the figures are its result")]
 
 mod neighbours;
 

@@ -26,7 +26,10 @@ pub(super) enum Rank {
 /// State behind a lock that is held for one closure.
 #[derive(Debug)]
 pub(super) struct Owned<T> {
-    #[cfg_attr(not(debug_assertions), allow(dead_code))]
+    #[cfg_attr(
+        not(debug_assertions),
+        expect(dead_code, reason = "the order of locks is checked in debug builds")
+    )]
     rank: Rank,
     state: Mutex<T>,
 }

@@ -14,7 +14,14 @@
 //! | [`status`] | what was found to conditions and events |
 //! | [`audit`] | entries of Cloud Audit Logs, and who made the drift that was found |
 //! | [`diagnose`] | facts about a request to the cause of its refusal (for the plugin) |
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+#![cfg_attr(
+    test,
+    expect(
+        clippy::unwrap_used,
+        clippy::panic,
+        reason = "a test that fails panics"
+    )
+)]
 
 pub mod api;
 pub mod audit;

@@ -1,5 +1,11 @@
 //! What several test binaries share: where a Kubernetes API comes from, and an operator against it.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "every test uses a part of it"
+)]
 
 use std::{
     path::{Path, PathBuf},

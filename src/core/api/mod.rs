@@ -6,14 +6,21 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
-// kube's derive takes one attribute per column, and equal parts of them are no mistake.
-#[allow(clippy::duplicated_attributes)]
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "kube's derive takes one attribute per column"
+)]
 mod change;
-#[allow(clippy::duplicated_attributes)]
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "kube's derive takes one attribute per column"
+)]
 mod guardrail;
-#[allow(clippy::duplicated_attributes)]
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "kube's derive takes one attribute per column"
+)]
 mod ledger;
-#[allow(clippy::duplicated_attributes)]
 mod policy;
 mod reason;
 

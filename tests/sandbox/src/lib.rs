@@ -4,7 +4,7 @@
 //! Google's documents. Real `kubectl`, `gcloud`, kube-rs and Google's SDKs talk to it unchanged.
 //! Faults can be ordered on both APIs, and every request is entered in a journal, so that tests can
 //! count calls.
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
+#![cfg_attr(test, expect(clippy::unwrap_used, reason = "a test that fails panics"))]
 
 pub mod clock;
 pub mod control;

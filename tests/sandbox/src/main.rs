@@ -1,5 +1,5 @@
 //! Runs the sandbox until it is interrupted.
-#![allow(clippy::print_stdout)]
+#![expect(clippy::print_stdout, reason = "says where it listens")]
 
 use std::{net::SocketAddr, path::PathBuf};
 
