@@ -64,7 +64,7 @@ fn front(change: impl Fn(&mut ServiceSettings)) -> Known<ServiceSettings> {
 
 fn heard(text: &str) -> Symptom {
     let mut symptom = Symptom::default();
-    symptom.hear(text);
+    symptom.take_in(text);
     symptom
 }
 
@@ -208,7 +208,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
             Facts {
                 symptom: {
                     let mut symptom = status(403, None);
-                    symptom.hear_body("{\"error\":\"not your order\"}");
+                    symptom.take_in_body("{\"error\":\"not your order\"}");
                     symptom
                 },
                 ..fine()

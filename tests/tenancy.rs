@@ -262,7 +262,7 @@ proptest! {
                 .iter()
                 .filter(|p| p["spec"]["project"] == project && names(p, name) && may_touch(&world.rails, namespace(p), project, name))
                 .collect();
-            prop_assert_eq!(inputs.wants_a_look(Timestamp::UNIX_EPOCH), !behind.is_empty(), "{}", service);
+            prop_assert_eq!(inputs.needs_read(Timestamp::UNIX_EPOCH), !behind.is_empty(), "{}", service);
             let live = Policy::default();
             let input = inputs.input(&live, &settings, Timestamp::UNIX_EPOCH);
             let plan = plan::plan(&input);

@@ -89,7 +89,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         symptom.logged = Some(false);
     }
     if let Some(body) = &command.body {
-        symptom.hear_body(body);
+        symptom.take_in_body(body);
     }
     let token = read_token(command)?;
     let principal = match &command.principal {

@@ -334,7 +334,7 @@ impl ClusterSnapshot {
             .index
             .services()
             .into_iter()
-            .filter(|s| PlanInputs::of(s, &self.index).wants_a_look(self.now))
+            .filter(|s| PlanInputs::of(s, &self.index).needs_read(self.now))
             .collect();
         let bar = progress("reading IAM", services.len());
         self.live = futures::stream::iter(services)

@@ -55,7 +55,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the API server refuses or cannot be reached.
-    pub async fn tell_unrest(&self, mark: &CircuitMark) -> Result<(), Fault> {
+    pub async fn report_unrest(&self, mark: &CircuitMark) -> Result<(), Fault> {
         let patch = json!({"spec": {"renewTime": mark.unrest.map(MicroTime)}});
         match self
             .within(self.leases().patch(

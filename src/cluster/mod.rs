@@ -156,7 +156,7 @@ impl Cluster {
         match tokio::time::timeout(self.timeout, call).await {
             Ok(result) => {
                 if let Err(kube::Error::Api(status)) = &result {
-                    self.denied.tell(status);
+                    self.denied.warn(status);
                 }
                 result
             }

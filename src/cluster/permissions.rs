@@ -22,7 +22,7 @@ pub(super) struct Denied {
 
 impl Denied {
     /// Warns of a permission that an answer says is missing, once in a while.
-    pub(super) fn tell(&self, answer: &kube::core::Status) {
+    pub(super) fn warn(&self, answer: &kube::core::Status) {
         let Some(permission) = missing(answer) else {
             return;
         };
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_permission_is_told_from_other_refusals() {
+    fn a_missing_permission_is_distinguished_from_other_refusals() {
         let one = answer(
             403,
             "invokerpolicies.run-invoker.dev \"web\" is forbidden: User \"system:serviceaccount:platform:run-invoker\" cannot patch resource \"invokerpolicies/status\" in API group \"run-invoker.dev\" in the namespace \"team-a\"",

@@ -298,17 +298,17 @@ impl<C: CloudRun> Controller<C> {
             // Labels, exposure and whether it is there at all come with the listing.
             self.listings.soon(&entry.project);
         }
-        let mut heard = if lists {
+        let mut result = if lists {
             MessageResult::Hint
         } else {
             MessageResult::Known
         };
         for service in &targets {
             if self.heed_for(service, entry) {
-                heard = MessageResult::Hint;
+                result = MessageResult::Hint;
             }
         }
-        heard
+        result
     }
 
     /// False: there was no need to look.
@@ -454,7 +454,7 @@ impl<C: CloudRun> Controller<C> {
             differs.unexpected.extend(view.unexpected.iter().cloned());
         }
         let by = claim::fingerprint(&inputs.claims);
-        let (told, blame, puzzled) = self.audit_events.state.with(|s| {
+        let (is_logged, blame, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.entry(service.clone()).or_default();
             witness.recall(&inputs.ledger);
             let open = |g: &&Grant| {
@@ -466,7 +466,7 @@ impl<C: CloudRun> Controller<C> {
                 unexpected: differs.unexpected.iter().filter(open).cloned().collect(),
             };
             let trail = s.trails.get(service);
-            let told = trail.is_some_and(|t| t.tells_of(&live.etag.0));
+            let is_logged = trail.is_some_and(|t| t.has(&live.etag.0));
             let blame = trail
                 .map(|t| t.blame(live, witness.base.as_deref(), &drift))
                 .unwrap_or_default();
@@ -489,9 +489,13 @@ impl<C: CloudRun> Controller<C> {
             if witness.unexplained.is_empty() {
                 witness.base = Some(live.etag.0.as_str().into());
             }
-            (told, witness.blame.clone(), !witness.unexplained.is_empty())
+            (
+                is_logged,
+                witness.blame.clone(),
+                !witness.unexplained.is_empty(),
+            )
         });
-        if told {
+        if is_logged {
             self.proven(&service.project);
         } else if puzzled {
             self.expect_event(&service.project);

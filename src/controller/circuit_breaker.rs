@@ -21,7 +21,7 @@ use crate::{
 /// How often a replica looks whether another one opened the breaker, in seconds.
 const OTHERS_MARK: u64 = 3;
 /// Unrest is told to other replicas at most this often, in seconds.
-const TELL_UNREST: i64 = 2;
+const REPORT_UNREST: i64 = 2;
 
 #[derive(Debug)]
 struct State {
@@ -128,7 +128,7 @@ impl<C: CloudRun> Controller<C> {
     /// another replica did, and tells the others of drift that is found here.
     pub(super) async fn watch_circuit(self: Arc<Self>) {
         let alone = self.shards.count() == 1;
-        let mut told = None;
+        let mut last = None;
         for second in 0u64.. {
             tokio::select! {
                 biased;
@@ -140,7 +140,7 @@ impl<C: CloudRun> Controller<C> {
             {
                 continue;
             }
-            if let Err(fault) = self.follow_circuit(open, alone, &mut told).await {
+            if let Err(fault) = self.follow_circuit(open, alone, &mut last).await {
                 tracing::debug!(%fault, "the mark of the circuit breaker could not be read or written; it is tried again");
             }
         }
@@ -150,7 +150,7 @@ impl<C: CloudRun> Controller<C> {
         &self,
         open: bool,
         alone: bool,
-        told: &mut Option<CircuitMark>,
+        last: &mut Option<CircuitMark>,
     ) -> Result<(), Fault> {
         let now = self.now();
         let state = &self.breaker.state;
@@ -166,7 +166,7 @@ impl<C: CloudRun> Controller<C> {
             return Ok(());
         }
         let Some(mark) = self.cluster.circuit_mark().await? else {
-            *told = None;
+            *last = None;
             if open {
                 self.close_circuit(false);
             }
@@ -175,7 +175,7 @@ impl<C: CloudRun> Controller<C> {
         if !open {
             tracing::error!("another replica opened the circuit breaker; corrections rest");
             self.breaker.reopen(mark.since, now);
-            *told = Some(mark);
+            *last = Some(mark);
             return Ok(());
         }
         if alone {
@@ -183,7 +183,7 @@ impl<C: CloudRun> Controller<C> {
         }
         // Unrest that another replica told of since is unrest, at the time at which it was heard
         // of.
-        if told.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
+        if last.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
             self.breaker.drift_found(now);
         }
         // A Lease keeps microseconds.
@@ -192,14 +192,14 @@ impl<C: CloudRun> Controller<C> {
             .and_then(|u| Timestamp::from_microsecond(u.as_microsecond()).ok());
         if unrest.is_some_and(|u| {
             mark.unrest
-                .is_none_or(|m| u.duration_since(m).as_secs() >= TELL_UNREST)
+                .is_none_or(|m| u.duration_since(m).as_secs() >= REPORT_UNREST)
         }) {
             let mark = CircuitMark { unrest, ..mark };
-            self.cluster.tell_unrest(&mark).await?;
-            *told = Some(mark);
+            self.cluster.report_unrest(&mark).await?;
+            *last = Some(mark);
             return Ok(());
         }
-        *told = Some(mark);
+        *last = Some(mark);
         if calm {
             self.cluster.unmark_circuit().await?;
             self.close_circuit(true);

@@ -86,7 +86,7 @@ impl<C: CloudRun> Controller<C> {
         if !self.memories.must_recall(&inputs.service) || inputs.claims.is_empty() {
             return;
         }
-        let told = self.index.with(|index| {
+        let reported = self.index.with(|index| {
             let mut all: BTreeSet<String> = BTreeSet::new();
             for claim in inputs
                 .claims
@@ -106,7 +106,7 @@ impl<C: CloudRun> Controller<C> {
             }
             Some(all)
         });
-        let Some(told) = told else { return };
+        let Some(reported) = reported else { return };
         let declared = inputs
             .claims
             .iter()
@@ -114,7 +114,7 @@ impl<C: CloudRun> Controller<C> {
         let by = inputs.fingerprint();
         let open = declared
             .chain(live.grants())
-            .filter(|g| told.contains(&g.to_string()));
+            .filter(|g| reported.contains(&g.to_string()));
         let outstanding = open.filter(|g| !inputs.drift.was_drift(by, g)).collect();
         inputs.drift.settle(by, outstanding);
     }

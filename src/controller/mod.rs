@@ -298,12 +298,12 @@ impl<C: CloudRun> Controller<C> {
         self.last_turn.with(|t| *t = since_start);
         let this = self.clone();
         let span = tracing::info_span!("service", %service, priority = job.priority.label());
-        let round = async move {
+        let reconcile = async move {
             let ((), busy) = queue::timed(this.clone().reconcile(job)).await;
             this.queue.spent(&service.project, busy);
             drop(guard);
         };
-        running.spawn(round.instrument(span));
+        running.spawn(reconcile.instrument(span));
     }
 }
 
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_one_interval_apart_and_an_early_look_does_not_add_one() {
+    fn slots_are_one_interval_apart_and_an_early_reconcile_does_not_add_one() {
         let interval = Duration::from_secs(60);
         let first = next_slot(Duration::from_secs(0), interval, 0.75);
         assert_eq!(first.as_secs(), 45);

@@ -99,8 +99,11 @@ impl<C: CloudRun> Controller<C> {
         match known {
             Ok(seen) => observe(Before::Seen(&seen)),
             Err(status) => {
-                let told = status.get();
-                observe(observation::entry_of(&told, service).map_or(Before::Nothing, Before::Told))
+                let status = status.get();
+                observe(
+                    observation::entry_of(&status, service)
+                        .map_or(Before::Nothing, Before::Reported),
+                )
             }
         }
     }

@@ -1031,7 +1031,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn those_that_look_do_not_starve_one_that_writes() {
+    async fn readers_do_not_starve_one_that_writes() {
         let q = queue_with(Budget {
             reads_per_minute: 6,
             writes_per_minute: 60,

@@ -124,12 +124,12 @@ impl<C: CloudRun> Controller<C> {
         let started = Instant::now();
         let service = job.service.clone();
         self.metrics.waited(job.priority.label(), job.waited);
-        let mut round = Round::new(&self, &service, std::mem::take(&mut job.tokens));
-        let result = round.run().await;
+        let mut reconcile = Reconcile::new(&self, &service, std::mem::take(&mut job.tokens));
+        let result = reconcile.run().await;
         if let Err(failure) = &result {
-            round.forget_what_is_gone(failure.1.class).await;
+            reconcile.forget_what_is_gone(failure.1.class).await;
         }
-        let Round { report, tokens, .. } = round;
+        let Reconcile { report, tokens, .. } = reconcile;
         job.tokens = tokens;
         self.count(&service, label(&result, &report), started.elapsed());
         self.count_changes(&report.applied);
@@ -305,7 +305,7 @@ impl<C: CloudRun> Controller<C> {
 }
 
 /// One turn of work on one service.
-struct Round<'a, C> {
+struct Reconcile<'a, C> {
     controller: &'a Controller<C>,
     service: &'a RunService,
     tokens: Tokens,
@@ -318,7 +318,7 @@ struct Round<'a, C> {
     conflicts: u32,
 }
 
-impl<'a, C: CloudRun> Round<'a, C> {
+impl<'a, C: CloudRun> Reconcile<'a, C> {
     fn new(controller: &'a Controller<C>, service: &'a RunService, tokens: Tokens) -> Self {
         Self {
             controller,
@@ -338,7 +338,7 @@ impl<'a, C: CloudRun> Round<'a, C> {
         let mut known: Option<Policy> = None;
         loop {
             let (inputs, readable) = self.controller.gather(self.service, &self.without);
-            if !inputs.wants_a_look(self.controller.now())
+            if !inputs.needs_read(self.controller.now())
                 && !self.controller.change_log.has_legacy(self.service)
             {
                 return match self.forget_fights(&inputs).await {

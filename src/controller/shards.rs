@@ -163,10 +163,10 @@ impl<C: CloudRun> Controller<C> {
             {
                 let intent = &record.intent;
                 let status = record.status().get();
-                let told = status.observed_generation == Some(intent.generation)
+                let is_reported = status.observed_generation == Some(intent.generation)
                     && status.last_handled_requested_at.as_deref()
                         == intent.requested_at.as_deref();
-                let is_calm = told && !intent.deleting;
+                let is_calm = is_reported && !intent.deleting;
                 let into = if is_calm { &mut known } else { &mut news };
                 into.extend(index.services_of(key));
                 if !intent.suspended && record.terms().refuse_project(&intent.project).is_none() {

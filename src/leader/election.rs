@@ -170,7 +170,7 @@ pub async fn run(
     loop {
         let limit = this.options.renew.max(Duration::from_millis(500));
         // A call that hangs must not outlive the certainty that the last renewal gave.
-        let wake = match tokio::time::timeout(limit, this.round()).await {
+        let wake = match tokio::time::timeout(limit, this.elect()).await {
             Ok(Ok(wake)) => wake,
             Ok(Err(e)) => {
                 tracing::warn!(error = %e, "the leases could not be read or renewed");
@@ -210,16 +210,16 @@ impl Election {
 
     /// Looks at every Lease, renews what is held, and takes or gives up what fairness says. Returns
     /// when to look again.
-    async fn round(&mut self) -> Result<Duration, kube::Error> {
+    async fn elect(&mut self) -> Result<Duration, kube::Error> {
         let count = self.shards.count();
-        let view = self.look().await?;
+        let view = self.read_leases().await?;
         let members = self.members(&view).await?;
         self.renew(&view).await;
         let mine = |s: &usize| self.shards.holds_shard(*s) && !self.shards.is_leaving(*s);
-        let mut kept: Vec<usize> = (0..count).filter(mine).collect();
+        let mut led: Vec<usize> = (0..count).filter(mine).collect();
         let quota = quota(count, &self.options.identity, &members);
-        while kept.len() > quota
-            && let Some(shard) = kept.pop()
+        while led.len() > quota
+            && let Some(shard) = led.pop()
         {
             tracing::info!(
                 shard,
@@ -248,7 +248,7 @@ impl Election {
         let free: Vec<usize> = (0..count)
             .filter(|s| !self.shards.holds_shard(*s) && is_free(&view, *s))
             .collect();
-        let wanted = quota.saturating_sub(kept.len());
+        let wanted = quota.saturating_sub(led.len());
         let taken = self.take(&view, free.iter().take(wanted)).await?;
         if taken < wanted.min(free.len()) {
             // Somebody else was first; what is free now shows at the next look.
@@ -258,7 +258,7 @@ impl Election {
     }
 
     /// Reads every Lease at once.
-    async fn look(&mut self) -> Result<View, kube::Error> {
+    async fn read_leases(&mut self) -> Result<View, kube::Error> {
         let count = self.shards.count();
         let members = self.options.members(count);
         let list = self.within(self.api.list(&ListParams::default())).await?;

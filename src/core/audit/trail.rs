@@ -81,7 +81,7 @@ impl Trail {
     }
 
     /// Whether the log told of the change that led to a version.
-    pub fn tells_of(&self, etag: &str) -> bool {
+    pub fn has(&self, etag: &str) -> bool {
         self.changes
             .iter()
             .any(|c| !c.by.is_operator() && c.set.etag_after.as_deref() == Some(etag))
@@ -238,20 +238,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_did_is_its_own_whoever_the_log_names_and_whenever_it_tells() {
+    fn what_the_operator_did_is_its_own_whoever_the_log_names_and_whenever_its_entry_comes() {
         let revoked = PolicySet {
             delta: Some((set(&[]), set(&["b"]))),
             ..change("e1", "e2", &["a"])
         };
-        let told = change("e1", "e2", &["a"]);
-        for is_told_first in [false, true] {
+        let logged = change("e1", "e2", &["a"]);
+        for is_logged_first in [false, true] {
             let mut trail = Trail::default();
-            if is_told_first {
-                trail.add(told.clone(), by("robot"));
+            if is_logged_first {
+                trail.add(logged.clone(), by("robot"));
             }
             assert!(trail.add(revoked.clone(), operator("web-1")));
-            assert!(!trail.add(told.clone(), by("robot")));
-            assert!(!trail.tells_of("e2"), "the log has not told, or not yet");
+            assert!(!trail.add(logged.clone(), by("robot")));
+            assert!(!trail.has("e2"), "the log has not told, or not yet");
             let missing = drift(&["b"], &["m"]);
             let names = |made: &BTreeMap<Grant, Arc<ChangedBy>>| {
                 let name = |(g, b): (&Grant, &Arc<ChangedBy>)| format!("{g}: {b}");
@@ -323,10 +323,10 @@ mod tests {
     #[test]
     fn a_delta_needs_no_version_before_it() {
         let mut trail = Trail::default();
-        let mut told = change("e8", "e9", &["a", "m"]);
-        told.etag_before = None;
-        told.delta = Some((set(&["m"]), set(&[])));
-        trail.add(told, by("mallory"));
+        let mut logged = change("e8", "e9", &["a", "m"]);
+        logged.etag_before = None;
+        logged.delta = Some((set(&["m"]), set(&[])));
+        trail.add(logged, by("mallory"));
         assert_eq!(
             trail
                 .blame(&live("e9", &["a", "m"]), None, &drift(&["b"], &["m"]))

@@ -118,7 +118,7 @@ const PUSHERS: &[(&str, &str)] = &[
 impl Symptom {
     /// Adds what a text says, if it is one of the platform's: the body of an answer, with its
     /// headers or without, or the text of a log entry.
-    pub fn hear(&mut self, text: &str) {
+    pub fn take_in(&mut self, text: &str) {
         let text = text.to_ascii_lowercase();
         let Some((_, refusal, status)) = SENTENCES.iter().find(|(words, ..)| text.contains(words))
         else {
@@ -136,8 +136,8 @@ impl Symptom {
 
     /// Adds what the body of an answer says. One that has none of the platform's sentences was
     /// written by somebody else: the application, or a proxy in between.
-    pub fn hear_body(&mut self, body: &str) {
-        self.hear(body);
+    pub fn take_in_body(&mut self, body: &str) {
+        self.take_in(body);
         if self.answered_by.is_none() && !body.trim().is_empty() {
             self.answered_by = Some(Answerer::Application);
         }
@@ -167,7 +167,7 @@ impl Symptom {
             // application's own too. What the platform refuses has its sentence in the entry; what
             // an instance answered has none, and names the instance.
             let words = entry["textPayload"].as_str().unwrap_or_default();
-            symptom.hear(words);
+            symptom.take_in(words);
             let instance = text(&entry["labels"]["instanceId"]);
             if symptom.answered_by.is_none() && (instance.is_some() || words.is_empty()) {
                 symptom.answered_by = Some(Answerer::Application);
@@ -228,14 +228,14 @@ mod tests {
             (public.to_owned(), Refusal::NoTokenOrNoGrant),
         ] {
             let mut symptom = Symptom::default();
-            symptom.hear(&text);
+            symptom.take_in(&text);
             assert_eq!(
                 (symptom.refusal, symptom.status, symptom.answered_by),
                 (Some(refusal), Some(403), Some(Answerer::Platform)),
                 "{text}"
             );
             // The page that came with it says less and changes nothing.
-            symptom.hear(
+            symptom.take_in(
                 "Your client does not have permission to get URL <code>/</code> from this server.",
             );
             assert_eq!(symptom.refusal, Some(refusal));
@@ -253,7 +253,7 @@ mod tests {
             status: Some(403),
             ..Symptom::default()
         };
-        body.hear_body("{\"error\": \"not your order\"}");
+        body.take_in_body("{\"error\": \"not your order\"}");
         assert_eq!(body.answered_by, Some(Answerer::Application));
     }
 

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_told_apart() {
+    fn tokens_are_distinguished() {
         let token = Token::read(&format!(
             "Bearer {}",
             jwt(

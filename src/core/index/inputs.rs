@@ -68,7 +68,7 @@ impl PlanInputs {
 
     /// Whether there is a reason to read reality at all. A suspended policy asks for nothing,
     /// reading included, and so does one whose guardrails cannot be read.
-    pub fn wants_a_look(&self, now: Timestamp) -> bool {
+    pub fn needs_read(&self, now: Timestamp) -> bool {
         let asks = |c: &PolicyOnService| {
             (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none()
         };

@@ -15,16 +15,16 @@ use crate::{
     ledger::{Corrected, Ledger, Pending, Version, from_object, service_of},
 };
 
-/// A line in the form in which ten thousand ledgers are kept.
+/// A line in the form in which ten thousand ledgers are stored.
 #[derive(Debug)]
 struct Line {
     grant: Grant,
     owners: Box<[PolicyId]>,
 }
 
-/// One ledger as it is kept.
+/// One ledger as it is stored.
 #[derive(Debug, Default)]
-struct Kept {
+struct Entry {
     lines: Box<[Line]>,
     rest: Option<Box<Rest>>,
     version: Option<Version>,
@@ -56,7 +56,7 @@ struct Owned {
 /// Every ledger.
 #[derive(Debug, Default)]
 pub struct Ledgers {
-    by_service: HashMap<RunService, Kept>,
+    by_service: HashMap<RunService, Entry>,
     /// Services with a grant of a policy, by its uid.
     by_owner: HashMap<Arc<str>, Owned>,
     /// Counts changes of what belongs to anybody.
@@ -121,25 +121,25 @@ impl Ledgers {
         if let Some(seen) = &mut self.listing {
             seen.insert(service.clone());
         }
-        let kept = self.by_service.entry(service.clone()).or_default();
-        kept.unreadable = Some(why.into());
-        kept.version = version;
+        let entry = self.by_service.entry(service.clone()).or_default();
+        entry.unreadable = Some(why.into());
+        entry.version = version;
     }
 
     /// An object that is gone, as a watch has it. False: a newer one is known, or it was deleted
     /// here.
     pub fn remove(&mut self, service: &RunService, version: &Version) -> bool {
-        let Some(kept) = self.by_service.get(service) else {
+        let Some(entry) = self.by_service.get(service) else {
             return false;
         };
-        if kept
+        if entry
             .version
             .as_ref()
             .is_some_and(|v| version.is_older_than(v))
         {
             return false;
         }
-        let is_news = !kept.deleted;
+        let is_news = !entry.deleted;
         self.drop(service);
         is_news
     }
@@ -206,7 +206,7 @@ impl Ledgers {
             approvals: ledger.approvals.clone(),
         };
         let is_plain = rest == Rest::default();
-        let kept = Kept {
+        let entry = Entry {
             lines: lines.collect(),
             rest: (!is_plain).then(|| Box::new(rest)),
             version,
@@ -219,7 +219,7 @@ impl Ledgers {
             owned.stamp = self.changes;
             owned.services.insert(service.clone());
         }
-        self.by_service.insert(service.clone(), kept);
+        self.by_service.insert(service.clone(), entry);
     }
 
     /// The object of a service was deleted here; `last` was its version.
@@ -229,10 +229,10 @@ impl Ledgers {
         if !self.by_service.contains_key(service) {
             return;
         }
-        let gone = Kept {
+        let gone = Entry {
             version: Some(last),
             deleted: true,
-            ..Kept::default()
+            ..Entry::default()
         };
         self.by_service.insert(service.clone(), gone);
     }
@@ -240,10 +240,10 @@ impl Ledgers {
     /// What is answered for on a service, and the version of the object; no version where there is
     /// none.
     pub fn get(&self, service: &RunService) -> (Ledger, Option<Version>) {
-        let Some(kept) = self.by_service.get(service) else {
+        let Some(entry) = self.by_service.get(service) else {
             return (Ledger::default(), None);
         };
-        let lines = kept
+        let lines = entry
             .lines
             .iter()
             .map(|l| (l.grant.clone(), l.owners.iter().cloned().collect()))
@@ -254,7 +254,7 @@ impl Ledgers {
             corrected_under,
             held,
             approvals,
-        } = kept.rest.as_deref().cloned().unwrap_or_default();
+        } = entry.rest.as_deref().cloned().unwrap_or_default();
         (
             Ledger {
                 lines,
@@ -264,7 +264,7 @@ impl Ledgers {
                 held,
                 approvals,
             },
-            kept.version.clone().filter(|_| !kept.deleted),
+            entry.version.clone().filter(|_| !entry.deleted),
         )
     }
 
@@ -429,11 +429,11 @@ mod tests {
     }
 
     #[test]
-    fn a_condition_that_many_ledgers_have_is_kept_once() {
+    fn a_condition_that_many_ledgers_have_is_stored_once() {
         let (mut ledgers, mut names) = (Ledgers::default(), Interner::default());
         let mut conditional = grant("user:a@x.co");
         let condition = crate::iam::Condition::new("t", String::new(), "e");
-        let kept = ["web", "api"].map(|name| {
+        let shared = ["web", "api"].map(|name| {
             let service = RunService::new("acme-prod", "europe-west1", name);
             conditional.condition = Some(Arc::new(condition.clone()));
             let mut read = ledger(&[]);
@@ -442,7 +442,7 @@ mod tests {
             let (grant, _) = ledgers.get(&service).0.lines.pop_first().unwrap();
             grant.condition.unwrap()
         });
-        assert!(Arc::ptr_eq(&kept[0], &kept[1]));
+        assert!(Arc::ptr_eq(&shared[0], &shared[1]));
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl Interner {
 
 #[derive(Debug)]
 struct Shared<T: ?Sized> {
-    kept: HashSet<Arc<T>>,
+    values: HashSet<Arc<T>>,
     /// Size at which those that nobody uses any more are let go.
     sweep_at: usize,
 }
@@ -33,7 +33,7 @@ struct Shared<T: ?Sized> {
 impl<T: ?Sized> Default for Shared<T> {
     fn default() -> Self {
         Self {
-            kept: HashSet::new(),
+            values: HashSet::new(),
             sweep_at: 0,
         }
     }
@@ -41,14 +41,14 @@ impl<T: ?Sized> Default for Shared<T> {
 
 impl<T: ?Sized + Eq + Hash> Shared<T> {
     fn share(&mut self, one: &Arc<T>) -> Arc<T> {
-        if let Some(shared) = self.kept.get(one) {
+        if let Some(shared) = self.values.get(one) {
             return shared.clone();
         }
-        if self.kept.len() >= self.sweep_at.max(1024) {
-            self.kept.retain(|t| Arc::strong_count(t) > 1);
-            self.sweep_at = self.kept.len() * 2;
+        if self.values.len() >= self.sweep_at.max(1024) {
+            self.values.retain(|t| Arc::strong_count(t) > 1);
+            self.sweep_at = self.values.len() * 2;
         }
-        self.kept.insert(one.clone());
+        self.values.insert(one.clone());
         one.clone()
     }
 }

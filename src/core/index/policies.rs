@@ -932,8 +932,8 @@ impl Index {
             return true;
         }
         let project = self.projects.get(&intent.project);
-        let may_look = record.terms.refuse_project(&intent.project).is_none();
-        if intent.has_selector() && may_look && project.is_none_or(|p| !p.is_answered()) {
+        let may_list = record.terms.refuse_project(&intent.project).is_none();
+        if intent.has_selector() && may_list && project.is_none_or(|p| !p.is_answered()) {
             return false;
         }
         record

@@ -89,18 +89,18 @@ impl Index {
     }
 
     fn with_reach<R>(&self, record: &Record, f: impl FnOnce(&mut Reach) -> R) -> R {
-        let mut kept = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.ledgers.stamp(&record.intent.id.uid);
-        let known = kept.take().filter(|r| r.stamp == stamp);
-        f(kept.insert(known.unwrap_or_else(|| Box::new(self.survey(record)))))
+        let known = cached.take().filter(|r| r.stamp == stamp);
+        f(cached.insert(known.unwrap_or_else(|| Box::new(self.survey(record)))))
     }
 
     /// Takes in that a service was looked at. `was_unseen`: it was fresh, and nobody had before.
     pub(super) fn reach_changes(&self, record: &Record, service: &RunService, was_unseen: bool) {
         let fresh = record.observation(service).map(|o| o.result.is_ok());
         let fresh = fresh.filter(|_| self.is_fresh(record, service));
-        let mut kept = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reach) = kept.as_mut() {
+        let mut cached = record.reach.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reach) = cached.as_mut() {
             if was_unseen {
                 reach.unseen = reach.unseen.saturating_sub(1);
                 reach.spread = None;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_a_reach_is_what_a_survey_finds() {
+    fn what_is_cached_of_a_reach_is_what_a_survey_finds() {
         let (mut index, key) = wide();
         let mut number = 7_u64;
         let mut any = |below: u64| {
@@ -313,24 +313,24 @@ mod tests {
                 _ => drop(index.observe(&key, &about, observation(any(3)))),
             }
             let record = index.policies.get(&key).unwrap();
-            let kept = index.spread(record);
+            let impact = index.spread(record);
             let mut survey = index.survey(record);
-            assert_eq!(kept, survey.spread(record), "turn {turn}");
-            let kept = record.reach.lock().unwrap();
-            assert_eq!(kept.as_deref(), Some(&survey), "turn {turn}");
+            assert_eq!(impact, survey.spread(record), "turn {turn}");
+            let cached = record.reach.lock().unwrap();
+            assert_eq!(cached.as_deref(), Some(&survey), "turn {turn}");
             seen.insert(format!("{:?}", survey.spread.flatten()));
         }
         assert!(seen.len() > 10, "{seen:?}");
     }
 
     #[test]
-    fn looks_at_a_service_do_not_survey_all_the_others() {
+    fn a_reconcile_of_a_service_does_not_survey_all_the_others() {
         let (mut index, key) = wide();
         index.spread(index.policies.get(&key).unwrap());
         for i in 0..6 {
             let of = |index: &Index| {
-                let kept = index.policies.get(&key).unwrap().reach.lock().unwrap();
-                kept.as_deref().map(std::ptr::from_ref)
+                let cached = index.policies.get(&key).unwrap().reach.lock().unwrap();
+                cached.as_deref().map(std::ptr::from_ref)
             };
             let before = of(&index);
             index.observe(&key, &service(i), observation(2));

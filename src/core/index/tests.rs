@@ -108,7 +108,7 @@ fn a_policy_that_retains_rests_while_it_goes_and_lets_go_once_it_is_gone() {
 }
 
 #[test]
-fn what_is_nobodys_is_looked_at_unless_somebody_lists_it_for_good() {
+fn what_is_nobodys_is_reconciled_unless_somebody_lists_it_for_good() {
     let mut index = index(&owned_by(&[]));
     assert_eq!(index.left_behind_from(&service()), Some(Timestamp::MIN));
     index.apply_policy(&policy("p", 1, &json!({"suspend": true})), Duration::ZERO);
@@ -116,7 +116,7 @@ fn what_is_nobodys_is_looked_at_unless_somebody_lists_it_for_good() {
 }
 
 #[test]
-fn what_is_nobodys_and_listed_for_a_time_is_looked_at_when_that_ends() {
+fn what_is_nobodys_and_listed_for_a_time_is_reconciled_when_that_ends() {
     let end = "2026-11-24T12:01:00Z";
     let listing = policy(
         "p",

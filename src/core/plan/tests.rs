@@ -595,8 +595,8 @@ fn drift_rests_in_a_fight_and_while_the_circuit_is_open_and_declarations_go_on()
     assert_eq!(case.plan().drift, [grant("user:rival@acme.com")].into());
     assert!(case.plan().corrects_drift());
     case.circuit_open = true;
-    let rests = case.plan();
-    assert!(rests.is_empty() && rests.withheld[0].why == WithheldReason::CircuitOpen);
+    let open = case.plan();
+    assert!(open.is_empty() && open.withheld[0].why == WithheldReason::CircuitOpen);
     // A new member is a declaration, and needs a new generation to be one.
     case.intents[0].generation = 2;
     case.intents[0].declared = intent("a", &["user:a@acme.com", "user:b@acme.com"]).declared;

@@ -57,8 +57,8 @@ pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
 }
 
 /// The state that a look shows.
-pub fn state_of(look: &Observation) -> ServiceState {
-    match &look.result {
+pub fn state_of(observation: &Observation) -> ServiceState {
+    match &observation.result {
         Err(fault) if fault.class.row().gone => ServiceState::NotFound,
         Err(_) => ServiceState::Failed,
         Ok(seen) if seen.held.iter().any(|h| needs_person(h.reason)) => ServiceState::Held,

@@ -82,12 +82,14 @@ impl StatusInput<'_> {
     fn findings(&self) -> impl Iterator<Item = (&RunService, &Findings)> {
         self.observations
             .iter()
-            .filter_map(|(service, look)| Some((service, look.as_ref()?.result.as_ref().ok()?)))
+            .filter_map(|(service, observation)| {
+                Some((service, observation.as_ref()?.result.as_ref().ok()?))
+            })
     }
 
     /// Whether a service was not looked at since the last change.
     fn is_pending(&self) -> bool {
-        let is_unseen = |look: &Option<&Observation>| look.is_none_or(|l| !l.answers(self.intent));
+        let is_unseen = |seen: &Option<&Observation>| seen.is_none_or(|o| !o.answers(self.intent));
         !is_suspended(self.intent)
             && !is_halted(self)
             && (self.discovering || self.observations.values().any(is_unseen))
@@ -140,7 +142,7 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
 /// and must not make thousands of policies look unsettled while their services are read one by one.
 fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let intent = facts.intent;
-    let told = old.observed_generation == Some(intent.generation)
+    let observed = old.observed_generation == Some(intent.generation)
         && old.last_handled_requested_at.as_deref() == intent.requested_at.as_deref()
         && !old.conditions.is_empty();
     let unseen = facts.discovering || facts.observations.values().any(Option::is_none);
@@ -149,7 +151,7 @@ fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
         facts.discovering
             || s.services == (facts.observations.len() + denied_services(facts).count()) as i64
     });
-    told && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
+    observed && unseen && known && !is_halted(facts) && !intent.suspended && !intent.deleting
 }
 
 /// Whether nothing is done because somebody said so. Its deletion takes back what belongs to it

@@ -192,7 +192,7 @@ pub enum Before<'a> {
     Nothing,
     Seen(&'a Observation),
     /// After a restart, what the status says.
-    Told(&'a ServiceStatus),
+    Reported(&'a ServiceStatus),
 }
 
 impl<'a> Before<'a> {
@@ -209,12 +209,12 @@ impl<'a> Before<'a> {
         match self {
             Self::Nothing => None,
             Self::Seen(observation) => observation.result.as_ref().ok().cloned(),
-            Self::Told(entry)
+            Self::Reported(entry)
                 if matches!(entry.state, ServiceState::Failed | ServiceState::NotFound) =>
             {
                 None
             }
-            Self::Told(entry) => Some(told(entry, found)),
+            Self::Reported(entry) => Some(reported(entry, found)),
         }
     }
 
@@ -222,7 +222,7 @@ impl<'a> Before<'a> {
         match self {
             Self::Nothing => None,
             Self::Seen(observation) => observation.result.as_ref().err().map(|f| f.class),
-            Self::Told(entry) => FaultClass::ALL
+            Self::Reported(entry) => FaultClass::ALL
                 .into_iter()
                 .find(|c| entry.message.ends_with(c.row().hint)),
         }
@@ -230,12 +230,12 @@ impl<'a> Before<'a> {
 
     /// The fault as it was told the first time: a failure that repeats is no news, although every
     /// request has its own id.
-    fn first_told(self, fault: &Fault) -> Fault {
+    fn first_reported(self, fault: &Fault) -> Fault {
         let seen = self.seen().and_then(|o| o.result.as_ref().err());
         if let Some(same) = seen.filter(|f| f.says_the_same(fault)) {
             return same.clone();
         }
-        if let Self::Told(entry) = self
+        if let Self::Reported(entry) = self
             && let Some(id) = entry
                 .message
                 .split_once("(request ")
@@ -290,7 +290,7 @@ pub fn entry_of<'a>(
         .find(|s| *s.region == *service.region && *s.name == *service.name)
 }
 
-fn told(entry: &ServiceStatus, found: &Findings) -> Findings {
+fn reported(entry: &ServiceStatus, found: &Findings) -> Findings {
     let members = |shown: &[String], now: &Members| {
         if *shown == now.shown() {
             now.clone()
@@ -608,7 +608,7 @@ pub fn failed(
     let observation = Observation {
         generation: intent.generation,
         requested_at: intent.requested_at.clone(),
-        result: Err(before.first_told(fault)),
+        result: Err(before.first_reported(fault)),
         changed_at: changed_at(applied, before),
     };
     News {
@@ -728,7 +728,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_of_members_does_not_grow_with_them() {
+    fn what_is_stored_of_members_does_not_grow_with_them() {
         let many: Members = (0..1000).map(|i| format!("user:u{i}@a.co")).collect();
         assert_eq!(
             (many.len(), many.shown().len()),

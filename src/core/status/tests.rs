@@ -37,12 +37,12 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
 }
 fn run(
     intent: &Intent,
-    look: Option<Observation>,
+    observation: Option<Observation>,
     old: &InvokerPolicyStatus,
     now: &str,
 ) -> InvokerPolicyStatus {
     let service = RunService::new("acme-prod", "europe-west1", "web");
-    let observations = BTreeMap::from([(service, look.as_ref())]);
+    let observations = BTreeMap::from([(service, observation.as_ref())]);
     let status = compute_status(&facts(intent, &observations, now), old);
     kstatus::check(&status, intent.generation).unwrap();
     status
@@ -65,7 +65,7 @@ const T0: &str = "2026-11-23T12:00:00Z";
 const T1: &str = "2026-11-23T12:01:00Z";
 
 #[test]
-fn a_policy_that_was_not_looked_at_is_reconciling() {
+fn a_policy_whose_services_were_not_read_is_reconciling() {
     let s = run(&intent(json!({}), 1), None, &Default::default(), T0);
     assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Progressing")));
     assert_eq!(cond(&s, "Reconciling"), Some(("True", "Progressing")));
@@ -73,7 +73,7 @@ fn a_policy_that_was_not_looked_at_is_reconciling() {
 }
 
 #[test]
-fn a_look_with_an_older_spec_does_not_count() {
+fn an_observation_for_an_older_spec_does_not_count() {
     let s = run(
         &intent(json!({}), 2),
         ok(Findings::default()),
@@ -93,7 +93,7 @@ fn in_sync_is_ready_and_times_move_only_with_status() {
 }
 
 #[test]
-fn after_a_restart_the_old_status_stands_until_the_first_look() {
+fn after_a_restart_the_old_status_stands_until_the_first_observation() {
     let i = intent(json!({}), 1);
     let told = run(&i, ok(Findings::default()), &Default::default(), T0);
     assert_eq!(run(&i, None, &told, T1), told);
@@ -105,7 +105,7 @@ fn after_a_restart_the_old_status_stands_until_the_first_look() {
 }
 
 #[test]
-fn what_was_told_of_a_service_stands_until_it_was_looked_at_again() {
+fn what_was_reported_of_a_service_stands_until_it_is_read_again() {
     let before = run(
         &intent(json!({}), 1),
         ok(Findings::default()),
@@ -151,13 +151,13 @@ fn a_permanent_failure_stalls_and_a_passing_one_reconciles() {
         (FaultClass::Unavailable, "Reconciling", "Unavailable"),
         (FaultClass::QuotaExceeded, "Reconciling", "QuotaExceeded"),
     ] {
-        let look = Observation {
+        let observation = Observation {
             generation: 1,
             requested_at: None,
             result: Err(Fault::new(class, "said Google.")),
             changed_at: None,
         };
-        let s = run(&i, Some(look), &Default::default(), T0);
+        let s = run(&i, Some(observation), &Default::default(), T0);
         assert_eq!(cond(&s, "Ready"), Some(("False", reason)));
         assert_eq!(cond(&s, condition), Some(("True", reason)));
     }
@@ -188,13 +188,13 @@ fn a_refused_member_stalls_and_is_named() {
 #[test]
 fn propagation_ends_by_itself_and_survives_a_restart() {
     let i = intent(json!({}), 1);
-    let look = Some(Observation {
+    let observation = Some(Observation {
         generation: 1,
         requested_at: None,
         result: Ok(Findings::default()),
         changed_at: Some(at(T0)),
     });
-    let fresh = run(&i, look, &Default::default(), T0);
+    let fresh = run(&i, observation, &Default::default(), T0);
     assert_eq!(cond(&fresh, "Propagated"), Some(("False", "Progressing")));
     let restarted = run(&i, ok(Findings::default()), &fresh, T1);
     assert_eq!(
@@ -213,7 +213,7 @@ fn propagation_ends_by_itself_and_survives_a_restart() {
 #[test]
 fn long_lists_are_bounded_and_say_how_much_is_missing() {
     let service = |n: usize| RunService::new("acme-prod", "europe-west1", format!("s{n:03}"));
-    let look = Observation {
+    let observation = Observation {
         generation: 1,
         requested_at: None,
         result: Ok(Findings {
@@ -229,7 +229,12 @@ fn long_lists_are_bounded_and_say_how_much_is_missing() {
         changed_at: None,
     };
     let observations = (0..150)
-        .map(|n| (service(n), Some(if n == 149 { &look } else { &fine })))
+        .map(|n| {
+            (
+                service(n),
+                Some(if n == 149 { &observation } else { &fine }),
+            )
+        })
         .collect();
     let i = intent(json!({}), 1);
     let s = compute_status(&facts(&i, &observations, T0), &Default::default());
@@ -264,7 +269,7 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
 
 /// A service in each state, by name.
 fn one_of_each(
-    look: impl Fn(Result<Findings, Fault>) -> Observation,
+    observation: impl Fn(Result<Findings, Fault>) -> Observation,
 ) -> [(&'static str, Observation); 5] {
     let held = Held {
         member: "user:x@acme.com".into(),
@@ -279,7 +284,7 @@ fn one_of_each(
     [
         (
             "fine",
-            look(Ok(Findings {
+            observation(Ok(Findings {
                 protected: ["serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com"]
                     .into_iter()
                     .collect(),
@@ -288,7 +293,7 @@ fn one_of_each(
         ),
         (
             "drifted",
-            look(Ok(Findings {
+            observation(Ok(Findings {
                 missing: ["user:a@acme.com"].into_iter().collect(),
                 unexpected: ["allUsers"].into_iter().collect(),
                 exposed: Some("allUsers may invoke it".into()),
@@ -297,16 +302,16 @@ fn one_of_each(
         ),
         (
             "held",
-            look(Ok(Findings {
+            observation(Ok(Findings {
                 missing: ["user:x@acme.com"].into_iter().collect(),
                 held: vec![held],
                 ..Findings::default()
             })),
         ),
-        ("denied", look(Err(denied))),
+        ("denied", observation(Err(denied))),
         (
             "absent",
-            look(Err(Fault::new(
+            observation(Err(Fault::new(
                 FaultClass::ServiceNotFound,
                 "Resource 'absent' of kind 'SERVICE' in region 'europe-west1' in project 'acme-prod' does not exist.",
             ))),
@@ -319,13 +324,13 @@ fn one_of_each(
 #[test]
 fn the_status_of_a_mixed_policy_is_golden() {
     let service = |n: &str| RunService::new("acme-prod", "europe-west1", n);
-    let look = |result| Observation {
+    let observation = |result| Observation {
         generation: 1,
         requested_at: None,
         result,
         changed_at: Some(at(T0)),
     };
-    let observations = one_of_each(look);
+    let observations = one_of_each(observation);
     let observations: BTreeMap<RunService, Option<&Observation>> = observations
         .iter()
         .map(|(n, l)| (service(n), Some(l)))

@@ -13,11 +13,11 @@ use crate::{
 pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     let facts = input.facts;
     let window = SignedDuration::try_from(facts.propagation).unwrap_or_default();
-    let looks = facts.observations.values().flatten();
-    let last = looks
-        .filter_map(|l| l.changed_at)
+    let observations = facts.observations.values().flatten();
+    let last = observations
+        .filter_map(|o| o.changed_at)
         .max()
-        .or(told_before(input.old));
+        .or(reported_before(input.old));
     let until = last
         .map(|at| at + window)
         .filter(|until| *until > facts.now);
@@ -35,7 +35,7 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
 }
 
 /// After a restart the old condition is what is left of the change.
-fn told_before(old: &InvokerPolicyStatus) -> Option<Timestamp> {
+fn reported_before(old: &InvokerPolicyStatus) -> Option<Timestamp> {
     let name = ConditionType::Propagated.as_str();
     let mut all = old.conditions.iter();
     let found = all.find(|c| c.type_ == name && c.status == Truth::False.as_str());

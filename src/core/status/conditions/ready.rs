@@ -82,7 +82,7 @@ fn verdict(input: &ConditionInput<'_>) -> Verdict {
         return deleting(facts, input.services);
     }
     if input.pending {
-        return looking(facts);
+        return progress(facts);
     }
     let first = bad_entry(facts.intent)
         .or_else(|| denied_target(facts))
@@ -108,9 +108,9 @@ fn stopped(facts: &StatusInput<'_>) -> Option<Verdict> {
     })
 }
 
-fn looking(facts: &StatusInput<'_>) -> Verdict {
-    let looks = facts.observations.values().flatten();
-    let done = looks.filter(|l| l.answers(facts.intent)).count();
+fn progress(facts: &StatusInput<'_>) -> Verdict {
+    let observations = facts.observations.values().flatten();
+    let done = observations.filter(|o| o.answers(facts.intent)).count();
     let all = facts.observations.len();
     let message = format!("looked at {done} of {all} services since the last change");
     Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling()
@@ -168,8 +168,9 @@ fn selector_impact(facts: &StatusInput<'_>) -> Option<Verdict> {
 /// The failure that most needs a person stands for all.
 fn failure(input: &ConditionInput<'_>) -> Option<Verdict> {
     let facts = input.facts;
-    let looks = facts.observations.iter();
-    let faults = looks.filter_map(|(s, l)| Some((Some(s), l.as_ref()?.result.as_ref().err()?)));
+    let observations = facts.observations.iter();
+    let faults =
+        observations.filter_map(|(s, o)| Some((Some(s), o.as_ref()?.result.as_ref().err()?)));
     let all = faults.chain(facts.discovery.map(|fault| (None, fault)));
     let (service, fault) = all.max_by_key(|(service, fault)| {
         let needs_person = fault.class.row().retry == Retry::Slow;
@@ -339,12 +340,15 @@ fn cannot_invoke(intent: &Intent) -> String {
 }
 
 fn deleting(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> Verdict {
-    let stuck = facts.observations.iter().find_map(|(service, look)| {
-        let fault = look.as_ref()?.result.as_ref().err()?;
-        let row = fault.class.row();
-        let is_stuck = !row.gone && row.retry == Retry::Slow;
-        is_stuck.then(|| (service, row.reason, fault.advice()))
-    });
+    let stuck = facts
+        .observations
+        .iter()
+        .find_map(|(service, observation)| {
+            let fault = observation.as_ref()?.result.as_ref().err()?;
+            let row = fault.class.row();
+            let is_stuck = !row.gone && row.retry == Retry::Slow;
+            is_stuck.then(|| (service, row.reason, fault.advice()))
+        });
     let held = || {
         let (service, held) = held_entries(facts).next()?;
         Some((
