@@ -14,7 +14,7 @@
 //! | [`api`] ● | the Kubernetes kinds, their CEL rules, names of conditions and reasons |
 //! | [`intent`] ● | raw objects to validated intents; every rejection names its field |
 //! | [`plan`] ● | all claims on a service, live policy and ledger to grants, revokes and what is withheld: guardrails, blast radius, fights |
-//! | [`history`] ● | a record for each write, its settlement from reality, retention, the way back |
+//! | [`history`] ● | a record for each write, its settlement from the live policy, retention, the way back |
 //! | [`status`] ● | what was found to conditions and events |
 //! | [`audit`] ● | entries of Cloud Audit Logs, and who made the drift that was found |
 //! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |

@@ -368,7 +368,7 @@ impl Metrics {
         self.per_policy
     }
 
-    /// A round on a service of a shard is over, or work on the shard begins.
+    /// A reconcile of a service of a shard is over, or work on the shard begins.
     pub fn audited(&self, shard: usize, now: jiff::Timestamp) {
         self.shards
             .last_audit_timestamp_seconds
@@ -391,8 +391,8 @@ impl Metrics {
                 .with_label_values(&[&label])
                 .set(interval.as_secs() as i64),
             None => {
-                // Whoever works on it tells; and where there is nothing to do, silence means
-                // nothing.
+                // Whoever works on it has the series; and where there is nothing to do, silence
+                // means nothing.
                 let _ = self
                     .shards
                     .last_audit_timestamp_seconds

@@ -1,7 +1,7 @@
-//! A Pub/Sub subscription that a sink of Cloud Audit Logs feeds, read with Google's own client.
+//! A Pub/Sub subscription behind a sink of Cloud Audit Logs, read with Google's own client.
 //!
-//! Messages are acknowledged as soon as they were taken in: what they stand for is kept by nobody
-//! but reality, and a process that starts anew reads all of it anyway.
+//! Messages are acknowledged as soon as they were taken in: what they stand for is in the live
+//! policies, and a process that starts anew reads all of those anyway.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +38,7 @@ pub trait MessageHandler: Send + Sync + 'static {
     fn listens(&self) -> bool;
     /// Takes in the data of one message.
     fn handle(&self, data: &[u8]) -> Answer;
-    /// Is told how the subscription fares.
+    /// Takes in the state of the subscription.
     fn on_state(&self, subscription: &str, state: Result<(), String>);
 }
 

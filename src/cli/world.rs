@@ -1,5 +1,5 @@
 //! All that a command plans on: policies, guardrails, ledger and links in an index like the
-//! operator's, and reality.
+//! operator's, and the live state.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +34,7 @@ use crate::{
 /// Objects in one page of a list.
 const PAGE: u32 = 250;
 
-/// Declarations and reality, as the operator would see them.
+/// Desired and live state, as the operator would see them.
 pub struct ClusterSnapshot {
     pub index: Index,
     pub settings: Settings,
@@ -350,7 +350,7 @@ impl ClusterSnapshot {
         self.settle_reach();
     }
 
-    /// How far a selector reaches is known once everything that it found was looked at.
+    /// How far a selector reaches is known once everything that it found was read.
     fn settle_reach(&mut self) {
         for (service, live) in &self.live {
             let inputs = PlanInputs::of(service, &self.index);

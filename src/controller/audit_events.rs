@@ -1,5 +1,5 @@
 //! Audit events at work: each is a hint that brings a service up at once, and a witness of who made
-//! a drift. And whether they can be relied on: while they can, periodic looks are only the safety
+//! a drift. And whether they can be relied on: while they can, periodic resyncs are only the safety
 //! net.
 
 use std::{
@@ -41,9 +41,9 @@ const VERSIONS: usize = 4;
 /// How audit events are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOptions {
-    /// Periodic looks are at least this far apart where events can be relied on.
+    /// Periodic resyncs are at least this far apart where events can be relied on.
     pub interval: Duration,
-    /// A change that reality shows and no event told of within so long means that events are
+    /// A change that was read and that no event reported within so long means that events are
     /// missing.
     pub patience: Duration,
 }
@@ -53,7 +53,7 @@ pub struct EventOptions {
 pub enum MessageResult {
     /// It brought a service up, or a listing.
     Hint,
-    /// It tells of a version that was read already, as those of our own writes do.
+    /// It reports a version that was read already, as those of our own writes do.
     Known,
     /// About a service that no policy means, a call that failed, or something else altogether.
     Foreign,
@@ -124,12 +124,12 @@ struct State {
     trails: HashMap<RunService, Trail>,
     /// Services in the order in which they were added to.
     order: VecDeque<RunService>,
-    /// Told of while the service was worked on: whether that look has seen it is known when it is
+    /// Reported while the service was worked on: whether that read has seen it is known when it is
     /// over.
     parked: HashMap<RunService, Vec<Option<Arc<str>>>>,
     /// When the allowance of each service is whole again.
     paced: HashMap<RunService, Instant>,
-    /// Of each project a change that an event should tell of, and until when.
+    /// Of each project a change that an event should report, and until when.
     awaited: HashMap<Arc<str>, Instant>,
     /// Projects whose events are missing.
     dark: BTreeSet<Arc<str>>,
@@ -137,7 +137,7 @@ struct State {
     cut: BTreeMap<Arc<str>, (Instant, String)>,
 }
 
-/// What audit events told, and whether they can be relied on.
+/// What audit events reported, and whether they can be relied on.
 #[derive(Debug)]
 pub(super) struct AuditEvents {
     state: Owned<State>,
@@ -211,7 +211,7 @@ impl State {
             .map(|(s, (_, why))| (s, why.as_str()))
     }
 
-    /// Projects in which a change was seen and not told of, since the last time that this was
+    /// Projects in which a change was seen and not reported, since the last time that this was
     /// asked.
     fn overdue(&mut self, now: Instant) -> Vec<Arc<str>> {
         let overdue: Vec<Arc<str>> = self
@@ -253,7 +253,7 @@ impl State {
         ))
     }
 
-    /// Whether what happens in a project is told.
+    /// Whether what happens in a project is reported.
     fn relied_on(&self, project: &str, now: Instant) -> bool {
         self.unreachable(now).is_none() && !self.dark.contains(project)
     }
@@ -311,7 +311,7 @@ impl<C: CloudRun> Controller<C> {
         result
     }
 
-    /// False: there was no need to look.
+    /// False: there was no need to read.
     fn heed_for(&self, service: &RunService, entry: &audit::Entry) -> bool {
         let etag = match &entry.kind {
             Kind::PolicySet(set) => {
@@ -323,7 +323,7 @@ impl<C: CloudRun> Controller<C> {
             Kind::ServiceChanged => None,
         };
         if self.queue.is_running(service) {
-            // Whether the look that is under way has seen it is known when that is over.
+            // Whether the read that is under way has seen it is known when that is over.
             self.audit_events
                 .state
                 .with(|s| s.parked.entry(service.clone()).or_default().push(etag));
@@ -332,7 +332,7 @@ impl<C: CloudRun> Controller<C> {
         self.follow(service, etag.as_deref())
     }
 
-    /// Brings a service up because of a hint, unless it tells of what was read. False: there was no
+    /// Brings a service up because of a hint, unless it reports what was read. False: there was no
     /// need.
     fn follow(&self, service: &RunService, etag: Option<&str>) -> bool {
         let (known, puzzled) = self.audit_events.state.with(|s| {
@@ -360,7 +360,8 @@ impl<C: CloudRun> Controller<C> {
         true
     }
 
-    /// After a look: what was told meanwhile and was not seen by it brings the service up again.
+    /// After a reconcile: what was reported meanwhile and was not seen by it brings the service up
+    /// again.
     pub(super) fn unpark(&self, service: &RunService) {
         for etag in self
             .audit_events
@@ -389,7 +390,7 @@ impl<C: CloudRun> Controller<C> {
         });
     }
 
-    /// Our own write should be told of as well: a project in which it is not has no sink, or one
+    /// Our own write should be reported as well: a project in which it is not has no sink, or one
     /// that is broken.
     pub(super) fn expect_event(&self, project: &Arc<str>) {
         let Some(options) = self.options.events else {
@@ -402,7 +403,7 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// A write of our own was seen to its end: what it changed is known to be ours before the log
-    /// tells of it, and whoever that names. Where somebody else wrote in between, the version is not
+    /// reports it, and whoever that names. Where somebody else wrote in between, the version is not
     /// ours.
     pub(super) fn wrote(&self, service: &RunService, pending: &Pending, live: Option<&Policy>) {
         let Some(live) = live.filter(|_| self.options.events.is_some()) else {
@@ -426,7 +427,7 @@ impl<C: CloudRun> Controller<C> {
             .with(|s| s.remember(service, set, Arc::new(by)));
     }
 
-    /// An event told of a version that was really read: events of that project come in.
+    /// An event reported a version that was really read: events of that project come in.
     fn proven(&self, project: &Arc<str>) {
         let was_dark = self.audit_events.state.with(|s| {
             s.awaited.remove(project);
@@ -503,7 +504,7 @@ impl<C: CloudRun> Controller<C> {
         blame
     }
 
-    /// How far apart periodic looks are: as declared, or the safety net where events tell what
+    /// How far apart periodic resyncs are: as declared, or the safety net where events say what
     /// happens.
     pub(super) fn interval(&self, project: &str, declared: Duration) -> Duration {
         let now = Instant::now();
@@ -594,7 +595,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Brings forward looks that were set for an interval that does not hold any more.
+    /// Brings forward resyncs that were set for an interval that does not hold any more.
     fn shrink(&self, among: &dyn Fn(&str) -> bool) {
         let (services, projects) = self.index.with(|index| {
             let projects = index.policies().projects().filter(|p| among(p));

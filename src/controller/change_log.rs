@@ -1,5 +1,5 @@
-//! The way of a write through the store: in the ledger before IAM is asked, settled from reality
-//! after, a record for each namespace behind it, and old records taken away.
+//! The way of a write through the store: in the ledger before IAM is asked, settled from the live
+//! policy after, a record for each namespace behind it, and old records taken away.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -61,7 +61,7 @@ impl Default for ChangeLog {
     }
 }
 
-/// The open writes of a service after a look at it.
+/// The open writes of a service after it was read.
 #[derive(Debug, Default)]
 pub(super) struct Settlement {
     /// Those whose end is seen for the first time.
@@ -104,7 +104,7 @@ impl ChangeLog {
         self.state.with(|s| s.legacy.contains_key(service))
     }
 
-    /// Shards came here: their open records of versions before 0.2 are looked for.
+    /// Shards came here: their open records of versions before 0.2 are to be found.
     pub fn recall(&self, shards: &BTreeSet<usize>) {
         self.state.with(|s| s.recall.extend(shards));
         self.changed.notify_one();
@@ -119,8 +119,8 @@ impl ChangeLog {
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// Settles what the ledger has as open from reality, and puts it on record. `live: None`: the
-    /// service is gone.
+    /// Settles what the ledger has as open from the live policy, and puts it on record. `live:
+    /// None`: the service is gone.
     ///
     /// # Errors
     /// When a record cannot be written; then nothing is settled, and the ledger still has it.
@@ -211,7 +211,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Thins out the records of policies that got another one, and looks for those that an older
+    /// Thins out the records of policies that got another one, and finds those that an older
     /// version left open.
     pub(super) async fn tend_change_log(self: Arc<Self>) {
         let log = &self.change_log;
@@ -247,9 +247,9 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
-    /// Looks for records that a version before 0.2 left open. Tenants may write in their
-    /// namespaces, so a record says nothing but that a service is to be looked at, and it must be
-    /// one that somebody is about.
+    /// Finds records that a version before 0.2 left open. Tenants may write in their namespaces, so
+    /// a record says nothing but that a service is to be read, and it must be one that somebody is
+    /// about.
     async fn find_legacy(&self, shards: &BTreeSet<usize>) -> Result<(), Fault> {
         let open = self.cluster.open_changes().await?;
         let mut services = BTreeSet::new();

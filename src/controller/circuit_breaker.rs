@@ -18,9 +18,9 @@ use crate::{
     plan::drift::{Breaker, BreakerLimits},
 };
 
-/// How often a replica looks whether another one opened the breaker, in seconds.
+/// How often a replica checks whether another one opened the breaker, in seconds.
 const OTHERS_MARK: u64 = 3;
-/// Unrest is told to other replicas at most this often, in seconds.
+/// Unrest is reported to other replicas at most this often, in seconds.
 const REPORT_UNREST: i64 = 2;
 
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl CircuitBreaker {
         });
     }
 
-    /// Drift was found that was not there at the last look.
+    /// Drift was found that was not there at the last reconcile.
     pub fn drift_found(&self, now: Timestamp) {
         self.state.with(|s| s.breaker.drift_found(now));
     }
@@ -125,7 +125,7 @@ impl CircuitBreaker {
 impl<C: CloudRun> Controller<C> {
     /// Keeps the breaker and its mark together. While it is open: closes it when the window has
     /// passed quietly, or when somebody took the mark away. With several shards: opens it when
-    /// another replica did, and tells the others of drift that is found here.
+    /// another replica did, and reports drift that is found here to the others.
     pub(super) async fn watch_circuit(self: Arc<Self>) {
         let alone = self.shards.count() == 1;
         let mut last = None;
@@ -181,8 +181,7 @@ impl<C: CloudRun> Controller<C> {
         if alone {
             return Ok(());
         }
-        // Unrest that another replica told of since is unrest, at the time at which it was heard
-        // of.
+        // Unrest that another replica reported since is unrest, at the time at which it was read.
         if last.as_ref().is_some_and(|t| t.unrest != mark.unrest) {
             self.breaker.drift_found(now);
         }

@@ -17,7 +17,7 @@ use crate::{
     status::observation,
 };
 
-/// Policies that nothing is done for in this round: those that are gone, or why not.
+/// Policies that nothing is done for in this reconcile: those that are gone, or why not.
 pub(super) type Without = BTreeMap<PolicyId, Option<Arc<str>>>;
 
 fn leave_out(claims: &mut Vec<PolicyOnService>, without: &Without) {
@@ -80,8 +80,8 @@ impl<C: CloudRun> Controller<C> {
         (inputs, readable)
     }
 
-    /// In the first look after a restart the statuses stand for the look before: what differs now
-    /// and did not then was changed by somebody while nobody looked.
+    /// In the first reconcile after a restart the statuses stand for the one before: what differs
+    /// now and did not then was changed by somebody while nobody read it.
     pub(super) fn recall(&self, inputs: &mut PlanInputs, live: &Policy) {
         if !self.memories.must_recall(&inputs.service) || inputs.claims.is_empty() {
             return;

@@ -6,10 +6,10 @@
 //! | [`watches`] | what comes in from the store, and what each change sets in motion |
 //! | [`listings`] | when projects are listed |
 //! | [`rollbacks`] | records that policies want to go back behind |
-//! | [`audit_events`] | what the audit log told, and whether it can be relied on |
+//! | [`audit_events`] | what the audit log says, and whether it can be relied on |
 //! | [`queue`] | which service is worked on next |
 //! | [`gather`], [`reconcile`] | one service, once |
-//! | [`service_memory`] | what is remembered of a service between looks |
+//! | [`service_memory`] | what is remembered of a service between reconciles |
 //! | [`change_log`] | open writes, records, and how long these are kept |
 //! | [`circuit_breaker`] | whether drift is corrected at all |
 //! | [`observation`] | what was found, handed to policies and metrics |
@@ -79,7 +79,7 @@ pub struct Options {
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Makes jitter differ between installations and equal between runs.
     pub seed: u64,
-    /// A single round that takes longer than this means that the queue is stuck.
+    /// A single reconcile that takes longer than this means that the queue is stuck.
     pub stuck_after: Duration,
     /// How long work in flight may take to finish when the controller stops.
     pub grace: Duration,

@@ -23,7 +23,7 @@ fn pace(services: usize) -> Duration {
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// A service was looked at.
+    /// A service was read.
     pub(super) fn observed(&self, found: &Found, report: &Report) {
         let inputs = &found.inputs;
         let input = inputs.input(&found.live, &self.options.settings, self.now());
@@ -59,7 +59,7 @@ impl<C: CloudRun> Controller<C> {
         self.count_drift(&inputs.service, &drifted);
     }
 
-    /// A service could not be looked at, or not be written.
+    /// A service could not be read, or not be written.
     pub(super) fn not_observed(&self, inputs: &PlanInputs, fault: &Fault, report: &Report) {
         let service = &inputs.service;
         for claim in &inputs.claims {
@@ -78,8 +78,8 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// What is news for a policy, given what it knew; in the first look after a restart its status
-    /// stands for the look before.
+    /// What is news for a policy, given what it knew; in the first reconcile after a restart its
+    /// status stands for the one before.
     fn news(
         &self,
         service: &RunService,

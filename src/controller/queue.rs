@@ -46,16 +46,16 @@ const FORGIVEN: Duration = Duration::from_millis(250);
 /// Projects beyond which those that owe nothing are forgotten.
 const MANY_PROJECTS: usize = 1024;
 
-/// Why a service is looked at, in the order in which it is served.
+/// Why a service is reconciled, in the order in which it is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// A person declared something and waits.
     Declared,
-    /// Something says that reality changed.
+    /// Something says that the live policy changed.
     Drift,
     /// Work that failed is taken up again.
     Retry,
-    /// The regular look.
+    /// The periodic resync.
     Periodic,
 }
 
@@ -104,9 +104,9 @@ struct Item {
 /// What a service waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
-    /// A look.
+    /// A read.
     Readers,
-    /// A look, a write and a look.
+    /// A read, a write and a read.
     Changers,
 }
 
@@ -167,7 +167,7 @@ struct State {
 }
 
 /// How long each project kept threads busy, and how many of its services are under way. Policies
-/// may be as large as their author likes, and each look at one costs accordingly.
+/// may be as large as their author likes, and each reconcile of one costs accordingly.
 #[derive(Debug, Default)]
 struct Accounts {
     /// When what a project used is paid for.
@@ -328,7 +328,7 @@ impl Queue {
             tokens,
             ..
         } = job;
-        // What was not used goes back before anybody is told.
+        // What was not used goes back before anybody is notified.
         drop(tokens);
         let now = Instant::now();
         let failures = self
@@ -699,7 +699,7 @@ fn sooner(wake: &mut Option<Instant>, at: Option<Instant>) {
 }
 
 impl Waiting {
-    /// Who of this place could be taken up now. If nobody, `wake` is told when to ask again.
+    /// Who of this place could be taken up now. If nobody, `wake` says when to ask again.
     fn candidate(
         &mut self,
         place: &Place,
@@ -866,7 +866,7 @@ mod tests {
                 return;
             }
             q.done(job, End::Over);
-            assert!(turn < 7, "the periodic look starved");
+            assert!(turn < 7, "the periodic resync starved");
         }
     }
 
@@ -1021,7 +1021,7 @@ mod tests {
             "the burst of six"
         );
         assert_eq!(q.running(), 0);
-        // A new wish is looked at at once, and costs nobody its turn.
+        // A new request is served at once, and costs nobody its turn.
         q.add(&names[20], Priority::Declared);
         let job = pop(&q).await;
         assert_eq!((&job.service, job.tokens.left()), (&names[20], Needs::READ));

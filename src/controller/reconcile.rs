@@ -34,16 +34,16 @@ use crate::{
     status::{Applied, Drift},
 };
 
-/// How soon a service is looked at again while the end of a write is unknown.
+/// How soon a service is read again while the end of a write is unknown.
 const UNANSWERED: Duration = Duration::from_secs(60);
 /// Nothing is planned for later than this; what comes later is planned anew.
 const FAR: Duration = Duration::from_secs(86_400);
-/// Writes to IAM in one round; what is left is another round.
+/// Writes to IAM in one reconcile; what is left is for the next.
 const MAX_WRITES: u32 = 4;
-/// Times that somebody else may be faster before a round has failed.
+/// Times that somebody else may be faster before a reconcile has failed.
 const MAX_CONFLICTS: u32 = 4;
-// A round without a write left waits for quota and is taken up again at once: one that had nothing
-// but conflicts has to fail before.
+// A reconcile without a write left waits for quota and is taken up again at once: one that had
+// nothing but conflicts has to fail before.
 const _: () = assert!(MAX_CONFLICTS <= MAX_WRITES);
 /// Writes without an answer that may be open at once.
 const MAX_OPEN: usize = 4;
@@ -96,7 +96,7 @@ fn end(result: &Outcome) -> End {
         Ok(None) => End::Over,
         Ok(Some(found)) if found.waits => End::Waits,
         Ok(Some(found)) if found.incomplete.is_none() => End::Over,
-        // What a person has to settle is looked at rarely, and says nothing about what will pass by
+        // What a person has to settle is read rarely, and says nothing about what will pass by
         // itself.
         Err(failure) if failure.1.class.row().retry == Retry::Slow => End::Over,
         Ok(Some(_)) | Err(_) => End::Failed,
@@ -133,7 +133,7 @@ impl<C: CloudRun> Controller<C> {
         job.tokens = tokens;
         self.count(&service, label(&result, &report), started.elapsed());
         self.count_changes(&report.applied);
-        // What follows is told before anybody else may take the service up.
+        // What follows is published before anybody else may take the service up.
         self.publish_outcome(&service, &result, &report);
         let failures = self.queue.done(job, end(&result));
         self.unpark(&service);
@@ -204,7 +204,7 @@ impl<C: CloudRun> Controller<C> {
         self.change_log.stored(service, &[]);
     }
 
-    /// Takes down what the next look has to know.
+    /// Takes down what the next reconcile has to know.
     fn remember(&self, found: &Found) {
         let service = &found.inputs.service;
         let waiting: Vec<_> = found
@@ -232,8 +232,8 @@ impl<C: CloudRun> Controller<C> {
         );
     }
 
-    /// Nobody asks for a look now. Where what is nobody's ends by itself, somebody has to take it
-    /// away then.
+    /// Nobody asks for a reconcile now. Where what is nobody's ends by itself, somebody has to take
+    /// it away then.
     fn come_back_to_what_ends(&self, service: &RunService) {
         let Some(from) = self.index.with(|i| i.left_behind_from(service)) else {
             return;
@@ -246,7 +246,7 @@ impl<C: CloudRun> Controller<C> {
         );
     }
 
-    /// Sets when a service is looked at next: its slot, the end of a grant, another try of a
+    /// Sets when a service is reconciled next: its slot, the end of a grant, another try of a
     /// refused member, or the next turn in a fight.
     fn schedule(&self, inputs: &PlanInputs, rest: &Plan) {
         let service = &inputs.service;
@@ -287,7 +287,7 @@ impl<C: CloudRun> Controller<C> {
         });
         let times = expiry.map(|at| (at, Priority::Declared)).into_iter();
         for (at, priority) in times.chain(fight.map(|at| (at, Priority::Drift))) {
-            // Far ends come up again with a later look anyway.
+            // Far ends come up again with a later reconcile anyway.
             if let Ok(wait) = Duration::try_from(at.duration_since(now))
                 && wait < FAR
             {
@@ -333,7 +333,8 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         }
     }
 
-    /// Until reality is as wanted, or cannot be made so now. `None`: there is no reason to look.
+    /// Until the live policy is as desired, or cannot be made so now. `None`: there is no reason to
+    /// read it.
     async fn run(&mut self) -> Outcome {
         let mut known: Option<Policy> = None;
         loop {
@@ -398,8 +399,8 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         self.controller.recall(&mut inputs, &live);
         let mut plan = self.plan(&mut inputs, &live);
         let memories = &self.controller.memories;
-        // What is as declared now and differs later was changed by somebody, also while this round
-        // is under way.
+        // What is as declared now and differs later was changed by somebody, also while this one is
+        // under way.
         memories.settle(self.service, inputs.fingerprint(), plan.outstanding());
         let batch = memories.search(self.service, |s| s.next(&plan, &inputs.alone));
         match self.put_finalizers(&inputs, &plan).await {
@@ -472,7 +473,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         plan
     }
 
-    /// Whether the round has the right to a write and to reading it back.
+    /// Whether this reconcile has the right to a write and to reading it back.
     fn may_write(&mut self) -> bool {
         if self.writes >= MAX_WRITES {
             return false;
@@ -506,10 +507,10 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
 
     /// Puts the finalizer on every policy that something is about to belong to, so that none of it
     /// outlives its policy unseen. False: some policy is gone, or cannot be protected so, and
-    /// nothing is done for it in this round. (Kubernetes)
+    /// nothing is done for it in this reconcile. (Kubernetes)
     ///
     /// # Errors
-    /// [`FaultClass::Conflict`]: a policy was made anew, and the watch has not told what it lists.
+    /// [`FaultClass::Conflict`]: a policy was made anew, and the watch has not shown what it lists.
     /// Until then nobody can say who is to go.
     async fn put_finalizers(&mut self, inputs: &PlanInputs, plan: &Plan) -> Result<bool, Fault> {
         let owning: BTreeSet<&PolicyId> = plan.lines.values().flatten().collect();
@@ -658,7 +659,8 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             }
         }
         controller.change_log.stored(self.service, &next.pending);
-        // Whom nothing belongs to any more here is told, or let go, wherever it means to be now.
+        // Whom nothing belongs to any more here says so in its status, or is let go, wherever it
+        // means to be now.
         let owners = |ledger: &Ledger| {
             ledger
                 .lines
@@ -761,7 +763,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             .filter_map(|g| blame.get(g))
             .max_by_key(|by| by.at.0)
             .map(|by| &**by);
-        // The first correction of the round is the one that the circuit breaker counted.
+        // The first correction of a reconcile is the one that the circuit breaker counted.
         let now = whole_microseconds(self.controller.now());
         let at = self
             .admitted
@@ -818,8 +820,8 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             Err(fault) => fault,
         };
         if !fault.class.did_nothing() {
-            // The answer is lost, the write perhaps not: reality decides, and nothing is written
-            // twice blindly.
+            // The answer is lost, the write perhaps not: the live policy decides, and nothing is
+            // written twice blindly.
             return match self.read().await {
                 Ok(after) if after.etag != live.etag => self.again(inputs, Some(after)),
                 _ => failed(inputs, fault),
@@ -842,7 +844,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         }
     }
 
-    /// IAM took it. In sync is what reality says, not that a call returned.
+    /// IAM took it. In sync is what the next read shows, not that a call returned.
     async fn written(&mut self, written: Policy, batch: &Batch) -> Step {
         let controller = self.controller;
         controller.expect_event(&self.service.project);
@@ -918,7 +920,8 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         failed(inputs, fault)
     }
 
-    /// The end of a round that failed, with what happened before settled and the ledger in order.
+    /// The end of a reconcile that failed, with what happened before settled and the ledger in
+    /// order.
     async fn failed_cleanly(&mut self, inputs: PlanInputs, live: &Policy, fault: Fault) -> Step {
         match self.settle(&inputs.ledger, Some(live)).await {
             Ok((open, undone)) => {
@@ -926,11 +929,11 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
                 next.pending = open;
                 forget_corrections(&mut next, &undone);
                 if let Err(fault) = self.store(&inputs, &next).await {
-                    tracing::debug!(%fault, "the ledger could not be brought up to date; the next look does it");
+                    tracing::debug!(%fault, "the ledger could not be brought up to date; the next reconcile does it");
                 }
             }
             Err(fault) => {
-                tracing::debug!(%fault, "a change could not be put on record; the next look does it")
+                tracing::debug!(%fault, "a change could not be put on record; the next reconcile does it")
             }
         }
         failed(inputs, fault)
@@ -952,7 +955,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(fault) => {
-                    tracing::warn!(%fault, "what is gone could not be forgotten; the next look does it");
+                    tracing::warn!(%fault, "what is gone could not be forgotten; the next reconcile does it");
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! What is remembered of a service between looks, and nowhere in the store: under which
+//! What is remembered of a service between reconciles, and nowhere in the store: under which
 //! declarations it was settled, which members IAM refused, and which of several it may be.
 
 use std::{
@@ -99,7 +99,7 @@ impl ServiceMemories {
         self.entry(service, |e| e.drift.waiting = drift);
     }
 
-    /// A look is over; returns how long ago the one before was.
+    /// A reconcile is over; returns how long ago the one before was.
     pub fn observed(&self, service: &RunService) -> Option<Duration> {
         let now = Instant::now();
         self.entry(service, |e| e.observed_at.replace(now))

@@ -55,7 +55,7 @@ impl<C: CloudRun> Controller<C> {
         loop {
             changes.borrow_and_update();
             let settled = self.is_synced() && self.settle_shards().await;
-            // Without word of a change, as when a Lease ran out between two rounds of the election.
+            // Without word of a change, as when a Lease ran out between two elections.
             let wait = if settled {
                 Duration::from_millis(500)
             } else {
@@ -149,8 +149,8 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// Asks for everything that there is to do in shards. What was declared while nobody was there
-    /// goes before what only has to be looked at again; grants of policies that name their service
-    /// no more are looked at too.
+    /// goes before what only has to be resynced; grants of policies that name their service no more
+    /// are reconciled too.
     fn take_up(&self, shards: &BTreeSet<usize>) {
         let among = |project: &str| shards.contains(&self.shards.of(project));
         let (mut known, mut news, mut lists) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());

@@ -111,7 +111,7 @@ impl<C: CloudRun> Controller<C> {
             let mut effect = index.remove_policy(id);
             if is_settled {
                 // What its deletion had to revoke is revoked and read back already. A ledger that
-                // only remembers corrections by now is to go, and that takes no look.
+                // only remembers corrections by now is to go, and that takes no read.
                 let is_open =
                     |s: &RunService| index.ledgers().is_bare(s) || index.ledgers().is_pending(s);
                 effect
@@ -282,8 +282,8 @@ impl<C: CloudRun> Controller<C> {
     fn ledger_applied(&self, ledger: &InvokerLedger) {
         let service = service_of(&ledger.spec);
         // The event of our own write can be here before its answer; and whoever writes sees that
-        // somebody else did. Asked before the ledger is taken in: a round that ends in between has
-        // made it known.
+        // somebody else did. Asked before the ledger is taken in: a reconcile that ends in between
+        // has made it known.
         let is_running = self.queue.is_running(&service);
         let (is_news, corrections) = self.index.with(|i| {
             let is_news = i.apply_ledger(ledger);

@@ -10,7 +10,7 @@
 //! | [`index`] | who targets what, who owns what, and what was last observed |
 //! | [`plan`] | all claims on a service, live policy and ledger to grants, revokes and what is withheld |
 //! | [`ledger`] | what the operator answers for on one service, and how that is stored |
-//! | [`history`] | a record for each write, its settlement from reality, retention, the way back |
+//! | [`history`] | a record for each write, its settlement from the live policy, retention, the way back |
 //! | [`status`] | what was found to conditions and events |
 //! | [`audit`] | entries of Cloud Audit Logs, and who made the drift that was found |
 //! | [`diagnose`] | facts about a request to the cause of its refusal (for the plugin) |

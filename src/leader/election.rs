@@ -163,7 +163,7 @@ pub async fn run(
         leaving: HashMap::new(),
     };
     if this.shards.count() > 1 {
-        // Replicas that start together hear of each other before the first takes everything.
+        // Replicas that start together see each other before the first takes everything.
         let _ = this.within(this.announce()).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -179,7 +179,7 @@ pub async fn run(
             Err(_) => Duration::from_millis(50),
         };
         this.shards.expire();
-        // Also between two rounds a shard can run out.
+        // Also between two elections a shard can run out.
         tokio::select! {
             biased;
             _ = stop.wait_for(|s| *s) => break,
@@ -208,8 +208,8 @@ impl Election {
         }
     }
 
-    /// Looks at every Lease, renews what is held, and takes or gives up what fairness says. Returns
-    /// when to look again.
+    /// Reads every Lease, renews what is held, and takes or gives up what fairness says. Returns
+    /// when to do it again.
     async fn elect(&mut self) -> Result<Duration, kube::Error> {
         let count = self.shards.count();
         let view = self.read_leases().await?;
@@ -251,7 +251,7 @@ impl Election {
         let wanted = quota.saturating_sub(led.len());
         let taken = self.take(&view, free.iter().take(wanted)).await?;
         if taken < wanted.min(free.len()) {
-            // Somebody else was first; what is free now shows at the next look.
+            // Somebody else was first; what is free now shows at the next read.
             wake = wake.min(Duration::from_millis(100) + self.options.jitter());
         }
         Ok(wake)
@@ -305,7 +305,7 @@ impl Election {
         }
     }
 
-    /// Says that this replica is there, and hears who else is. Returns how many shards each of them
+    /// Says that this replica is there, and reads who else is. Returns how many shards each of them
     /// holds.
     async fn members(&mut self, view: &View) -> Result<BTreeMap<String, usize>, kube::Error> {
         let me = self.options.identity.clone();
@@ -345,7 +345,7 @@ impl Election {
     }
 
     /// Renews this replica's sign of life, and takes out those of the dead. A lost race is made
-    /// good in the next round.
+    /// good in the next election.
     async fn sign(&self, lease: Option<Lease>, dead: &[String]) -> Result<(), kube::Error> {
         let name = self.options.members(self.shards.count());
         let mut signs = lease.as_ref().map(signs_of_life).unwrap_or_default();

@@ -181,7 +181,7 @@ impl Shards {
         self.lock().get(shard).is_none_or(|s| s.turns == 0)
     }
 
-    /// Gives up what ran out, so that everybody hears of it.
+    /// Gives up what ran out, and notifies everybody.
     pub(super) fn expire(&self) {
         let now = Instant::now();
         let mut lost = false;

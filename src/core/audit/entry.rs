@@ -43,7 +43,7 @@ pub enum Kind {
     ServiceChanged,
 }
 
-/// A new allow policy, as far as the entry tells.
+/// A new allow policy, as far as the entry says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicySet {
     /// Version that the writer planned from, where it gave one.

@@ -1,4 +1,4 @@
-//! The changes of one service's policy, as the log told them, and which of them made what differs
+//! The changes of one service's policy, as the log has them, and which of them made what differs
 //! now.
 
 use std::{
@@ -54,16 +54,16 @@ impl Change {
     }
 }
 
-/// The last changes of one service's policy that the log told of.
+/// The last changes of one service's policy that the log reported.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trail {
     changes: VecDeque<Change>,
 }
 
 impl Trail {
-    /// Takes down a change. False: it was known, or says nothing that could be checked against
-    /// reality. What the operator did itself is known better than the log tells it, and whoever the
-    /// log names for such a version is left out.
+    /// Takes down a change. False: it was known, or says nothing that could be checked against the
+    /// live policy. What the operator did itself is known better than the log has it, and whoever
+    /// the log names for such a version is left out.
     pub fn add(&mut self, set: PolicySet, by: Arc<ChangedBy>) -> bool {
         let same = |c: &Change| c.set.etag_after == set.etag_after;
         let known = |c: &Change| same(c) && (c.by == by || c.by.is_operator());
@@ -80,7 +80,7 @@ impl Trail {
         true
     }
 
-    /// Whether the log told of the change that led to a version.
+    /// Whether the log has the change that led to a version.
     pub fn has(&self, etag: &str) -> bool {
         self.changes
             .iter()
@@ -99,7 +99,7 @@ impl Trail {
     ///
     /// Changes are followed by their etags from the live policy back, so that neither the order in
     /// which messages came in nor one that was lost or made up puts the blame on somebody: a
-    /// version that the log tells of must be the one that was read, or the one that a proven change
+    /// version that the log reports must be the one that was read, or the one that a proven change
     /// was planned from.
     pub fn blame(
         &self,
@@ -251,7 +251,7 @@ mod tests {
             }
             assert!(trail.add(revoked.clone(), operator("web-1")));
             assert!(!trail.add(logged.clone(), by("robot")));
-            assert!(!trail.has("e2"), "the log has not told, or not yet");
+            assert!(!trail.has("e2"), "the log does not have it, or not yet");
             let missing = drift(&["b"], &["m"]);
             let names = |made: &BTreeMap<Grant, Arc<ChangedBy>>| {
                 let name = |(g, b): (&Grant, &Arc<ChangedBy>)| format!("{g}: {b}");

@@ -139,7 +139,7 @@ impl Walk<'_> {
         self.conclude(Cause::NoToken, "The request came without a token.", fix);
     }
 
-    /// What can be told of a token that was given.
+    /// What is known of a token that was given.
     fn given(&mut self, token: &Token) {
         let flaw = self
             .form(token)

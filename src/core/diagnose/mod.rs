@@ -94,11 +94,11 @@ impl Facts {
 pub enum Outcome {
     Pass,
     Fail,
-    /// It may be the cause, and cannot be told from here.
+    /// It may be the cause, and cannot be seen from here.
     Maybe,
     /// It had to be seen and could not be.
     Unknown,
-    /// It was not looked at: nothing was given to look at, or nobody asked for it.
+    /// It was not checked: nothing was given to check, or nobody asked for it.
     Skipped,
 }
 
@@ -127,7 +127,7 @@ pub enum Cause {
     /// A policy declares the service public, and IAM does not hold that.
     PublicGrantMissing,
     NoToken,
-    /// The answer is the same for both, and nothing else tells them apart.
+    /// The answer is the same for both, and nothing else distinguishes them.
     NoTokenOrNoGrant,
     NotAnIdToken,
     ForeignIssuer,
@@ -242,7 +242,7 @@ impl Walk<'_> {
             .collect()
     }
 
-    /// That nothing refuses a request is said only if everything that this looks at was seen.
+    /// That nothing refuses a request is said only if everything that this checks was seen.
     fn finish(self) -> Diagnosis {
         let unseen = self.unseen().join(", ");
         let facts = self.facts;

@@ -192,7 +192,7 @@ impl Symptom {
         (symptom, found)
     }
 
-    /// Whether the platform refused it, as far as can be told.
+    /// Whether the platform refused it, as far as can be seen.
     pub fn is_platforms_refusal(&self) -> bool {
         self.answered_by != Some(Answerer::Application)
             && (self.refusal.is_some() || matches!(self.status, Some(401 | 403)))

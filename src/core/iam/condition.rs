@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 pub const EXPIRY_TITLE: &str = "run-invoker-expires";
 
 /// A condition of a binding. Two conditions are the same only if all three texts are: that is how
-/// IAM tells bindings apart, and the expression is not canonicalised by anyone.
+/// IAM distinguishes bindings, and the expression is not canonicalised by anyone.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/conditions-overview>.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]

@@ -204,7 +204,7 @@ impl Policy {
     pub fn with_changes(&self, grant: &BTreeSet<Grant>, revoke: &BTreeSet<Grant>) -> Self {
         let mut next = self.clone();
         next.version = 3;
-        // (role, condition) of what goes, so that foreign bindings are not even looked into.
+        // (role, condition) of what goes, so that foreign bindings are not even read.
         let mut gone: BTreeMap<(Role, Option<&Condition>), BTreeSet<&str>> = BTreeMap::new();
         for g in revoke {
             gone.entry((g.role, g.condition.as_deref()))

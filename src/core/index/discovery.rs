@@ -21,7 +21,7 @@ pub struct Listing {
     pub unreachable: BTreeSet<String>,
 }
 
-/// Where services are looked for.
+/// Where services are listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     /// One region, by the v2 API.
@@ -52,8 +52,8 @@ pub struct Shown {
     pub came: BTreeSet<RunService>,
     /// Services that went, or are others now.
     pub changed: BTreeSet<RunService>,
-    /// Something became known that no listing had told before: what waits for it is to be looked
-    /// at.
+    /// Something became known that no listing had shown before: what waits for it is to be
+    /// reconciled.
     pub answers: bool,
     /// The first answer, or the first after a failure: statuses change.
     pub first: bool,
@@ -90,7 +90,7 @@ impl Project {
         }
         self.number = number;
         let news = self.fault.as_ref().is_none_or(|f| f.class != fault.class) || !self.answered;
-        // One that repeats is as it was told, but for the id of its request.
+        // One that repeats is as it was reported, but for the id of its request.
         if self
             .fault
             .as_ref()

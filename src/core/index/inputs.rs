@@ -31,7 +31,7 @@ pub struct PlanInputs {
     pub approvals: BTreeSet<Arc<str>>,
     pub info: Option<ServiceInfo>,
     pub unanswered: UnansweredSelectors,
-    /// From when on there is something to look at that no policy asks for:
+    /// From when on there is something to reconcile that no policy asks for:
     /// [`Index::left_behind_from`].
     pub left_behind_from: Option<Timestamp>,
     /// Members that IAM refused lately, not to be tried now.
@@ -66,8 +66,8 @@ impl PlanInputs {
         }
     }
 
-    /// Whether there is a reason to read reality at all. A suspended policy asks for nothing,
-    /// reading included, and so does one whose guardrails cannot be read.
+    /// Whether there is a reason to read the live policy at all. A suspended policy asks for
+    /// nothing, reading included, and so does one whose guardrails cannot be read.
     pub fn needs_read(&self, now: Timestamp) -> bool {
         let asks = |c: &PolicyOnService| {
             (!c.intent.suspended || c.intent.deleting) && c.terms.frozen().is_none()
@@ -75,7 +75,7 @@ impl PlanInputs {
         self.is_left_behind(now) || self.claims.iter().any(asks)
     }
 
-    /// Whether there is something to look at that no policy asks for.
+    /// Whether there is something to reconcile that no policy asks for.
     pub fn is_left_behind(&self, now: Timestamp) -> bool {
         self.left_behind_from.is_some_and(|from| from <= now)
     }

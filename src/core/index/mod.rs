@@ -204,9 +204,9 @@ impl Index {
         })
     }
 
-    /// From when on something on a service is to be looked at that no policy asks for: it was left,
-    /// or a write's end is unknown. In the future: what is nobody's stays while somebody lists it
-    /// who may not write, and that ends by itself.
+    /// From when on something on a service is to be reconciled that no policy asks for: it was
+    /// left, or a write's end is unknown. In the future: what is nobody's stays while somebody
+    /// lists it who may not write, and that ends by itself.
     pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
         let owners = || self.ledgers.owners(service).into_iter();
         if self.ledgers.is_pending(service)
@@ -227,8 +227,8 @@ impl Index {
         self.ledgers.abandoned(service).filter_map(end).min()
     }
 
-    /// Services with a ledger that no policy means and that are to be looked at, or whose ledger is
-    /// there for nothing.
+    /// Services with a ledger that no policy means and that are to be reconciled, or whose ledger
+    /// is there for nothing.
     pub fn left_behind(&self) -> Vec<RunService> {
         let unmeant = self.ledgers.services().filter(|s| !self.policies.means(s));
         unmeant
@@ -411,7 +411,7 @@ impl Index {
     }
 
     /// Takes in listing number `number` of a project; older ones than the last are left out.
-    /// Returns the services to look at and the policies whose status changes.
+    /// Returns the services to reconcile and the policies whose status changes.
     pub fn apply_listing(
         &mut self,
         project: &Arc<str>,
@@ -485,7 +485,7 @@ impl Index {
     }
 
     /// Services that waited for a listing of the project. What left a policy while nobody was
-    /// looking is known to have left only now.
+    /// reading is known to have left only now.
     fn answered_by_listing(&mut self, project: &Arc<str>) -> BTreeSet<RunService> {
         let is_here = |s: &RunService| s.project == *project;
         let mut answered: BTreeSet<RunService> =

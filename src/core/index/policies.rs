@@ -54,7 +54,7 @@ pub struct Record {
 }
 
 /// A status as it is in the store, as JSON: ten thousand of them are kept, and hardly one is ever
-/// looked at.
+/// read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SerializedStatus(Box<[u8]>);
 
@@ -222,7 +222,7 @@ struct Resolved {
 /// What a change in the store sets in motion.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// Services to look at because of it.
+    /// Services to reconcile because of it.
     pub services: BTreeSet<RunService>,
     /// Policies whose status may change.
     pub policies: BTreeSet<PolicyKey>,
@@ -488,7 +488,7 @@ impl Index {
     }
 
     /// Takes a policy out. The services that it meant, or that something belongs to it on, are to
-    /// be looked at.
+    /// be reconciled.
     pub fn remove_policy(&mut self, id: &PolicyId) -> Effect {
         let key = id.key();
         if self

@@ -12,22 +12,22 @@ use crate::{
 };
 
 /// How far the selectors of one policy reach. Kept while nothing changes it: a policy can mean
-/// thousands of services, and each look at one of them asks.
+/// thousands of services, and each reconcile of one of them asks.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Reach {
     /// Of what belonged to the policy at that time.
     stamp: u64,
-    /// Fresh services that nobody has looked at.
+    /// Fresh services that nobody has read.
     unseen: usize,
     /// Fresh services that are not as declared.
     wanting: BTreeSet<RunService>,
-    /// Fresh services that could not be looked at.
+    /// Fresh services that could not be read.
     failed: BTreeSet<RunService>,
     spread: Option<Option<SelectorImpact>>,
 }
 
 impl Reach {
-    /// Puts a service where it belongs; `fresh`: whether it could be looked at.
+    /// Puts a service where it belongs; `fresh`: whether it could be read.
     fn sort(&mut self, service: &RunService, fresh: Option<bool>) {
         let put = |set: &mut BTreeSet<RunService>, is_in: bool| match is_in {
             true => set.insert(service.clone()),
@@ -95,7 +95,7 @@ impl Index {
         f(cached.insert(known.unwrap_or_else(|| Box::new(self.survey(record)))))
     }
 
-    /// Takes in that a service was looked at. `was_unseen`: it was fresh, and nobody had before.
+    /// Takes in that a service was read. `was_unseen`: it was fresh, and nobody had before.
     pub(super) fn reach_changes(&self, record: &Record, service: &RunService, was_unseen: bool) {
         let fresh = record.observation(service).map(|o| o.result.is_ok());
         let fresh = fresh.filter(|_| self.is_fresh(record, service));
@@ -199,7 +199,7 @@ impl Index {
         }
     }
 
-    /// A removal on a service waits until the project is listed; then the service is looked at
+    /// A removal on a service waits until the project is listed; then the service is reconciled
     /// again. False: it is known by now.
     pub fn wait_for_listing(&mut self, service: &RunService) -> bool {
         let waits = {

@@ -126,9 +126,8 @@ fn condition(entry: &InvokerSpec, expires: Option<Timestamp>) -> Option<Conditio
     }
 }
 
-/// Entries that are one grant to IAM, which does not tell the case of e-mail addresses. The rule of
-/// the API server compares letter by letter: what it costs to compare otherwise is more than it
-/// allows.
+/// Entries that are one grant to IAM, which ignores the case of e-mail addresses. The rule of the
+/// API server compares letter by letter: what it costs to compare otherwise is more than it allows.
 pub(super) fn duplicates(spec: &InvokerPolicySpec) -> Vec<Rejection> {
     let mut seen = BTreeMap::new();
     let mut remarks = Vec::new();

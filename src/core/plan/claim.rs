@@ -105,8 +105,8 @@ impl PolicyOnService {
     }
 }
 
-/// Stands for exactly these declarations: two looks with one fingerprint were asked for by the same
-/// words.
+/// Stands for exactly these declarations: two reconciles with one fingerprint were asked for by the
+/// same words.
 pub fn fingerprint(claims: &[PolicyOnService]) -> u64 {
     let mut hasher = DefaultHasher::new();
     // A policy that leaves declares nothing, and that it is gone at last is no news.

@@ -32,7 +32,7 @@ fn delay(corrections: usize) -> SignedDuration {
     SignedDuration::from_mins((5 << doublings).min(30))
 }
 
-/// What is remembered of a service between looks.
+/// What is remembered of a service between reconciles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// The declarations under which the service was last found settled, and what was open then for
@@ -43,7 +43,7 @@ pub struct Memory {
     corrected_under: Option<u64>,
     /// When each grant was corrected, within the last hour.
     corrections: BTreeMap<Grant, Vec<Timestamp>>,
-    /// Drift that was known at the last look and not corrected.
+    /// Drift that was known at the last reconcile and not corrected.
     pub waiting: BTreeSet<Grant>,
 }
 
@@ -58,8 +58,8 @@ impl Memory {
     pub fn is_drift(&self, fingerprint: u64, grant: &Grant) -> bool {
         match &self.settled {
             Some((by, outstanding)) => *by == fingerprint && !outstanding.contains(grant),
-            // The first look of a process: what was drift for the one before and comes again is
-            // drift again.
+            // The first reconcile of a process: what was drift for the one before and comes again
+            // is drift again.
             None => self.was_drift(fingerprint, grant),
         }
     }
@@ -148,7 +148,7 @@ impl Default for BreakerLimits {
 #[derive(Clone, Debug, Default)]
 pub struct Breaker {
     limits: BreakerLimits,
-    /// One entry for each write, whoever made it: told twice, it counts once.
+    /// One entry for each write, whoever made it: reported twice, it counts once.
     corrected: BTreeSet<(Timestamp, RunService)>,
     opened: Option<Timestamp>,
     /// The last time that fresh drift was found.
@@ -168,7 +168,7 @@ impl Breaker {
         self.opened
     }
 
-    /// A correction that was made by another replica, or before a restart. One that is told of
+    /// A correction that was made by another replica, or before a restart. One that is reported
     /// twice counts once.
     pub fn remember(&mut self, service: &RunService, at: Timestamp, now: Timestamp) {
         if at <= now && now.duration_since(at) < self.limits.window {
@@ -204,7 +204,7 @@ impl Breaker {
         self.unrest = Some(now);
     }
 
-    /// Drift was found that was not there at the last look.
+    /// Drift was found that was not there at the last reconcile.
     pub fn drift_found(&mut self, now: Timestamp) {
         self.unrest = Some(now);
     }

@@ -1,7 +1,7 @@
 //! The plan for one service: a value that says what will be done, what will not, and why.
 //!
 //! Planning is a function of its [`Input`]. Nobody downstream decides again: apply carries out,
-//! status and events tell.
+//! status and events report.
 
 pub mod claim;
 pub mod diff;
@@ -122,7 +122,7 @@ pub struct Input<'a> {
     /// Hashes of plans that somebody agreed to on the ledger. Those on policies are in their
     /// claims.
     pub approvals: &'a BTreeSet<Arc<str>>,
-    /// What earlier looks at this service left behind.
+    /// What earlier reconciles of this service left behind.
     pub memory: &'a Memory,
     /// Too much drift was corrected lately, over all services.
     pub circuit_open: bool,
@@ -336,8 +336,8 @@ impl Plan {
         self.lines.get(grant).is_some_and(BTreeSet::is_empty)
     }
 
-    /// The removal that is held for approval and that no policy would be told of: nothing of it
-    /// belongs to one any more.
+    /// The removal that is held for approval and that no policy would report: nothing of it belongs
+    /// to one any more.
     pub fn held_alone(&self) -> Option<HeldRemoval> {
         self.withheld
             .iter()
@@ -536,7 +536,7 @@ fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReaso
     }
 }
 
-/// Tells apart what undoes a stranger's change, and holds it back where that has become a fight, or
+/// Separates what undoes a stranger's change, and holds it back where that has become a fight, or
 /// too much in all.
 fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     let by = claim::fingerprint(input.claims);
@@ -546,7 +546,7 @@ fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
         .iter()
         .filter(|(_, cause)| **cause == RevokeCause::Unlisted)
         .map(|(g, _)| g);
-    // What was approved was looked at by a person.
+    // What was approved was seen by a person.
     if plan.approved.is_none() {
         plan.drift = plan
             .grants
@@ -641,7 +641,7 @@ pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>
     Some(format!("{principal} may invoke it by {role}").into())
 }
 
-/// What one policy sees of a service: its own difference to reality.
+/// What one policy sees of a service: how the live policy differs from its own list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// Declared here and not real.

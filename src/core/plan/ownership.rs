@@ -64,7 +64,7 @@ pub fn next_lines(
             }
             continue;
         };
-        // While nobody lists it, it is being revoked, and who it belonged to is told of that. Where
+        // While nobody lists it, it is being revoked, and who it belonged to reports that. Where
         // somebody lists it who may not write, it stays; whoever leaves need not wait for that.
         let is_listed = desired.listed.contains_key(grant);
         let stays = |state: &OwnerState| match state {

@@ -1,6 +1,6 @@
 //! Which member IAM refuses, where it does not say. What is refused together is written in halves
-//! until one is left; what is accepted on the way is in force at once. The search outlives a round:
-//! it goes on where it stopped.
+//! until one is left; what is accepted on the way is in force at once. The search outlives a
+//! reconcile: it goes on where it stopped.
 //!
 //! What takes access away never waits for it: revokes are written without the grants that are in
 //! doubt.
@@ -21,7 +21,7 @@ struct Group {
 /// What is in doubt on one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
-    /// The last is looked at next.
+    /// The last is tried next.
     groups: Vec<Group>,
 }
 

@@ -56,7 +56,7 @@ pub fn shortened(status: InvokerPolicyStatus) -> InvokerPolicyStatus {
     }
 }
 
-/// The state that a look shows.
+/// The state that an observation shows.
 pub fn state_of(observation: &Observation) -> ServiceState {
     match &observation.result {
         Err(fault) if fault.class.row().gone => ServiceState::NotFound,

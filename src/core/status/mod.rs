@@ -34,7 +34,7 @@ pub use text::{approve_with, whole_seconds};
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedTarget {
-    /// The service; `None` where a selector may not look at all.
+    /// The service; `None` where a selector may not list at all.
     pub service: Option<RunService>,
     /// Who says no, and why.
     pub message: String,
@@ -51,8 +51,8 @@ pub struct ReachedServices {
 #[derive(Debug)]
 pub struct StatusInput<'a> {
     pub intent: &'a Intent,
-    /// The services that the policy names now, with the last look at each; `None` where there was
-    /// none yet.
+    /// The services that the policy names now, with the last observation of each; `None` where
+    /// there was none yet.
     pub observations: &'a BTreeMap<RunService, Option<&'a Observation>>,
     /// Selectors, by their place among the targets, that are known to match no service.
     pub unmatched: &'a [usize],
@@ -78,7 +78,7 @@ pub struct StatusInput<'a> {
 }
 
 impl StatusInput<'_> {
-    /// What was found on the services that could be looked at.
+    /// What was found on the services that could be read.
     fn findings(&self) -> impl Iterator<Item = (&RunService, &Findings)> {
         self.observations
             .iter()
@@ -87,7 +87,7 @@ impl StatusInput<'_> {
             })
     }
 
-    /// Whether a service was not looked at since the last change.
+    /// Whether a service was not read since the last change.
     fn is_pending(&self) -> bool {
         let is_unseen = |seen: &Option<&Observation>| seen.is_none_or(|o| !o.answers(self.intent));
         !is_suspended(self.intent)
@@ -138,8 +138,9 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
     }
 }
 
-/// After a restart what was said before is true until a look says otherwise: a restart is no news,
-/// and must not make thousands of policies look unsettled while their services are read one by one.
+/// After a restart what was said before is true until an observation says otherwise: a restart is
+/// no news, and must not make thousands of policies look unsettled while their services are read
+/// one by one.
 fn still_stands(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> bool {
     let intent = facts.intent;
     let observed = old.observed_generation == Some(intent.generation)

@@ -114,10 +114,10 @@ pub struct Held {
 /// Who made a drift.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum By {
-    /// There are no audit events that could tell.
+    /// There are no audit events that could say.
     #[default]
     NotAsked,
-    /// The audit log has not told.
+    /// The audit log does not say.
     Unknown,
     Known(Arc<ChangedBy>),
 }
@@ -188,7 +188,7 @@ impl Observation {
 /// What is known from before.
 #[derive(Clone, Copy, Debug)]
 pub enum Before<'a> {
-    /// Nothing: nobody has looked at the service on behalf of the policy yet.
+    /// Nothing: nobody has read the service on behalf of the policy yet.
     Nothing,
     Seen(&'a Observation),
     /// After a restart, what the status says.
@@ -228,8 +228,8 @@ impl<'a> Before<'a> {
         }
     }
 
-    /// The fault as it was told the first time: a failure that repeats is no news, although every
-    /// request has its own id.
+    /// The fault as it was reported the first time: a failure that repeats is no news, although
+    /// every request has its own id.
     fn first_reported(self, fault: &Fault) -> Fault {
         let seen = self.seen().and_then(|o| o.result.as_ref().err());
         if let Some(same) = seen.filter(|f| f.says_the_same(fault)) {
@@ -570,8 +570,8 @@ impl Reconciled<'_> {
         }
     }
 
-    /// Who made the last of these differences. What we did ourselves is told only where nobody else
-    /// did anything.
+    /// Who made the last of these differences. What we did ourselves is reported only where nobody
+    /// else did anything.
     fn made_by<'a>(&self, differences: impl Iterator<Item = &'a Grant>) -> By {
         let mut differences = differences.peekable();
         if !self.attributed || differences.peek().is_none() {

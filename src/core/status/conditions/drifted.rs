@@ -1,4 +1,4 @@
-//! `Drifted`: whether reality differs from what is declared.
+//! `Drifted`: whether the live policies differ from what is declared.
 
 use super::{ConditionInput, Conditions, Truth};
 use crate::{

@@ -23,7 +23,7 @@ pub(super) struct ConditionInput<'a> {
     pub old: &'a InvokerPolicyStatus,
     pub services: &'a [ServiceStatus],
     pub summary: &'a StatusSummary,
-    /// Not every service was looked at since the last change.
+    /// Not every service was read since the last change.
     pub pending: bool,
 }
 

@@ -220,7 +220,7 @@ fn nothing_named(facts: &StatusInput<'_>) -> Option<Verdict> {
         .then(|| Verdict::new(Truth::True, Reason::NothingSelected, message))
 }
 
-/// Everything could be looked at and nothing waits for a person.
+/// Everything could be read and nothing waits for a person.
 fn applied(input: &ConditionInput<'_>) -> Verdict {
     let (facts, summary) = (input.facts, input.summary);
     let (warning, all) = (warnings(facts), services_in_words(summary.services));
