@@ -199,6 +199,7 @@ const PURE: &[&str] = &[
     "serde",
     "serde_json",
     "sha2",
+    "strsim",
     "thiserror",
     "wildmatch",
 ];

@@ -10,7 +10,7 @@ use std::{
 use super::names::Interner;
 use crate::{
     fault::Fault,
-    iam::{RunService, ServiceInfo},
+    iam::{Ingress, RunService, ServiceInfo},
 };
 
 /// The services of a project, as far as they could be seen.
@@ -140,21 +140,20 @@ impl Project {
         }
         let (mut came, mut changed) = (BTreeSet::new(), BTreeSet::new());
         for (service, info) in &found {
-            match before.get(service) {
-                // The first listing after a start says nothing new about services that are looked
-                // at anyway.
-                None if first => {}
+            // Until it was shown it was taken for what a service is unless somebody says otherwise.
+            let assumed = before.get(service).map_or(Faces::default(), Faces::of);
+            let is_same = match before.get(service) {
+                Some(old) => old.uid == info.uid,
                 None => {
-                    came.insert(service.clone());
+                    // The first listing after a start says nothing new about services that are
+                    // looked at anyway.
+                    if !first {
+                        came.insert(service.clone());
+                    }
+                    true
                 }
-                Some(old)
-                    if old.uid == info.uid
-                        && old.invoker_iam_disabled == info.invoker_iam_disabled => {}
-                _ => {
-                    changed.insert(service.clone());
-                }
-            }
-            if first && info.invoker_iam_disabled {
+            };
+            if !is_same || assumed != Faces::of(info) {
                 changed.insert(service.clone());
             }
         }
@@ -169,6 +168,24 @@ impl Project {
     }
 }
 
+/// What decides who can reach a service, besides its IAM policy.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Faces {
+    invoker_iam_disabled: bool,
+    ingress: Ingress,
+    iap: bool,
+}
+
+impl Faces {
+    fn of(info: &ServiceInfo) -> Self {
+        Self {
+            invoker_iam_disabled: info.invoker_iam_disabled,
+            ingress: info.ingress,
+            iap: info.iap,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +197,8 @@ mod tests {
             uid: uid.into(),
             labels: Default::default(),
             invoker_iam_disabled: false,
+            ingress: Ingress::All,
+            iap: false,
         }
     }
     fn listing(services: Vec<ServiceInfo>, unreachable: &[&str]) -> Listing {
@@ -240,6 +259,25 @@ mod tests {
             )
             .is_empty()
         );
+    }
+
+    /// What is not listed yet is taken for open to the internet under its IAM: what is otherwise is
+    /// news, also in the first listing.
+    #[test]
+    fn another_face_than_was_assumed_is_news() {
+        let mut p = Project::default();
+        let inside = |name: &str| ServiceInfo {
+            ingress: Ingress::Internal,
+            ..info("r", name, "1")
+        };
+        let services = || vec![info("r", "a", "1"), inside("b")];
+        assert_eq!(show(&mut p, 1, listing(services(), &[])), ["b"]);
+        assert!(show(&mut p, 2, listing(services(), &[])).is_empty());
+        let iap = ServiceInfo {
+            iap: true,
+            ..info("r", "a", "1")
+        };
+        assert_eq!(show(&mut p, 3, listing(vec![iap, inside("b")], &[])), ["a"]);
     }
 
     #[test]

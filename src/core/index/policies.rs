@@ -396,12 +396,16 @@ impl Index {
             .as_ref()
             .is_some_and(|p| p.intent.requested_at != intent.requested_at);
         let allowed = record.terms.refuse_project(&intent.project).is_none();
-        // A selector that was edited can mean services that no listing was asked to keep.
+        // What was edited can mean services that no listing was asked to keep.
         let edited = previous
             .as_ref()
             .is_none_or(|p| p.intent.generation != intent.generation);
-        if allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited))
-        {
+        let is_unknown = |s: &RunService| {
+            let project = self.projects.get(&s.project);
+            project.is_none_or(|p| p.info(s).is_none())
+        };
+        let reaches = intent.has_selector() || targets.iter().any(is_unknown);
+        if allowed && !intent.suspended && (unlisted || asked || (reaches && edited)) {
             effect.lists.insert(intent.project.clone());
         }
         effect.policies.insert(key.clone());
