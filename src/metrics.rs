@@ -4,13 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::{
     api::{ChangeReason, ServiceState},
-    cloudrun::{Method, Observer},
+    cloudrun::{
+        Method, Observer,
+        limit::{Kind, Tightest},
+    },
 };
 
 /// What a metric is, for the page about it.
@@ -45,6 +48,9 @@ pub struct Metrics {
     cloud_request_duration_seconds: HistogramVec,
     limiter_wait_seconds: HistogramVec,
     pub queue_depth: IntGaugeVec,
+    cloud_budget_per_minute: IntGaugeVec,
+    cloud_limit_per_minute: IntGaugeVec,
+    cloud_budget_used_ratio: GaugeVec,
     pub status_writes_total: IntCounterVec,
     last_audit_timestamp_seconds: IntGaugeVec,
     interval_seconds: IntGaugeVec,
@@ -234,6 +240,24 @@ impl Metrics {
                 "Services that wait, by lane.",
                 ["priority"]
             ),
+            cloud_budget_per_minute: metric!(
+                IntGaugeVec,
+                "cloud_budget_per_minute",
+                "Calls to Cloud Run that the operator lets itself have in one project and region, in the tightest of all.",
+                ["kind"]
+            ),
+            cloud_limit_per_minute: metric!(
+                IntGaugeVec,
+                "cloud_limit_per_minute",
+                "The least limit that Google named in a 429 within the last hour, for one project and region; 0: none.",
+                ["kind"]
+            ),
+            cloud_budget_used_ratio: metric!(
+                GaugeVec,
+                "cloud_budget_used_ratio",
+                "Share of its budget that was used in the last minute, in the project and region where it is largest.",
+                ["kind"]
+            ),
             status_writes_total: metric!(
                 IntCounterVec,
                 "status_writes_total",
@@ -337,6 +361,23 @@ impl Metrics {
         self.corrections_total
             .with_label_values(&[action, trigger])
             .inc_by(n);
+    }
+
+    /// Sets what the budget of calls to Cloud Run is, and how much of it is used.
+    pub fn cloud_budget(&self, kind: Kind, tightest: &Tightest) {
+        let labels = [match kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+        }];
+        self.cloud_budget_per_minute
+            .with_label_values(&labels)
+            .set(tightest.budget.into());
+        self.cloud_limit_per_minute
+            .with_label_values(&labels)
+            .set(tightest.limit.unwrap_or_default().into());
+        self.cloud_budget_used_ratio
+            .with_label_values(&labels)
+            .set(tightest.used);
     }
 
     /// Sets the number of services in each state.
