@@ -4,13 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 use crate::{
     api::{ChangeReason, ServiceState},
-    cloudrun::{Method, Observer},
+    cloudrun::{
+        Method, Observer,
+        limit::{Kind, Tightest},
+    },
 };
 
 /// What a metric is, for the page about it.
@@ -34,6 +37,7 @@ pub struct Metrics {
     pub reconciles: ReconcileMetrics,
     cloud: CloudMetrics,
     pub queue_depth: IntGaugeVec,
+    budgets: BudgetMetrics,
     pub status_writes_total: IntCounterVec,
     shards: ShardMetrics,
 }
@@ -73,6 +77,13 @@ struct CloudMetrics {
     cloud_requests_total: IntCounterVec,
     cloud_request_duration_seconds: HistogramVec,
     limiter_wait_seconds: HistogramVec,
+}
+
+/// The budget of calls to Cloud Run, and how much of it is used.
+struct BudgetMetrics {
+    cloud_budget_per_minute: IntGaugeVec,
+    cloud_limit_per_minute: IntGaugeVec,
+    cloud_budget_used_ratio: GaugeVec,
 }
 
 /// The shards that this replica leads.
@@ -147,6 +158,16 @@ impl Registrar {
     ) -> Result<IntGaugeVec> {
         self.describe("gauge", name, help, labels);
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn ratios(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[&'static str],
+    ) -> Result<GaugeVec> {
+        self.describe("gauge", name, help, labels);
+        self.register(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn counters(
@@ -293,6 +314,28 @@ impl CloudMetrics {
     }
 }
 
+impl BudgetMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            cloud_budget_per_minute: registrar.gauges(
+                "cloud_budget_per_minute",
+                "Calls to Cloud Run that the operator lets itself have in one project and region, in the tightest of all.",
+                &["kind"],
+            )?,
+            cloud_limit_per_minute: registrar.gauges(
+                "cloud_limit_per_minute",
+                "The least limit that Google named in a 429 within the last hour, for one project and region; 0: none.",
+                &["kind"],
+            )?,
+            cloud_budget_used_ratio: registrar.ratios(
+                "cloud_budget_used_ratio",
+                "Share of its budget that was used in the last minute, in the project and region where it is largest.",
+                &["kind"],
+            )?,
+        })
+    }
+}
+
 impl ShardMetrics {
     fn new(registrar: &mut Registrar) -> Result<Self> {
         Ok(Self {
@@ -337,6 +380,7 @@ impl Metrics {
         let cloud = CloudMetrics::new(&mut registrar)?;
         let queue_depth =
             registrar.gauges("queue_depth", "Services that wait, by lane.", &["priority"])?;
+        let budgets = BudgetMetrics::new(&mut registrar)?;
         let status_writes_total = registrar.counters(
             "status_writes_total",
             "Status updates, by result.",
@@ -353,6 +397,7 @@ impl Metrics {
             reconciles,
             cloud,
             queue_depth,
+            budgets,
             status_writes_total,
             shards,
         }))
@@ -431,6 +476,27 @@ impl Metrics {
             .corrections_total
             .with_label_values(&[action, trigger])
             .inc_by(n);
+    }
+
+    /// Sets what the budget of calls to Cloud Run is, and how much of it is used.
+    pub fn cloud_budget(&self, kind: Kind, tightest: &Tightest) {
+        let labels = [match kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+        }];
+        let budgets = &self.budgets;
+        budgets
+            .cloud_budget_per_minute
+            .with_label_values(&labels)
+            .set(tightest.budget.into());
+        budgets
+            .cloud_limit_per_minute
+            .with_label_values(&labels)
+            .set(tightest.limit.unwrap_or_default().into());
+        budgets
+            .cloud_budget_used_ratio
+            .with_label_values(&labels)
+            .set(tightest.used);
     }
 
     /// Sets the number of services in each state.

@@ -93,6 +93,9 @@ fn what_the_chart_renders_is_golden() {
     );
 }
 
+/// Where the chart says that the runbooks are, unless somebody says otherwise.
+const RUNBOOKS: &str = "https://github.com/run-invoker/run-invoker/blob/main/docs/runbooks";
+
 #[test]
 fn the_dashboards_in_the_chart_are_the_files() {
     let rendered = objects(&render(&["--values", "tests/full-values.yaml"]));
@@ -110,9 +113,24 @@ fn the_dashboards_in_the_chart_are_the_files() {
                     .unwrap(),
             )
             .unwrap(),
-            serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap(),
+            serde_json::from_str(
+                &fs::read_to_string(file)
+                    .unwrap()
+                    .replace("RUNBOOKS", RUNBOOKS),
+            )
+            .unwrap(),
         );
         assert_eq!(in_map, in_file);
+        // A panel links to the runbook of the alert that watches the same thing.
+        for link in in_file.to_string().split(RUNBOOKS).skip(1) {
+            let name = link.split_once(".md").unwrap().0.trim_start_matches('/');
+            assert!(
+                repository("docs/runbooks")
+                    .join(format!("{name}.md"))
+                    .is_file(),
+                "{view} links to {name}"
+            );
+        }
     }
     assert_eq!(of_kind(&objects(&render(&[])), "ConfigMap").count(), 0);
 }

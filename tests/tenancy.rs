@@ -28,7 +28,7 @@ use proptest::{
 use run_invoker::{
     api::{InvokerGuardrail, InvokerPolicy},
     cloudrun::Listing,
-    iam::{Policy, RunService, ServiceInfo},
+    iam::{Ingress, Policy, RunService, ServiceInfo},
     index::{Index, PlanInputs},
     intent::{Guardrail, Limits},
     plan::{self, Settings},
@@ -229,6 +229,8 @@ fn index(world: &World, guardrails_first: bool) -> Index {
                 uid: "u".into(),
                 labels: BTreeMap::from([("all".into(), "yes".into())]),
                 invoker_iam_disabled: false,
+                ingress: Ingress::All,
+                iap: false,
             })
             .collect();
         index.apply_listing(

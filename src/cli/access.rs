@@ -69,6 +69,10 @@ pub struct ServiceAccess {
     pub service: String,
     /// IAM is not asked: anyone who passes ingress may call.
     pub iam_check_off: bool,
+    /// From where somebody without an account can call it once it is public; absent: from nowhere,
+    /// because Identity-Aware Proxy asks first, or ingress lets nobody in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_to: Option<&'static str>,
     pub invokers: Vec<Invoker>,
 }
 
@@ -88,6 +92,30 @@ pub struct Invoker {
     pub public: bool,
     /// It is granted, and Cloud Run does not let it invoke.
     pub cannot_invoke: bool,
+}
+
+impl ServiceAccess {
+    /// That anyone can call it, and from where; or why that is not so although its IAM would let
+    /// everybody.
+    fn open(&self) -> Option<Open> {
+        let public = self.invokers.iter().find(|i| i.public && !i.ended);
+        let by = match public {
+            _ if self.iam_check_off => "the IAM check is switched off",
+            Some(public) => public.member.as_str(),
+            None => return None,
+        };
+        Some(match self.open_to {
+            Some(from) => Open::Yes(format!("{from}: {by}")),
+            None => Open::No(format!(
+                "{by}, and Identity-Aware Proxy or ingress keeps out who has no account"
+            )),
+        })
+    }
+}
+
+enum Open {
+    Yes(String),
+    No(String),
 }
 
 impl Invoker {
@@ -254,6 +282,7 @@ fn access(
         region: info.service.region.to_string(),
         service: info.service.name.to_string(),
         iam_check_off: info.invoker_iam_disabled,
+        open_to: ServiceInfo::open_to(Some(info)),
         invokers,
     }
 }
@@ -266,8 +295,13 @@ fn text(document: &AccessDocument, style: &Style) -> String {
             &format!("{} ({}, {})", s.service, s.region, s.project),
         ));
         text.push('\n');
-        if s.iam_check_off {
-            text.push_str(&style.paint(Tone::Bad, "  ANYONE: the IAM check is switched off"));
+        let line = match s.open() {
+            Some(Open::Yes(words)) => Some((Tone::Bad, format!("ANYONE, {words}"))),
+            Some(Open::No(words)) => Some((Tone::Warn, words)),
+            None => None,
+        };
+        if let Some((tone, words)) = line {
+            text.push_str(&style.paint(tone, &style.wrap(2, &words)));
             text.push('\n');
         }
         for i in &s.invokers {
@@ -308,12 +342,8 @@ fn markdown(document: &AccessDocument) -> String {
     let mut rows = Vec::new();
     for s in &document.services {
         let place = format!("{} ({}, {})", s.service, s.region, s.project);
-        if s.iam_check_off {
-            rows.push(vec![
-                place.clone(),
-                "anyone".into(),
-                "**the IAM check is switched off**".into(),
-            ]);
+        if let Some(Open::Yes(words) | Open::No(words)) = s.open() {
+            rows.push(vec![place.clone(), "anyone".into(), format!("**{words}**")]);
         }
         rows.extend(
             s.invokers
@@ -335,7 +365,7 @@ fn page(document: &AccessDocument, now: Timestamp) -> String {
         .map(|s| html::Column {
             name: s.service.clone(),
             place: format!("{}, {}", s.region, s.project),
-            open: s.iam_check_off,
+            open: s.iam_check_off && s.open_to.is_some(),
         })
         .collect();
     let mut rows: BTreeMap<String, Vec<html::Cell>> = BTreeMap::new();

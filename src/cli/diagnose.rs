@@ -23,7 +23,7 @@ use crate::{
         token::Token,
     },
     fault::{Fault, FaultClass},
-    iam::{Principal, RunService, ServiceInfo},
+    iam::{Ingress, Principal, RunService, ServiceInfo},
     intent::{self, AccountKey, GOOGLE_SERVICE_ACCOUNT, Intent, Target},
     render::{Format, Style, Tone, data},
 };
@@ -297,6 +297,8 @@ fn is_about(policy: &InvokerPolicy, intent: &Intent, facts: &Facts) -> bool {
         uid: "".into(),
         labels: front.labels.clone(),
         invoker_iam_disabled: front.invoker_iam_disabled,
+        ingress: Ingress::from_v2(&front.ingress),
+        iap: front.iap,
     };
     intent.project == s.project && intent.targets.iter().any(|t| t.selects(&info))
 }

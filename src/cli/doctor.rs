@@ -690,7 +690,7 @@ fn quota_suffices(policies: &[InvokerPolicy], command: &DoctorCommand, findings:
     let budget = f64::from(command.cloud.reads_per_minute);
     let subject = format!("{} ({})", place.project, place.region);
     let evidence = format!(
-        "the fullest of all: {} with {rate:.1} reads a minute, of {budget:.0} that the operator lets itself have",
+        "the fullest of all: {} with {rate:.1} reads a minute; the operator lets itself have {budget:.0}, and half of the limit once Google names one (run_invoker_cloud_limit_per_minute)",
         count(services, "service")
     );
     if rate > budget * 0.8 {

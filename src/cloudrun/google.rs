@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     fault::{Fault, FaultClass},
-    iam::{Policy, RunService, ServiceInfo, ServiceSettings},
+    iam::{Ingress, Policy, RunService, ServiceInfo, ServiceSettings},
 };
 
 /// Where Google's global endpoint is.
@@ -422,6 +422,8 @@ impl CloudRun for Google {
                 uid: s.uid.as_str().into(),
                 labels: s.labels.into_iter().collect(),
                 invoker_iam_disabled: s.invoker_iam_disabled,
+                ingress: Ingress::from_v2(s.ingress.name().unwrap_or_default()),
+                iap: s.iap_enabled,
             });
         }
         Ok((listing, answer.next_page_token))

@@ -111,9 +111,40 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// How long a limit that Google named is believed; then it is found out anew, by a 429 at worst.
 const BELIEVED: Duration = Duration::from_secs(3600);
 const RECOVERY: Duration = Duration::from_secs(120);
+const MINUTE: Duration = Duration::from_secs(60);
 const LEAST_SHARE: f64 = 0.125;
 /// Places beyond which those that are as good as new are forgotten.
 const MANY_PLACES: usize = 1024;
+
+/// How many calls there were within a minute, from the counts of this one and the one before.
+#[derive(Debug)]
+struct Usage {
+    began: Instant,
+    calls: u32,
+    before: u32,
+}
+
+impl Usage {
+    fn turn(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.began).as_secs() / 60;
+        if passed > 0 {
+            self.before = if passed == 1 { self.calls } else { 0 };
+            self.calls = 0;
+            self.began += MINUTE * u32::try_from(passed).unwrap_or(u32::MAX);
+        }
+    }
+
+    fn count(&mut self, now: Instant) {
+        self.turn(now);
+        self.calls += 1;
+    }
+
+    fn per_minute(&mut self, now: Instant) -> f64 {
+        self.turn(now);
+        let share = now.saturating_duration_since(self.began).as_secs_f64() / MINUTE.as_secs_f64();
+        f64::from(self.before) * (1.0 - share).max(0.0) + f64::from(self.calls)
+    }
+}
 
 #[derive(Debug)]
 struct Bucket {
@@ -132,6 +163,9 @@ struct Bucket {
     share: f64,
     at: Instant,
     paused_until: Option<Instant>,
+    usage: Usage,
+    /// What Google named as the limit, while that is believed.
+    limit: Option<u32>,
 }
 
 impl Bucket {
@@ -148,6 +182,12 @@ impl Bucket {
             share: 1.0,
             at: now,
             paused_until: None,
+            usage: Usage {
+                began: now,
+                calls: 0,
+                before: 0,
+            },
+            limit: None,
         };
         bucket.resize(per_minute);
         bucket.tokens = bucket.burst;
@@ -170,6 +210,7 @@ impl Bucket {
             .is_some_and(|at| now.saturating_duration_since(at) > BELIEVED)
         {
             self.learnt = None;
+            self.limit = None;
             self.resize(self.budget);
         }
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
@@ -204,6 +245,7 @@ impl Bucket {
         if let Some(limit) = limit.filter(|l| (1..self.per_minute.saturating_mul(2)).contains(l)) {
             let half = (limit / 2).max(1);
             self.learnt = Some(now);
+            self.limit = Some(limit);
             self.resize(half);
         }
         self.share = (self.share / 2.0).max(LEAST_SHARE);
@@ -219,6 +261,7 @@ impl Bucket {
             && self.held == 0
             && self.share >= 1.0
             && self.tokens >= self.burst
+            && self.usage.per_minute(now) < 1.0
             && self.paused_until.is_none_or(|u| u <= now)
     }
 }
@@ -250,6 +293,17 @@ pub struct Budgets {
 pub struct Limits {
     pub reads_per_minute: u32,
     pub writes_per_minute: u32,
+}
+
+/// The worst of all places, each number by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tightest {
+    /// Calls a minute that the operator lets itself have.
+    pub budget: u32,
+    /// The least limit that Google named within the last hour.
+    pub limit: Option<u32>,
+    /// The largest share of a budget that was used within a minute; over 1 where a budget shrank.
+    pub used: f64,
 }
 
 impl Budgets {
@@ -337,6 +391,27 @@ impl Budgets {
         })
     }
 
+    /// Of the place that is nearest to its budget.
+    pub fn tightest(&self, kind: Kind) -> Tightest {
+        let now = Instant::now();
+        let mut tightest = Tightest {
+            budget: match kind {
+                Kind::Read => self.budget.reads_per_minute,
+                Kind::Write => self.budget.writes_per_minute,
+            },
+            ..Tightest::default()
+        };
+        for buckets in self.lock().values_mut() {
+            let bucket = buckets.of(kind);
+            bucket.refill(now);
+            let used = bucket.usage.per_minute(now) / f64::from(bucket.per_minute);
+            tightest.budget = tightest.budget.min(bucket.per_minute);
+            tightest.limit = [tightest.limit, bucket.limit].into_iter().flatten().min();
+            tightest.used = tightest.used.max(used);
+        }
+        tightest
+    }
+
     /// Places whose real limits were learnt, and those limits' halves that are used.
     pub fn learnt(&self) -> Vec<(Place, Limits)> {
         let places = self.lock();
@@ -367,6 +442,7 @@ impl Token {
             let bucket = b.of(self.kind);
             bucket.refill(now);
             bucket.tokens -= 1.0;
+            bucket.usage.count(now);
         });
     }
 }
@@ -728,6 +804,42 @@ mod tests {
             budgets.limits(&place("p")).writes_per_minute,
             30,
             "a quota can be raised"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tightest_place_is_known_by_budget_limit_and_use() {
+        let script = Script::default();
+        let (limited, _) = limited(script, 30);
+        let budgets = limited.budgets().clone();
+        let write = async |project: &str| {
+            let policy = Policy::default();
+            let written = limited.write_policy(&service(project), &policy).await;
+            written.is_ok()
+        };
+        for _ in 0..6 {
+            assert!(write("busy").await);
+        }
+        assert!(write("idle").await);
+        let tightest = budgets.tightest(Kind::Write);
+        assert_eq!((tightest.budget, tightest.limit), (30, None));
+        assert!((tightest.used - 0.2).abs() < 1e-9, "{}", tightest.used);
+        assert_eq!(budgets.tightest(Kind::Read).used, 0.0);
+        let fault = Fault {
+            quota_limit: Some(10),
+            ..Fault::new(FaultClass::QuotaExceeded, "quota")
+        };
+        budgets.pushed_back(&place("idle"), Kind::Write, &fault);
+        let tightest = budgets.tightest(Kind::Write);
+        assert_eq!((tightest.budget, tightest.limit), (5, Some(10)));
+        // Half of the minute before counts in the middle of the next, and none after it.
+        tokio::time::advance(Duration::from_secs(90)).await;
+        assert!((budgets.tightest(Kind::Write).used - 0.1).abs() < 1e-9);
+        tokio::time::advance(BELIEVED).await;
+        let tightest = budgets.tightest(Kind::Write);
+        assert_eq!(
+            (tightest.budget, tightest.limit, tightest.used),
+            (30, None, 0.0)
         );
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::Listing;
 use crate::{
     fault::{Fault, FaultClass},
-    iam::{RunService, ServiceInfo},
+    iam::{Ingress, RunService, ServiceInfo},
 };
 
 /// Reads one page of the v1 list of services; the second part is the token of the next page, empty
@@ -92,13 +92,18 @@ impl Item {
         if !is_name(&name) || !is_name(&region) {
             return None;
         }
+        let says = |name: &str| {
+            let value = annotations.get(&format!("run.googleapis.com/{name}"));
+            value.map(String::as_str).unwrap_or_default()
+        };
+        let is_on = |name: &str| says(name).eq_ignore_ascii_case("true");
         Some(ServiceInfo {
             service: RunService::new(project, region, name),
             uid: uid.into(),
             labels,
-            invoker_iam_disabled: annotations
-                .get("run.googleapis.com/invoker-iam-disabled")
-                .is_some_and(|v| v.eq_ignore_ascii_case("true")),
+            invoker_iam_disabled: is_on("invoker-iam-disabled"),
+            ingress: Ingress::from_v1(says("ingress")),
+            iap: is_on("iap-enabled"),
         })
     }
 }

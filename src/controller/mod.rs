@@ -50,7 +50,10 @@ use tokio::{
 use tracing::Instrument as _;
 
 use crate::{
-    cloudrun::{CloudRun, limit::Limited},
+    cloudrun::{
+        CloudRun,
+        limit::{Kind, Limited},
+    },
     cluster::Cluster,
     history::Retention,
     index::Index,
@@ -210,6 +213,10 @@ impl<C: CloudRun> Controller<C> {
                 .set(depth as i64);
         }
         self.shard_gauges();
+        for kind in [Kind::Read, Kind::Write] {
+            let tightest = self.cloud.budgets().tightest(kind);
+            self.metrics.cloud_budget(kind, &tightest);
+        }
         self.metrics
             .found
             .circuit_open

@@ -15,4 +15,4 @@ pub use grant::{Grant, Role};
 pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, carries_invoke};
 pub use principal::{Invocation, Principal, PrincipalError, PrincipalKind};
 pub use region::nearest_region;
-pub use service::{RunService, ServiceInfo, ServiceSettings};
+pub use service::{Ingress, RunService, ServiceInfo, ServiceSettings};

@@ -54,6 +54,69 @@ pub struct ServiceInfo {
     pub labels: BTreeMap<String, String>,
     /// The invoker check is switched off: IAM is not asked, anyone who passes ingress may call.
     pub invoker_iam_disabled: bool,
+    pub ingress: Ingress,
+    /// Identity-Aware Proxy stands in front: who has no account gets its 302, whatever IAM says of
+    /// the service.
+    pub iap: bool,
+}
+
+impl ServiceInfo {
+    /// From where somebody without an account could call it, if its IAM let everybody: `None` where
+    /// nobody could. A service that no listing has shown yet may be on the internet.
+    pub fn open_to(info: Option<&Self>) -> Option<&'static str> {
+        let Some(info) = info else {
+            return Ingress::default().lets_in();
+        };
+        info.ingress.lets_in().filter(|_| !info.iap)
+    }
+}
+
+/// Which network a call has to come from.
+///
+/// Source: <https://cloud.google.com/run/docs/securing/ingress>.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ingress {
+    #[default]
+    All,
+    /// Google's load balancers, and what `Internal` lets in.
+    LoadBalancer,
+    /// Networks of the project and its perimeter, and some Google services.
+    Internal,
+    Nobody,
+}
+
+impl Ingress {
+    /// From the name of the enum in v2. What is not known is taken for the widest.
+    pub fn from_v2(name: &str) -> Self {
+        match name {
+            "INGRESS_TRAFFIC_INTERNAL_ONLY" => Self::Internal,
+            "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => Self::LoadBalancer,
+            "INGRESS_TRAFFIC_NONE" => Self::Nobody,
+            _ => Self::All,
+        }
+    }
+
+    /// From the annotation `run.googleapis.com/ingress` of v1. What is not known is taken for the
+    /// widest.
+    pub fn from_v1(annotation: &str) -> Self {
+        match annotation {
+            "internal" => Self::Internal,
+            "internal-and-cloud-load-balancing" => Self::LoadBalancer,
+            "none" => Self::Nobody,
+            _ => Self::All,
+        }
+    }
+
+    fn lets_in(self) -> Option<&'static str> {
+        match self {
+            Self::All => Some("from the internet"),
+            Self::LoadBalancer => Some(
+                "through a load balancer and from its VPC networks, not directly from the internet",
+            ),
+            Self::Internal => Some("from its VPC networks, not from the internet"),
+            Self::Nobody => None,
+        }
+    }
 }
 
 /// What stands before a service, besides IAM.

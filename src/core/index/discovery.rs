@@ -10,7 +10,7 @@ use std::{
 use super::names::Interner;
 use crate::{
     fault::Fault,
-    iam::{RunService, ServiceInfo},
+    iam::{Ingress, RunService, ServiceInfo},
 };
 
 /// The services of a project, as far as they could be seen.
@@ -141,7 +141,7 @@ impl Project {
         // The first listing after a start says nothing new about services that are read anyway.
         let is_new = |s: &&RunService| !first && !before.contains_key(*s);
         let came = found.keys().filter(is_new).cloned().collect();
-        let changed = changed_services(&before, &found, first);
+        let changed = changed_services(&before, &found);
         self.services = found;
         Some(Shown {
             came,
@@ -154,19 +154,34 @@ impl Project {
 
 type Services = HashMap<RunService, ServiceInfo>;
 
-/// Services that were made anew, are gone, or have their IAM check switched on or off; at the first
-/// listing, those that have it switched off.
-fn changed_services(before: &Services, found: &Services, first: bool) -> BTreeSet<RunService> {
-    let is_other = |old: &ServiceInfo, new: &ServiceInfo| {
-        old.uid != new.uid || old.invoker_iam_disabled != new.invoker_iam_disabled
-    };
-    let has_changed = |(service, info): &(&RunService, &ServiceInfo)| {
-        before.get(service).is_some_and(|old| is_other(old, info))
-            || (first && info.invoker_iam_disabled)
+/// Services that were made anew or are gone, or that others can reach now. Until a service was
+/// shown it was taken for what a service is unless somebody says otherwise.
+fn changed_services(before: &Services, found: &Services) -> BTreeSet<RunService> {
+    let has_changed = |(service, info): &(&RunService, &ServiceInfo)| match before.get(service) {
+        Some(old) => old.uid != info.uid || Faces::of(old) != Faces::of(info),
+        None => Faces::of(info) != Faces::default(),
     };
     let changed = found.iter().filter(has_changed).map(|(service, _)| service);
     let gone = before.keys().filter(|s| !found.contains_key(*s));
     changed.chain(gone).cloned().collect()
+}
+
+/// What decides who can reach a service, besides its IAM policy.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Faces {
+    invoker_iam_disabled: bool,
+    ingress: Ingress,
+    iap: bool,
+}
+
+impl Faces {
+    fn of(info: &ServiceInfo) -> Self {
+        Self {
+            invoker_iam_disabled: info.invoker_iam_disabled,
+            ingress: info.ingress,
+            iap: info.iap,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -180,6 +195,8 @@ mod tests {
             uid: uid.into(),
             labels: Default::default(),
             invoker_iam_disabled: false,
+            ingress: Ingress::All,
+            iap: false,
         }
     }
     fn listing(services: Vec<ServiceInfo>, unreachable: &[&str]) -> Listing {
@@ -240,6 +257,25 @@ mod tests {
             )
             .is_empty()
         );
+    }
+
+    /// What is not listed yet is taken for open to the internet under its IAM: what is otherwise is
+    /// news, also in the first listing.
+    #[test]
+    fn another_face_than_was_assumed_is_news() {
+        let mut p = Project::default();
+        let inside = |name: &str| ServiceInfo {
+            ingress: Ingress::Internal,
+            ..info("r", name, "1")
+        };
+        let services = || vec![info("r", "a", "1"), inside("b")];
+        assert_eq!(show(&mut p, 1, listing(services(), &[])), ["b"]);
+        assert!(show(&mut p, 2, listing(services(), &[])).is_empty());
+        let iap = ServiceInfo {
+            iap: true,
+            ..info("r", "a", "1")
+        };
+        assert_eq!(show(&mut p, 3, listing(vec![iap, inside("b")], &[])), ["a"]);
     }
 
     #[test]

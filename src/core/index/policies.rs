@@ -414,7 +414,7 @@ impl Index {
         // What it owns on services that it means no more is reconciled too.
         let owned = self.ledgers.owned_by(&intent.id.uid);
         effect.services.extend(owned.cloned());
-        if self.needs_listing(&record, previous.as_ref().map(|p| &*p.intent)) {
+        if self.needs_listing(&record, &targets, previous.as_ref().map(|p| &*p.intent)) {
             effect.lists.insert(intent.project.clone());
         }
         effect.policies.insert(key.clone());
@@ -432,15 +432,25 @@ impl Index {
     }
 
     /// Whether the project has to be listed for a policy that is new or has changed.
-    fn needs_listing(&self, record: &Record, previous: Option<&Intent>) -> bool {
+    fn needs_listing(
+        &self,
+        record: &Record,
+        targets: &BTreeSet<RunService>,
+        previous: Option<&Intent>,
+    ) -> bool {
         let intent = &record.intent;
         let project = self.projects.get(&intent.project);
         let unlisted = project.is_none_or(|p| !p.is_answered());
         let asked = previous.is_some_and(|p| p.requested_at != intent.requested_at);
         let allowed = record.terms.refuse_project(&intent.project).is_none();
-        // A selector that was edited can mean services that no listing was asked to keep.
+        // What was edited can mean services that no listing was asked to keep.
         let edited = previous.is_none_or(|p| p.generation != intent.generation);
-        allowed && !intent.suspended && (unlisted || asked || (intent.has_selector() && edited))
+        let is_unknown = |s: &RunService| {
+            let project = self.projects.get(&s.project);
+            project.is_none_or(|p| p.info(s).is_none())
+        };
+        let reaches = || intent.has_selector() || targets.iter().any(is_unknown);
+        allowed && !intent.suspended && (unlisted || asked || (edited && reaches()))
     }
 
     /// A policy object that cannot be read: what was known of it stands still, and nothing is done

@@ -231,7 +231,7 @@ mod tests {
     use super::*;
     use crate::{
         fault::{Fault, FaultClass},
-        iam::{Grant, Principal, Role, ServiceInfo},
+        iam::{Grant, Ingress, Principal, Role, ServiceInfo},
         index::Listing,
         intent::Limits,
         ledger::{Ledger, Version},
@@ -276,6 +276,8 @@ mod tests {
             uid: i.to_string().as_str().into(),
             labels: [("fleet".to_owned(), "all".to_owned())].into(),
             invoker_iam_disabled: false,
+            ingress: Ingress::All,
+            iap: false,
         });
         let listing = Listing {
             services: services.collect(),

@@ -27,7 +27,10 @@ pub use search::{Batch, Clue, Search};
 
 use crate::{
     api::{HeldRemoval, Membership, Reason},
-    iam::{Binding, Grant, MAX_MEMBERS, Policy, PrincipalKind, Role, RunService, ServiceInfo},
+    iam::{
+        Binding, Grant, MAX_MEMBERS, Policy, Principal, PrincipalKind, Role, RunService,
+        ServiceInfo,
+    },
     intent::{Declared, Limits, PolicyId, Refusal},
 };
 use drift::{Fight, Memory};
@@ -615,11 +618,13 @@ fn withhold_beyond_memory(plan: &mut Plan) {
     }
 }
 
-/// Why anyone can call the service, unless that is declared and allowed.
+/// By what, and from where, anyone can call the service, unless that is declared and allowed, or
+/// Identity-Aware Proxy asks who it is.
+///
+/// A policy that lists `allUsers` declares it, whichever of Google's two ways makes it so: the
+/// public member, or a switched-off check, which Google recommends for public services.
 pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>> {
-    if info.is_some_and(|i| i.invoker_iam_disabled) {
-        return Some("its IAM check is switched off (invokerIamDisabled)".into());
-    }
+    let from = ServiceInfo::open_to(info)?;
     let wanted = |g: &Grant| {
         let allowed = |c: &PolicyOnService| {
             c.declared()
@@ -628,17 +633,21 @@ pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>
         };
         input.claims.iter().any(allowed)
     };
+    let is_off = info.is_some_and(|i| i.invoker_iam_disabled);
+    if is_off && !wanted(&Grant::new(Principal::from_live("allUsers"), Role::Invoker)) {
+        return Some(format!("its IAM check is switched off (invokerIamDisabled), {from}").into());
+    }
     let public = input
         .live
         .grants()
         .into_iter()
         .find(|g| g.principal.is_public() && !wanted(g));
     if let Some(grant) = public {
-        return Some(format!("{} may invoke it", grant.principal).into());
+        return Some(format!("{} may invoke it, {from}", grant.principal).into());
     }
     let others = input.live.other_invokers();
     let (principal, role) = others.iter().find(|(p, _)| p.is_public())?;
-    Some(format!("{principal} may invoke it by {role}").into())
+    Some(format!("{principal} may invoke it by {role}, {from}").into())
 }
 
 /// What one policy sees of a service: how the live policy differs from its own list.

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     api::{Mode, OnDelete},
-    iam::{Condition, Principal, Role},
+    iam::{Condition, Ingress, Principal, Role},
     intent::{Declared, Guardrail, Intent, Terms},
 };
 
@@ -495,6 +495,79 @@ fn a_plan_that_takes_too_much_is_held_until_exactly_it_is_approved() {
     case.live.etag = crate::iam::Etag("F".into());
     let again = case.plan();
     assert!(again.revokes.is_empty() && again.withheld[0].why.hash() != Some(&hash));
+}
+
+/// Anyone can call it by a public member or a switched-off check; not past Identity-Aware Proxy, not
+/// where ingress lets nobody in, and it is no news where a policy that may lists `allUsers`.
+#[test]
+fn exposed_is_what_anyone_can_call_and_nobody_declared() {
+    let exposed = |case: &Case, front: (bool, Ingress, bool)| {
+        let (invoker_iam_disabled, ingress, iap) = front;
+        let info = ServiceInfo {
+            service: RunService::new("acme", "europe-west1", "web"),
+            uid: "u".into(),
+            labels: BTreeMap::new(),
+            invoker_iam_disabled,
+            ingress,
+            iap,
+        };
+        case.with(|input| super::exposed(Some(&info), input))
+    };
+    let case = |declared: &[&str], real: &[&str], allowed: bool| {
+        let mut case = Case::new(vec![intent("a", declared)], live(real));
+        case.settings.limits.public = allowed;
+        case
+    };
+    let a = "user:a@acme.com";
+    let on = (false, Ingress::All, false);
+    let off = (true, Ingress::All, false);
+    let by_member = case(&[a], &[a, "allUsers"], true);
+    let by_switch = case(&[a], &[a], true);
+    let declared = case(&["allUsers"], &["allUsers"], true);
+    let refused = case(&["allUsers"], &["allUsers"], false);
+    let words = |case: &Case, front| exposed(case, front).map(|w| w.to_string());
+    for (case, front, expected) in [
+        (&by_switch, on, None),
+        (
+            &by_member,
+            on,
+            Some("allUsers may invoke it, from the internet"),
+        ),
+        (
+            &by_switch,
+            off,
+            Some("its IAM check is switched off (invokerIamDisabled), from the internet"),
+        ),
+        (
+            &by_member,
+            (false, Ingress::LoadBalancer, false),
+            Some(
+                "allUsers may invoke it, through a load balancer and from its VPC networks, not directly from the internet",
+            ),
+        ),
+        (&by_member, (false, Ingress::Nobody, false), None),
+        (&by_member, (true, Ingress::All, true), None),
+        (&declared, on, None),
+        (&declared, off, None),
+        (
+            &refused,
+            on,
+            Some("allUsers may invoke it, from the internet"),
+        ),
+        (
+            &refused,
+            off,
+            Some("its IAM check is switched off (invokerIamDisabled), from the internet"),
+        ),
+    ] {
+        assert_eq!(words(case, front).as_deref(), expected, "{front:?}");
+    }
+    // What no listing has shown may be on the internet.
+    let unlisted = by_member.with(|input| super::exposed(None, input));
+    assert_eq!(
+        unlisted.as_deref(),
+        Some("allUsers may invoke it, from the internet")
+    );
 }
 
 /// The ledger shows what belongs to nobody any more, and that is what is agreed to there: the part

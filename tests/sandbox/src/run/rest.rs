@@ -556,10 +556,22 @@ const INGRESS: [&str; 5] = [
 fn v1(k: &ServiceKey, s: &Service) -> Value {
     let mut labels = json!(s.labels);
     labels["cloud.googleapis.com/location"] = json!(k.1);
-    let mut annotations = json!({"run.googleapis.com/ingress": "all", "run.googleapis.com/ingress-status": "all", "serving.knative.dev/creator": "deployer@acme.com",
+    let mut annotations = json!({"serving.knative.dev/creator": "deployer@acme.com",
         "serving.knative.dev/lastModifier": "deployer@acme.com", "run.googleapis.com/urls": format!("[\"{}\"]", host(k))});
     if s.invoker_iam_disabled {
         annotations["run.googleapis.com/invoker-iam-disabled"] = json!("true");
+    }
+    if s.front["iapEnabled"] == true {
+        annotations["run.googleapis.com/iap-enabled"] = json!("true");
+    }
+    let ingress = match s.front["ingress"].as_str() {
+        Some("INGRESS_TRAFFIC_INTERNAL_ONLY") => "internal",
+        Some("INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER") => "internal-and-cloud-load-balancing",
+        Some("INGRESS_TRAFFIC_NONE") => "none",
+        _ => "all",
+    };
+    for name in ["ingress", "ingress-status"] {
+        annotations[format!("run.googleapis.com/{name}")] = json!(ingress);
     }
     let revision = format!("{}-00001-abc", k.2);
     let condition = |t: &str| json!({"type": t, "status": "True", "lastTransitionTime": s.created});
