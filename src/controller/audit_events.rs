@@ -106,6 +106,46 @@ impl Witness {
         }
     }
 
+    /// Takes in who made what differs now, as far as the log proves it. `by`: the fingerprint of
+    /// the declarations.
+    fn explain(
+        &mut self,
+        inputs: &PlanInputs,
+        by: u64,
+        live: &Policy,
+        differs: &Drift,
+        trail: Option<&Trail>,
+    ) {
+        self.recall(&inputs.ledger);
+        let open = |g: &&Grant| {
+            !self.blame.contains_key(*g)
+                && (self.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
+        };
+        let drift = Drift {
+            missing: differs.missing.iter().filter(open).cloned().collect(),
+            unexpected: differs.unexpected.iter().filter(open).cloned().collect(),
+        };
+        let blame = trail
+            .map(|t| t.blame(live, self.base.as_deref(), &drift))
+            .unwrap_or_default();
+        // What we took away ourselves, for a guardrail, is no drift and nobody's doing else.
+        let own = trail.map(|t| t.own(live, differs)).unwrap_or_default();
+        let drifted = drift.missing.iter().chain(&drift.unexpected);
+        let unexplained = drifted.filter(|g| !blame.contains_key(*g));
+        self.unexplained = unexplained.cloned().collect();
+        self.blame.extend(blame);
+        self.own_up(own);
+        let lately = |g: &Grant| {
+            differs.missing.contains(g)
+                || differs.unexpected.contains(g)
+                || inputs.drift.was_corrected(g)
+        };
+        self.blame.retain(|g, _| lately(g));
+        if self.unexplained.is_empty() {
+            self.base = Some(live.etag.0.as_str().into());
+        }
+    }
+
     /// Takes in what we did ourselves: the last of it, as a grant is made for one reason and taken
     /// away for another. What somebody else did stays theirs.
     fn own_up(&mut self, own: BTreeMap<Grant, Arc<ChangedBy>>) {
@@ -457,41 +497,10 @@ impl<C: CloudRun> Controller<C> {
         let by = claim::fingerprint(&inputs.claims);
         let (is_logged, blame, puzzled) = self.audit_events.state.with(|s| {
             let witness = s.witnesses.entry(service.clone()).or_default();
-            witness.recall(&inputs.ledger);
-            let open = |g: &&Grant| {
-                !witness.blame.contains_key(*g)
-                    && (witness.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
-            };
-            let drift = Drift {
-                missing: differs.missing.iter().filter(open).cloned().collect(),
-                unexpected: differs.unexpected.iter().filter(open).cloned().collect(),
-            };
             let trail = s.trails.get(service);
-            let is_logged = trail.is_some_and(|t| t.has(&live.etag.0));
-            let blame = trail
-                .map(|t| t.blame(live, witness.base.as_deref(), &drift))
-                .unwrap_or_default();
-            // What we took away ourselves, for a guardrail, is no drift and nobody's doing else.
-            let own = trail.map(|t| t.own(live, &differs)).unwrap_or_default();
-            let unexplained = drift
-                .missing
-                .iter()
-                .chain(&drift.unexpected)
-                .filter(|g| !blame.contains_key(*g));
-            witness.unexplained = unexplained.cloned().collect();
-            witness.blame.extend(blame);
-            witness.own_up(own);
-            let lately = |g: &Grant| {
-                differs.missing.contains(g)
-                    || differs.unexpected.contains(g)
-                    || inputs.drift.was_corrected(g)
-            };
-            witness.blame.retain(|g, _| lately(g));
-            if witness.unexplained.is_empty() {
-                witness.base = Some(live.etag.0.as_str().into());
-            }
+            witness.explain(inputs, by, live, &differs, trail);
             (
-                is_logged,
+                trail.is_some_and(|t| t.has(&live.etag.0)),
                 witness.blame.clone(),
                 !witness.unexplained.is_empty(),
             )

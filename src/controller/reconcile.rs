@@ -29,7 +29,7 @@ use crate::{
     iam::{Grant, Policy, RunService},
     index::PlanInputs,
     intent::{DEFAULT_INTERVAL, PolicyId},
-    ledger::{Ledger, Pending},
+    ledger::{Ledger, Pending, Version},
     plan::{self, Batch, Clue, OwnerState, Plan, PolicyOnService, WithheldReason, drift::WINDOW},
     status::{Applied, Drift},
 };
@@ -623,51 +623,24 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         if !controller.shards.holds(&self.service.project) {
             return Err(fence::refused());
         }
-        match controller
-            .cluster
-            .write_ledger(self.service, next, known)
-            .await?
-        {
+        let write = controller.cluster.write_ledger(self.service, next, known);
+        match write.await? {
             LedgerWrite::Written(version) => {
                 controller
                     .index
                     .with(|i| i.set_ledger(self.service, next, version));
             }
-            LedgerWrite::Deleted => {
-                if let Some(known) = known {
-                    controller
-                        .index
-                        .with(|i| i.erase_ledger(self.service, known.clone()));
-                }
-            }
+            LedgerWrite::Deleted => self.erase_ledger(known),
             LedgerWrite::Conflict => {
-                let stored = controller.cluster.read_ledger(self.service).await?;
-                controller.index.with(|i| match stored {
-                    StoredLedger::Present(object) => {
-                        i.apply_ledger(&object);
-                    }
-                    StoredLedger::Unreadable { why, version } => {
-                        i.spoil_ledger(self.service, &why, Some(version))
-                    }
-                    StoredLedger::Absent => {
-                        if let Some(known) = known {
-                            i.erase_ledger(self.service, known.clone());
-                        }
-                    }
-                });
+                self.reload_ledger(known).await?;
                 return Ok(false);
             }
         }
         controller.change_log.stored(self.service, &next.pending);
         // Whom nothing belongs to any more here says so in its status, or is let go, wherever it
         // means to be now.
-        let owners = |ledger: &Ledger| {
-            ledger
-                .lines
-                .values()
-                .flatten()
-                .cloned()
-                .collect::<BTreeSet<PolicyId>>()
+        let owners = |ledger: &Ledger| -> BTreeSet<PolicyId> {
+            ledger.lines.values().flatten().cloned().collect()
         };
         for left in owners(&inputs.ledger).difference(&owners(next)) {
             controller
@@ -675,6 +648,29 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
                 .add(&left.key(), Duration::from_millis(100));
         }
         Ok(true)
+    }
+
+    fn erase_ledger(&self, known: Option<&Version>) {
+        if let Some(known) = known {
+            self.controller
+                .index
+                .with(|i| i.erase_ledger(self.service, known.clone()));
+        }
+    }
+
+    /// Takes in the ledger as it is in the store. (Kubernetes)
+    async fn reload_ledger(&self, known: Option<&Version>) -> Result<(), Fault> {
+        let controller = self.controller;
+        match controller.cluster.read_ledger(self.service).await? {
+            StoredLedger::Present(object) => {
+                controller.index.with(|i| i.apply_ledger(&object));
+            }
+            StoredLedger::Unreadable { why, version } => controller
+                .index
+                .with(|i| i.spoil_ledger(self.service, &why, Some(version))),
+            StoredLedger::Absent => self.erase_ledger(known),
+        }
+        Ok(())
     }
 
     /// Writes one batch of a plan: into the ledger, then, if it is still wanted, to IAM.
