@@ -531,37 +531,47 @@ impl Metrics {
     }
 }
 
+/// What the series of one policy show.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyGauges<'a> {
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub ready: bool,
+    /// Grants that are declared and not there.
+    pub missing: i64,
+    /// Grants that are there and not declared.
+    pub unexpected: i64,
+}
+
 /// The series of all policies, written at the scrape: kept in a registry, three of them would cost
 /// more memory than all else that is known of a policy.
 #[derive(Clone, Debug, Default)]
 pub struct PolicySeries(String);
 
 impl PolicySeries {
-    /// From namespace, name, ready, missing and unexpected of each policy. Names are DNS labels, so
-    /// nothing in them needs escaping.
-    pub fn of<'a>(
-        policies: impl Iterator<Item = (&'a str, &'a str, bool, i64, i64)> + Clone,
-    ) -> Self {
+    /// Names are DNS labels, so nothing in them needs escaping.
+    pub fn of<'a>(policies: impl Iterator<Item = PolicyGauges<'a>> + Clone) -> Self {
         use std::fmt::Write as _;
         let mut text = format!(
             "# HELP run_invoker_policy_ready {READY}\n# TYPE run_invoker_policy_ready gauge\n"
         );
-        for (namespace, policy, ready, _, _) in policies.clone() {
-            let ready = i32::from(ready);
+        for p in policies.clone() {
+            let (namespace, name, ready) = (p.namespace, p.name, i32::from(p.ready));
             let _ = writeln!(
                 text,
-                "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{policy}\"}} {ready}"
+                "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{name}\"}} {ready}"
             );
         }
         let _ = writeln!(
             text,
             "# HELP run_invoker_policy_drift_grants {DRIFT_GRANTS}\n# TYPE run_invoker_policy_drift_grants gauge"
         );
-        for (namespace, policy, _, missing, unexpected) in policies {
-            for (kind, n) in [("missing", missing), ("unexpected", unexpected)] {
+        for p in policies {
+            let (namespace, name) = (p.namespace, p.name);
+            for (kind, n) in [("missing", p.missing), ("unexpected", p.unexpected)] {
                 let _ = writeln!(
                     text,
-                    "run_invoker_policy_drift_grants{{kind=\"{kind}\",namespace=\"{namespace}\",policy=\"{policy}\"}} {n}"
+                    "run_invoker_policy_drift_grants{{kind=\"{kind}\",namespace=\"{namespace}\",policy=\"{name}\"}} {n}"
                 );
             }
         }

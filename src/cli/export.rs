@@ -262,7 +262,13 @@ const MOST_SERVICES: usize = 64;
 
 /// What services must have in common to be in one policy; without `--group` the service is part of
 /// it.
-type Common = (Arc<str>, Role, Vec<Grant>, Option<RunService>);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Common {
+    project: Arc<str>,
+    role: Role,
+    grants: Vec<Grant>,
+    service: Option<RunService>,
+}
 
 /// Policies in Audit, in a fixed order. What applies to a service in two roles, or to more members
 /// than one policy takes, becomes several.
@@ -276,15 +282,16 @@ fn policies(
     let sets = sets(held, group, now, unmapped);
     let mut names = BTreeSet::new();
     let mut made = Vec::new();
-    for ((project, role, grants, _), services) in sets {
+    for (common, services) in sets {
+        let (role, grants) = (common.role, &common.grants);
         let of_role = |h: &BTreeSet<Grant>| h.iter().filter(|g| g.role == role).count();
         let lost = |s: &RunService| held.get(s).is_some_and(|h| of_role(h) > grants.len());
         let left_out = services.iter().any(lost);
-        let slices = slices(&grants);
+        let slices = slices(grants);
         for part in services.chunks(MOST_SERVICES) {
             for slice in &slices {
                 let name = unique(&mut names, part, role);
-                let spec = spec(&project, role, part, slice, left_out);
+                let spec = spec(&common.project, role, part, slice, left_out);
                 made.push(
                     json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
                     "metadata": {"name": name, "namespace": namespace}, "spec": spec}),
@@ -331,10 +338,13 @@ fn sets(
             {
                 continue;
             }
-            let own = (!group).then(|| service.clone());
-            sets.entry((service.project.clone(), role, fit, own))
-                .or_default()
-                .push(service.clone());
+            let common = Common {
+                project: service.project.clone(),
+                role,
+                grants: fit,
+                service: (!group).then(|| service.clone()),
+            };
+            sets.entry(common).or_default().push(service.clone());
         }
     }
     sets

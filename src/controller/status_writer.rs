@@ -32,7 +32,7 @@ use crate::{
         policies::{Gauges, Record, SerializedStatus},
     },
     intent::{Intent, PolicyId, PolicyKey},
-    metrics::{Metrics, PolicySeries},
+    metrics::{Metrics, PolicyGauges, PolicySeries},
     status::{self, events::Note},
 };
 
@@ -409,13 +409,13 @@ pub(super) fn gauges(
     policies.sort_by_key(|(key, _)| *key);
     PolicySeries::of(policies.iter().map(|(key, r)| {
         let gauges = r.gauges();
-        (
-            &*key.namespace,
-            &*key.name,
-            gauges.ready,
-            gauges.missing,
-            gauges.unexpected,
-        )
+        PolicyGauges {
+            namespace: &key.namespace,
+            name: &key.name,
+            ready: gauges.ready,
+            missing: gauges.missing,
+            unexpected: gauges.unexpected,
+        }
     }))
 }
 
