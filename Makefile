@@ -74,6 +74,7 @@ architecture: $(BIN)/graphviz/.done ## Draws docs/architecture.dot into docs/arc
 
 browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboard, pictures (needs chromium)
 	$(CARGO) test --test cli the_page_is_written -- --nocapture
+	ACCESS_PAGES="$(CURDIR)/target/access" $(CARGO) test --lib a_page_is_as_large
 	python3 tests/browser.py target/access/access.html target/access
 
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)

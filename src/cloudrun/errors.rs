@@ -66,8 +66,11 @@ struct Answer {
     is_document: bool,
     status: String,
     message: String,
-    /// `reason` of the `ErrorInfo`.
+    /// `reason` of the `ErrorInfo`, if its domain is Google's: another's words may mean something
+    /// else.
     reason: String,
+    /// Where Google says what to do.
+    help: Option<String>,
     metadata: BTreeMap<String, String>,
     /// Types of a `PreconditionFailure`: constraints of the organization, perimeters.
     violations: Vec<String>,
@@ -132,12 +135,17 @@ pub(super) fn from_sdk(error: &Error, about: About<'_>) -> Fault {
 fn read_detail(detail: &StatusDetails, answer: &mut Answer) {
     match detail {
         StatusDetails::ErrorInfo(info) => {
-            answer.reason = info.reason.clone();
+            if is_googles(&info.domain) {
+                answer.reason = info.reason.clone();
+            }
             answer.metadata = info.metadata.clone().into_iter().collect();
         }
         StatusDetails::RequestInfo(r) => answer.request_id = Some(r.request_id.clone()),
         StatusDetails::PreconditionFailure(p) => {
             answer.violations = p.violations.iter().map(|v| v.r#type.clone()).collect();
+        }
+        StatusDetails::Help(help) => {
+            answer.help = help.links.first().map(|l| l.url.clone());
         }
         StatusDetails::RetryInfo(r) => {
             answer.retry = r
@@ -174,7 +182,9 @@ pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About
             .next()
         {
             Some("ErrorInfo") => {
-                answer.reason = text(&detail["reason"]);
+                if is_googles(&text(&detail["domain"])) {
+                    answer.reason = text(&detail["reason"]);
+                }
                 let metadata = detail["metadata"].as_object().into_iter().flatten();
                 answer.metadata = metadata.map(|(k, v)| (k.clone(), text(v))).collect();
             }
@@ -184,6 +194,9 @@ pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About
             Some("PreconditionFailure") => {
                 let violations = detail["violations"].as_array().into_iter().flatten();
                 answer.violations = violations.map(|v| text(&v["type"])).collect();
+            }
+            Some("Help") => {
+                answer.help = detail["links"][0]["url"].as_str().map(str::to_owned);
             }
             Some("RetryInfo") => {
                 let delay = detail["retryDelay"]
@@ -197,6 +210,11 @@ pub fn from_body(http: u16, headers: &http::HeaderMap, body: &[u8], about: About
         }
     }
     classify(answer, about)
+}
+
+/// The domain of the reasons of reference §14.2. Cloud Run's mocks and older answers leave it out.
+fn is_googles(domain: &str) -> bool {
+    domain.is_empty() || domain == "googleapis.com"
 }
 
 /// What is worth showing of a body that is not Google's error document, such as an HTML page.
@@ -231,12 +249,13 @@ fn classify(answer: Answer, about: About<'_>) -> Fault {
     let class = class_of(&answer, about);
     let mut message = answer.message.clone();
     // What a person needs to look further: the text does not always have it.
-    let constraints = answer
-        .metadata
-        .get("customConstraints")
-        .into_iter()
-        .chain(&answer.violations);
-    for more in constraints.filter(|c| !c.is_empty()) {
+    let named = |key: &str| answer.metadata.get(key).into_iter();
+    let consumer = named("consumer").filter(|_| class == FaultClass::ConsumerUnavailable);
+    let more = named("customConstraints")
+        .chain(&answer.violations)
+        .chain(consumer)
+        .chain(&answer.help);
+    for more in more.filter(|m| !m.is_empty()) {
         if !message.contains(more.as_str()) {
             message.push_str(&format!(" ({more})"));
         }
@@ -666,6 +685,31 @@ mod tests {
             "{}",
             fault.message
         );
+    }
+
+    /// What is not in Google's text and in the details: whose project, and where to read on.
+    #[test]
+    fn consumers_and_help_are_named() {
+        let details = info("BILLING_DISABLED", json!({"consumer": "projects/acme-ops"}));
+        let message = "This API method requires billing to be enabled.";
+        let fault = fault(403, &document(403, "PERMISSION_DENIED", message, details));
+        assert_eq!(fault.class, FaultClass::ConsumerUnavailable);
+        assert_eq!(
+            fault.message,
+            "This API method requires billing to be enabled. (projects/acme-ops) (https://x)"
+        );
+    }
+
+    /// A reason is a word of its domain.
+    #[test]
+    fn a_reason_of_another_domain_is_not_googles() {
+        let of = |domain: &str| {
+            let details = json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": "CONSUMER_INVALID", "domain": domain, "metadata": {"consumer": "projects/acme-prod"}}]);
+            fault(403, &document(403, "PERMISSION_DENIED", "no", details)).class
+        };
+        assert_eq!(of("googleapis.com"), FaultClass::ProjectNotFound);
+        assert_eq!(of("proxy.acme.com"), FaultClass::PermissionDenied);
     }
 
     #[test]

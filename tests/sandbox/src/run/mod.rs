@@ -50,7 +50,6 @@ pub struct Problem {
     pub status: &'static str,
     pub message: String,
     pub details: Vec<Value>,
-    pub retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -60,7 +59,6 @@ impl Problem {
             status,
             message: message.into(),
             details: vec![],
-            retry_after: None,
         }
     }
     fn invalid(message: impl Into<String>) -> Self {
@@ -485,12 +483,15 @@ impl State {
                         "Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."
                     ),
                 );
-                p.retry_after = used
-                    .front()
-                    .map(|t| (Duration::from_secs(60) - (now - *t)).as_secs() + 1);
+                // Without a word about when to come back, as Google answers.
                 p.details = vec![
                     json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
-                    "metadata": {"quota_limit": format!("{kind}PerMinutePerProjectRegion"), "quota_location": region, "service": "run.googleapis.com"}}),
+                        "metadata": {"service": "run.googleapis.com", "consumer": "projects/1", "quota_location": region,
+                            "quota_limit": format!("{kind}RequestsPerMinutePerProjectPerRegion"),
+                            "quota_metric": format!("run.googleapis.com/{}_requests", kind.to_lowercase()),
+                            "quota_unit": "1/min/{project}/{region}", "quota_limit_value": quota.to_string()}}),
+                    json!({"@type": "type.googleapis.com/google.rpc.Help", "links": [
+                        {"description": "Request a higher quota limit.", "url": "https://cloud.google.com/docs/quotas/help/request_increase"}]}),
                 ];
                 return Err(p);
             }
@@ -511,7 +512,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotas_are_by_project_region_and_kind_and_say_when_to_come_back() {
+    fn quotas_are_by_project_region_and_kind_and_do_not_say_when_to_come_back() {
         let run = Run::new(Clock::default());
         run.change_world(|w| w.write_quota = Some(2));
         let mut state = run.lock();
@@ -520,7 +521,10 @@ mod tests {
         assert!(write("europe-west1").is_ok() && write("europe-west1").is_ok());
         let refused = write("europe-west1").unwrap_err();
         assert_eq!((refused.code, refused.status), (429, "RESOURCE_EXHAUSTED"));
-        assert!(refused.retry_after.is_some_and(|s| (1..=60).contains(&s)));
+        assert_eq!(
+            refused.details[0]["metadata"]["quota_limit_value"],
+            json!("2")
+        );
         assert!(
             write("us-central1").is_ok(),
             "another region has its own quota"

@@ -28,15 +28,7 @@ pub fn answer(run: &Run, call: &Call) -> Response<Body> {
             );
             response
         }
-        Err(problem) => {
-            let mut response = respond(problem.code, &problem.to_value());
-            if let Some(seconds) = problem.retry_after {
-                response
-                    .headers_mut()
-                    .insert("retry-after", axum::http::HeaderValue::from(seconds));
-            }
-            response
-        }
+        Err(problem) => respond(problem.code, &problem.to_value()),
     }
 }
 
