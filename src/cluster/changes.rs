@@ -65,7 +65,7 @@ impl Cluster {
         }
     }
 
-    /// Closes a record that a version before 0.2 left open. One that somebody deleted meanwhile is
+    /// Closes a record that an earlier operator left open. One that somebody deleted meanwhile is
     /// no failure.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl Cluster {
         }
     }
 
-    /// Records that a version before 0.2 left open, at most one page: those of now are written
+    /// Records that an earlier operator left open, at most one page: those of now are written
     /// closed. What cannot be read is left out: a record is written where tenants may write.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ struct Entry {
 #[derive(Debug, Default)]
 struct State {
     open: HashMap<RunService, Entry>,
-    /// Records that a version before 0.2 left open.
+    /// Records that an earlier operator left open.
     legacy: HashMap<RunService, Vec<InvokerChange>>,
     /// Shards whose records are to be searched for such.
     recall: BTreeSet<usize>,
@@ -99,12 +99,12 @@ impl ChangeLog {
         });
     }
 
-    /// Whether there is a record of a version before 0.2 to close.
+    /// Whether there is a record of an earlier operator to close.
     pub fn has_legacy(&self, service: &RunService) -> bool {
         self.state.with(|s| s.legacy.contains_key(service))
     }
 
-    /// Shards came here: their open records of versions before 0.2 are to be found.
+    /// Shards came here: their open records of earlier operators are to be found.
     pub fn recall(&self, shards: &BTreeSet<usize>) {
         self.state.with(|s| s.recall.extend(shards));
         self.changed.notify_one();
@@ -198,7 +198,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    /// Closes what a version before 0.2 left open on a service.
+    /// Closes what an earlier operator left open on a service.
     pub(super) async fn close_legacy(&self, service: &RunService, live: Option<&Policy>) {
         let log = &self.change_log.state;
         for change in log.with(|s| s.legacy.remove(service)).unwrap_or_default() {
@@ -247,7 +247,7 @@ impl<C: CloudRun> Controller<C> {
         Ok(())
     }
 
-    /// Finds records that a version before 0.2 left open. Tenants may write in their namespaces, so
+    /// Finds records that an earlier operator left open. Tenants may write in their namespaces, so
     /// a record says nothing but that a service is to be read, and it must be one that somebody is
     /// about.
     async fn find_legacy(&self, shards: &BTreeSet<usize>) -> Result<(), Fault> {

@@ -293,7 +293,7 @@ pub fn records(
     namespaces.into_iter().map(record).collect()
 }
 
-/// A write that a version before 0.2 left open in a record, in place of the ledger.
+/// A write that an earlier operator left open in a record, in place of the ledger.
 pub fn left_open(name: &str, spec: &InvokerChangeSpec) -> Pending {
     let grants = |list: &[ChangeGrant]| list.iter().filter_map(grant).collect();
     Pending {

@@ -337,7 +337,7 @@ fn pending_spec(pending: &Pending, tables: &mut Tables, left: &mut usize) -> Pen
     }
 }
 
-/// Reads a ledger, in this form or in that of versions before 0.2.
+/// Reads a ledger, in this form or in that of earlier operators.
 ///
 /// # Errors
 /// What cannot be understood, in words: a ledger that is read in part would forget the rest.

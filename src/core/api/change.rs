@@ -28,7 +28,7 @@ pub const POLICY_LABEL_PREFIX: &str = "policy.run-invoker.dev/";
     shortname = "ivc",
     category = "run-invoker",
     derive = "PartialEq",
-    doc = "InvokerChange records one write to the IAM policy of a Cloud Run service: why, what was there before and after, and for which policies. It is written before the IAM write and closed after it; a closed record cannot be changed. It outlives its policies.",
+    doc = "InvokerChange records one write to the IAM policy of a Cloud Run service: why, what was there before and after, and for which policies. The ledger of the service holds what is in it from before the IAM write; it is made once the end of the write is known, and cannot be changed then. It outlives its policies.",
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.service"),
     printcolumn(name = "Region", type_ = "string", json_path = ".spec.region"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
