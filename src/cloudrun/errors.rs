@@ -13,6 +13,9 @@ use crate::{
     iam::RunService,
 };
 
+/// The longest that an answer may silence what it was about. Whoever sends more may not be Google.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
 /// What was asked for: an answer is about that, or it is not.
 #[derive(Clone, Copy, Debug)]
 pub enum About<'a> {
@@ -268,7 +271,7 @@ fn classify(answer: Answer, about: About<'_>) -> Fault {
         .then(|| named_member(&answer.message))
         .flatten();
     fault.request_id = answer.request_id;
-    fault.retry_after = answer.retry;
+    fault.retry_after = answer.retry.map(|wait| wait.min(LONGEST_WAIT));
     let per_minute = answer
         .metadata
         .get("quota_unit")

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use google_cloud_auth::credentials::{CacheableResource, Credentials};
 use google_cloud_gax::{options::RequestOptionsBuilder as _, retry_policy::NeverRetry};
-use google_cloud_run_v2::client::Services;
+use google_cloud_run_v2::{client::Services, model::ListServicesResponse};
 
 use super::{
     CloudRun, Listing, Scope,
@@ -400,23 +400,24 @@ impl CloudRun for Google {
             .send()
             .await
             .map_err(|e| from_sdk(&e, About::Project(project)))?;
+        if answer.services.is_empty() && !is_empty_page(&answer) {
+            return Err(Fault::new(
+                FaultClass::ForeignAnswer,
+                "the list of services has fields that it never has: this is not an answer of Cloud Run's",
+            ));
+        }
         let mut listing = Listing {
             unreachable: answer.unreachable.into_iter().collect(),
             ..Listing::default()
         };
         for s in answer.services {
             // One that is skipped would look deleted.
-            let name = s
-                .name
-                .rsplit('/')
-                .next()
-                .filter(|n| !n.is_empty())
-                .ok_or_else(|| {
-                    Fault::new(
-                        FaultClass::Unexpected,
-                        "the list of services has an entry without a name",
-                    )
-                })?;
+            let name = name_in(&s.name, region).ok_or_else(|| {
+                Fault::new(
+                    FaultClass::Unexpected,
+                    "the list of services has an entry without a name, or of another region",
+                )
+            })?;
             listing.services.push(ServiceInfo {
                 service: RunService::new(project, region.clone(), name),
                 uid: s.uid.as_str().into(),
@@ -427,6 +428,27 @@ impl CloudRun for Google {
             });
         }
         Ok((listing, answer.next_page_token))
+    }
+}
+
+/// Whether a page without services says that there are none. Every field is optional, so any JSON
+/// would.
+fn is_empty_page(page: &ListServicesResponse) -> bool {
+    let known = ["nextPageToken", "unreachable", "services"];
+    let page = serde_json::to_value(page).unwrap_or_default();
+    page.as_object()
+        .is_some_and(|fields| fields.keys().all(|k| known.contains(&k.as_str())))
+}
+
+/// The service's name in `projects/PROJECT/locations/REGION/services/NAME`. The project may be its
+/// number.
+fn name_in<'a>(resource: &'a str, region: &str) -> Option<&'a str> {
+    let parts: Vec<&str> = resource.split('/').collect();
+    match parts.as_slice() {
+        ["projects", _, "locations", r, "services", name] if *r == region && !name.is_empty() => {
+            Some(name)
+        }
+        _ => None,
     }
 }
 

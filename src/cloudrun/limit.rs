@@ -372,6 +372,7 @@ impl Budgets {
         Ok(Tokens {
             reads: (0..needs.reads).map(|_| token(Kind::Read)).collect(),
             writes: (0..needs.writes).map(|_| token(Kind::Write)).collect(),
+            written: 0,
         })
     }
 
@@ -462,6 +463,8 @@ impl Drop for Token {
 pub struct Tokens {
     reads: Vec<Token>,
     writes: Vec<Token>,
+    /// Writes that were taken out of it.
+    written: u32,
 }
 
 impl Tokens {
@@ -472,7 +475,14 @@ impl Tokens {
 
     /// The right to one write, if there is one left.
     pub fn write(&mut self) -> Option<Token> {
-        self.writes.pop()
+        let token = self.writes.pop();
+        self.written += u32::from(token.is_some());
+        token
+    }
+
+    /// Whether any right to a write was taken.
+    pub fn has_written(&self) -> bool {
+        self.written > 0
     }
 
     /// How many calls may still be made.

@@ -24,6 +24,16 @@ pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault>
             format!("the list of services is not as documented: {e}"),
         )
     })?;
+    // Every field is optional, so any JSON would be an empty list.
+    if page.kind != "ServiceList" {
+        return Err(Fault::new(
+            FaultClass::ForeignAnswer,
+            format!(
+                "the list of services is a {:?}: this is not an answer of Cloud Run's",
+                page.kind
+            ),
+        ));
+    }
     let mut services = Vec::with_capacity(page.items.len());
     for item in page.items {
         services.push(item.into_info(project).ok_or_else(|| {
@@ -44,6 +54,8 @@ pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault>
 
 #[derive(Deserialize)]
 struct ServiceList {
+    #[serde(default)]
+    kind: String,
     #[serde(default)]
     items: Vec<Item>,
     #[serde(default)]

@@ -95,7 +95,7 @@ struct Item {
     /// Came in while it was worked on: once more after that.
     again: Option<Priority>,
     timer: Option<Priority>,
-    /// Its turn among the changers, while it has something to write: a new wish does not cost it
+    /// Its turn among the changers, until it had its write: a new wish does not cost it
     /// its place.
     changer: Option<Turn>,
     failures: u32,
@@ -328,12 +328,13 @@ impl Queue {
             tokens,
             ..
         } = job;
+        let has_written = tokens.has_written();
         // What was not used goes back before anybody is notified.
         drop(tokens);
         let now = Instant::now();
         let failures = self
             .state
-            .with(|s| s.done(&service, priority, since, end, now));
+            .with(|s| s.done(&service, priority, since, (end, has_written), now));
         self.changed.notify_waiters();
         failures
     }
@@ -352,6 +353,15 @@ impl Queue {
     /// Forgets all that waits of these services.
     pub fn let_go(&self, among: impl Fn(&RunService) -> bool) {
         self.state.with(|s| s.let_go(&among));
+    }
+
+    /// Whether somebody else waits for a write in the place of a service.
+    pub fn others_wait_to_write(&self, service: &RunService) -> bool {
+        let place = Place::of(service);
+        self.state.with(|s| {
+            let waiting = s.places.get(&place);
+            waiting.is_some_and(|w| w.changers.iter().any(|lane| !lane.is_empty()))
+        })
     }
 
     /// How many wait in each priority.
@@ -574,7 +584,7 @@ impl State {
         service: &RunService,
         priority: Priority,
         since: Instant,
-        end: End,
+        (end, has_written): (End, bool),
         now: Instant,
     ) -> u32 {
         let ticket = self.ticket();
@@ -597,11 +607,17 @@ impl State {
         };
         let (failures, again) = (item.failures, item.again.take());
         if end == End::Waits {
-            let turn = *item.changer.get_or_insert(Turn {
+            let fresh = |since| Turn {
                 priority,
                 ticket,
                 since,
-            });
+            };
+            // Who had its write and wants another one stands behind those that had none, or one
+            // service with many members that IAM refuses would take every write of its place.
+            if has_written {
+                item.changer = Some(fresh(now));
+            }
+            let turn = *item.changer.get_or_insert(fresh(since));
             let turn = Turn {
                 priority: turn.priority.min(priority),
                 ..turn
@@ -1028,6 +1044,37 @@ mod tests {
         q.done(job, End::Waits);
         let written = work(&q, Duration::from_secs(700)).await;
         assert_eq!(written, names[2..]);
+    }
+
+    /// A service whose refused members are searched for wants write after write.
+    #[tokio::test(start_paused = true)]
+    async fn who_had_its_write_stands_behind_those_that_had_none() {
+        let q = queue_with(Budget {
+            reads_per_minute: 6000,
+            writes_per_minute: 6,
+            concurrency: 64,
+        });
+        let greedy = s("greedy");
+        q.add(&greedy, Priority::Declared);
+        let mut served = Vec::new();
+        let end = Instant::now() + Duration::from_secs(120);
+        let mut arrived = false;
+        while let Ok(mut job) = tokio::time::timeout_at(end, q.next()).await {
+            let has_written = job.tokens.write().inspect(|t| t.spend()).is_some();
+            if has_written {
+                served.push(job.service.clone());
+            }
+            if served.len() == 4 && !arrived {
+                arrived = true;
+                q.add(&s("late"), Priority::Declared);
+                q.add(&s("later"), Priority::Declared);
+            }
+            let wants_more = job.service == greedy || !has_written;
+            q.done(job, if wants_more { End::Waits } else { End::Over });
+        }
+        let at = |name: &str| served.iter().position(|x| *x == s(name)).unwrap();
+        assert!(at("late") <= 5 && at("later") <= 7, "{served:?}");
+        assert!(q.others_wait_to_write(&s("late")));
     }
 
     #[tokio::test(start_paused = true)]

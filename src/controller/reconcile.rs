@@ -478,6 +478,11 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         if self.writes >= MAX_WRITES {
             return false;
         }
+        // One write to each, and more to whoever nobody waits behind.
+        let yields = self.writes > 0 && self.conflicts == 0;
+        if yields && self.controller.queue.others_wait_to_write(self.service) {
+            return false;
+        }
         let left = self.tokens.left();
         let missing = Needs {
             reads: Needs::WRITE.reads.saturating_sub(left.reads),
@@ -849,7 +854,12 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             .search(self.service, |s| s.accepted(batch));
         controller.memories.accept(self.service, &batch.grants);
         match self.read().await {
-            Ok(live) => Step::Again(Some(live)),
+            Ok(live) if is_shown(batch, &live) => Step::Again(Some(live)),
+            // Undone already, or taken and not done: not for ever, and not without a pause.
+            Ok(live) => {
+                let (inputs, _) = controller.gather(self.service, &self.without);
+                self.again(inputs, Some(live))
+            }
             Err(fault) => {
                 // What IAM answered stands for what could not be read back.
                 let (inputs, _) = controller.gather(self.service, &self.without);
@@ -911,7 +921,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         }
         let fault = Fault::new(
             FaultClass::Conflict,
-            "somebody else was faster several times in a row",
+            "somebody else was faster several times in a row, or undid at once what was written",
         );
         failed(inputs, fault)
     }
@@ -1036,6 +1046,12 @@ fn is_named(grant: &Grant, named: &str) -> bool {
         .map(|(pool, _)| pool)
         .filter(|pool| pool.ends_with(".svc.id.goog"));
     name.eq_ignore_ascii_case(named) || pool.is_some_and(|p| p.eq_ignore_ascii_case(named))
+}
+
+/// Whether a policy shows what was written.
+fn is_shown(batch: &Batch, live: &Policy) -> bool {
+    let live = live.grants();
+    batch.grants.iter().all(|g| live.contains(g)) && batch.revokes.iter().all(|g| !live.contains(g))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
         ConditionSpec, InvokerChange, InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX,
         REASON_LABEL,
     },
-    iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService},
+    iam::{Condition, Etag, Grant, Policy, Principal, Role, RunService, UNTOUCHED},
     intent::{Declared, PolicyId},
     ledger::Pending,
     plan::{Plan, PolicyOnService, RevokeCause, Rollback},
@@ -53,9 +53,6 @@ impl Default for Retention {
 /// How long a request that had no answer may still be on its way. Google's frontends give up long
 /// before.
 const MAY_ARRIVE: SignedDuration = SignedDuration::from_mins(15);
-
-/// The etag of a policy that was never set.
-const UNTOUCHED: &str = "ACAB";
 
 /// Ends a text that a record could not hold whole. It is in no member and in no condition that
 /// could be declared.

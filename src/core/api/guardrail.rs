@@ -73,7 +73,7 @@ pub struct InvokerGuardrailSpec {
     /// expires, at most this far ahead. Omitted: access need not end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 20))]
-    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}(s|m|h))+$')")
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}(s|m|h))+$') && self.matches('[1-9]')")
         .message("maxLifetime must be a duration of whole hours, minutes and seconds, for example 720h"))]
     pub max_lifetime: Option<String>,
 

@@ -131,6 +131,70 @@ fn rfc3339(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// Whether an expression is whole by itself: every bracket and every string that it opens it closes,
+/// and it has no comment, so that nothing written around it becomes a part of it or is lost.
+///
+/// Not whether it is CEL: IAM says that. Source of the lexical rules:
+/// <https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax>.
+///
+/// # Errors
+/// What is wrong, to be shown to its author.
+pub fn is_whole(expression: &str) -> Result<(), &'static str> {
+    let text = expression.as_bytes();
+    let mut open = Vec::new();
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' | b'\'' => {
+                at = end_of_string(text, at).ok_or("opens a string that it does not close")?;
+                continue;
+            }
+            b'/' if text.get(at + 1) == Some(&b'/') => {
+                return Err("has a comment (//); write it into the description");
+            }
+            b'(' => open.push(b')'),
+            b'[' => open.push(b']'),
+            b'{' => open.push(b'}'),
+            b')' | b']' | b'}' if open.pop() != Some(*byte) => {
+                return Err("closes a bracket that it did not open");
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    if open.is_empty() {
+        Ok(())
+    } else {
+        Err("opens a bracket that it does not close")
+    }
+}
+
+/// Behind the end of the string that begins at a quote.
+fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
+    let quote = text[start];
+    let before = |n: usize| start.checked_sub(n).and_then(|i| text.get(i));
+    let is = |byte: Option<&u8>, letter: u8| byte.is_some_and(|b| b.eq_ignore_ascii_case(&letter));
+    // r"..", br"..", rb".."
+    let is_raw = is(before(1), b'r') || (is(before(1), b'b') && is(before(2), b'r'));
+    let triple = [quote; 3];
+    let is_triple = text[start..].starts_with(&triple);
+    let mut at = start + if is_triple { 3 } else { 1 };
+    loop {
+        match *text.get(at)? {
+            b'\\' if !is_raw => at += 2,
+            byte if byte == quote && is_triple => {
+                if text[at..].starts_with(&triple) {
+                    return Some(at + 3);
+                }
+                at += 1;
+            }
+            byte if byte == quote => return Some(at + 1),
+            b'\n' | b'\r' if !is_triple => return None,
+            _ => at += 1,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,5 +232,34 @@ mod tests {
             "(a || b) && request.time < timestamp(\"2026-12-24T18:00:00Z\")"
         );
         assert_eq!(c.expiry(), None);
+    }
+
+    #[test]
+    fn an_expression_that_is_not_whole_is_refused() {
+        for whole in [
+            "true",
+            "request.time.getHours('Europe/Berlin') < 18",
+            "(a || b) && c[0] == {'k': [1, 2]}.k",
+            r#"request.host == "https://x/(" && a.matches(r'\d+\(')"#,
+            r#"'it\'s (' == "x""#,
+            "a == \"\"\"two \"lines\"\nand ( one\"\"\" ",
+            "a / b",
+        ] {
+            assert_eq!(is_whole(whole), Ok(()), "{whole}");
+        }
+        for broken in [
+            "true) || (true",
+            "true // ",
+            "(true",
+            "[)",
+            "a == 'x",
+            "a == \"x\n\"",
+            "a == '''x'",
+            r"a == 'x\'",
+            "true)",
+            "{",
+        ] {
+            assert!(is_whole(broken).is_err(), "{broken}");
+        }
     }
 }

@@ -10,9 +10,9 @@ mod principal;
 mod region;
 mod service;
 
-pub use condition::{Condition, EXPIRY_TITLE};
+pub use condition::{Condition, EXPIRY_TITLE, is_whole};
 pub use grant::{Grant, Role};
-pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, carries_invoke};
+pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, UNTOUCHED, carries_invoke};
 pub use principal::{Invocation, Principal, PrincipalError, PrincipalKind};
 pub use region::nearest_region;
 pub use service::{Ingress, RunService, ServiceInfo, ServiceSettings};

@@ -48,7 +48,16 @@ pub fn carries_invoke(role: &str) -> bool {
 #[serde(transparent)]
 pub struct Etag(pub String);
 
+/// The etag of a policy that nobody has ever written, as every service starts.
+pub const UNTOUCHED: &str = "ACAB";
+
 impl Etag {
+    /// That of a policy which nobody has ever written: a service that was just made, also in place
+    /// of one of the same name.
+    pub fn is_untouched(&self) -> bool {
+        self.0 == UNTOUCHED
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -189,8 +189,8 @@ impl Index {
                 _ => OwnerState::Resting,
             };
         }
-        if !intent.enforces() || self.stopped(record).is_some() || self.may_select(record, service)
-        {
+        let is_held = self.stopped(record).is_some() || self.may_select(record, service);
+        if !intent.enforces() || !intent.is_whole() || is_held {
             return OwnerState::Resting;
         }
         if record.targets().contains(service) {

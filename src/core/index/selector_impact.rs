@@ -160,11 +160,18 @@ impl Index {
             && record.intent.project == service.project
             && !record.targets().contains(service)
             && record.terms().refuse_service(service).is_none()
-            && self
-                .projects
-                .get(&service.project)
-                .is_none_or(|p| !p.knows(&service.region))
+            && !self.is_told(service)
             && record.intent.targets.iter().any(|t| may_mean(t, service))
+    }
+
+    /// Whether a listing told what there is to know of a service. One that the operator answers for
+    /// does not leave a selector by not being listed: if it is gone its own answer says so, and if it
+    /// answers, the listing was not all of it.
+    fn is_told(&self, service: &RunService) -> bool {
+        self.projects.get(&service.project).is_some_and(|p| {
+            let is_listed = p.info(service).is_some() || !self.ledgers.contains(service);
+            p.knows(&service.region) && is_listed
+        })
     }
 
     /// What policies list whose selectors may yet turn out to mean a service: it must not be taken
@@ -176,7 +183,7 @@ impl Index {
                 .policies
                 .on(service)
                 .any(|r| r.intent.accounts.is_some());
-        if project.is_some_and(|p| p.knows(&service.region)) {
+        if self.is_told(service) {
             return UnansweredSelectors {
                 accounts,
                 ..UnansweredSelectors::default()

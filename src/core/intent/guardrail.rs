@@ -128,10 +128,12 @@ impl Guardrail {
         };
         let max_lifetime = match spec.max_lifetime.as_deref().map(|t| (t, parse_interval(t))) {
             Some((text, None)) => {
-                return Self::unreadable(
-                    name,
-                    format!("spec.maxLifetime {text:?} is no duration such as 720h"),
-                );
+                let why = format!("spec.maxLifetime {text:?} is no duration such as 720h");
+                return Self {
+                    // Whom it is about can be read: nobody else waits for its repair.
+                    namespaces: globs(&spec.namespaces),
+                    ..Self::unreadable(name, why)
+                };
             }
             Some((_, Some(lifetime))) => Some(lifetime),
             None => None,

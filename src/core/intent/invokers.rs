@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{AccountEntry, AccountKey, Declared, Rejection};
 use crate::{
     api::{InvokerPolicySpec, InvokerSpec},
-    iam::{Condition, Grant, Principal, Role},
+    iam::{Condition, Grant, Principal, Role, is_whole},
 };
 
 /// What is declared by member, and the entries that name a ServiceAccount.
@@ -52,7 +52,7 @@ struct Invokers<'a> {
 impl Invokers<'_> {
     fn read(&mut self, position: usize, entry: &InvokerSpec) -> Result<(), Refused> {
         let expires = expiry(entry)?;
-        let condition = condition(entry, expires).map(|c| self.share(c));
+        let condition = condition(entry, expires)?.map(|c| self.share(c));
         match (&entry.member, &entry.kubernetes_service_account) {
             (Some(member), None) => self.declare(member, expires, condition),
             (None, Some(account)) => {
@@ -109,21 +109,40 @@ impl Invokers<'_> {
 /// Granting without the end that was meant would widen access, so an entry whose end cannot be read
 /// is refused.
 fn expiry(entry: &InvokerSpec) -> Result<Option<Timestamp>, Refused> {
-    let parsed = entry.expires.as_deref().map(str::parse::<Timestamp>);
-    parsed.transpose().map_err(|_| {
-        let expires = &entry.expires;
-        let why = format!("{expires:?} is no time; write for example 2026-12-24T18:00:00Z");
-        ("expires", why)
-    })
+    let Some(expires) = &entry.expires else {
+        return Ok(None);
+    };
+    let parsed = expires.parse().ok().or_else(|| last_day(expires));
+    let why = || format!("{expires:?} is no time; write for example 2026-12-24T18:00:00Z");
+    parsed.map(Some).ok_or_else(|| ("expires", why()))
 }
 
+/// 9999-12-31 is RFC 3339 and means never to whoever writes it; the last day that is counted here is
+/// the one before.
+fn last_day(expires: &str) -> Option<Timestamp> {
+    let clock = expires.strip_prefix("9999-12-31")?;
+    let is_time = format!("9998-12-31{clock}").parse::<Timestamp>().is_ok();
+    is_time.then_some(LAST)
+}
+
+/// 9999-12-30T22:00:00Z.
+const LAST: Timestamp = Timestamp::constant(253_402_207_200, 0);
+
 /// The condition of the grant: the end of it, its own, or both.
-fn condition(entry: &InvokerSpec, expires: Option<Timestamp>) -> Option<Condition> {
+///
+/// An expression that is not whole by itself could take the end with it.
+fn condition(
+    entry: &InvokerSpec,
+    expires: Option<Timestamp>,
+) -> Result<Option<Condition>, Refused> {
     let own = entry.condition.as_ref().map(Condition::from);
-    match expires {
+    if let Some(own) = &own {
+        is_whole(&own.expression).map_err(|why| ("condition.expression", why.to_owned()))?;
+    }
+    Ok(match expires {
         Some(until) => Some(Condition::expiring(until, own.as_ref())),
         None => own,
-    }
+    })
 }
 
 /// Entries that are one grant to IAM, which ignores the case of e-mail addresses. The rule of the

@@ -220,6 +220,17 @@ impl Intent {
         self.allow_empty && self.declared.is_empty()
     }
 
+    /// Whether all of it could be understood. What an entry meant that could not is not known, so
+    /// until it is mended nothing is taken away on behalf of the policy.
+    pub fn is_whole(&self) -> bool {
+        self.rejections.is_empty()
+    }
+
+    /// Whether whoever it does not list may not stay.
+    pub fn is_complete(&self) -> bool {
+        self.membership == Membership::Authoritative && self.is_whole()
+    }
+
     /// Whether a selector is among the targets, so that the project must be listed.
     pub fn has_selector(&self) -> bool {
         self.targets

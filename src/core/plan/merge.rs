@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Input, PolicyOnService};
 use crate::{
-    api::{Membership, OnDelete},
+    api::OnDelete,
     iam::{Condition, Grant, Role},
     intent::{Declared, PolicyId, Refusal},
 };
@@ -95,7 +95,7 @@ pub fn merge(input: &Input<'_>) -> Desired {
         for declared in claim.declared() {
             desired.declare(claim, declared, input);
         }
-        if claim.enforces() && claim.intent.membership == Membership::Authoritative {
+        if claim.enforces() && claim.intent.is_complete() {
             let by = desired.authoritative.entry(claim.intent.role).or_default();
             by.insert(claim.intent.id.clone());
         }

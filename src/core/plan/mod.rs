@@ -26,7 +26,7 @@ pub use ownership::{Lines, OwnerState, Owners, stored_size};
 pub use search::{Batch, Clue, Search};
 
 use crate::{
-    api::{HeldRemoval, Membership, Reason},
+    api::{HeldRemoval, Reason},
     iam::{
         Binding, Grant, MAX_MEMBERS, Policy, Principal, PrincipalKind, Role, RunService,
         ServiceInfo,
@@ -543,7 +543,9 @@ fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReaso
 /// too much in all.
 fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     let by = claim::fingerprint(input.claims);
-    let is_drift = |g: &Grant| input.memory.is_drift(by, g);
+    // Whoever makes a service anew takes nothing away from it.
+    let is_anew = input.live.etag.is_untouched();
+    let is_drift = |g: &Grant| !is_anew && input.memory.is_drift(by, g);
     let unlisted = plan
         .revokes
         .iter()
@@ -712,17 +714,22 @@ fn view_of(
         now: input.now,
     };
     // An audited or suspended policy is shown what it would do if it were enforced.
-    let complete = (intent.membership == Membership::Authoritative).then_some(&intent.id);
+    let complete = intent.is_complete().then_some(&intent.id);
     let mut view = View {
         missing: diff::missing(claim.grants_at(input.now), live),
         ..View::default()
     };
-    for grant in unlisted.filter(|g| g.role == intent.role) {
-        match circumstances.judge(
-            grant,
-            desired.leaves_out(grant, complete.into_iter()),
-            false,
-        ) {
+    // Of another role what belongs to it, from when it had that role.
+    let is_own = |g: &Grant| {
+        input
+            .ledger
+            .get(g)
+            .is_some_and(|o| o.contains_key(&intent.id))
+    };
+    for grant in unlisted.filter(|g| g.role == intent.role || is_own(g)) {
+        let complete = complete.filter(|_| grant.role == intent.role);
+        let leaves_out = desired.leaves_out(grant, complete.into_iter());
+        match circumstances.judge(grant, leaves_out, false) {
             Verdict::Foreign | Verdict::Refused(_) => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());

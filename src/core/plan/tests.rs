@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::{Mode, OnDelete},
+    api::{Membership, Mode, OnDelete},
     iam::{Condition, Ingress, Principal, Role},
     intent::{Declared, Guardrail, Intent, Terms},
 };
@@ -495,6 +495,41 @@ fn a_plan_that_takes_too_much_is_held_until_exactly_it_is_approved() {
     case.live.etag = crate::iam::Etag("F".into());
     let again = case.plan();
     assert!(again.revokes.is_empty() && again.withheld[0].why.hash() != Some(&hash));
+}
+
+/// Another role leaves behind what was granted with the first, and whoever is held for too many is
+/// told so as with any other removal.
+#[test]
+fn what_a_change_of_role_leaves_behind_is_shown() {
+    let members = many(3);
+    let mut changed = intent("a", &["user:a@acme.com"]);
+    changed.role = Role::ServicesInvoker;
+    for d in &mut changed.declared {
+        d.grant.role = Role::ServicesInvoker;
+    }
+    let mut case = Case::new(vec![changed], live(&refs(&members)));
+    case.settings.limits.max_removals = 2;
+    let owner: Owners = [(case.intents[0].id.clone(), OwnerState::Acting)].into();
+    case.ledger = members.iter().map(|m| (grant(m), owner.clone())).collect();
+    let plan = case.plan();
+    assert!(plan.revokes.is_empty() && plan.withheld.len() == 3);
+    let view = case.with(|input| view(&input.claims[0], input));
+    assert_eq!(view.unexpected.len(), 3, "{:?}", view.unexpected);
+}
+
+/// What an entry meant that cannot be understood nobody knows: nothing is taken away.
+#[test]
+fn a_policy_that_is_not_understood_takes_nothing_away() {
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&["user:a@acme.com", "user:typo@acme.com"]),
+    );
+    assert_eq!(case.plan().revokes.len(), 1);
+    case.intents[0].rejections = vec![crate::intent::Rejection {
+        field: "spec.invokers[1].expires".into(),
+        message: "is no time".into(),
+    }];
+    assert!(case.plan().is_empty());
 }
 
 /// Anyone can call it by a public member or a switched-off check; not past Identity-Aware Proxy, not
