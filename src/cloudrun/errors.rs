@@ -293,8 +293,13 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
     // Without a word about the consumer, or with its number, it cannot be told whether the target
     // is meant.
     let is_target = consumer == Some(about.project());
+    // Another API that is off says nothing about services of Cloud Run.
+    let is_run = answer
+        .metadata
+        .get("service")
+        .is_none_or(|s| s == "run.googleapis.com");
     match answer.reason.as_str() {
-        "SERVICE_DISABLED" if is_target => return C::ApiDisabled,
+        "SERVICE_DISABLED" if is_target && is_run => return C::ApiDisabled,
         "CONSUMER_INVALID" if is_target => return C::ProjectNotFound,
         "SERVICE_DISABLED"
         | "CONSUMER_INVALID"
@@ -701,6 +706,17 @@ mod tests {
             fault.message,
             "This API method requires billing to be enabled. (projects/acme-ops) (https://x)"
         );
+    }
+
+    #[test]
+    fn another_api_that_is_off_is_not_the_end_of_services() {
+        let of = |service: &str| {
+            let metadata = json!({"consumer": "projects/acme-prod", "service": service});
+            let details = info("SERVICE_DISABLED", metadata);
+            fault(403, &document(403, "PERMISSION_DENIED", "off", details)).class
+        };
+        assert_eq!(of("run.googleapis.com"), FaultClass::ApiDisabled);
+        assert_eq!(of("iam.googleapis.com"), FaultClass::ConsumerUnavailable);
     }
 
     /// A reason is a word of its domain.

@@ -2,7 +2,7 @@
 //! are a contract with users. Pure: no client.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt as _;
 
@@ -50,7 +50,10 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     ];
     let versions = all.iter_mut().flat_map(|crd| &mut crd.spec.versions);
     let schemas = versions.filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
-    schemas.for_each(unwrap_descriptions);
+    schemas.for_each(|schema| {
+        unwrap_descriptions(schema);
+        name_operators(schema);
+    });
     all
 }
 
@@ -67,6 +70,22 @@ fn unwrap_descriptions(schema: &mut JSONSchemaProps) {
     }
     if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
         unwrap_descriptions(values);
+    }
+}
+
+/// Kubernetes' own schema of a label selector takes any word for an operator.
+///
+/// Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>.
+fn name_operators(schema: &mut JSONSchemaProps) {
+    for (name, property) in schema.properties.iter_mut().flatten() {
+        if name == "operator" {
+            let known = ["In", "NotIn", "Exists", "DoesNotExist"];
+            property.enum_ = Some(known.map(|o| JSON(o.into())).into());
+        }
+        name_operators(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        name_operators(items);
     }
 }
 
