@@ -74,8 +74,8 @@ impl CloudArgs {
 /// plugin's.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Members that are never removed because no policy lists them; * stands for anything. Repeat,
-    /// or separate by commas.
+    /// Members that are never removed, not by the policy that lists them either; * stands for
+    /// anything. Repeat, or separate by commas.
     #[arg(
         long = "protected-member",
         env = "RUN_INVOKER_PROTECTED_MEMBERS",

@@ -94,9 +94,9 @@ impl Circumstances<'_> {
         };
         match cause {
             None => Verdict::Foreign,
-            // A protected member that a policy named is that policy's to take back; one that nobody
-            // named is not.
-            Some(RevokeCause::Unlisted) if (self.is_protected)(grant) => {
+            // Never removed, also where a policy named it: services stop working without it. What
+            // has ended is no access any more.
+            Some(cause) if cause != RevokeCause::Expired && (self.is_protected)(grant) => {
                 match desired.refused.get(grant) {
                     Some((refusal, _)) => Verdict::Refused(refusal.clone()),
                     None => Verdict::Protected,

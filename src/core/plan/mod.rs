@@ -435,13 +435,13 @@ pub fn plan(input: &Input<'_>) -> Plan {
     revoke_unlisted(&mut plan, input, &desired, &live);
     if !input.approvals.is_empty() {
         // What an approval on the ledger is about. What is granted does not change it.
-        plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
+        plan.lines = lines(&plan, input, &desired, &live);
     }
     guard::hold_blast(&mut plan, input);
     hold_fights(&mut plan, input);
     // Last: what is held back makes no room, and what is not made needs none.
     withhold_beyond_cap(&mut plan, input.live);
-    plan.lines = ownership::next_lines(input.ledger, &desired, &live, &plan.grants);
+    plan.lines = lines(&plan, input, &desired, &live);
     withhold_beyond_memory(&mut plan);
     if !plan.replacements.is_empty()
         && plan
@@ -514,6 +514,12 @@ fn revoke_unlisted(plan: &mut Plan, input: &Input<'_>, desired: &Desired, live: 
             }
         }
     }
+}
+
+/// What the operator answers for once a plan is carried out.
+fn lines(plan: &Plan, input: &Input<'_>, desired: &Desired, live: &BTreeSet<Grant>) -> Lines {
+    let is_protected = |g: &Grant| input.settings.protects(g);
+    ownership::next_lines(input.ledger, desired, live, &plan.grants, &is_protected)
 }
 
 /// Nobody who may write asks for it: the policies that list it are audited, suspended, or not
@@ -702,8 +708,11 @@ fn view_of(
         let leaving = |g: &&Grant| {
             desired.leaving.contains(g) && claim.declared().iter().any(|d| d.grant == **g)
         };
+        let to_go = unlisted.filter(|g| own(g) || leaving(g)).cloned();
+        let (protected, unexpected) = to_go.partition(|g| input.settings.protects(g));
         return View {
-            unexpected: unlisted.filter(|g| own(g) || leaving(g)).cloned().collect(),
+            unexpected,
+            protected,
             ..View::default()
         };
     }

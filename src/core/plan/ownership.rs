@@ -47,12 +47,13 @@ pub fn revoke_cause(owners: &Owners) -> Option<RevokeCause> {
 }
 
 /// What the operator answers for once `grants` are made, while everything else that is live stays
-/// as it is.
+/// as it is. What is never taken away belongs to nobody once nobody lists it.
 pub fn next_lines(
     ledger: &BTreeMap<Grant, Owners>,
     desired: &Desired,
     live: &BTreeSet<Grant>,
     grants: &BTreeMap<Grant, BTreeSet<PolicyId>>,
+    is_protected: &dyn Fn(&Grant) -> bool,
 ) -> Lines {
     let mut next = Lines::new();
     let real = live.iter().chain(grants.keys());
@@ -67,6 +68,9 @@ pub fn next_lines(
         // While nobody lists it, it is being revoked, and who it belonged to reports that. Where
         // somebody lists it who may not write, it stays; whoever leaves need not wait for that.
         let is_listed = desired.listed.contains_key(grant);
+        if !is_listed && is_protected(grant) {
+            continue;
+        }
         let stays = |state: &OwnerState| match state {
             OwnerState::LetGo => false,
             OwnerState::Resting => true,
@@ -207,7 +211,13 @@ mod tests {
                 .insert(grant("g"), listed_by.iter().map(|n| id(n)).collect());
             desired.listed = desired.granted.clone();
         }
-        let next = next_lines(&ledger, &desired, &[grant("g")].into(), &BTreeMap::new());
+        let next = next_lines(
+            &ledger,
+            &desired,
+            &[grant("g")].into(),
+            &BTreeMap::new(),
+            &|_| false,
+        );
         next.get(&grant("g"))
             .map(|o| o.iter().map(|i| i.name.to_string()).collect())
     }
@@ -258,7 +268,13 @@ mod tests {
             listed: [(grant("g"), [id("audited")].into())].into(),
             ..Desired::default()
         };
-        let next = next_lines(&ledger, &desired, &[grant("g")].into(), &BTreeMap::new());
+        let next = next_lines(
+            &ledger,
+            &desired,
+            &[grant("g")].into(),
+            &BTreeMap::new(),
+            &|_| false,
+        );
         assert_eq!(
             next,
             BTreeMap::from([(grant("g"), BTreeSet::new())]),

@@ -517,6 +517,29 @@ fn what_a_change_of_role_leaves_behind_is_shown() {
     assert_eq!(view.unexpected.len(), 3, "{:?}", view.unexpected);
 }
 
+/// Services stop working without their agents: also the policy that listed one does not take it away,
+/// and answers for it no more.
+#[test]
+fn a_protected_member_is_never_removed() {
+    let agent = "serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com";
+    for deleting in [false, true] {
+        let mut policy = intent("a", &["user:a@acme.com"]);
+        policy.deleting = deleting;
+        let mut case = Case::new(vec![policy], live(&["user:a@acme.com", agent]));
+        let state = if deleting {
+            OwnerState::Leaving(RevokeCause::PolicyDeleted)
+        } else {
+            OwnerState::Acting
+        };
+        case.ledger = [(grant(agent), [(case.intents[0].id.clone(), state)].into())].into();
+        let plan = case.plan();
+        assert!(!plan.revokes.contains_key(&grant(agent)), "{deleting}");
+        assert!(!plan.lines.contains_key(&grant(agent)), "{deleting}");
+        let view = case.with(|input| view(&input.claims[0], input));
+        assert_eq!(view.protected, [grant(agent)].into(), "{deleting}");
+    }
+}
+
 /// What an entry meant that cannot be understood nobody knows: nothing is taken away.
 #[test]
 fn a_policy_that_is_not_understood_takes_nothing_away() {

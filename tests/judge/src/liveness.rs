@@ -322,7 +322,7 @@ impl Judge {
             // goes back to.
             let excused = owners.is_some_and(|o| o.iter().any(excuses))
                 || on.iter().any(|p| rests(p) && d.spelled_out(p).contains(g));
-            if (unlisted || made && !excused) && !held && !frozen && !unreadable {
+            if (unlisted || made && !excused && !protected) && !held && !frozen && !unreadable {
                 accuse(
                     "L1",
                     format!(

@@ -132,7 +132,7 @@ impl Judge {
                     "S2",
                     format!("takes {g} away, which {}/{} lists", p.namespace, p.name),
                 ));
-            } else if !self.may_go(&policies, d, g, &w.service) {
+            } else if !self.may_go(&policies, d, g, (&w.service, w.issued)) {
                 found.push((
                     "S2",
                     format!("takes {g} away, which was never its own, and no complete list says that it must go"),
@@ -173,16 +173,26 @@ impl Judge {
     }
 
     /// Whether a grant that nobody lists may be taken away at all.
-    fn may_go(&self, policies: &[&Policy], d: &Declared, g: &Grant, service: &Service) -> bool {
+    fn may_go(
+        &self,
+        policies: &[&Policy],
+        d: &Declared,
+        g: &Grant,
+        (service, at): (&Service, Timestamp),
+    ) -> bool {
+        let protected = declared::matches(
+            &self.settings.protected.to_lowercase(),
+            &g.member.to_lowercase(),
+        );
+        // Never, as long as it is an access at all.
+        if protected && g.in_force(at) {
+            return false;
+        }
         // It may also have been granted when a listing still said that a policy means the service.
         let granted = self.made.get(service).is_some_and(|made| made.contains(g));
         if granted || self.listed.contains_key(&(service.clone(), g.clone())) {
             return true;
         }
-        let protected = declared::matches(
-            &self.settings.protected.to_lowercase(),
-            &g.member.to_lowercase(),
-        );
         let complete = |p: &&&Policy| {
             p.acts()
                 && p.authoritative
