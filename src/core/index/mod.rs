@@ -172,14 +172,14 @@ impl Index {
         let Some(record) = self.policies.by_uid(&id.uid) else {
             let unread = self.policies.is_unreadable(&id.uid);
             return if unread {
-                OwnerState::Resting
+                OwnerState::Unread
             } else {
                 OwnerState::LetGo
             };
         };
         let intent = &record.intent;
         if !record.is_readable() {
-            return OwnerState::Resting;
+            return OwnerState::Unread;
         }
         if intent.deleting {
             // Frozen, nobody may take anything away either.
@@ -190,7 +190,10 @@ impl Index {
             };
         }
         let is_held = self.stopped(record).is_some() || self.may_select(record, service);
-        if !intent.enforces() || !intent.is_whole() || is_held {
+        if !intent.is_whole() {
+            return OwnerState::Unread;
+        }
+        if !intent.enforces() || is_held {
             return OwnerState::Resting;
         }
         if record.targets().contains(service) {
@@ -210,7 +213,7 @@ impl Index {
     pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
         let owners = || self.ledgers.owners(service).into_iter();
         if self.ledgers.is_pending(service)
-            || owners().any(|id| self.owner_state(id, service) != OwnerState::Resting)
+            || owners().any(|id| !self.owner_state(id, service).waits())
         {
             return Some(Timestamp::MIN);
         }

@@ -18,10 +18,20 @@ pub enum OwnerState {
     /// It is there and may not write now: nothing is taken away on its behalf, and nothing
     /// forgotten.
     Resting,
+    /// It is there and what it says is not known, as a whole or of an entry: it may list the grant,
+    /// so nobody takes it away.
+    Unread,
     /// It is enforced and means the service. Whether it lists the grant, the plan sees.
     Acting,
     /// It means the service no more, or is being deleted.
     Leaving(RevokeCause),
+}
+
+impl OwnerState {
+    /// Whether there is nothing to do about the grant until the policy itself changes.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::Resting | Self::Unread)
+    }
 }
 
 /// The policies that one grant belongs to. None: nobody's any more, to be revoked as soon as nobody
@@ -73,7 +83,7 @@ pub fn next_lines(
         }
         let stays = |state: &OwnerState| match state {
             OwnerState::LetGo => false,
-            OwnerState::Resting => true,
+            OwnerState::Resting | OwnerState::Unread => true,
             OwnerState::Acting | OwnerState::Leaving(_) => !is_listed,
         };
         let staying = owners

@@ -517,6 +517,22 @@ fn what_a_change_of_role_leaves_behind_is_shown() {
     assert_eq!(view.unexpected.len(), 3, "{:?}", view.unexpected);
 }
 
+/// A policy whose word cannot be read may list it, so another one whose list is complete does not
+/// take it away.
+#[test]
+fn what_belongs_to_a_policy_that_cannot_be_read_stays() {
+    let policy = intent("b", &["user:b@acme.com"]);
+    let mut case = Case::new(vec![policy], live(&["user:a@acme.com", "user:b@acme.com"]));
+    let other = intent("a", &[]).id;
+    for (state, taken) in [(OwnerState::Unread, 0), (OwnerState::Resting, 1)] {
+        case.ledger = [(grant("user:a@acme.com"), [(other.clone(), state)].into())].into();
+        let plan = case.plan();
+        assert_eq!(plan.revokes.len(), taken, "{state:?}");
+        let kept = plan.lines.get(&grant("user:a@acme.com"));
+        assert_eq!(kept, Some(&[other.clone()].into()), "{state:?}");
+    }
+}
+
 /// Services stop working without their agents: also the policy that listed one does not take it away,
 /// and answers for it no more.
 #[test]
