@@ -129,6 +129,7 @@ impl<C: CloudRun> Controller<C> {
         metrics: Arc<Metrics>,
         shards: Arc<Shards>,
     ) -> Arc<Self> {
+        metrics.count_messages_by(audit_events::MessageResult::ALL.map(|r| r.label()));
         Arc::new(Self {
             cluster,
             metrics,
