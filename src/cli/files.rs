@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use jsonschema::error::ValidationErrorKind;
 use kube::core::cel::Validator;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -252,7 +253,7 @@ pub fn check(kind: &str, object: &Value) -> Vec<String> {
     match &checked.strict {
         Ok(validator) => found.extend(validator.iter_errors(&full).map(|e| {
             let path = e.instance_path().to_string();
-            format!("{}: {e}", dotted(&path))
+            format!("{}: {}", dotted(&path), words(&e))
         })),
         Err(e) => found.push(format!("the schema cannot be used: {e}")),
     }
@@ -262,6 +263,22 @@ pub fn check(kind: &str, object: &Value) -> Vec<String> {
         found.extend(errors.iter().map(ToString::to_string));
     }
     found
+}
+
+/// What is wrong, in the API server's words where people know them.
+fn words(error: &jsonschema::ValidationError<'_>) -> String {
+    match error.kind() {
+        ValidationErrorKind::Enum { options } => {
+            let options = options.as_array().into_iter().flatten();
+            let options: Vec<String> = options.map(Value::to_string).collect();
+            format!(
+                "Unsupported value: {}: supported values: {}",
+                error.instance(),
+                options.join(", ")
+            )
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// `/spec/invokers/0/member` as kubectl writes it.
