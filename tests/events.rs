@@ -682,6 +682,7 @@ async fn what_the_operator_revoked_is_never_blamed_on_anybody() {
         let blamed = |n: &String| n.starts_with("DriftDetected");
         assert!(!world.notes().await.iter().any(blamed));
         // A stranger's change has the stranger's name, although ours stands beside it.
+        world.quiet().await;
         let told = world.sandbox.run.audit.entries().len();
         world
             .sandbox
