@@ -570,18 +570,23 @@ impl Reconciled<'_> {
         }
     }
 
-    /// Who made the last of these differences. What we did ourselves is reported only where nobody
-    /// else did anything.
     fn made_by<'a>(&self, differences: impl Iterator<Item = &'a Grant>) -> By {
-        let mut differences = differences.peekable();
-        if !self.attributed || differences.peek().is_none() {
+        let makers: Vec<_> = differences.map(|g| self.blame.get(g)).collect();
+        if !self.attributed || makers.is_empty() {
             return By::NotAsked;
         }
-        let makers = differences.filter_map(|g| self.blame.get(g));
-        makers
-            .max_by_key(|by| (!by.is_operator(), by.at.0))
-            .map_or(By::Unknown, |by| By::Known(by.clone()))
+        last_of(&makers).map_or(By::Unknown, |by| By::Known(by.clone()))
     }
+}
+
+/// Who made the last of some differences; `None` stands for one that is not explained. What we did
+/// ourselves is reported only where nobody else did anything, and whoever did what is not explained
+/// is somebody else.
+fn last_of<'a>(makers: &[Option<&'a Arc<ChangedBy>>]) -> Option<&'a Arc<ChangedBy>> {
+    let known = makers.iter().flatten().copied();
+    known
+        .max_by_key(|by| (!by.is_operator(), by.at.0))
+        .filter(|by| !by.is_operator() || makers.iter().all(Option::is_some))
 }
 
 fn changed_at(applied: &[Applied], before: Before<'_>) -> Option<Timestamp> {
@@ -725,6 +730,8 @@ fn foreign_conditions(intent: &Intent, input: &Input<'_>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
     use super::*;
 
     #[test]
@@ -743,5 +750,30 @@ mod tests {
             Members::default(),
             Vec::<String>::new().into_iter().collect()
         );
+    }
+
+    #[test]
+    fn what_is_not_explained_is_not_ours() {
+        let at = |t: &str| MicroTime(t.parse().unwrap());
+        let ours: Arc<ChangedBy> = ChangedBy::operator("web-1", at("2026-11-24T12:00:05Z")).into();
+        let theirs = |who: &str, when: &str| -> Arc<ChangedBy> {
+            ChangedBy {
+                principal: who.into(),
+                ..ChangedBy::operator("", at(when))
+            }
+            .into()
+        };
+        let first = theirs("first", "2026-11-24T12:00:00Z");
+        let last = theirs("last", "2026-11-24T12:00:01Z");
+        for (makers, expected) in [
+            (vec![], None),
+            (vec![None], None),
+            (vec![Some(&ours)], Some(&ours)),
+            (vec![Some(&ours), None], None),
+            (vec![Some(&first), Some(&ours), Some(&last)], Some(&last)),
+            (vec![Some(&first), None], Some(&first)),
+        ] {
+            assert_eq!(last_of(&makers), expected, "{makers:?}");
+        }
     }
 }
