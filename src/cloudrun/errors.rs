@@ -247,6 +247,14 @@ fn read_headers(headers: &http::HeaderMap, answer: &mut Answer) {
         .find_map(|n| text(n));
 }
 
+/// An answer that somebody else than Cloud Run gave; `what` it is.
+pub(super) fn foreign(what: &str) -> Fault {
+    Fault::new(
+        FaultClass::ForeignAnswer,
+        format!("{what}: this is not an answer of Cloud Run's"),
+    )
+}
+
 /// From what Google says to what it means (reference §1.7, §4.4, §6, §7.1, §14.2).
 fn classify(answer: Answer, about: About<'_>) -> Fault {
     let class = class_of(&answer, about);
@@ -263,10 +271,10 @@ fn classify(answer: Answer, about: About<'_>) -> Fault {
             message.push_str(&format!(" ({more})"));
         }
     }
-    if class == FaultClass::ForeignAnswer {
-        message = format!("{message}: this is not an answer of Cloud Run's");
-    }
-    let mut fault = Fault::new(class, message);
+    let mut fault = match class {
+        FaultClass::ForeignAnswer => foreign(&message),
+        class => Fault::new(class, message),
+    };
     fault.member = (class == FaultClass::InvalidMember)
         .then(|| named_member(&answer.message))
         .flatten();

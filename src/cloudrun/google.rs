@@ -10,7 +10,7 @@ use google_cloud_run_v2::{client::Services, model::ListServicesResponse};
 
 use super::{
     CloudRun, Listing, Scope,
-    errors::{About, chain, from_body, from_reqwest, from_sdk},
+    errors::{About, chain, foreign, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };
 use crate::{
@@ -401,10 +401,7 @@ impl CloudRun for Google {
             .await
             .map_err(|e| from_sdk(&e, About::Project(project)))?;
         if answer.services.is_empty() && !is_empty_page(&answer) {
-            return Err(Fault::new(
-                FaultClass::ForeignAnswer,
-                "the list of services has fields that it never has: this is not an answer of Cloud Run's",
-            ));
+            return Err(foreign("the list of services has fields that it never has"));
         }
         let mut listing = Listing {
             unreachable: answer.unreachable.into_iter().collect(),

@@ -149,8 +149,8 @@ impl Usage {
 #[derive(Debug)]
 struct Bucket {
     kind: Kind,
-    /// That a 429 named the real limit, and when; nothing stays true for ever.
-    learnt: Option<Instant>,
+    /// The real limit that a 429 named, and when; nothing stays true for ever.
+    learnt: Option<(Instant, u32)>,
     budget: u32,
     per_minute: u32,
     /// Tokens per second when healthy.
@@ -164,8 +164,6 @@ struct Bucket {
     at: Instant,
     paused_until: Option<Instant>,
     usage: Usage,
-    /// What Google named as the limit, while that is believed.
-    limit: Option<u32>,
 }
 
 impl Bucket {
@@ -187,7 +185,6 @@ impl Bucket {
                 calls: 0,
                 before: 0,
             },
-            limit: None,
         };
         bucket.resize(per_minute);
         bucket.tokens = bucket.burst;
@@ -207,10 +204,9 @@ impl Bucket {
     fn refill(&mut self, now: Instant) {
         if self
             .learnt
-            .is_some_and(|at| now.saturating_duration_since(at) > BELIEVED)
+            .is_some_and(|(at, _)| now.saturating_duration_since(at) > BELIEVED)
         {
             self.learnt = None;
-            self.limit = None;
             self.resize(self.budget);
         }
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
@@ -244,8 +240,7 @@ impl Bucket {
         self.refill(now);
         if let Some(limit) = limit.filter(|l| (1..self.per_minute.saturating_mul(2)).contains(l)) {
             let half = (limit / 2).max(1);
-            self.learnt = Some(now);
-            self.limit = Some(limit);
+            self.learnt = Some((now, limit));
             self.resize(half);
         }
         self.share = (self.share / 2.0).max(LEAST_SHARE);
@@ -372,7 +367,7 @@ impl Budgets {
         Ok(Tokens {
             reads: (0..needs.reads).map(|_| token(Kind::Read)).collect(),
             writes: (0..needs.writes).map(|_| token(Kind::Write)).collect(),
-            written: 0,
+            has_written: false,
         })
     }
 
@@ -407,23 +402,11 @@ impl Budgets {
             bucket.refill(now);
             let used = bucket.usage.per_minute(now) / f64::from(bucket.per_minute);
             tightest.budget = tightest.budget.min(bucket.per_minute);
-            tightest.limit = [tightest.limit, bucket.limit].into_iter().flatten().min();
+            let limit = bucket.learnt.map(|(_, limit)| limit);
+            tightest.limit = [tightest.limit, limit].into_iter().flatten().min();
             tightest.used = tightest.used.max(used);
         }
         tightest
-    }
-
-    /// Places whose real limits were learnt, and those limits' halves that are used.
-    pub fn learnt(&self) -> Vec<(Place, Limits)> {
-        let places = self.lock();
-        let learnt = places
-            .iter()
-            .filter(|(_, b)| b.reads.learnt.is_some() || b.writes.learnt.is_some());
-        let limits = |b: &Buckets| Limits {
-            reads_per_minute: b.reads.per_minute,
-            writes_per_minute: b.writes.per_minute,
-        };
-        learnt.map(|(p, b)| (p.clone(), limits(b))).collect()
     }
 }
 
@@ -463,8 +446,8 @@ impl Drop for Token {
 pub struct Tokens {
     reads: Vec<Token>,
     writes: Vec<Token>,
-    /// Writes that were taken out of it.
-    written: u32,
+    /// A right to a write was taken.
+    has_written: bool,
 }
 
 impl Tokens {
@@ -476,13 +459,13 @@ impl Tokens {
     /// The right to one write, if there is one left.
     pub fn write(&mut self) -> Option<Token> {
         let token = self.writes.pop();
-        self.written += u32::from(token.is_some());
+        self.has_written |= token.is_some();
         token
     }
 
     /// Whether any right to a write was taken.
     pub fn has_written(&self) -> bool {
-        self.written > 0
+        self.has_written
     }
 
     /// How many calls may still be made.

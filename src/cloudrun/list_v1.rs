@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::Listing;
+use super::{Listing, errors::foreign};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Ingress, RunService, ServiceInfo},
@@ -26,13 +26,8 @@ pub fn read_page(project: &str, body: &[u8]) -> Result<(Listing, String), Fault>
     })?;
     // Every field is optional, so any JSON would be an empty list.
     if page.kind != "ServiceList" {
-        return Err(Fault::new(
-            FaultClass::ForeignAnswer,
-            format!(
-                "the list of services is a {:?}: this is not an answer of Cloud Run's",
-                page.kind
-            ),
-        ));
+        let what = format!("the list of services is a {:?}", page.kind);
+        return Err(foreign(&what));
     }
     let mut services = Vec::with_capacity(page.items.len());
     for item in page.items {

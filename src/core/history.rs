@@ -326,6 +326,8 @@ pub enum Ending {
     Refused,
     /// Nobody saw: reality decides.
     Unknown,
+    /// Nobody saw, and reality cannot tell.
+    Untold,
 }
 
 /// What became of a write. `live: None`: the service is gone.
@@ -335,64 +337,66 @@ pub fn settle(
     live: Option<&Policy>,
     at: Timestamp,
 ) -> ChangeOutcome {
-    let closed = |phase, message: &str, after: &BTreeSet<Grant>, etag: &str| ChangeOutcome {
-        phase,
-        message: message.into(),
-        after: bounded_list(after).0,
-        etag_after: etag.into(),
-        closed_at: Some(MicroTime(at)),
-    };
+    let closed = |phase, message: &str| closed(phase, message, live, at);
     let Some(live) = live else {
         let (phase, message) = match ending {
             Ending::Accepted => (ChangePhase::Applied, "the service is gone"),
             Ending::Refused => (ChangePhase::NotApplied, "the service is gone"),
-            Ending::Unknown => (
+            Ending::Unknown | Ending::Untold => (
                 ChangePhase::Unknown,
                 "the service was gone before anybody saw whether it was made",
             ),
         };
-        return closed(phase, message, &BTreeSet::new(), "");
+        return closed(phase, message);
     };
-    let (real, etag) = (live.grants(), live.etag.0.as_str());
+    let (real, etag) = (live.grants(), &live.etag);
+    let is_unchanged = etag.0 == pending.etag_before;
     // Nobody has ever written this policy: the service was made again, and what was written is gone
     // with the one before.
-    let is_another = etag == UNTOUCHED && pending.etag_before != UNTOUCHED;
+    let is_another = etag.is_untouched() && !is_unchanged;
     let done = pending.added.iter().filter(|g| real.contains(g)).count()
         + pending.removed.iter().filter(|g| !real.contains(g)).count();
     let all = pending.added.len() + pending.removed.len();
     match ending {
-        Ending::Refused => closed(ChangePhase::NotApplied, "", &real, etag),
-        Ending::Unknown if etag == pending.etag_before => {
-            closed(ChangePhase::NotApplied, "", &real, etag)
+        Ending::Refused => closed(ChangePhase::NotApplied, ""),
+        Ending::Unknown if is_unchanged && !etag.is_untouched() => {
+            closed(ChangePhase::NotApplied, "")
         }
-        Ending::Accepted if done == all => closed(ChangePhase::Applied, "", &real, etag),
-        Ending::Unknown if done == all && !is_another => {
-            closed(ChangePhase::Applied, "", &real, etag)
+        Ending::Accepted if done == all => closed(ChangePhase::Applied, ""),
+        Ending::Unknown if done == all && !is_another && !is_unchanged => {
+            closed(ChangePhase::Applied, "")
         }
         Ending::Accepted => {
             let message = format!(
                 "{done} of {all} changes are still real: somebody else wrote at the same time"
             );
-            closed(ChangePhase::Applied, &message, &real, etag)
+            closed(ChangePhase::Applied, &message)
         }
-        // Made and partly undone, or never made and partly done by somebody else.
-        Ending::Unknown => {
+        Ending::Unknown if !is_unchanged => {
+            // Made and partly undone, or never made and partly done by somebody else.
             let message = format!(
                 "somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real"
             );
-            closed(ChangePhase::Unknown, &message, &real, etag)
+            closed(ChangePhase::Unknown, &message)
         }
+        Ending::Unknown | Ending::Untold => closed(
+            ChangePhase::Unknown,
+            "nobody saw whether it was made: if it was, the service was deleted and made again since",
+        ),
     }
 }
 
-/// Of a write to a policy that nobody had written before, once that policy is there again or another
-/// write was made to it.
-fn may_be_lost(live: Option<&Policy>, at: Timestamp) -> ChangeOutcome {
+fn closed(
+    phase: ChangePhase,
+    message: &str,
+    live: Option<&Policy>,
+    at: Timestamp,
+) -> ChangeOutcome {
+    let after = live.map(Policy::grants).unwrap_or_default();
     ChangeOutcome {
-        phase: ChangePhase::Unknown,
-        message: "nobody saw whether it was made: if it was, the service was deleted and made again since"
-            .into(),
-        after: bounded_list(&live.map(Policy::grants).unwrap_or_default()).0,
+        phase,
+        message: message.into(),
+        after: bounded_list(&after).0,
         etag_after: live.map_or_else(String::new, |l| l.etag.0.clone()),
         closed_at: Some(MicroTime(at)),
     }
@@ -446,18 +450,10 @@ pub fn settle_all(
         let is_likely = likely
             .get(p.etag_before.as_str())
             .is_some_and(|l| l.name == p.name);
-        let live_is_untouched = live.is_some_and(|l| l.etag.0 == UNTOUCHED);
-        if live.is_some()
-            && ending(p) == Ending::Unknown
-            && p.etag_before == UNTOUCHED
-            && (!is_likely || live_is_untouched)
-        {
-            settled.closed.push((p.clone(), may_be_lost(live, at)));
-            continue;
-        }
+        let is_refuted = taken.contains(p.etag_before.as_str()) || (live.is_some() && !is_likely);
         let known = match ending(p) {
-            Ending::Unknown if taken.contains(p.etag_before.as_str()) => Ending::Refused,
-            Ending::Unknown if live.is_some() && !is_likely => Ending::Refused,
+            Ending::Unknown if is_refuted && p.etag_before == UNTOUCHED => Ending::Untold,
+            Ending::Unknown if is_refuted => Ending::Refused,
             known => known,
         };
         settled.closed.push((p.clone(), settle(p, known, live, at)));
@@ -722,6 +718,15 @@ mod tests {
         let later = "2026-11-23T12:16:00Z";
         let untouched = live(UNTOUCHED, &[]);
         assert_eq!(phases(&writes[..1], &[], untouched, later), [Unknown]);
+        // Nor when the service is gone at last.
+        let gone = settle_all(
+            &writes,
+            &[("web-2".to_owned(), Ending::Accepted)].into(),
+            None,
+            at(NOW),
+        );
+        let gone: Vec<_> = gone.closed.iter().map(|(_, o)| o.phase).collect();
+        assert_eq!(gone, [Unknown, Applied]);
         // Nothing else explains it.
         let one = live("B", &["user:a@a.co"]);
         assert_eq!(phases(&writes[..1], &[], one, NOW), [Applied]);

@@ -67,15 +67,18 @@ impl Circumstances<'_> {
     /// list of this role is complete. `leaving`: a policy that lists it is being deleted.
     pub fn judge(&self, grant: &Grant, complete: bool, leaving: bool) -> Verdict {
         let desired = self.desired;
-        if self.is_unread(grant) {
-            return Verdict::Foreign;
-        }
-        let owned = self.ledger.get(grant).and_then(ownership::revoke_cause);
+        let owners = self.ledger.get(grant);
+        let owned = owners.and_then(ownership::revoke_cause);
         let ended = grant
             .condition
             .as_ref()
             .and_then(|c| c.expiry())
             .is_some_and(|e| e <= self.now);
+        // Somebody may list it whose word cannot be read.
+        let is_unread = |o: &Owners| o.values().any(|s| *s == OwnerState::Unread);
+        if !ended && owners.is_some_and(is_unread) {
+            return Verdict::Foreign;
+        }
         let cause = if leaving {
             Some(RevokeCause::PolicyDeleted)
         } else if let (Some(_), Some(_)) = (owned, desired.refused.get(grant)) {
@@ -107,18 +110,6 @@ impl Circumstances<'_> {
             }
             Some(cause) => Verdict::Revoke(cause),
         }
-    }
-}
-
-impl Circumstances<'_> {
-    /// Whether somebody may list it whose word cannot be read, and it has not ended.
-    fn is_unread(&self, grant: &Grant) -> bool {
-        let owners = self.ledger.get(grant).into_iter().flat_map(Owners::values);
-        let has_ended = || {
-            let end = grant.condition.as_ref().and_then(|c| c.expiry());
-            end.is_some_and(|e| e <= self.now)
-        };
-        owners.into_iter().any(|s| *s == OwnerState::Unread) && !has_ended()
     }
 }
 

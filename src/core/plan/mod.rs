@@ -433,15 +433,14 @@ pub fn plan(input: &Input<'_>) -> Plan {
     grant_missing(&mut plan, input, &desired, &live);
     withhold_refused(&mut plan, &desired, &live);
     revoke_unlisted(&mut plan, input, &desired, &live);
-    if !input.approvals.is_empty() {
-        // What an approval on the ledger is about. What is granted does not change it.
-        plan.lines = lines(&plan, input, &desired, &live);
-    }
+    plan.lines = lines(&plan, input, &desired, &live);
     guard::hold_blast(&mut plan, input);
     hold_fights(&mut plan, input);
     // Last: what is held back makes no room, and what is not made needs none.
     withhold_beyond_cap(&mut plan, input.live);
-    plan.lines = lines(&plan, input, &desired, &live);
+    let grants = &plan.grants;
+    plan.lines
+        .retain(|g, _| live.contains(g) || grants.contains_key(g));
     withhold_beyond_memory(&mut plan);
     if !plan.replacements.is_empty()
         && plan
@@ -613,7 +612,9 @@ fn withhold_beyond_cap(plan: &mut Plan, live: &Policy) {
 
 /// Holds back the last grants, in order, so that the store can hold what is answered for.
 fn withhold_beyond_memory(plan: &mut Plan) {
-    for _ in 0..ownership::too_many(&plan.lines, plan.grants.keys().rev(), MAX_STORED) {
+    let is_granted = |g: &Grant| plan.grants.contains_key(g);
+    let over = ownership::too_many(&plan.lines, is_granted, MAX_STORED);
+    for _ in 0..over {
         let Some((grant, _)) = plan.grants.pop_last() else {
             break;
         };

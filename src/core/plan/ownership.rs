@@ -109,87 +109,47 @@ pub fn stored_size(lines: &Lines) -> usize {
     Stored::of(lines).bytes
 }
 
-/// How many of `last` have to go, in that order, until lines take at most `most` bytes.
-pub fn too_many<'a>(lines: &'a Lines, last: impl Iterator<Item = &'a Grant>, most: usize) -> usize {
-    let mut stored = Stored::of(lines);
-    let mut gone = 0;
-    for grant in last {
-        if stored.bytes <= most {
-            break;
-        }
-        if let Some((grant, owners)) = lines.get_key_value(grant) {
-            stored.drop(grant, owners);
-        }
-        gone += 1;
-    }
-    gone
+/// How many of those that may go have to, the last ones first, until lines take at most `most`
+/// bytes.
+pub fn too_many(lines: &Lines, may_go: impl Fn(&Grant) -> bool, most: usize) -> usize {
+    let (last, first): (Vec<_>, Vec<_>) = lines.iter().partition(|(g, _)| may_go(g));
+    let mut stored = Stored::default();
+    first.into_iter().for_each(|line| stored.add(line));
+    let fits = last.iter().take_while(|line| {
+        stored.add(**line);
+        stored.bytes <= most
+    });
+    last.len() - fits.count()
 }
 
 /// What lines take in the store: each line, and each condition and each owner once.
 #[derive(Default)]
 struct Stored<'a> {
-    /// How many lines have it.
-    conditions: BTreeMap<&'a Condition, usize>,
-    owners: BTreeMap<&'a PolicyId, usize>,
+    conditions: BTreeSet<&'a Condition>,
+    owners: BTreeSet<&'a PolicyId>,
     bytes: usize,
 }
 
 impl<'a> Stored<'a> {
     fn of(lines: &'a Lines) -> Self {
         let mut this = Self::default();
-        for (grant, owners) in lines {
-            this.bytes += line(grant, owners);
-            if let Some(condition) = grant.condition.as_deref() {
-                let lines = this.conditions.entry(condition).or_default();
-                *lines += 1;
-                if *lines == 1 {
-                    this.bytes += text(condition);
-                }
-            }
-            for owner in owners {
-                let lines = this.owners.entry(owner).or_default();
-                *lines += 1;
-                if *lines == 1 {
-                    this.bytes += OWNER;
-                }
-            }
-        }
+        lines.iter().for_each(|line| this.add(line));
         this
     }
 
-    fn drop(&mut self, grant: &'a Grant, owners: &'a BTreeSet<PolicyId>) {
-        self.bytes -= line(grant, owners);
-        if let Some(condition) = grant.condition.as_deref()
-            && let Some(lines) = self.conditions.get_mut(condition)
-        {
-            *lines -= 1;
-            if *lines == 0 {
-                self.bytes -= text(condition);
-            }
+    fn add(&mut self, (grant, owners): (&'a Grant, &'a BTreeSet<PolicyId>)) {
+        self.bytes += grant.principal.as_str().len() + 80 + owners.len() * 5;
+        let condition = grant.condition.as_deref();
+        if let Some(c) = condition.filter(|c| self.conditions.insert(c)) {
+            self.bytes += c.title.len() + c.description.len() + c.expression.len() + 64;
         }
-        for owner in owners {
-            if let Some(lines) = self.owners.get_mut(owner) {
-                *lines -= 1;
-                if *lines == 0 {
-                    self.bytes -= OWNER;
-                }
-            }
-        }
+        let fresh = owners.iter().filter(|o| self.owners.insert(o)).count();
+        self.bytes += fresh * OWNER;
     }
 }
 
 /// Bytes of an owner: namespace, name and uid.
 const OWNER: usize = 220;
-
-/// Bytes of a line by itself.
-fn line(grant: &Grant, owners: &BTreeSet<PolicyId>) -> usize {
-    grant.principal.as_str().len() + 80 + owners.len() * 5
-}
-
-/// Bytes of a condition.
-fn text(condition: &Condition) -> usize {
-    condition.title.len() + condition.description.len() + condition.expression.len() + 64
-}
 
 #[cfg(test)]
 mod tests {
@@ -212,6 +172,11 @@ mod tests {
     fn owners(list: &[(&str, OwnerState)]) -> Owners {
         list.iter().map(|(n, s)| (id(n), *s)).collect()
     }
+    /// Of one grant that is there, while none is made and none is protected.
+    fn next(ledger: &BTreeMap<Grant, Owners>, desired: &Desired) -> Lines {
+        let live = [grant("g")].into();
+        next_lines(ledger, desired, &live, &BTreeMap::new(), &|_| false)
+    }
     fn line(ledger: &[(&str, OwnerState)], listed_by: &[&str]) -> Option<Vec<String>> {
         let ledger = BTreeMap::from([(grant("g"), owners(ledger))]);
         let mut desired = Desired::default();
@@ -221,13 +186,7 @@ mod tests {
                 .insert(grant("g"), listed_by.iter().map(|n| id(n)).collect());
             desired.listed = desired.granted.clone();
         }
-        let next = next_lines(
-            &ledger,
-            &desired,
-            &[grant("g")].into(),
-            &BTreeMap::new(),
-            &|_| false,
-        );
+        let next = next(&ledger, &desired);
         next.get(&grant("g"))
             .map(|o| o.iter().map(|i| i.name.to_string()).collect())
     }
@@ -278,13 +237,7 @@ mod tests {
             listed: [(grant("g"), [id("audited")].into())].into(),
             ..Desired::default()
         };
-        let next = next_lines(
-            &ledger,
-            &desired,
-            &[grant("g")].into(),
-            &BTreeMap::new(),
-            &|_| false,
-        );
+        let next = next(&ledger, &desired);
         assert_eq!(
             next,
             BTreeMap::from([(grant("g"), BTreeSet::new())]),
@@ -342,7 +295,7 @@ mod tests {
             })
             .collect();
         for most in (0..=stored_size(&lines)).step_by(97) {
-            let gone = too_many(&lines, lines.keys().rev(), most);
+            let gone = too_many(&lines, |_| true, most);
             let left = |gone: usize| -> usize {
                 let kept = lines.iter().take(lines.len() - gone);
                 stored_size(&kept.map(|(g, o)| (g.clone(), o.clone())).collect())
