@@ -58,6 +58,8 @@ struct State {
     waiting_notes: usize,
     cursor: Option<Arc<str>>,
     publishing: usize,
+    /// Only what is left goes out.
+    closing: bool,
 }
 
 /// Statuses to write, and events to publish.
@@ -95,15 +97,24 @@ impl StatusWriter {
         self.changed.notify_one();
     }
 
+    /// Brings a status that changes by itself up to date then, unless this process ends before.
+    fn come_back(&self, key: &PolicyKey, delay: Duration) {
+        if !self.state.with(|s| s.closing) {
+            self.add(key, delay);
+        }
+    }
+
     /// Publishes an event.
     pub fn note(&self, id: PolicyId, note: Note) {
         self.state.with(|s| s.note(id, note));
         self.changed.notify_one();
     }
 
-    fn next(&self, ahead: Duration) -> Result<Work, Option<Instant>> {
+    fn next(&self, closing: bool) -> Result<Work, Option<Instant>> {
+        let ahead = if closing { LAST_CALL } else { Duration::ZERO };
         let now = Instant::now();
         self.state.with(|s| {
+            s.closing = closing;
             if s.publishing < WRITERS
                 && let Some(note) = s.take_note()
             {
@@ -217,10 +228,7 @@ impl<C: CloudRun> Controller<C> {
             while running.try_join_next().is_some() {}
             let changed = self.statuses.changed.notified();
             let stopping = *stop.borrow();
-            let wake = match self
-                .statuses
-                .next(if stopping { LAST_CALL } else { Duration::ZERO })
-            {
+            let wake = match self.statuses.next(stopping) {
                 Ok(work) => {
                     running.spawn(self.clone().carry_out(work));
                     continue;
@@ -340,9 +348,9 @@ impl<C: CloudRun> Controller<C> {
             Some(at) => {
                 let wait = Duration::try_from(at.duration_since(self.now())).unwrap_or_default();
                 self.statuses
-                    .add(key, wait.min(FAR) + Duration::from_secs(1));
+                    .come_back(key, wait.min(FAR) + Duration::from_secs(1));
             }
-            None if unsettled => self.statuses.add(key, Duration::from_secs(15)),
+            None if unsettled => self.statuses.come_back(key, Duration::from_secs(15)),
             None => {}
         }
     }
@@ -501,6 +509,19 @@ mod tests {
         assert_eq!((state.waiting_notes, state.notes.len()), (0, 0));
     }
 
+    /// Or a window that ends within a second of the stop keeps it from stopping until then.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_goes_out_once_when_it_closes() {
+        let (writer, key) = (StatusWriter::default(), PolicyKey::new("ns", "p"));
+        let second = Duration::from_secs(1);
+        writer.add(&key, second);
+        assert!(writer.next(false).is_err(), "not due yet");
+        assert!(matches!(writer.next(true), Ok(Work::Status(k)) if k == key));
+        writer.come_back(&key, second);
+        writer.written(&key, false, 0);
+        assert!(writer.next(true).is_err());
+    }
+
     #[test]
     fn events_that_wait_are_bounded_over_all_namespaces() {
         let mut state = State::default();
@@ -517,7 +538,7 @@ mod tests {
         let (start, mut tries) = (Instant::now(), 0);
         writer.add(&key, Duration::ZERO);
         while start.elapsed() < Duration::from_secs(3600) {
-            if let Ok(Work::Status(k)) = writer.next(Duration::ZERO) {
+            if let Ok(Work::Status(k)) = writer.next(false) {
                 tries += 1;
                 writer.written(&k, true, 1);
             }

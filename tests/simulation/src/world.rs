@@ -75,8 +75,25 @@ fn resources() -> Vec<Resource> {
         .clone()
 }
 
+/// The longest that a world takes on a machine with other work, many times over.
+const ENDLESS: Duration = Duration::from_secs(300);
+
+/// Ends the process with a word if a world does not end: where something is tried again and again
+/// without a pause, virtual time stands still, and nobody in that world can judge it.
+fn watch(seed: u64) -> std::sync::mpsc::Sender<()> {
+    let (playing, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(ENDLESS) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("BROKEN P0 the world of seed {seed} does not end: time stands still in it");
+            std::process::exit(3);
+        }
+    });
+    playing
+}
+
 /// Plays a story.
 pub fn play(story: &Story, run: Run) -> Report {
+    let _playing = watch(story.seed);
     fastrand::seed(story.seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
