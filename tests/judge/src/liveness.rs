@@ -118,8 +118,8 @@ impl Judge {
         }
     }
 
-    /// When the last thing ends that ends by itself within the next hours: access, a fight, which is
-    /// told, and the wait for a write whose answer was lost.
+    /// When the last thing ends that ends by itself within the next hours: access, a fight or an open
+    /// breaker, which are told, and the wait for a write whose answer was lost.
     pub fn last_end(&self, now: Timestamp, end: &End) -> Option<Timestamp> {
         let d = &self.store.declared;
         let is_contested =
@@ -129,11 +129,23 @@ impl Judge {
         let look = SignedDuration::from_secs(self.settings.event_interval.unwrap_or_default());
         let over = |last: Timestamp| last + SignedDuration::from_hours(1) + look;
         let fights = self.last_write.filter(|_| contested).map(over);
+        // An open breaker, which is told, lets corrections through one after the other, as its window
+        // goes on; each is seen by a look.
+        // A condition has one reason, and there may be a graver one.
+        let is_open = |s: &Value| s.to_string().contains("circuit breaker");
+        let breaker = self.statuses.values().any(is_open);
+        let longest = d.readable().map(|p| p.interval).max().unwrap_or_default();
+        let window = SignedDuration::from_secs(self.settings.breaker.1 + longest) + look;
+        let breaker = self
+            .last_write
+            .filter(|_| breaker)
+            .map(|last| last + window);
         // What nobody lists any more and is held ends, too: then there is less to be held.
         let real = end.services.values().flat_map(|s| iam::grants(&s.policy));
         let all = d.readable().flat_map(|p| d.spelled_out(p)).chain(real);
         let ends = all.filter_map(|g| g.condition?.ends);
         ends.chain(fights)
+            .chain(breaker)
             .chain(self.records.last_arrival())
             .filter(|e| *e > now && e.duration_since(now) < SignedDuration::from_hours(3))
             .max()

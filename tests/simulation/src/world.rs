@@ -444,11 +444,7 @@ impl World {
         let settled = began.elapsed();
         // What is told last, and windows that end by themselves, get their time; and access that
         // ends soon is no quiet.
-        let (now, end) = (self.net.now(), self.end());
-        let ends = self.net.lock().judge.last_end(now, &end);
-        let ends = ends
-            .and_then(|e| Duration::try_from(e.duration_since(self.net.now())).ok())
-            .unwrap_or_default();
+        let ends = self.until_the_last_end();
         // What the audit log lost is found by the next look, and looks are spread by up to a half.
         let look = if self.setup.events {
             EVENT_INTERVAL * 3 / 2
@@ -460,6 +456,14 @@ impl World {
         let told = Duration::from_secs(150);
         self.wait_until(Instant::now() + ends + look + search + told)
             .await;
+        // What was done at such an end can have one of its own.
+        for _ in 0..10 {
+            let ends = self.until_the_last_end();
+            if ends.is_zero() {
+                break;
+            }
+            self.wait_until(Instant::now() + ends + told).await;
+        }
         let now = self.net.now();
         let writes = self.net.lock().writes.clone();
         let end = self.end();
@@ -468,6 +472,13 @@ impl World {
             return (lies, Some(settled));
         }
         (self.quiet().await, Some(settled))
+    }
+
+    fn until_the_last_end(&self) -> Duration {
+        let (now, end) = (self.net.now(), self.end());
+        let last = self.net.lock().judge.last_end(now, &end);
+        last.and_then(|e| Duration::try_from(e.duration_since(now)).ok())
+            .unwrap_or_default()
     }
 
     /// Nothing happens, and nothing may be done but to look.
