@@ -8,10 +8,7 @@ use super::{
     merge::Desired,
     ownership::{self, OwnerState, Owners},
 };
-use crate::{
-    iam::{Condition, Grant},
-    intent::Refusal,
-};
+use crate::iam::{Condition, Grant};
 
 /// Why a live grant is to be taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +30,7 @@ pub enum RevokeCause {
 pub enum Verdict {
     Revoke(RevokeCause),
     /// A policy lists it, a guardrail refuses that, and somebody else granted it.
-    Refused(Refusal),
+    Refused,
     /// Unwanted, but never removed.
     Protected,
     /// Not ours to judge.
@@ -81,10 +78,10 @@ impl Circumstances<'_> {
         }
         let cause = if leaving {
             Some(RevokeCause::PolicyDeleted)
-        } else if let (Some(_), Some(_)) = (owned, desired.refused.get(grant)) {
+        } else if owned.is_some() && desired.refused.contains_key(grant) {
             Some(RevokeCause::Refused)
-        } else if let Some((refusal, _)) = desired.refused.get(grant).filter(|_| !complete) {
-            return Verdict::Refused(refusal.clone());
+        } else if desired.refused.contains_key(grant) && !complete {
+            return Verdict::Refused;
         } else if desired.expired.contains(grant) || (ended && owned.is_some()) {
             Some(RevokeCause::Expired)
         } else if owned.is_some() {
@@ -103,9 +100,10 @@ impl Circumstances<'_> {
             // Never removed, also where a policy named it: services stop working without it. What
             // has ended is no access any more.
             Some(cause) if cause != RevokeCause::Expired && (self.is_protected)(grant) => {
-                match desired.refused.get(grant) {
-                    Some((refusal, _)) => Verdict::Refused(refusal.clone()),
-                    None => Verdict::Protected,
+                if desired.refused.contains_key(grant) {
+                    Verdict::Refused
+                } else {
+                    Verdict::Protected
                 }
             }
             Some(cause) => Verdict::Revoke(cause),

@@ -451,6 +451,8 @@ pub fn plan(input: &Input<'_>) -> Plan {
         plan.replacements.clear();
         guard::hold_blast(&mut plan, input);
     }
+    // Last of all: what is taken away needs no word of its own.
+    withhold_refused_that_stay(&mut plan, &desired, &live);
     plan
 }
 
@@ -484,6 +486,18 @@ fn withhold_refused(plan: &mut Plan, desired: &Desired, live: &BTreeSet<Grant>) 
     }
 }
 
+/// What is refused, is there all the same, and stays: because somebody else granted it, or because
+/// its removal waits for approval or for better days. The policy that lists it is told either way.
+fn withhold_refused_that_stay(plan: &mut Plan, desired: &Desired, live: &BTreeSet<Grant>) {
+    for (grant, (refusal, _)) in &desired.refused {
+        let told = desired.listed.contains_key(grant) || !live.contains(grant);
+        if !told && !plan.revokes.contains_key(grant) {
+            let why = WithheldReason::Guardrail(refusal.clone());
+            plan.withhold(Change::Leave, grant, why);
+        }
+    }
+}
+
 /// Revokes what is there and that nobody lists, where it is ours to revoke.
 fn revoke_unlisted(plan: &mut Plan, input: &Input<'_>, desired: &Desired, live: &BTreeSet<Grant>) {
     let hashed = input.live.has_hashed_conditions();
@@ -497,10 +511,7 @@ fn revoke_unlisted(plan: &mut Plan, input: &Input<'_>, desired: &Desired, live: 
         let authoritative = desired.authoritative.get(&grant.role);
         let complete = desired.leaves_out(grant, authoritative.into_iter().flatten());
         match circumstances.judge(grant, complete, desired.leaving.contains(grant)) {
-            Verdict::Foreign => {}
-            Verdict::Refused(refusal) => {
-                plan.withhold(Change::Leave, grant, WithheldReason::Guardrail(refusal))
-            }
+            Verdict::Foreign | Verdict::Refused => {}
             Verdict::Protected => plan.withhold(Change::Revoke, grant, WithheldReason::Protected),
             Verdict::Revoke(_) if hashed => {
                 plan.withhold(Change::Revoke, grant, WithheldReason::HashedConditions)
@@ -740,7 +751,7 @@ fn view_of(
         let complete = complete.filter(|_| grant.role == intent.role);
         let leaves_out = desired.leaves_out(grant, complete.into_iter());
         match circumstances.judge(grant, leaves_out, false) {
-            Verdict::Foreign | Verdict::Refused(_) => {}
+            Verdict::Foreign | Verdict::Refused => {}
             Verdict::Protected => {
                 view.protected.insert(grant.clone());
             }
