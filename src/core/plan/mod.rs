@@ -3,6 +3,7 @@
 //! Planning is a function of its [`Input`]. Nobody downstream decides again: apply carries out,
 //! status and events report.
 
+mod check;
 pub mod claim;
 pub mod diff;
 pub mod drift;
@@ -10,13 +11,28 @@ pub mod guard;
 pub mod merge;
 pub mod ownership;
 pub mod search;
+#[cfg(test)]
+mod tests;
+mod view;
+mod withheld;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+use drift::Memory;
 use jiff::Timestamp;
+
+use crate::{
+    api::HeldRemoval,
+    iam::{Grant, MAX_MEMBERS, Policy, PrincipalKind, RunService},
+    intent::{Limits, PolicyId},
+};
+
+pub use check::check;
+pub use view::{View, exposed, view, views};
+pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};
@@ -24,16 +40,6 @@ pub use guard::Approval;
 pub use merge::{Desired, merge};
 pub use ownership::{Lines, OwnerState, Owners, stored_size};
 pub use search::{Batch, Clue, Search};
-
-use crate::{
-    api::{HeldRemoval, Reason},
-    iam::{
-        Binding, Grant, MAX_MEMBERS, Policy, Principal, PrincipalKind, Role, RunService,
-        ServiceInfo,
-    },
-    intent::{Declared, Limits, PolicyId, Refusal},
-};
-use drift::{Fight, Memory};
 
 /// The most bytes of a ledger's lines: the API server stores objects of up to 1.5 MiB, and what a
 /// write changes stands beside them.
@@ -66,15 +72,6 @@ impl Settings {
             .iter()
             .any(|glob| wildmatch::WildMatch::new(&glob.to_ascii_lowercase()).matches(&member))
     }
-}
-
-/// Why a member is set aside: IAM refused a write because of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedMember {
-    /// InvalidMember or OrganizationPolicy.
-    pub reason: Reason,
-    /// Google's words.
-    pub message: String,
 }
 
 /// Grants that policies list whose selectors may mean the service; whether they do is not known,
@@ -131,152 +128,6 @@ pub struct Input<'a> {
     pub circuit_open: bool,
     pub settings: &'a Settings,
     pub now: Timestamp,
-}
-
-/// What was held back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Change {
-    Grant,
-    Revoke,
-    /// It is real, may not be declared, and is not ours to take away.
-    Leave,
-}
-
-/// A change that is due but will not be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Withheld {
-    pub change: Change,
-    pub grant: Grant,
-    pub why: WithheldReason,
-}
-
-impl Withheld {
-    /// Whether it undoes what somebody else did, and waits only for that to end.
-    pub fn is_others_doing(&self) -> bool {
-        matches!(
-            self.why,
-            WithheldReason::Contested(_) | WithheldReason::CircuitOpen
-        )
-    }
-}
-
-/// The reason for a [`Withheld`] change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WithheldReason {
-    /// Only audited policies ask for it.
-    Audited,
-    /// Only suspended policies ask for it.
-    Suspended,
-    /// The member is protected from removal.
-    Protected,
-    /// IAM refused the member.
-    RejectedMember(RejectedMember),
-    /// The platform team does not allow it.
-    Guardrail(Refusal),
-    /// It takes away too much; somebody has to agree.
-    Approval(Approval),
-    /// The discovery that leads here reaches too far; somebody has to agree, or it is still being
-    /// counted.
-    SelectorImpact(SelectorImpact),
-    /// Somebody else keeps changing it back.
-    Contested(Fight),
-    /// Too much drift was corrected lately, over all services.
-    CircuitOpen,
-    /// A policy lists it whose selector may mean the service, and it is not known yet whether it
-    /// does.
-    UnansweredSelectors,
-    /// The policy that asks for it is not carried out now.
-    Stopped(Arc<str>),
-    /// The policy would have more members than IAM accepts.
-    MemberLimit { would_be: usize },
-    /// What the operator has to remember of the service would be more than the API server stores.
-    MemoryLimit,
-    /// IAM refuses one of several members without naming it; which one is being found out.
-    Suspect { among: usize },
-    /// It waits for its turn within the quota.
-    Quota,
-    /// The policy was read in a view that hides conditions.
-    HashedConditions,
-}
-
-impl WithheldReason {
-    /// The reason that conditions show.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Audited => Reason::Audited,
-            Self::Suspended => Reason::Suspended,
-            Self::Protected => Reason::InSync,
-            Self::RejectedMember(aside) => aside.reason,
-            Self::Guardrail(_) => Reason::GuardrailViolated,
-            Self::Approval(_) | Self::SelectorImpact(SelectorImpact::Held { .. }) => {
-                Reason::ApprovalRequired
-            }
-            Self::SelectorImpact(SelectorImpact::Counting { .. }) => Reason::Progressing,
-            Self::Contested(_) => Reason::Drifted,
-            Self::CircuitOpen => Reason::CircuitOpen,
-            Self::UnansweredSelectors => Reason::Progressing,
-            Self::Stopped(_) => Reason::InvalidSpec,
-            Self::MemberLimit { .. } | Self::MemoryLimit => Reason::MemberLimit,
-            Self::Suspect { .. } => Reason::InvalidMember,
-            Self::Quota => Reason::Progressing,
-            Self::HashedConditions => Reason::Unavailable,
-        }
-    }
-
-    /// The hash that lets it through, where one does.
-    pub fn hash(&self) -> Option<&Arc<str>> {
-        match self {
-            Self::Approval(a) => Some(&a.hash),
-            Self::SelectorImpact(SelectorImpact::Held { hash, .. }) => Some(hash),
-            _ => None,
-        }
-    }
-
-    /// What a person reads about it.
-    pub fn explain(&self) -> String {
-        match self {
-            Self::Audited => "mode is Audit".into(),
-            Self::Suspended => "the policy is suspended".into(),
-            Self::Protected => "the member is protected from removal".into(),
-            Self::RejectedMember(aside) => aside.message.clone(),
-            Self::Guardrail(refusal) => refusal.message.clone(),
-            Self::Approval(a) if a.last => {
-                format!("this would take the last of its invokers away ({} in all)", a.removals)
-            }
-            Self::Approval(a) => {
-                format!("this would take {} invokers away at once, and {} need no approval", a.removals, a.limit)
-            }
-            Self::SelectorImpact(SelectorImpact::Counting { unseen }) => {
-                format!("{unseen} services that the selector found are still to be looked at")
-            }
-            Self::SelectorImpact(SelectorImpact::Held { services, limit, .. }) => {
-                format!("the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval")
-            }
-            Self::Contested(fight) => format!(
-                "somebody else keeps changing it: corrected {} times within an hour, next at {}",
-                fight.corrections,
-                fight.not_before.strftime("%H:%M:%SZ")
-            ),
-            Self::CircuitOpen => {
-                "the circuit breaker is open: too much drift was corrected lately over all services; it closes by itself when that stops, or by hand".into()
-            }
-            Self::UnansweredSelectors => {
-                "a policy lists it whose selector may mean this service; that is known when the project was listed".into()
-            }
-            Self::Stopped(why) => why.to_string(),
-            Self::MemberLimit { would_be } => format!(
-                "the policy would have {would_be} members and IAM accepts {MAX_MEMBERS}; use a group, or remove members"
-            ),
-            Self::MemoryLimit => {
-                "the members and conditions of this service are more than the API server stores in one object; use a group, or fewer conditions".into()
-            }
-            Self::Suspect { among } => {
-                format!("IAM refuses one of {among} members without naming it; they are tried one by one")
-            }
-            Self::Quota => "waits for its turn: writes to this project and region are limited, and others came first".into(),
-            Self::HashedConditions => "IAM answered with hashed conditions, so nothing is written".into(),
-        }
-    }
 }
 
 /// What will be done to one service, from all policies that name it.
@@ -637,207 +488,3 @@ fn withhold_beyond_memory(plan: &mut Plan) {
         });
     }
 }
-
-/// By what, and from where, anyone can call the service, unless that is declared and allowed, or
-/// Identity-Aware Proxy asks who it is.
-///
-/// A policy that lists `allUsers` declares it, whichever of Google's two ways makes it so: the
-/// public member, or a switched-off check, which Google recommends for public services.
-pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>> {
-    let from = ServiceInfo::open_to(info)?;
-    let wanted = |g: &Grant| {
-        let allowed = |c: &PolicyOnService| {
-            c.declared()
-                .iter()
-                .any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
-        };
-        input.claims.iter().any(allowed)
-    };
-    let is_off = info.is_some_and(|i| i.invoker_iam_disabled);
-    if is_off && !wanted(&Grant::new(Principal::from_live("allUsers"), Role::Invoker)) {
-        return Some(format!("its IAM check is switched off (invokerIamDisabled), {from}").into());
-    }
-    let public = input
-        .live
-        .grants()
-        .into_iter()
-        .find(|g| g.principal.is_public() && !wanted(g));
-    if let Some(grant) = public {
-        return Some(format!("{} may invoke it, {from}", grant.principal).into());
-    }
-    let others = input.live.other_invokers();
-    let (principal, role) = others.iter().find(|(p, _)| p.is_public())?;
-    Some(format!("{principal} may invoke it by {role}, {from}").into())
-}
-
-/// What one policy sees of a service: how the live policy differs from its own list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    /// Declared here and not real.
-    pub missing: BTreeSet<Grant>,
-    /// Real, listed by nobody, and this policy says its list is complete or once asked for it.
-    pub unexpected: BTreeSet<Grant>,
-    /// Real, listed by nobody, never removed.
-    pub protected: BTreeSet<Grant>,
-}
-
-/// A service as each of the policies on it sees it, in their order.
-pub fn views(input: &Input<'_>) -> Vec<View> {
-    let (live, desired) = (input.live.grants(), merge(input));
-    // The same for every policy, and there may be hundreds.
-    let unlisted: Vec<&Grant> = desired.unlisted(&live).collect();
-    input
-        .claims
-        .iter()
-        .map(|claim| view_of(claim, input, &live, &unlisted, &desired))
-        .collect()
-}
-
-/// A service as one of the policies on it sees it.
-pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
-    let (live, desired) = (input.live.grants(), merge(input));
-    let unlisted: Vec<&Grant> = desired.unlisted(&live).collect();
-    view_of(claim, input, &live, &unlisted, &desired)
-}
-
-fn view_of(
-    claim: &PolicyOnService,
-    input: &Input<'_>,
-    live: &BTreeSet<Grant>,
-    unlisted: &[&Grant],
-    desired: &Desired,
-) -> View {
-    let intent = &claim.intent;
-    let unlisted = unlisted.iter().copied();
-    if intent.deleting || claim.left {
-        // What is left to take away: what belongs to this policy, or to nobody any more.
-        let own = |g: &&Grant| {
-            input
-                .ledger
-                .get(g)
-                .is_some_and(|o| o.is_empty() || o.contains_key(&intent.id))
-        };
-        let leaving = |g: &&Grant| {
-            desired.leaving.contains(g) && claim.declared().iter().any(|d| d.grant == **g)
-        };
-        let to_go = unlisted.filter(|g| own(g) || leaving(g)).cloned();
-        let (protected, unexpected) = to_go.partition(|g| input.settings.protects(g));
-        return View {
-            unexpected,
-            protected,
-            ..View::default()
-        };
-    }
-    let circumstances = diff::Circumstances {
-        desired,
-        ledger: input.ledger,
-        is_protected: &|g| input.settings.protects(g),
-        now: input.now,
-    };
-    // An audited or suspended policy is shown what it would do if it were enforced.
-    let complete = intent.is_complete().then_some(&intent.id);
-    let mut view = View {
-        missing: diff::missing(claim.grants_at(input.now), live),
-        ..View::default()
-    };
-    // Of another role what belongs to it, from when it had that role.
-    let is_own = |g: &Grant| {
-        input
-            .ledger
-            .get(g)
-            .is_some_and(|o| o.contains_key(&intent.id))
-    };
-    for grant in unlisted.filter(|g| g.role == intent.role || is_own(g)) {
-        let complete = complete.filter(|_| grant.role == intent.role);
-        let leaves_out = desired.leaves_out(grant, complete.into_iter());
-        match circumstances.judge(grant, leaves_out, false) {
-            Verdict::Foreign | Verdict::Refused => {}
-            Verdict::Protected => {
-                view.protected.insert(grant.clone());
-            }
-            Verdict::Revoke(_) => {
-                view.unexpected.insert(grant.clone());
-            }
-        }
-    }
-    view
-}
-
-/// The invariants of every plan. Tests run this on each plan that they make.
-///
-/// # Errors
-/// The first invariant that does not hold, in words.
-pub fn check(plan: &Plan, input: &Input<'_>) -> Result<(), String> {
-    let live = input.live.grants();
-    let desired = merge(input);
-    let ours = |g: &Grant| {
-        let owners = input.ledger.get(g);
-        owners.is_some_and(|o| ownership::revoke_cause(o).is_some())
-    };
-    let enforced =
-        input.claims.iter().any(PolicyOnService::enforces) || input.ledger.keys().any(ours);
-    if !plan.is_empty() && !enforced {
-        return Err("changes without an enforced policy".into());
-    }
-    check_grants(plan, input, &desired, &live)?;
-    let is_refused = |(_, cause): &(&Grant, &RevokeCause)| **cause == RevokeCause::Refused;
-    let mut refused = plan.revokes.iter().filter(is_refused);
-    if let Some((g, _)) = refused.find(|(g, _)| !ours(g)) {
-        return Err(format!(
-            "revokes {g} for a guardrail, although somebody else granted it"
-        ));
-    }
-    if let Some(g) = plan.revokes.keys().find(|g| desired.listed.contains_key(g)) {
-        return Err(format!("revokes {g}, which a policy lists"));
-    }
-    if let Some(g) = plan.revokes.keys().find(|g| !live.contains(g)) {
-        return Err(format!("revokes {g}, which is not real"));
-    }
-    check_what_is_written(plan, input.live)
-}
-
-fn check_grants(
-    plan: &Plan,
-    input: &Input<'_>,
-    desired: &Desired,
-    live: &BTreeSet<Grant>,
-) -> Result<(), String> {
-    if let Some(g) = plan.grants.keys().find(|g| live.contains(g)) {
-        return Err(format!("grants {g}, which is real already"));
-    }
-    let mut grants = plan.grants.keys();
-    if let Some(g) = grants.find(|g| !desired.granted.contains_key(g)) {
-        return Err(format!("grants {g}, which no enforced policy lists"));
-    }
-    let permits = |claim: &PolicyOnService, g: &Grant| {
-        let may =
-            |d: &Declared| d.grant == *g && claim.refuse(input.service, d, input.now).is_none();
-        claim.enforces() && !claim.intent.deleting && claim.declared().iter().any(may)
-    };
-    let permitted = |g: &Grant| input.claims.iter().any(|c| permits(c, g));
-    match plan.grants.keys().find(|g| !permitted(g)) {
-        Some(g) => Err(format!("grants {g}, which a guardrail refuses")),
-        None => Ok(()),
-    }
-}
-
-fn check_what_is_written(plan: &Plan, live: &Policy) -> Result<(), String> {
-    if live.has_hashed_conditions() && !plan.is_empty() {
-        return Err("writes a view with hashed conditions".into());
-    }
-    let after = plan.applied_to(live);
-    if after.member_count() > MAX_MEMBERS.max(live.member_count()) {
-        return Err("exceeds the member limit".into());
-    }
-    let foreign = |p: &Policy| -> Vec<_> {
-        let is_foreign = |b: &&Binding| Role::from_name(&b.role).is_none();
-        p.bindings.iter().filter(is_foreign).cloned().collect()
-    };
-    if foreign(&after) != foreign(live) || after.extra != live.extra || after.etag != live.etag {
-        return Err("touches what is not ours".into());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::{api::Reason, iam::ServiceInfo};
 use crate::{
     api::{Membership, Mode, OnDelete},
     iam::{Condition, Ingress, Principal, Role},
