@@ -15,12 +15,12 @@ use crate::{
 
 /// Services of one place that were taken up lately and are not done; a declared change may go a
 /// little beyond.
-const PER_PLACE: usize = 16;
+pub(super) const PER_PLACE: usize = 16;
 
 const EXTRA_FOR_DECLARED: usize = 8;
 
 /// Services of one place under way at all, however slow.
-const MOST_PER_PLACE: usize = 64;
+pub(super) const MOST_PER_PLACE: usize = 64;
 
 /// Every so many turns the one that waited longest is served, whatever its priority: none can
 /// starve.

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Services under way at all, for each worker. A place where nothing is under way goes beyond.
-const MOST_PER_WORKER: usize = 64;
+pub(super) const MOST_PER_WORKER: usize = 64;
 
 /// A turn in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,9 @@
-use super::*;
-use crate::cloudrun::limit::Budget;
+use super::{
+    choice::{MOST_PER_PLACE, PER_PLACE},
+    state::MOST_PER_WORKER,
+    *,
+};
+use crate::cloudrun::limit::{Budget, Needs};
 
 fn queue_with(budget: Budget) -> Queue {
     Queue::new(Budgets::new(budget), 64)

@@ -1,11 +1,14 @@
 //! Prometheus metrics (product.md §5). Label values come from small enums and from names of
 //! policies, never from members.
 
+mod policies;
+mod registrar;
+
 use std::{sync::Arc, time::Duration};
 
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Encoder as _, GaugeVec, Histogram, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
 
 use crate::{
@@ -16,15 +19,9 @@ use crate::{
     },
 };
 
-/// What a metric is, for the page about it.
-#[derive(Clone, Debug)]
-pub struct Description {
-    /// Without the prefix `run_invoker_`.
-    pub name: &'static str,
-    pub kind: &'static str,
-    pub help: &'static str,
-    pub labels: Vec<&'static str>,
-}
+pub use policies::{PolicyGauges, PolicySeries};
+pub use registrar::Description;
+use registrar::Registrar;
 
 /// Every metric of the operator, by subject. A field has the name of its metric.
 pub struct Metrics {
@@ -93,110 +90,11 @@ struct ShardMetrics {
     shard_owned: IntGaugeVec,
 }
 
-const READY: &str = "1 if the policy's Ready condition is True, else 0.";
-const DRIFT_GRANTS: &str = "Grants that differ from the declaration.";
 const SECONDS: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
 ];
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
-
-/// Registers metrics, and writes down what each is.
-struct Registrar {
-    registry: Registry,
-    descriptions: Vec<Description>,
-}
-
-impl Registrar {
-    fn new() -> Result<Self> {
-        let registry = Registry::new_custom(Some("run_invoker".into()), None)?;
-        let mut this = Self {
-            registry,
-            descriptions: Vec::new(),
-        };
-        // These are written at the scrape, by [`PolicySeries`].
-        this.describe("gauge", "policy_ready", READY, &["namespace", "policy"]);
-        this.describe(
-            "gauge",
-            "policy_drift_grants",
-            DRIFT_GRANTS,
-            &["namespace", "policy", "kind"],
-        );
-        Ok(this)
-    }
-
-    fn describe(
-        &mut self,
-        kind: &'static str,
-        name: &'static str,
-        help: &'static str,
-        labels: &[&'static str],
-    ) {
-        self.descriptions.push(Description {
-            name,
-            kind,
-            help,
-            labels: labels.to_vec(),
-        });
-    }
-
-    fn register<M: Collector + Clone + 'static>(&self, metric: M) -> Result<M> {
-        self.registry.register(Box::new(metric.clone()))?;
-        Ok(metric)
-    }
-
-    fn gauge(&mut self, name: &'static str, help: &'static str) -> Result<IntGauge> {
-        self.describe("gauge", name, help, &[]);
-        self.register(IntGauge::new(name, help)?)
-    }
-
-    fn gauges(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[&'static str],
-    ) -> Result<IntGaugeVec> {
-        self.describe("gauge", name, help, labels);
-        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn ratios(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[&'static str],
-    ) -> Result<GaugeVec> {
-        self.describe("gauge", name, help, labels);
-        self.register(GaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn counters(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[&'static str],
-    ) -> Result<IntCounterVec> {
-        self.describe("counter", name, help, labels);
-        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn histogram(&mut self, name: &'static str, help: &'static str) -> Result<Histogram> {
-        self.describe("histogram, seconds", name, help, &[]);
-        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-        self.register(Histogram::with_opts(options)?)
-    }
-
-    fn histograms(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        labels: &[&'static str],
-    ) -> Result<HistogramVec> {
-        self.describe("histogram, seconds", name, help, labels);
-        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-        self.register(HistogramVec::new(options, labels)?)
-    }
-}
 
 impl FindingMetrics {
     fn new(registrar: &mut Registrar) -> Result<Self> {
@@ -536,54 +434,6 @@ impl Metrics {
         let mut text = String::from_utf8_lossy(&buffer).into_owned();
         text.push_str(&policies.0);
         text
-    }
-}
-
-/// What the series of one policy show.
-#[derive(Clone, Copy, Debug)]
-pub struct PolicyGauges<'a> {
-    pub namespace: &'a str,
-    pub name: &'a str,
-    pub ready: bool,
-    /// Grants that are declared and not there.
-    pub missing: i64,
-    /// Grants that are there and not declared.
-    pub unexpected: i64,
-}
-
-/// The series of all policies, written at the scrape: kept in a registry, three of them would cost
-/// more memory than all else that is known of a policy.
-#[derive(Clone, Debug, Default)]
-pub struct PolicySeries(String);
-
-impl PolicySeries {
-    /// Names are DNS labels, so nothing in them needs escaping.
-    pub fn of<'a>(policies: impl Iterator<Item = PolicyGauges<'a>> + Clone) -> Self {
-        use std::fmt::Write as _;
-        let mut text = format!(
-            "# HELP run_invoker_policy_ready {READY}\n# TYPE run_invoker_policy_ready gauge\n"
-        );
-        for p in policies.clone() {
-            let (namespace, name, ready) = (p.namespace, p.name, i32::from(p.ready));
-            let _ = writeln!(
-                text,
-                "run_invoker_policy_ready{{namespace=\"{namespace}\",policy=\"{name}\"}} {ready}"
-            );
-        }
-        let _ = writeln!(
-            text,
-            "# HELP run_invoker_policy_drift_grants {DRIFT_GRANTS}\n# TYPE run_invoker_policy_drift_grants gauge"
-        );
-        for p in policies {
-            let (namespace, name) = (p.namespace, p.name);
-            for (kind, n) in [("missing", p.missing), ("unexpected", p.unexpected)] {
-                let _ = writeln!(
-                    text,
-                    "run_invoker_policy_drift_grants{{kind=\"{kind}\",namespace=\"{namespace}\",policy=\"{name}\"}} {n}"
-                );
-            }
-        }
-        Self(text)
     }
 }
 

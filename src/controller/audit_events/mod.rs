@@ -2,9 +2,11 @@
 //! a drift. And whether they can be relied on: while they can, periodic resyncs are only the safety
 //! net.
 
+mod state;
+mod witness;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -19,24 +21,17 @@ use super::{
 };
 use crate::{
     api::ChangedBy,
-    audit::{self, Drift, Kind, PolicySet, Trail},
+    audit::{self, Drift, Kind, PolicySet},
     cloudrun::CloudRun,
     iam::{Grant, Policy, RunService},
     index::PlanInputs,
-    ledger::{Ledger, Pending},
+    ledger::Pending,
     plan::{View, claim},
     subscription::{Answer, MessageHandler},
 };
 
-/// Reads of one service because of hints: so many at once, and then one in each period.
-const BURST: u32 = 3;
-const PERIOD: Duration = Duration::from_secs(5);
-/// Changes that are remembered over all services; the oldest go first.
-const MAX_REMEMBERED: usize = 20_000;
-/// A subscription that cannot be reached for so long is not relied on.
-const OUTAGE: Duration = Duration::from_secs(30);
-/// Versions of a policy that are remembered as read.
-const VERSIONS: usize = 4;
+use state::{State, hash};
+use witness::{VERSIONS, Witness};
 
 /// How audit events are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,100 +78,6 @@ impl MessageResult {
     }
 }
 
-/// What is kept of a service for the sake of events.
-#[derive(Debug, Default)]
-struct Witness {
-    /// Hashes of the versions that were read last.
-    versions: VecDeque<u64>,
-    /// The version after which everything that differs is to be explained.
-    base: Option<Arc<str>>,
-    unexplained: BTreeSet<Grant>,
-    /// Who made what differs, or what was corrected lately.
-    blame: BTreeMap<Grant, Arc<ChangedBy>>,
-}
-
-impl Witness {
-    /// Takes in who made what was corrected lately, as the ledger has it.
-    fn recall(&mut self, ledger: &Ledger) {
-        for (grant, corrected) in &ledger.corrections {
-            if let Some(by) = &corrected.by {
-                let known = self.blame.entry(grant.clone());
-                known.or_insert_with(|| by.clone());
-            }
-        }
-    }
-
-    /// Takes in who made what differs now, as far as the log proves it. `by`: the fingerprint of
-    /// the declarations.
-    fn explain(
-        &mut self,
-        inputs: &PlanInputs,
-        by: u64,
-        live: &Policy,
-        differs: &Drift,
-        trail: Option<&Trail>,
-    ) {
-        self.recall(&inputs.ledger);
-        let open = |g: &&Grant| {
-            !self.blame.contains_key(*g)
-                && (self.unexplained.contains(*g) || inputs.drift.is_drift(by, g))
-        };
-        let drift = Drift {
-            missing: differs.missing.iter().filter(open).cloned().collect(),
-            unexpected: differs.unexpected.iter().filter(open).cloned().collect(),
-        };
-        let blame = trail
-            .map(|t| t.blame(live, self.base.as_deref(), &drift))
-            .unwrap_or_default();
-        // What we took away ourselves, for a guardrail, is no drift and nobody's doing else.
-        let own = trail.map(|t| t.own(live, differs)).unwrap_or_default();
-        let drifted = drift.missing.iter().chain(&drift.unexpected);
-        let unexplained = drifted.filter(|g| !blame.contains_key(*g));
-        self.unexplained = unexplained.cloned().collect();
-        self.blame.extend(blame);
-        self.own_up(own);
-        let lately = |g: &Grant| {
-            differs.missing.contains(g)
-                || differs.unexpected.contains(g)
-                || inputs.drift.was_corrected(g)
-        };
-        self.blame.retain(|g, _| lately(g));
-        if self.unexplained.is_empty() {
-            self.base = Some(live.etag.0.as_str().into());
-        }
-    }
-
-    /// Takes in what we did ourselves: the last of it, as a grant is made for one reason and taken
-    /// away for another. What somebody else did stays theirs.
-    fn own_up(&mut self, own: BTreeMap<Grant, Arc<ChangedBy>>) {
-        for (grant, by) in own {
-            let known = self.blame.entry(grant).or_insert_with(|| by.clone());
-            if known.is_operator() {
-                *known = by;
-            }
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    witnesses: HashMap<RunService, Witness>,
-    trails: HashMap<RunService, Trail>,
-    /// Services in the order in which they were added to.
-    order: VecDeque<RunService>,
-    /// Reported while the service was worked on: whether that read has seen it is known when it is
-    /// over.
-    parked: HashMap<RunService, Vec<Option<Arc<str>>>>,
-    /// When the allowance of each service is whole again.
-    paced: HashMap<RunService, Instant>,
-    /// Of each project a change that an event should report, and until when.
-    awaited: HashMap<Arc<str>, Instant>,
-    /// Projects whose events are missing.
-    dark: BTreeSet<Arc<str>>,
-    /// Subscriptions that cannot be reached, since when and why.
-    cut: BTreeMap<Arc<str>, (Instant, String)>,
-}
-
 /// What audit events reported, and whether they can be relied on.
 #[derive(Debug)]
 pub(super) struct AuditEvents {
@@ -208,94 +109,6 @@ impl AuditEvents {
             s.witnesses.remove(service);
             s.paced.remove(service);
         });
-    }
-}
-
-fn hash(etag: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    etag.hash(&mut hasher);
-    hasher.finish()
-}
-
-impl State {
-    /// When a hint about a service may be followed: `None` for now.
-    fn pace(&mut self, service: &RunService, now: Instant) -> Option<Instant> {
-        if self.paced.len() > MAX_REMEMBERED {
-            self.paced.retain(|_, whole| *whole > now);
-        }
-        let whole = self.paced.entry(service.clone()).or_insert(now);
-        let ahead = PERIOD * (BURST - 1);
-        if *whole > now + ahead {
-            return Some(*whole - ahead);
-        }
-        *whole = (*whole).max(now) + PERIOD;
-        None
-    }
-
-    fn remember(&mut self, service: &RunService, set: PolicySet, by: Arc<ChangedBy>) {
-        if !self.trails.entry(service.clone()).or_default().add(set, by) {
-            return;
-        }
-        self.order.push_back(service.clone());
-        while self.order.len() > MAX_REMEMBERED {
-            if let Some(oldest) = self.order.pop_front() {
-                self.trails.remove(&oldest);
-            }
-        }
-    }
-
-    fn unreachable(&self, now: Instant) -> Option<(&Arc<str>, &str)> {
-        self.cut
-            .iter()
-            .find(|(_, (since, _))| now.duration_since(*since) > OUTAGE)
-            .map(|(s, (_, why))| (s, why.as_str()))
-    }
-
-    /// Projects in which a change was seen and not reported, since the last time that this was
-    /// asked.
-    fn overdue(&mut self, now: Instant) -> Vec<Arc<str>> {
-        let overdue: Vec<Arc<str>> = self
-            .awaited
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(p, _)| p.clone())
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        for project in &overdue {
-            self.awaited.remove(project);
-        }
-        overdue
-            .into_iter()
-            .filter(|p| self.dark.insert(p.clone()))
-            .collect()
-    }
-
-    fn condition(&self, now: Instant) -> Option<(&'static str, String)> {
-        if let Some((name, why)) = self.unreachable(now) {
-            return Some((
-                "SubscriptionUnreachable",
-                format!("{name} cannot be read: {why}; services are read at their own intervals"),
-            ));
-        }
-        let first = self.dark.first()?;
-        let more = self.dark.len() - 1;
-        let tail = if more > 0 {
-            format!(" (and {more} more projects)")
-        } else {
-            String::new()
-        };
-        Some((
-            "EventsMissing",
-            format!(
-                "a change in project {first}{tail} was seen by reading and no audit event told of it: check the log sink and its topic; services there are read at their own intervals"
-            ),
-        ))
-    }
-
-    /// Whether what happens in a project is reported.
-    fn relied_on(&self, project: &str, now: Instant) -> bool {
-        self.unreachable(now).is_none() && !self.dark.contains(project)
     }
 }
 
@@ -651,70 +464,4 @@ impl<C: CloudRun> MessageHandler for Controller<C> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flood_on_one_service_is_followed_at_a_bounded_rate_and_starves_no_other() {
-        let mut inner = State::default();
-        let (a, b) = (
-            RunService::new("p", "r", "a"),
-            RunService::new("p", "r", "b"),
-        );
-        let started = Instant::now();
-        let mut followed = 0;
-        for _ in 0..6000 {
-            followed += u32::from(inner.pace(&a, Instant::now()).is_none());
-            tokio::time::advance(Duration::from_millis(10)).await;
-        }
-        assert_eq!(started.elapsed().as_secs(), 60);
-        assert!((12..=BURST + 12).contains(&followed), "{followed}");
-        while inner.pace(&a, Instant::now()).is_none() {}
-        assert!(
-            inner
-                .pace(&a, Instant::now())
-                .is_some_and(|at| at > Instant::now())
-        );
-        assert_eq!(inner.pace(&b, Instant::now()), None);
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let mut inner = State::default();
-        let by = Arc::new(ChangedBy {
-            principal: "x".into(),
-            via: vec![],
-            tool: String::new(),
-            user_agent: String::new(),
-            method: String::new(),
-            change: String::new(),
-            at: MicroTime(jiff::Timestamp::UNIX_EPOCH),
-        });
-        for i in 0..MAX_REMEMBERED + 500 {
-            let set = PolicySet {
-                etag_after: Some(format!("e{i}").into()),
-                ..PolicySet::default()
-            };
-            inner.remember(&RunService::new("p", "r", format!("s{i}")), set, by.clone());
-        }
-        assert_eq!(
-            (inner.trails.len(), inner.order.len()),
-            (MAX_REMEMBERED, MAX_REMEMBERED)
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_short_outage_changes_nothing_and_a_long_one_all() {
-        let mut inner = State::default();
-        inner
-            .cut
-            .insert("s".into(), (Instant::now(), "refused".into()));
-        tokio::time::advance(OUTAGE).await;
-        assert!(inner.relied_on("p", Instant::now()));
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!inner.relied_on("p", Instant::now()));
-        inner.cut.clear();
-        inner.dark.insert("q".into());
-        assert!(inner.relied_on("p", Instant::now()) && !inner.relied_on("q", Instant::now()));
-    }
-}
+mod tests;

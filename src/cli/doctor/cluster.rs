@@ -1,0 +1,259 @@
+//! What is asked of the API server: definitions, Leases, policies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::Lease,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{Api, ResourceExt as _, api::ListParams};
+use serde_json::Value;
+
+use super::{
+    DoctorCommand,
+    findings::{Findings, Outcome},
+};
+use crate::{
+    api::{EVENTS_MESSAGE, EVENTS_REASON, InvokerPolicy, definitions},
+    cli::{
+        context::{Context, Kube},
+        world::list_all,
+    },
+    render::count,
+};
+
+/// Verbs of the log that must get through the filter of the sink.
+pub(super) const VERBS: [&str; 6] = [
+    "SetIamPolicy",
+    "CreateService",
+    "UpdateService",
+    "ReplaceService",
+    "DeleteService",
+    // Functions are deployed by methods of their own.
+    "InternalService",
+];
+
+/// A Lease that was not renewed for so long, in seconds, is nobody's.
+const STALE: i64 = 60;
+
+/// Every field that a schema knows, as paths.
+pub(super) fn fields(schema: &Value, path: &str, into: &mut BTreeSet<String>) {
+    for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        fields(inner, &path, into);
+        into.insert(path);
+    }
+    if schema["items"].is_object() {
+        fields(&schema["items"], &format!("{path}[]"), into);
+    }
+}
+
+pub(super) async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
+    let api: Api<CustomResourceDefinition> = Api::all(kube.client.clone());
+    for ours in definitions() {
+        let name = ours.name_any();
+        match api.get_opt(&name).await {
+            Ok(Some(theirs)) => definition_is_current(&ours, &theirs, findings),
+            Ok(None) => findings.add(
+                DEFINITION,
+                name,
+                Outcome::Fail,
+                "it is not installed",
+                INSTALL,
+            ),
+            Err(why) => findings.add(
+                DEFINITION,
+                name,
+                Outcome::Unknown,
+                why.to_string(),
+                "needs get on customresourcedefinitions",
+            ),
+        }
+    }
+}
+
+const DEFINITION: &str = "definition";
+
+const INSTALL: &str =
+    "upgrade the chart (crds.enabled=true), or: kubectl apply --server-side -f crds/";
+
+fn definition_is_current(
+    ours: &CustomResourceDefinition,
+    theirs: &CustomResourceDefinition,
+    findings: &mut Findings,
+) {
+    let name = ours.name_any();
+    let Some(theirs) = served_fields(theirs) else {
+        return findings.add(
+            DEFINITION,
+            name,
+            Outcome::Fail,
+            "version v1alpha1 is not served",
+            INSTALL,
+        );
+    };
+    let Some(ours) = served_fields(ours) else {
+        return;
+    };
+    let missing: Vec<&String> = ours
+        .difference(&theirs)
+        .filter(|f| !f.starts_with(".metadata"))
+        .collect();
+    if missing.is_empty() {
+        let evidence = "installed, v1alpha1, all fields of this version";
+        return findings.pass(DEFINITION, name, evidence);
+    }
+    let named: Vec<&str> = missing.iter().take(3).map(|f| f.as_str()).collect();
+    let evidence = format!(
+        "older than this plugin: {} unknown there, such as {}",
+        count(missing.len(), "field"),
+        named.join(", ")
+    );
+    findings.add(DEFINITION, name, Outcome::Warn, evidence, INSTALL);
+}
+
+/// The fields of v1alpha1, where that is served.
+fn served_fields(definition: &CustomResourceDefinition) -> Option<BTreeSet<String>> {
+    let mut versions = definition.spec.versions.iter();
+    let served = versions.find(|v| v.name == "v1alpha1" && v.served)?;
+    let schema = served.schema.as_ref()?.open_api_v3_schema.as_ref()?;
+    let mut all = BTreeSet::new();
+    fields(&serde_json::to_value(schema).ok()?, "", &mut all);
+    Some(all)
+}
+
+pub(super) async fn operator_works(
+    context: &Context,
+    kube: &Kube,
+    command: &DoctorCommand,
+    findings: &mut Findings,
+) {
+    let api: Api<Lease> = Api::namespaced(kube.client.clone(), &command.release_namespace);
+    let place = format!("{}/{}", command.release_namespace, command.release);
+    let leases = match list_all(&api, ListParams::default()).await {
+        Ok(found) => found,
+        Err(why) => {
+            return findings.add(
+                OPERATOR,
+                place,
+                Outcome::Unknown,
+                why.to_string(),
+                "needs list on leases in the operator's namespace",
+            );
+        }
+    };
+    let of_release = |l: &&Lease| {
+        let name = l.name_any();
+        name == command.release
+            || (name.starts_with(&format!("{}-", command.release))
+                && name.contains("-of-")
+                && !name.contains("-members-"))
+    };
+    let shards: Vec<&Lease> = leases.iter().filter(of_release).collect();
+    if shards.is_empty() {
+        let fix = "install it, or name its release and namespace (--release, --release-namespace)";
+        findings.add(
+            OPERATOR,
+            &place,
+            Outcome::Fail,
+            "no Lease of an operator is there: none runs, or it has another name",
+            fix,
+        );
+    }
+    for lease in shards {
+        let name = format!("{}/{}", command.release_namespace, lease.name_any());
+        shard_is_led(context.now, lease, name, findings);
+    }
+    for lease in &leases {
+        state_is_good(&command.release, lease, findings);
+    }
+}
+
+pub(super) const OPERATOR: &str = "operator";
+
+fn shard_is_led(now: Timestamp, lease: &Lease, name: String, findings: &mut Findings) {
+    let spec = lease.spec.clone().unwrap_or_default();
+    let holder = spec.holder_identity.filter(|h| !h.is_empty());
+    let age = spec.renew_time.map(|t| now.duration_since(t.0).as_secs());
+    let evidence = match (holder, age) {
+        (Some(holder), Some(age)) if age <= STALE => {
+            return findings.pass(OPERATOR, name, format!("{holder} works on it"));
+        }
+        (Some(holder), Some(age)) => format!("{holder} has not renewed its Lease for {age}s"),
+        _ => "nobody works on it".to_owned(),
+    };
+    let fix = "look at the Pods of the release and their logs";
+    findings.add(OPERATOR, name, Outcome::Fail, evidence, fix);
+}
+
+/// Leases of the release that say that its circuit is open, or that its events are not reliable.
+fn state_is_good(release: &str, lease: &Lease, findings: &mut Findings) {
+    let name = lease.name_any();
+    let note = |key: &str| lease.annotations().get(key).cloned().unwrap_or_default();
+    if name == format!("{release}-circuit") {
+        findings.add(
+            "circuit breaker",
+            name,
+            Outcome::Warn,
+            "it is open: corrections of drift rest",
+            "find who changes so much; it closes by itself, or when this Lease is deleted",
+        );
+    } else if name == format!("{release}-events") {
+        let evidence = format!("{}: {}", note(EVENTS_REASON), note(EVENTS_MESSAGE));
+        findings.add(
+            "events",
+            name,
+            Outcome::Warn,
+            evidence,
+            "see the findings about subscription and sink",
+        );
+    }
+}
+
+pub(super) async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<InvokerPolicy> {
+    const CHECK: &str = "policies";
+    let all: Api<InvokerPolicy> = Api::all(kube.client.clone());
+    let policies = match list_all(&all, ListParams::default()).await {
+        Ok(found) => found,
+        Err(why) => {
+            findings.add(
+                CHECK,
+                "all namespaces",
+                Outcome::Unknown,
+                why.to_string(),
+                "needs list on invokerpolicies in every namespace",
+            );
+            return vec![];
+        }
+    };
+    let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
+    for p in &policies {
+        let conditions = p.status.iter().flat_map(|s| &s.conditions);
+        let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
+        if ready.is_none_or(|r| r.status != "True") {
+            *reasons
+                .entry(ready.map_or("never looked at".into(), |r| r.reason.clone()))
+                .or_default() += 1;
+        }
+    }
+    let total = match policies.len() {
+        1 => "1 policy".to_owned(),
+        n => format!("{n} policies"),
+    };
+    if reasons.is_empty() {
+        findings.pass(CHECK, total, "every one is Ready");
+    } else {
+        let words: Vec<String> = reasons.iter().map(|(r, n)| format!("{n} {r}")).collect();
+        let denied = reasons.contains_key("PermissionDenied");
+        let outcome = if denied { Outcome::Fail } else { Outcome::Warn };
+        findings.add(
+            CHECK,
+            total,
+            outcome,
+            format!("not Ready: {}", words.join(", ")),
+            "kubectl invoker status -A",
+        );
+    }
+    policies
+}
