@@ -1,0 +1,247 @@
+//! Whether the principal of a token is let in, by whom, and since when.
+
+use crate::{
+    diagnose::{
+        Cause, Fix, Known, Outcome, Walk,
+        grants::{self, Held},
+        symptom::Refusal,
+    },
+    iam::{Invocation, Principal, carries_invoke},
+};
+
+impl Walk<'_> {
+    pub(in crate::diagnose) fn principal_kind(&mut self) {
+        let Some(principal) = &self.facts.principal else {
+            return self.step(
+                "principal",
+                Outcome::Skipped,
+                "who calls is not known (--as, --token or --log)",
+            );
+        };
+        match principal.invocation() {
+            Invocation::Supported => {
+                self.step("principal", Outcome::Pass, format!("{principal}"));
+            }
+            Invocation::Disputed => self.step(
+                "principal",
+                Outcome::Maybe,
+                format!("{principal} is of a workforce pool: Google's list of federated identities says that Cloud Run does not support these, its page for developers sends them there"),
+            ),
+            Invocation::Unsupported => {
+                self.step(
+                    "principal",
+                    Outcome::Fail,
+                    format!("{principal} is a federated identity; Cloud Run does not let these invoke"),
+                );
+                self.conclude(
+                    Cause::CannotInvoke,
+                    "Federated identities cannot invoke Cloud Run services.",
+                    "Let the workload act as a Google service account (impersonation), and grant that one.",
+                );
+            }
+        }
+    }
+
+    pub(in crate::diagnose) fn grants(&mut self) {
+        let facts = self.facts;
+        let Some(principal) = &facts.principal else {
+            return self.unnamed();
+        };
+        let policy = match &facts.policy {
+            Known::Is(policy) => policy,
+            Known::Hidden(why) | Known::Absent(why) => {
+                self.step("grants on the service", Outcome::Unknown, why.clone());
+                return self.refused_unseen(principal);
+            }
+            Known::NotAsked => return,
+        };
+        let here = grants::held(policy, principal, facts, &carries_invoke);
+        if let Some(how) = &here.yes {
+            self.step("grants on the service", Outcome::Pass, how.clone());
+            return self.granted();
+        }
+        let there = facts.project.value();
+        let there = there.map(|p| grants::held(p, principal, facts, &carries_invoke));
+        if let Some(how) = there.as_ref().and_then(|t| t.yes.clone()) {
+            let evidence = evidence(&here, principal);
+            self.step("grants on the service", Outcome::Maybe, evidence);
+            self.step("grants on the project", Outcome::Pass, how);
+            return self.granted();
+        }
+        let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
+        let maybe: Vec<String> = both.cloned().collect();
+        let is_certain = facts.symptom.refusal == Some(Refusal::NoGrant);
+        let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.got_in();
+        let outcome = if !is_certain && (may_be_above || !maybe.is_empty()) {
+            Outcome::Maybe
+        } else {
+            Outcome::Fail
+        };
+        self.step("grants on the service", outcome, evidence(&here, principal));
+        let (outcome, words) = match &facts.project {
+            Known::Is(_) => (
+                outcome,
+                "none for this principal by itself; folder and organization cannot be seen here"
+                    .to_owned(),
+            ),
+            Known::Hidden(why) => (Outcome::Unknown, why.clone()),
+            _ => (
+                Outcome::Skipped,
+                "not looked at; folder and organization cannot be seen here either".to_owned(),
+            ),
+        };
+        self.step("grants on the project", outcome, words);
+        self.not_granted(principal, here, &maybe);
+    }
+
+    /// Nobody said who calls; the answer may say what was missing.
+    fn unnamed(&mut self) {
+        let facts = self.facts;
+        match facts.symptom.refusal {
+            Some(Refusal::NoGrant) => {
+                let who = facts.symptom.sent_by.map_or_else(
+                    || "the caller".to_owned(),
+                    |sender| format!("the service account of {sender}"),
+                );
+                self.conclude(
+                    Cause::NotGranted,
+                    format!("A valid token came, and {who} may not invoke the service."),
+                    "Give the principal with --as: the fix is a grant for it.",
+                );
+            }
+            Some(Refusal::NoTokenOrNoGrant) => {
+                let fix = self.mint("Give the principal with --as, and what was sent with --token. Without a token: send one, as below. With one: grant its principal.");
+                self.conclude(
+                    Cause::NoTokenOrNoGrant,
+                    "Either the request came without a token, or its principal may not invoke the service: this text says both.",
+                    fix,
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// The service's policy could not be read: what is left is what the answer says.
+    fn refused_unseen(&mut self, principal: &Principal) {
+        match self.facts.symptom.refusal {
+            Some(Refusal::NoGrant) => self.conclude(
+                Cause::NotGranted,
+                format!("Cloud Run says that {principal} may not invoke the service."),
+                self.grant_fix(principal, ""),
+            ),
+            Some(Refusal::NoTokenOrNoGrant) if self.facts.token.is_none() => self.conclude(
+                Cause::CannotTell,
+                format!("Either the request came without a token, or {principal} may not invoke the service; the service's policy could not be seen."),
+                self.mint("Without a token: send one, as below. With one: ask who may read the service's policy."),
+            ),
+            _ => {}
+        }
+    }
+
+    fn got_in(&self) -> bool {
+        let status = self.facts.symptom.status;
+        status.is_some_and(|s| (200..300).contains(&s))
+    }
+
+    fn not_granted(&mut self, principal: &Principal, here: Held, maybe: &[String]) {
+        let symptom = &self.facts.symptom;
+        let also =
+            if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
+                "And see that the request carries a token: without one Cloud Run answers the same. "
+            } else {
+                ""
+            };
+        let fix = self.grant_fix(principal, also);
+        if self.got_in() {
+            return self.conclude(
+                Cause::CannotTell,
+                format!("{principal} got in, and neither service nor project names it: a grant on a folder or the organization does, or a group that it is in."),
+                "Policy Troubleshooter shows which: principal, run.routes.invoke, the service's full name.",
+            );
+        }
+        if let Some((cause, verdict)) = here.ended {
+            return self.conclude(cause, verdict, fix);
+        }
+        let is_certain = symptom.refusal == Some(Refusal::NoGrant);
+        if !maybe.is_empty() && !is_certain {
+            let verdict = format!(
+                "{principal} has no grant of its own; whether it is in one of these cannot be seen here: {}.",
+                maybe.join(", ")
+            );
+            let words = format!(
+                "Ask who is in it. If it should not depend on that: {}",
+                fix.words
+            );
+            return self.conclude(Cause::MaybeThroughAGroup, verdict, Fix { words, ..fix });
+        }
+        if let (Known::Hidden(_), false) = (&self.facts.project, is_certain) {
+            let verdict = format!(
+                "{principal} has no grant on the service. Either one on the project lets it in, which could not be seen, or it may not invoke the service."
+            );
+            return self.conclude(Cause::CannotTell, verdict, fix);
+        }
+        self.conclude(
+            Cause::NotGranted,
+            format!("{principal} may not invoke the service."),
+            fix,
+        );
+    }
+
+    /// A change that is so young that not every part of IAM acts on it. True: that is the verdict.
+    pub(super) fn may_be_too_young(&mut self) -> bool {
+        let Some(until) = self.facts.propagating_until() else {
+            return false;
+        };
+        self.step(
+            "propagation",
+            Outcome::Maybe,
+            format!(
+                "the policy was changed lately; IAM may take until {until} to act on it everywhere"
+            ),
+        );
+        self.conclude(
+            Cause::Propagating,
+            "The grant is there, and too young to count on.",
+            format!("Wait until {until} and try again. Membership of groups can take hours."),
+        );
+        true
+    }
+
+    /// IAM lets it through; what is left to refuse it?
+    fn granted(&mut self) {
+        if self.may_be_too_young() {
+            return;
+        }
+        let symptom = &self.facts.symptom;
+        if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
+            let fix = self.mint("Send its token, and give it here with --token if it is refused still; then look at deny policies (Policy Troubleshooter).");
+            return self.conclude(
+                Cause::NoTokenOrNoGrant,
+                "The principal is granted, so the request most likely came without its token; or a deny policy refuses it. This text says both.",
+                fix,
+            );
+        }
+        if symptom.is_platforms_refusal() {
+            return self.conclude(
+                Cause::PerimeterOrDeny,
+                "The service's policy grants it, so a deny policy or a service perimeter refuses it, or the application itself.",
+                "Look at deny policies and the perimeter: the policy log (method run.googleapis.com/HttpIngress), and Policy Troubleshooter for run.routes.invoke on the service.",
+            );
+        }
+        self.conclude(
+            Cause::AccessExpected,
+            "IAM lets this principal invoke the service.",
+            "If it is refused all the same: the application answers so, a deny policy or a service perimeter stands above, or the change is younger than seven minutes.",
+        );
+    }
+}
+
+/// Why a policy does not let a principal in.
+pub(super) fn evidence(held: &Held, principal: &Principal) -> String {
+    let mut parts = held.no.clone();
+    if parts.is_empty() {
+        parts.push(format!("no invoking role names {principal}"));
+    }
+    parts.extend(held.maybe.iter().map(|m| format!("perhaps through {m}")));
+    parts.join("; ")
+}

@@ -1,0 +1,228 @@
+//! The token of a request: is there one, is it whole, is it for this service, and how to mint one that is.
+
+use crate::diagnose::{
+    Cause, Fix, Outcome, Walk, address,
+    symptom::Refusal,
+    token::{Token, TokenKind},
+};
+
+/// Audience of the ID tokens that gcloud prints for its user accounts. Cloud Run accepts it for
+/// users.
+///
+/// Sources: gcloud's `core/config.py`, and
+/// <https://docs.cloud.google.com/run/docs/authenticating/developers>.
+const GCLOUD: &str = "32555940559.apps.googleusercontent.com";
+
+/// What is wrong with a token: the cause, the evidence, and the verdict.
+type Flaw = (Cause, String, &'static str);
+
+impl Walk<'_> {
+    pub(in crate::diagnose) fn token(&mut self) {
+        let refusal = self.facts.symptom.refusal;
+        match (&self.facts.token, refusal) {
+            (Some(_), Some(Refusal::NoToken)) => {
+                self.step(
+                    "token",
+                    Outcome::Fail,
+                    "Cloud Run says that no credentials came with the request: this token did not arrive",
+                );
+                self.conclude(
+                    Cause::NoToken,
+                    "The token does not reach the service.",
+                    "Something in between drops or replaces the Authorization header: send the ID token in X-Serverless-Authorization.",
+                );
+            }
+            (Some(token), _) => self.given(token),
+            (None, Some(Refusal::NoToken)) => self.no_token(),
+            (None, Some(Refusal::BadToken)) => {
+                self.step(
+                    "token",
+                    Outcome::Fail,
+                    "Cloud Run says that the token could not be verified",
+                );
+                let fix = self.mint("Send one Google-signed ID token, in one Authorization header; a token of the application's own goes there only if the ID token goes in X-Serverless-Authorization. Give it here with --token to see what is wrong with it.");
+                self.conclude(
+                    Cause::NotAnIdToken,
+                    "A token came that is no valid ID token for this service.",
+                    fix,
+                );
+            }
+            (None, Some(Refusal::NoGrant)) => self.step(
+                "token",
+                Outcome::Pass,
+                "Cloud Run says that the principal lacks run.routes.invoke: a valid token came",
+            ),
+            (None, Some(Refusal::NoTokenOrNoGrant)) => self.step(
+                "token",
+                Outcome::Maybe,
+                "Cloud Run says the same of a request without a token and of a principal without a grant",
+            ),
+            (None, _) => self.step("token", Outcome::Skipped, "no token was given (--token)"),
+        }
+    }
+
+    fn no_token(&mut self) {
+        self.step(
+            "token",
+            Outcome::Fail,
+            "Cloud Run says that no credentials came with the request",
+        );
+        let fix = match self.facts.symptom.sent_by {
+            Some(sender) => format!("Give {sender} a service account to authenticate as (OIDC), with the service's URL as audience, and make that account an invoker.").into(),
+            None => self.mint("Send an ID token: Authorization: Bearer TOKEN, with the service's URL as audience. A browser sends none; for people, use IAP or gcloud run services proxy."),
+        };
+        self.conclude(Cause::NoToken, "The request came without a token.", fix);
+    }
+
+    /// What is known of a token that was given.
+    fn given(&mut self, token: &Token) {
+        let flaw = self
+            .form(token)
+            .or_else(|| self.issuer_and_end(token))
+            .or_else(|| self.audience(token));
+        if let Some((cause, evidence, verdict)) = flaw {
+            self.step("token", Outcome::Fail, evidence);
+            let fix = self.mint(match cause {
+                Cause::ForeignIssuer => "Exchange it for a Google ID token (service account impersonation), or leave it in Authorization for the application and send a Google ID token in X-Serverless-Authorization.",
+                Cause::TokenExpired => "Mint a new one; ID tokens last an hour.",
+                Cause::WrongAudience => "Mint it for the service's URL without a path, or add the audience to the service's custom audiences.",
+                Cause::SignatureRemoved => "Mint a new one and call with that, straight from where it was minted.",
+                _ => "Mint an ID token for the service's URL.",
+            });
+            return self.conclude(cause, verdict, fix);
+        }
+        let of = token.principal();
+        let other = self
+            .facts
+            .principal
+            .as_ref()
+            .filter(|p| of.as_ref().is_some_and(|of| of != *p));
+        let outcome = |maybe: bool| if maybe { Outcome::Maybe } else { Outcome::Pass };
+        let mut evidence = match &of {
+            Some(of) => format!("a Google ID token for this service, of {of}"),
+            None => "a Google ID token for this service that names nobody by e-mail; mint it with --include-email".to_owned(),
+        };
+        if let Some(other) = other {
+            evidence.push_str(&format!(", and not of {other}"));
+        }
+        if self.facts.symptom.refusal == Some(Refusal::BadToken) {
+            self.step("token", Outcome::Maybe, evidence);
+            return self.conclude(
+                Cause::NotAnIdToken,
+                "The token that was given is in order, and Cloud Run could not verify the one that came.",
+                "Something else was sent: a second Authorization header, two tokens in one, another token in X-Serverless-Authorization, or one with a changed signature.",
+            );
+        }
+        self.step("token", outcome(of.is_none() || other.is_some()), evidence);
+    }
+
+    fn form(&self, token: &Token) -> Option<Flaw> {
+        match &token.kind {
+            TokenKind::Access => Some((
+                Cause::NotAnIdToken,
+                "it is an access token, not an ID token".into(),
+                "Cloud Run takes ID tokens only.",
+            )),
+            TokenKind::Unreadable(why) => Some((
+                Cause::NotAnIdToken,
+                format!("it is no JWT: {why}"),
+                "That is no ID token.",
+            )),
+            TokenKind::SignatureRemoved => Some((
+                Cause::SignatureRemoved,
+                "its signature reads SIGNATURE_REMOVED_BY_GOOGLE: it is a copy of what an application was handed, without what proves it".into(),
+                "The token's signature was removed; it cannot be used again.",
+            )),
+            TokenKind::Jwt => None,
+        }
+    }
+
+    fn issuer_and_end(&self, token: &Token) -> Option<Flaw> {
+        let issuer = token.issuer.as_str();
+        if !matches!(
+            issuer,
+            "https://accounts.google.com" | "accounts.google.com"
+        ) {
+            return Some((
+                Cause::ForeignIssuer,
+                format!("its issuer is {issuer:?}, not Google"),
+                "The token is not signed by Google.",
+            ));
+        }
+        let ended = token.expires.filter(|e| *e <= self.facts.at)?;
+        Some((
+            Cause::TokenExpired,
+            format!("it ended at {ended}"),
+            "The token has expired.",
+        ))
+    }
+
+    fn audience(&mut self, token: &Token) -> Option<Flaw> {
+        let facts = self.facts;
+        let front = facts.front.value()?;
+        let accepted = |a: &String| address::accepts(a, &facts.service, front);
+        let is_user = token
+            .principal()
+            .is_some_and(|p| p.key().starts_with("user:"));
+        if token.audiences.iter().any(accepted)
+            || (is_user && token.audiences.iter().any(|a| a == GCLOUD))
+        {
+            return None;
+        }
+        let of_tag = |a: &String| front.tag_urls.iter().any(|u| a.trim_end_matches('/') == u);
+        if token.audiences.iter().any(of_tag) {
+            // Google documents the service's own URL, also for calls of a tag.
+            self.step(
+                "audience",
+                Outcome::Maybe,
+                format!(
+                    "it is the URL of a tag; mint tokens for {}",
+                    address::url(front)
+                ),
+            );
+            return None;
+        }
+        let own: Vec<&str> = front
+            .urls
+            .iter()
+            .chain(&front.custom_audiences)
+            .map(String::as_str)
+            .collect();
+        let evidence = format!(
+            "its audience is {}; accepted: {}",
+            token.audiences.join(", "),
+            own.join(", ")
+        );
+        let verdict = "The token is for another audience.";
+        Some((Cause::WrongAudience, evidence, verdict))
+    }
+
+    /// How whoever calls gets a token. A user account cannot choose an audience with gcloud
+    /// (`Requires valid service account`), and needs not.
+    ///
+    /// Source: gcloud's `surface/auth/print_identity_token.py`.
+    pub(super) fn mint(&self, words: &str) -> Fix {
+        let facts = self.facts;
+        let url = facts.front.value().map_or("URL", address::url);
+        let caller = facts.principal.clone();
+        let caller = caller.or_else(|| facts.token.as_ref().and_then(Token::principal));
+        let account = |name: &str| {
+            format!(
+                "gcloud auth print-identity-token --impersonate-service-account={name} --audiences={url} --include-email"
+            )
+        };
+        let user = "gcloud auth print-identity-token";
+        let gcloud = match caller.as_ref().map(|c| c.as_str().split_once(':')) {
+            Some(Some(("serviceAccount", email))) => account(email),
+            Some(Some(("user", _))) => user.to_owned(),
+            _ => format!("{user}    # as yourself\n{}", account("ACCOUNT")),
+        };
+        Fix {
+            words: format!(
+                "{words} On Google Cloud, the metadata server's identity endpoint mints one as well."
+            ),
+            gcloud,
+            ..Fix::default()
+        }
+    }
+}
