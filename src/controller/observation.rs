@@ -38,6 +38,7 @@ impl<C: CloudRun> Controller<C> {
             blame,
             attributed: self.options.events.is_some(),
             info: inputs.info.as_ref(),
+            written_at: inputs.ledger.written_at,
         };
         let mut drifted = Drift::default();
         for (place, claim) in inputs.claims.iter().enumerate() {
@@ -69,6 +70,7 @@ impl<C: CloudRun> Controller<C> {
                     claim,
                     fault,
                     &report.applied,
+                    inputs.ledger.written_at,
                     before,
                 ))
             });

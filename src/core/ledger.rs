@@ -109,6 +109,8 @@ pub struct Ledger {
     /// Fingerprint of the declarations under which the last correction was made: the service had
     /// been settled under them.
     pub corrected_under: Option<u64>,
+    /// When the last write that was made was over.
+    pub written_at: Option<Timestamp>,
     /// A removal that waits, where no policy is left that could say so.
     pub held: Option<HeldRemoval>,
     /// Hashes of such removals that somebody agreed to: an annotation of the object.
@@ -296,6 +298,7 @@ pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
         held: ledger.held.clone(),
         corrections,
         corrected_under: ledger.corrected_under.map(|hash| format!("{hash:016x}")),
+        written_at: ledger.written_at.map(MicroTime),
     }
 }
 
@@ -355,6 +358,7 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
     let mut ledger = Ledger {
         held: spec.held.clone(),
         corrected_under,
+        written_at: spec.written_at.as_ref().map(|at| at.0),
         ..Ledger::default()
     };
     for line in &spec.grants {

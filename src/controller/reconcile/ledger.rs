@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{MAX_CONFLICTS, Reconcile};
 use crate::{
     cloudrun::{CloudRun, fence},
@@ -11,6 +13,7 @@ use crate::{
     intent::PolicyId,
     ledger::{Ledger, Pending, Version},
     plan::{OwnerState, Plan, drift::WINDOW},
+    status::observation::last_write,
 };
 
 impl<'a, C: CloudRun> Reconcile<'a, C> {
@@ -28,6 +31,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         next.lines
             .retain(|g, _| !plan.grants.contains_key(g) || inputs.ledger.lines.contains_key(g));
         next.pending = open;
+        next.written_at = self.written_at(&next);
         next.held = plan.held_alone();
         // Corrections that grow old are no reason to write.
         let known = &inputs.ledger;
@@ -123,6 +127,11 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         Ok(())
     }
 
+    /// When the last write that was made was over, this reconcile's included.
+    pub(super) fn written_at(&self, ledger: &Ledger) -> Option<Timestamp> {
+        ledger.written_at.max(last_write(&self.report.applied))
+    }
+
     /// The ledger as it has to be before a write is sent. `pending`: the write, unless it is in the
     /// ledger already.
     pub(super) fn ledger_before(
@@ -135,6 +144,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         let mut next = inputs.ledger.clone();
         next.lines = plan.lines.clone();
         next.pending = open;
+        next.written_at = self.written_at(&next);
         next.held = None;
         if let Some(pending) = pending {
             if !pending.drift.is_empty() {

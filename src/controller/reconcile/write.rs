@@ -228,6 +228,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             Ok((open, undone)) => {
                 let mut next = inputs.ledger.clone();
                 next.pending = open;
+                next.written_at = self.written_at(&next);
                 forget_corrections(&mut next, &undone);
                 if let Err(fault) = self.store(&inputs, &next).await {
                     tracing::debug!(%fault, "the ledger could not be brought up to date; the next reconcile does it");

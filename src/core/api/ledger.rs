@@ -71,6 +71,10 @@ pub struct InvokerLedgerSpec {
     /// Hash of the declarations under which the last of `corrections` was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub corrected_under: Option<String>,
+    /// When the operator saw that its last write to IAM was made: how far IAM has acted on it
+    /// everywhere is a question of time, also for a policy that comes later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<MicroTime>,
 }
 
 /// A removal that waits for somebody to agree.

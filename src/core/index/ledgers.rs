@@ -26,6 +26,8 @@ struct Line {
 #[derive(Debug, Default)]
 struct Entry {
     lines: Box<[Line]>,
+    /// Most ledgers hold nothing else for long.
+    written_at: Option<Timestamp>,
     rest: Option<Box<Rest>>,
     version: Option<Version>,
     /// The object is there and cannot be read, and this is why.
@@ -208,6 +210,7 @@ impl Ledgers {
         let is_plain = rest == Rest::default();
         let entry = Entry {
             lines: lines.collect(),
+            written_at: ledger.written_at,
             rest: (!is_plain).then(|| Box::new(rest)),
             version,
             unreadable: None,
@@ -261,6 +264,7 @@ impl Ledgers {
                 pending,
                 corrections,
                 corrected_under,
+                written_at: entry.written_at,
                 held,
                 approvals,
             },
@@ -370,6 +374,14 @@ impl Ledgers {
                 .collect();
             times.into_iter().map(move |t| (s, t))
         })
+    }
+
+    /// When the last write to a service that was made was over, or one began whose end is not on
+    /// record yet.
+    pub fn written_at(&self, service: &RunService) -> Option<Timestamp> {
+        let entry = self.by_service.get(service)?;
+        let pending = entry.rest.iter().flat_map(|r| &r.pending).map(|p| p.at);
+        pending.max().max(entry.written_at)
     }
 
     /// When drift was corrected on one service.

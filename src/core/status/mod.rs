@@ -72,6 +72,8 @@ pub struct StatusInput<'a> {
     pub back: &'a [(&'a RunService, &'a str)],
     /// Name of the last InvokerChange made for it.
     pub last_change: Option<&'a str>,
+    /// The last write to any of its services that the ledgers know of.
+    pub written_at: Option<Timestamp>,
     /// How long IAM may take to act on a change.
     pub propagation: Duration,
     pub now: Timestamp,

@@ -40,6 +40,8 @@ pub struct Settings {
     pub lease: String,
     /// Seconds between periodic looks where audit events tell of changes.
     pub event_interval: Option<i64>,
+    /// Seconds that IAM may take to act on a change everywhere.
+    pub propagation: i64,
 }
 
 /// A promise that was broken.
@@ -120,6 +122,8 @@ pub struct Judge {
     held_alone: BTreeSet<Service>,
     /// When the operator last wrote to IAM.
     last_write: Option<Timestamp>,
+    /// When it last wrote each service.
+    wrote: BTreeMap<Service, Timestamp>,
     /// When somebody outside last changed a grant, and what the operator undid since.
     fights: BTreeMap<(Service, Grant), Vec<Timestamp>>,
     outside: BTreeMap<(Service, Grant), Outside>,
@@ -161,6 +165,7 @@ impl Judge {
             agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
             last_write: None,
+            wrote: BTreeMap::new(),
             fights: BTreeMap::new(),
             outside: BTreeMap::new(),
             read: BTreeMap::new(),
@@ -221,6 +226,14 @@ impl Judge {
                 self.records.stored(by, plural, object, gone);
                 if plural == "invokerledgers" {
                     self.note_held(object, gone);
+                    if gone {
+                        // Nothing is left there that the operator answers for: what it took away
+                        // is nothing that anybody who comes later waits for.
+                        let spec =
+                            |k: &str| object["spec"][k].as_str().unwrap_or_default().to_owned();
+                        let service = (spec("project"), spec("region"), spec("service"));
+                        self.wrote.remove(&service);
+                    }
                 }
                 if let Some(found) = records::before(object) {
                     self.store.declared.records.insert(key, found);
@@ -294,6 +307,7 @@ impl Judge {
                 );
                 self.told_of.insert(service, at);
             }
+            self.propagated_too_early(at, key, object);
             self.note_approvals(key, object);
         }
         self.statuses.insert(key.clone(), object["status"].clone());
@@ -454,6 +468,7 @@ impl Judge {
                 self.outside.retain(|(s, _), _| s != service);
                 self.fights.retain(|(s, _), _| s != service);
                 self.made.remove(service);
+                self.wrote.remove(service);
                 self.store.declared.labels.remove(service);
             }
             Some(real) => {

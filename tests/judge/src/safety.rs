@@ -1,4 +1,5 @@
-//! What must never happen: S1 to S6, at every write that the world accepts.
+//! What must never happen: S1 to S6, at every write that the world accepts, and S7,
+//! at every status.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +10,9 @@ use crate::{
     declared::{self, Declared, Policy, Service},
     iam::{self, Grant},
 };
+
+/// How long a status may be on its way.
+const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(15);
 
 /// What a request is about.
 #[derive(Clone, Debug)]
@@ -26,6 +30,45 @@ struct Change {
 }
 
 impl Judge {
+    /// S7: a status that says that IAM had the time to act everywhere, a moment after a write. What
+    /// was on its way when the write arrived is not held against it.
+    pub(crate) fn propagated_too_early(
+        &mut self,
+        at: Timestamp,
+        key: &(String, String),
+        policy: &serde_json::Value,
+    ) {
+        let status = &policy["status"];
+        let conditions = status["conditions"].as_array();
+        let done = |c: &serde_json::Value| c["type"] == "Propagated" && c["status"] == "True";
+        if !conditions.is_some_and(|all| all.iter().any(done)) {
+            return;
+        }
+        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+        let project = text(&policy["spec"]["project"]);
+        let entries = status["services"].as_array().into_iter().flatten();
+        let services: Vec<Service> = entries
+            .map(|s| (project.clone(), text(&s["region"]), text(&s["name"])))
+            .collect();
+        let window = SignedDuration::from_secs(self.settings.propagation);
+        // Where a guardrail keeps a policy out, nothing that happens is its change.
+        let rails: Vec<_> = self.store.declared.rails(&key.0).cloned().collect();
+        let allowed = |s: &Service| rails.iter().all(|g| g.allows_service(s));
+        for service in services.into_iter().filter(allowed) {
+            let since = self.wrote.get(&service).map(|w| at.duration_since(*w));
+            if since.is_some_and(|s| s > IN_FLIGHT && s + IN_FLIGHT < window) {
+                let what = format!(
+                    "{}/{} says that nothing changed lately, and the operator wrote {} {} s ago",
+                    key.0,
+                    key.1,
+                    service.2,
+                    since.unwrap_or_default().as_secs()
+                );
+                self.accuse("S7", at, what);
+            }
+        }
+    }
+
     /// A replica sends a request to Google: S4, nobody's service and nobody's project is ever
     /// named.
     pub fn asked(&mut self, replica: usize, at: Timestamp, asked: &Asked) {
@@ -92,6 +135,7 @@ impl Judge {
             self.accuse(rule, w.arrived, what);
         }
         self.last_write = Some(w.arrived);
+        self.wrote.insert(w.service.clone(), w.arrived);
         let made = self.made.entry(w.service.clone()).or_default();
         made.retain(|g| is.contains(g));
         made.extend(change.added);

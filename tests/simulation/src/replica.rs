@@ -36,6 +36,8 @@ pub const LEASE: &str = "run-invoker";
 
 /// Where audit events can be relied on, periodic looks are so far apart.
 pub const EVENT_INTERVAL: Duration = Duration::from_secs(600);
+/// How long the operator allows IAM to act on a change everywhere.
+pub const PROPAGATION: Duration = Duration::from_secs(60);
 
 /// A running replica.
 pub struct Replica {
@@ -114,7 +116,7 @@ impl Replica {
             Cluster::new(client.clone(), identity, HOME.into(), LEASE, KUBE_TIMEOUT),
             Options {
                 settings: settings(setup),
-                propagation: Duration::from_secs(60),
+                propagation: PROPAGATION,
                 breaker: BreakerLimits {
                     corrections: setup.breaker,
                     ..BreakerLimits::default()

@@ -21,7 +21,7 @@ use crate::{
     generate,
     net::{Cable, Net},
     post::{Message, Post},
-    replica::{EVENT_INTERVAL, HOME, LEASE, Replica},
+    replica::{EVENT_INTERVAL, HOME, LEASE, PROPAGATION, Replica},
     story::{Action, Agreement, Moment, Setup, Story, What, parts},
     wrong::Wrong,
 };
@@ -153,6 +153,7 @@ impl World {
             protected: "serviceAccount:service-*@gcp-sa-*.iam.gserviceaccount.com".into(),
             lease: LEASE.into(),
             event_interval: setup.events.then_some(EVENT_INTERVAL.as_secs() as i64),
+            propagation: PROPAGATION.as_secs() as i64,
         };
         let net = Net::new(
             apis,

@@ -252,6 +252,18 @@ impl Index {
             })
     }
 
+    /// When the operator last wrote to a service that a policy targets, as far as the ledgers know.
+    fn written_at(&self, record: &Record) -> Option<Timestamp> {
+        let written = record.targets.iter().map(|s| self.ledgers.written_at(s));
+        written.flatten().max()
+    }
+
+    /// When it last changed what a policy targets.
+    pub fn changed_at(&self, record: &Record) -> Option<Timestamp> {
+        let seen = record.observations().filter_map(|(_, o)| o.changed_at);
+        seen.max().max(self.written_at(record))
+    }
+
     /// The status that a policy should have now.
     pub fn status_of(
         &self,
@@ -292,6 +304,7 @@ impl Index {
             stopped: self.stopped(record),
             back: &back,
             last_change: record.last_change.as_deref(),
+            written_at: self.written_at(record),
             propagation,
             now,
         };

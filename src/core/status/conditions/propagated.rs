@@ -17,7 +17,8 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     let last = observations
         .filter_map(|o| o.changed_at)
         .max()
-        .or(reported_before(input.old));
+        .max(facts.written_at)
+        .max(reported_before(input.old));
     let until = last
         .map(|at| at + window)
         .filter(|until| *until > facts.now);
@@ -34,7 +35,8 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     }
 }
 
-/// After a restart the old condition is what is left of the change.
+/// After a restart the old condition can be what is left of the change, where the ledger went with
+/// the last grant.
 fn reported_before(old: &InvokerPolicyStatus) -> Option<Timestamp> {
     let name = ConditionType::Propagated.as_str();
     let mut all = old.conditions.iter();
@@ -43,10 +45,6 @@ fn reported_before(old: &InvokerPolicyStatus) -> Option<Timestamp> {
 }
 
 /// The end of the propagation window, at which the status changes by itself.
-pub fn propagated_at(
-    observations: impl Iterator<Item = Option<Timestamp>>,
-    window: Duration,
-) -> Option<Timestamp> {
-    let window = SignedDuration::try_from(window).ok()?;
-    observations.flatten().max().map(|at| at + window)
+pub fn propagated_at(changed: Option<Timestamp>, window: Duration) -> Option<Timestamp> {
+    Some(changed? + SignedDuration::try_from(window).ok()?)
 }

@@ -88,6 +88,8 @@ pub struct Reconciled<'a> {
     /// There are audit events, so that whoever made a drift could be known.
     pub attributed: bool,
     pub info: Option<&'a ServiceInfo>,
+    /// The last write before those of this reconcile, as the ledger has it.
+    pub written_at: Option<Timestamp>,
 }
 
 /// What somebody else changed, which way.
@@ -162,7 +164,7 @@ impl Reconciled<'_> {
             generation: intent.generation,
             requested_at: intent.requested_at.clone(),
             result: Ok(findings),
-            changed_at: changed_at(self.applied, before),
+            changed_at: changed_at(self.applied, self.written_at, before),
         };
         Some(News {
             observation,
@@ -300,11 +302,22 @@ impl Reconciled<'_> {
     }
 }
 
-fn changed_at(applied: &[Applied], before: Before<'_>) -> Option<Timestamp> {
+/// By these writes, by those that the ledger knows of, or by one that it has forgotten since.
+fn changed_at(
+    applied: &[Applied],
+    written_at: Option<Timestamp>,
+    before: Before<'_>,
+) -> Option<Timestamp> {
+    let seen = before.seen().and_then(|b| b.changed_at);
+    last_write(applied).max(written_at).max(seen)
+}
+
+/// When the last of these writes that were made was over. How long one was on its way is not known:
+/// from then on IAM has had it.
+pub fn last_write(applied: &[Applied]) -> Option<Timestamp> {
     let real = applied.iter().filter(|a| a.is_real());
-    real.map(|a| a.pending.at)
+    real.filter_map(|a| Some(a.outcome.closed_at.as_ref()?.0))
         .max()
-        .or(before.seen().and_then(|b| b.changed_at))
 }
 
 /// What a policy observes of a service that could not be reconciled. What was written before is not
@@ -314,6 +327,7 @@ pub fn failed(
     claim: &PolicyOnService,
     fault: &Fault,
     applied: &[Applied],
+    written_at: Option<Timestamp>,
     before: Before<'_>,
 ) -> News {
     let intent = &claim.intent;
@@ -325,7 +339,7 @@ pub fn failed(
         generation: intent.generation,
         requested_at: intent.requested_at.clone(),
         result: Err(before.first_reported(fault)),
-        changed_at: changed_at(applied, before),
+        changed_at: changed_at(applied, written_at, before),
     };
     News {
         observation,
