@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 use crate::{
     cloudrun::limit::Budget,
     history::Retention,
+    inherited::SearchScope,
     intent::Limits,
     plan::{self, drift::BreakerLimits},
 };
@@ -171,6 +172,21 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_EVENT_PATIENCE", default_value = "5m", value_parser = duration)]
     pub event_patience: Duration,
 
+    /// Where to search for grants above the services, with everything below: organizations/NUMBER,
+    /// folders/NUMBER or projects/ID. Repeat, or separate by commas. Without one, nobody looks there.
+    /// Nothing there is ever written to.
+    #[arg(long = "inherited-scope", env = "RUN_INVOKER_INHERITED_SCOPES", value_delimiter = ',', value_parser = SearchScope::parse)]
+    pub inherited_scopes: Vec<SearchScope>,
+
+    /// How often each scope is searched: one paged query each time, whatever the number of services.
+    #[arg(long, env = "RUN_INVOKER_INHERITED_INTERVAL", default_value = "15m", value_parser = duration)]
+    pub inherited_interval: Duration,
+
+    /// Service account as which the search is made (roles/iam.serviceAccountTokenCreator on it),
+    /// so that the operator itself needs no right above its services.
+    #[arg(long, env = "RUN_INVOKER_INHERITED_IMPERSONATE")]
+    pub inherited_impersonate: Option<String>,
+
     /// Records of changes (InvokerChange) that are kept of each policy.
     #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub keep_changes: u32,
@@ -242,6 +258,12 @@ impl Args {
                 "--lease-renew {:?} must be at most a third of --lease-duration {:?}",
                 self.lease_renew, self.lease_duration
             ));
+        }
+        if self.inherited_interval < Duration::from_secs(60) && !self.cloud.anonymous {
+            return Err(
+                "--inherited-interval must be at least 1m; what a search shows is minutes old at best"
+                    .into(),
+            );
         }
         if self.lease_duration < Duration::from_secs(1) {
             return Err("--lease-duration must be at least 1s".into());

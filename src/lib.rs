@@ -20,6 +20,7 @@
 //! | [`cloudrun`] | the one door to Google: the contract, the official SDK, the limiter |
 //! | [`subscription`] | the stream of audit events from Pub/Sub |
 //! | [`index`] ● | who targets what, who owns what, and what was last observed |
+//! | [`inherited`] ● | who may invoke by a grant above the service, as searches show |
 //! | [`ledger`] ● | what the operator answers for on one service, and how that is stored |
 //! | [`cluster`] | the Kubernetes side: watches, status, finalizer, ledger, records, events. Decides nothing |
 //! | [`controller`] | queue, reconcile, listings, statuses |
@@ -47,4 +48,6 @@ pub mod telemetry;
 
 #[cfg(feature = "cli")]
 pub use run_invoker_core::diagnose;
-pub use run_invoker_core::{api, audit, fault, history, iam, index, intent, ledger, plan, status};
+pub use run_invoker_core::{
+    api, audit, fault, history, iam, index, inherited, intent, ledger, plan, status,
+};

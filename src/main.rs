@@ -8,7 +8,7 @@ use run_invoker::{
     cloudrun::{fence::Fenced, google, limit::Limited},
     cluster::Cluster,
     config::Args,
-    controller::{Controller, Options, audit_events::EventOptions},
+    controller::{Controller, Options, audit_events::EventOptions, inherited::InheritedOptions},
     http::{Endpoints, router},
     leader::{self, Shards},
     metrics::Metrics,
@@ -51,7 +51,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let controller = Controller::new(
         cloud,
         cluster,
-        options(&args),
+        options(&args).await?,
         metrics.clone(),
         shards.clone(),
     );
@@ -83,13 +83,37 @@ async fn connect_cloud(
     Ok(Limited::new(fenced, args.cloud.budget(), metrics.clone()))
 }
 
-fn options(args: &Args) -> Options {
+/// Searches for grants above the services, as an identity of its own if that is wanted.
+async fn inherited(args: &Args) -> anyhow::Result<Option<InheritedOptions>> {
+    if args.inherited_scopes.is_empty() {
+        return Ok(None);
+    }
+    let google = google::Google::connect(google::Options {
+        endpoint: args.cloud.cloud_run_endpoint.clone(),
+        credentials: google::credentials_as(
+            args.cloud.anonymous,
+            args.inherited_impersonate.as_deref(),
+        )
+        .map_err(|f| anyhow::anyhow!(f.advice()))?,
+        timeout: args.cloud.cloud_timeout,
+        quota_project: args.cloud.quota_project.clone(),
+    })
+    .await?;
+    Ok(Some(InheritedOptions {
+        scopes: args.inherited_scopes.clone(),
+        interval: args.inherited_interval,
+        search: Arc::new(google),
+    }))
+}
+
+async fn options(args: &Args) -> anyhow::Result<Options> {
     let events = EventOptions {
         interval: args.event_interval,
         patience: args.event_patience,
     };
-    Options {
+    Ok(Options {
         settings: args.plan.settings(),
+        inherited: inherited(args).await?,
         propagation: args.propagation_window,
         breaker: args.breaker(),
         events: (!args.event_subscriptions.is_empty()).then_some(events),
@@ -99,7 +123,7 @@ fn options(args: &Args) -> Options {
         seed: 0,
         stuck_after: Duration::from_secs(900),
         grace: args.grace,
-    }
+    })
 }
 
 /// Health, readiness and metrics.

@@ -69,6 +69,9 @@ struct SettingsDef {
     breaker_corrections: Option<usize>,
     breaker_seconds: Option<i64>,
     keep_changes: Option<usize>,
+    /// Scopes that are searched for grants above the services, every second.
+    #[serde(default)]
+    inherited: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +133,15 @@ enum Step {
         uid: u64,
     },
     World(Value),
+    /// Organizations, folders and projects, as the sandbox's control API takes them.
+    Hierarchy(Value),
+    /// The whole allow policy of a project, folder or organization, changed by somebody else.
+    PolicyAbove {
+        resource: String,
+        bindings: Value,
+    },
+    /// Searches of grants above the services since the mark, at most.
+    Searches(usize),
     Fault(Rule),
     ClearFaults,
     /// Waits until the given seconds passed.

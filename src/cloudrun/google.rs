@@ -9,13 +9,14 @@ use google_cloud_gax::{options::RequestOptionsBuilder as _, retry_policy::NeverR
 use google_cloud_run_v2::{client::Services, model::ListServicesResponse};
 
 use super::{
-    CloudRun, Listing, Scope,
+    AssetSearch, CloudRun, Listing, Scope,
     errors::{About, chain, foreign, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Ingress, Policy, RunService, ServiceInfo, ServiceSettings},
+    inherited::SearchScope,
 };
 
 /// Where Google's global endpoint is.
@@ -28,6 +29,8 @@ pub enum Side {
     PubSub,
     Logging,
     Iap,
+    Asset,
+    PolicyTroubleshooter,
 }
 
 impl Side {
@@ -37,6 +40,8 @@ impl Side {
             Self::PubSub => "https://pubsub.googleapis.com",
             Self::Logging => "https://logging.googleapis.com",
             Self::Iap => "https://iap.googleapis.com",
+            Self::Asset => "https://cloudasset.googleapis.com",
+            Self::PolicyTroubleshooter => "https://policytroubleshooter.googleapis.com",
         }
     }
 }
@@ -70,6 +75,22 @@ pub fn credentials(anonymous: bool) -> Result<Credentials, Fault> {
                 format!("no Application Default Credentials ({})", chain(&e)),
             )
         })
+}
+
+/// The same, or those of a service account that they may act as.
+///
+/// # Errors
+/// [`FaultClass::Credentials`] if there are none. That they may not act as the account shows at the
+/// first call.
+pub fn credentials_as(anonymous: bool, account: Option<&str>) -> Result<Credentials, Fault> {
+    let own = credentials(anonymous)?;
+    let Some(account) = account.filter(|_| !anonymous) else {
+        return Ok(own);
+    };
+    google_cloud_auth::credentials::impersonated::Builder::from_source_credentials(own)
+        .with_target_principal(account)
+        .build()
+        .map_err(|e| Fault::new(FaultClass::Credentials, chain(&e)))
 }
 
 /// Plain HTTP to Google, for what the SDK has no call for.
@@ -331,6 +352,19 @@ impl Google {
         }
         let body = self.call(&url, None, About::Project(project)).await?;
         read_page(project, &body)
+    }
+}
+
+impl AssetSearch for Google {
+    fn search_page<'a>(
+        &'a self,
+        scope: &'a SearchScope,
+        page: &'a str,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Fault>> {
+        Box::pin(async move {
+            let path = crate::inherited::search_path(scope, page);
+            self.ask(Side::Asset, &path, None).await
+        })
     }
 }
 

@@ -8,10 +8,13 @@ pub mod list_v1;
 
 use std::{future::Future, time::Duration};
 
+use futures::future::BoxFuture;
+
 pub use crate::index::{Listing, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
+    inherited::SearchScope,
 };
 
 /// The calls that the operator makes.
@@ -93,8 +96,21 @@ pub async fn list_services(
 pub fn endless() -> Fault {
     Fault::new(
         FaultClass::Unexpected,
-        format!("the list of services has over {MAX_PAGES} pages"),
+        format!("the list has over {MAX_PAGES} pages"),
     )
+}
+
+/// Cloud Asset, for grants above the services.
+pub trait AssetSearch: std::fmt::Debug + Send + Sync {
+    /// One page of who may invoke in a scope; `page` is empty for the first.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes (`cloudasset.assets.searchAllIamPolicies`).
+    fn search_page<'a>(
+        &'a self,
+        scope: &'a SearchScope,
+        page: &'a str,
+    ) -> BoxFuture<'a, Result<serde_json::Value, Fault>>;
 }
 
 /// Hears of every call; implemented by the metrics.

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`watches`] | what comes in from the store, and what each change sets in motion |
 //! | [`listings`] | when projects are listed |
+//! | [`inherited`] | who may invoke by a grant above the services |
 //! | [`rollbacks`] | records that policies want to go back behind |
 //! | [`audit_events`] | what the audit log says, and whether it can be relied on |
 //! | [`queue`] | which service is worked on next |
@@ -22,6 +23,7 @@ mod change_log;
 mod circuit_breaker;
 mod due;
 mod gather;
+pub mod inherited;
 mod listings;
 mod observation;
 mod owned;
@@ -74,6 +76,8 @@ pub struct Options {
     pub breaker: BreakerLimits,
     /// Audit events, where there are any.
     pub events: Option<audit_events::EventOptions>,
+    /// Where grants above the services are searched for, if anywhere.
+    pub inherited: Option<inherited::InheritedOptions>,
     /// How long records of changes are kept.
     pub retention: Retention,
     /// Services that were taken up lately and are not done.
@@ -130,11 +134,15 @@ impl<C: CloudRun> Controller<C> {
         shards: Arc<Shards>,
     ) -> Arc<Self> {
         metrics.count_messages_by(audit_events::MessageResult::ALL.map(|r| r.label()));
+        let mut index = Index::new(options.settings.limits);
+        if let Some(inherited) = &options.inherited {
+            index.expect_inherited(&inherited.scopes);
+        }
         Arc::new(Self {
             cluster,
             metrics,
             taken: Owned::new(Rank::Shards, vec![None; shards.count()]),
-            index: Owned::new(Rank::Index, Index::new(options.settings.limits)),
+            index: Owned::new(Rank::Index, index),
             queue: Queue::new(cloud.budgets().clone(), options.workers),
             memories: service_memory::ServiceMemories::default(),
             change_log: change_log::ChangeLog::default(),
@@ -244,6 +252,7 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(self.clone().tend_change_log());
         tasks.spawn(self.clone().thin_out_hourly());
         tasks.spawn(self.clone().list_projects());
+        tasks.spawn(self.clone().search_inherited());
         tasks.spawn(self.clone().load_rollbacks());
         // Statuses end after the work does: what it finds last still gets out.
         let (drained, after_work) = watch::channel(false);

@@ -396,6 +396,7 @@ pub(super) fn gauges(
     for (key, record) in index.policies().iter() {
         if ours(&record.intent.project) {
             counted.add(record, &index.reached(key), now);
+            counted.exposed.extend(index.opened_from_above(record));
         }
     }
     let held = index.ledgers().held().filter(|s| ours(&s.project));
@@ -406,6 +407,7 @@ pub(super) fn gauges(
     found.expiring_grants.set(counted.expiring as i64);
     found.contested_services.set(counted.contested.len() as i64);
     found.held_plans.set(counted.held.len() as i64);
+    metrics.inherited.bypassed_policies.set(counted.bypassed);
     if !metrics.per_policy() {
         return PolicySeries::default();
     }
@@ -432,6 +434,7 @@ pub(super) fn gauges(
 struct Counted {
     states: HashMap<ServiceState, i64>,
     exposed: BTreeSet<RunService>,
+    bypassed: i64,
     contested: BTreeSet<RunService>,
     held: BTreeSet<RunService>,
     expiring: usize,
@@ -447,6 +450,7 @@ impl Counted {
             let ends = record.intent.declared.iter().filter_map(|d| d.expires);
             self.expiring += ends.filter(|e| *e > now && *e <= tomorrow).count();
         }
+        self.bypassed += i64::from(record.gauges().bypassed);
         *self.states.entry(ServiceState::Held).or_default() += record.denied() as i64;
         for (service, observation) in record.observations() {
             let waits = reached.contains(service);

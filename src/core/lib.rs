@@ -7,6 +7,7 @@
 //! | [`fault`] | everything that can go wrong outside, and the one table of what follows |
 //! | [`api`] | the Kubernetes kinds, their CEL rules, names of conditions and reasons |
 //! | [`intent`] | raw objects to validated intents; every rejection names its field |
+//! | [`inherited`] | who may invoke by a grant above the service, as searches show |
 //! | [`index`] | who targets what, who owns what, and what was last observed |
 //! | [`plan`] | all claims on a service, live policy and ledger to grants, revokes and what is withheld |
 //! | [`ledger`] | what the operator answers for on one service, and how that is stored |
@@ -31,6 +32,7 @@ pub mod fault;
 pub mod history;
 pub mod iam;
 pub mod index;
+pub mod inherited;
 pub mod intent;
 pub mod ledger;
 pub mod plan;

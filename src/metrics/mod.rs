@@ -4,7 +4,7 @@
 mod policies;
 mod registrar;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prometheus::{
     Encoder as _, GaugeVec, Histogram, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
@@ -17,6 +17,7 @@ use crate::{
         Method, Observer,
         limit::{Kind, Tightest},
     },
+    inherited::Level,
 };
 
 pub use policies::{PolicyGauges, PolicySeries};
@@ -30,6 +31,7 @@ pub struct Metrics {
     per_policy: bool,
     pub found: FindingMetrics,
     pub events: EventMetrics,
+    pub inherited: InheritedMetrics,
     pub drift: DriftMetrics,
     pub reconciles: ReconcileMetrics,
     cloud: CloudMetrics,
@@ -53,6 +55,14 @@ pub struct FindingMetrics {
 pub struct EventMetrics {
     events_total: IntCounterVec,
     pub events_reliable: IntGauge,
+}
+
+/// Grants above the services, where they are searched for.
+pub struct InheritedMetrics {
+    inherited_searches_total: IntCounterVec,
+    inherited_last_search_timestamp_seconds: IntGauge,
+    inherited_principals: IntGaugeVec,
+    pub bypassed_policies: IntGauge,
 }
 
 /// Drift, and what was done about it.
@@ -123,6 +133,52 @@ impl FindingMetrics {
                 "Entries of enforced policies whose access ends within 24 hours.",
             )?,
         })
+    }
+}
+
+impl InheritedMetrics {
+    fn new(registrar: &mut Registrar) -> Result<Self> {
+        Ok(Self {
+            inherited_searches_total: registrar.counters(
+                "inherited_searches_total",
+                "Searches for grants on projects, folders and organizations, by whether they came to their end.",
+                &["result"],
+            )?,
+            inherited_last_search_timestamp_seconds: registrar.gauge(
+                "inherited_last_search_timestamp_seconds",
+                "When a search for grants above the services last came to its end.",
+            )?,
+            inherited_principals: registrar.gauges(
+                "inherited_principals",
+                "Principals that may invoke by a grant on a project, a folder or an organization that is searched.",
+                &["level"],
+            )?,
+            bypassed_policies: registrar.gauge(
+                "bypassed_policies",
+                "Policies whose services somebody may invoke by a grant above them whom no policy lists.",
+            )?,
+        })
+    }
+
+    /// A search ended.
+    pub fn searched(&self, success: bool, now: jiff::Timestamp) {
+        let result = if success { "success" } else { "error" };
+        self.inherited_searches_total
+            .with_label_values(&[result])
+            .inc();
+        if success {
+            self.inherited_last_search_timestamp_seconds
+                .set(now.as_second());
+        }
+    }
+
+    /// What all searches show.
+    pub fn principals(&self, principals: &BTreeMap<Level, usize>) {
+        for (level, n) in principals {
+            self.inherited_principals
+                .with_label_values(&[level.as_str()])
+                .set(*n as i64);
+        }
     }
 }
 
@@ -273,6 +329,7 @@ impl Metrics {
         // In the order of the page about them.
         let found = FindingMetrics::new(&mut registrar)?;
         let events = EventMetrics::new(&mut registrar)?;
+        let inherited = InheritedMetrics::new(&mut registrar)?;
         let drift = DriftMetrics::new(&mut registrar)?;
         let reconciles = ReconcileMetrics::new(&mut registrar)?;
         let cloud = CloudMetrics::new(&mut registrar)?;
@@ -291,6 +348,7 @@ impl Metrics {
             per_policy,
             found,
             events,
+            inherited,
             drift,
             reconciles,
             cloud,

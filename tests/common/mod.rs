@@ -33,8 +33,11 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{Controller, Options, audit_events::EventOptions},
+    controller::{
+        Controller, Options, audit_events::EventOptions, inherited::InheritedOptions,
+    },
     history::Retention,
+    inherited::SearchScope,
     leader::{self, Shards},
     metrics::Metrics,
     plan::{Settings, drift::BreakerLimits},
@@ -419,6 +422,8 @@ pub struct Setup {
     pub lease: String,
     pub identity: String,
     pub shards: usize,
+    /// Where grants above the services are searched for, every second.
+    pub inherited: Vec<SearchScope>,
     /// Audit events; how they come in is for the test.
     pub events: Option<EventOptions>,
     /// Moves the operator's wall clock.
@@ -447,6 +452,7 @@ impl Default for Setup {
             lease: "run-invoker".into(),
             identity: "under-test".into(),
             shards: 1,
+            inherited: Vec::new(),
             events: None,
             offset: Arc::default(),
         }
@@ -474,6 +480,11 @@ impl Operator {
         })
         .await
         .unwrap();
+        let inherited = (!setup.inherited.is_empty()).then(|| InheritedOptions {
+            scopes: setup.inherited.clone(),
+            interval: Duration::from_secs(1),
+            search: Arc::new(google.clone()),
+        });
         let shards = Shards::new(setup.shards);
         let permit = shards.clone();
         let fenced = Fenced::new(google, Arc::new(move |project: &str| permit.holds(project)));
@@ -492,6 +503,7 @@ impl Operator {
                 propagation: setup.propagation,
                 breaker: setup.breaker,
                 events: setup.events,
+                inherited,
                 retention: setup.retention,
                 workers: 64,
                 now: Arc::new(move || {

@@ -82,6 +82,12 @@ pub struct InvokerGuardrailSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1500))]
     pub max_removals: Option<u32>,
+
+    /// Whether policies say (condition Bypassed, status.inherited) who may invoke by a grant on the
+    /// project, a folder or the organization, where the operator searches for it. Omitted: they do,
+    /// unless another guardrail says Ignore; of several that say something Report counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inherited: Option<InheritedAccess>,
 }
 
 fn globs(description: &str, most: u32, length: u32) -> Schema {
@@ -118,6 +124,15 @@ fn members(_: &mut SchemaGenerator) -> Schema {
         64,
         320,
     )
+}
+
+/// What is done about grants above the services.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InheritedAccess {
+    /// Policies report them.
+    Report,
+    /// Nobody speaks of them: it is another team's business.
+    Ignore,
 }
 
 /// Whether everybody may be let in.

@@ -28,15 +28,16 @@ pub use change::{
     ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, InvokerChange,
     InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
 };
-pub use guardrail::{InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
+pub use guardrail::{InheritedAccess, InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
 pub use ledger::{
     HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember,
     LedgerOwner, PendingChange,
 };
 pub use policy::{
-    ConditionSpec, InvokerPolicy, InvokerPolicySpec, InvokerPolicyStatus, InvokerSpec, Membership,
-    Mode, OnDelete, RoleName, ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus,
-    StatusCondition, StatusSummary,
+    ConditionSpec, InheritedGrantStatus, InheritedStatus, InvokerPolicy, InvokerPolicySpec,
+    InvokerPolicyStatus, InvokerSpec, Membership, Mode, OnDelete, RoleName,
+    ServiceAccountReference, ServiceSpec, ServiceState, ServiceStatus, StatusCondition,
+    StatusSummary,
 };
 pub use reason::{ConditionType, EventReason, Reason};
 

@@ -292,7 +292,7 @@ pub struct InvokerPolicyStatus {
     /// Name of the last InvokerChange.
     #[serde(default)]
     pub last_change: Option<String>,
-    /// Ready, Reconciling, Stalled, Drifted, Propagated, Contested, Exposed.
+    /// Ready, Reconciling, Stalled, Drifted, Propagated, Contested, Exposed, Bypassed.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
     #[serde(default)]
     pub conditions: Vec<StatusCondition>,
@@ -301,6 +301,10 @@ pub struct InvokerPolicyStatus {
     #[schemars(length(max = 21))]
     #[serde(default)]
     pub expired: Vec<String>,
+    /// Who may invoke by a grant on the project, a folder or the organization, where the operator
+    /// searches for it. Groups are not expanded; deny policies are not seen.
+    #[serde(default)]
+    pub inherited: Option<InheritedStatus>,
     /// Numbers over all services of the policy.
     #[serde(default)]
     pub summary: Option<StatusSummary>,
@@ -311,6 +315,39 @@ pub struct InvokerPolicyStatus {
     /// How many services are not shown.
     #[serde(default)]
     pub services_omitted: Option<i64>,
+}
+
+/// Who may invoke by a grant above the services.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InheritedStatus {
+    /// How many principals.
+    pub principals: i64,
+    /// How many of them no policy lists.
+    pub unlisted: i64,
+    /// Up to 20 of their grants, those that no policy lists first.
+    #[schemars(length(max = 20))]
+    #[serde(default)]
+    pub grants: Vec<InheritedGrantStatus>,
+}
+
+/// One grant above the services.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InheritedGrantStatus {
+    /// The principal as IAM has it.
+    pub member: String,
+    /// A role that carries run.routes.invoke.
+    pub role: String,
+    /// project, folder or organization.
+    pub level: String,
+    /// Where it is granted: projects/ID, folders/NUMBER or organizations/NUMBER.
+    pub resource: String,
+    /// Whether a policy lists the principal on every service of this one.
+    pub listed: bool,
+    /// Whether it holds only where an IAM condition does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub conditional: bool,
 }
 
 /// A condition, as `metav1.Condition`.

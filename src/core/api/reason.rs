@@ -58,6 +58,8 @@ names! {
         Unavailable,
         CircuitOpen,
         InvalidSpec,
+        /// Somebody whom no policy lists may invoke by a grant above the services.
+        InheritedAccess,
     }
 }
 
@@ -78,6 +80,9 @@ names! {
         Contested,
         /// Present and True only while anyone can call a targeted service.
         Exposed,
+        /// Somebody whom no policy lists may invoke by a grant on the project, a folder or the
+        /// organization. Present only where the operator searches for it.
+        Bypassed,
     }
 }
 
@@ -92,6 +97,10 @@ names! {
         GuardrailViolated,
         Contested,
         Exposed,
+        /// Somebody whom no policy lists may invoke by a grant above the services.
+        InheritedAccess,
+        /// Nobody whom no policy lists may any more.
+        InheritedAccessEnded,
         InvalidMember,
         /// An entry's expires has passed.
         Expired,

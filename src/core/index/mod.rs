@@ -10,6 +10,7 @@
 //! | [`ledgers`] | what the operator answers for on each service, and whose it is |
 //! | [`discovery`] | what listings of projects showed |
 //! | [`guardrails`] | what each namespace has to satisfy |
+//! | [`inherited`] | who may invoke by a grant above the services, as each policy is told |
 //! | [`service_accounts`] | the Google service accounts that ServiceAccounts stand for |
 //! | [`selector_impact`] | how far selectors reach, and what is not known of them yet |
 //! | [`inputs`] | all that the plan for one service depends on |
@@ -17,6 +18,7 @@
 
 pub mod discovery;
 mod guardrails;
+mod inherited;
 mod inputs;
 mod ledgers;
 mod names;
@@ -39,6 +41,7 @@ use crate::{
     api::{InvokerGuardrail, InvokerLedger},
     fault::Fault,
     iam::{Grant, RunService, ServiceInfo},
+    inherited::Inherited,
     intent::{AccountKey, Guardrail, Limits, PolicyId, PolicyKey},
     ledger::{Ledger, Version},
     plan::{OwnerState, Owners, PolicyOnService, RevokeCause},
@@ -60,6 +63,7 @@ pub struct Index {
     projects: HashMap<Arc<str>, Project>,
     guardrails: Guardrails,
     accounts: ServiceAccounts,
+    inherited: Inherited,
     /// Services on which a removal waits for the listing of their project.
     waiting: BTreeSet<RunService>,
     names: Interner,

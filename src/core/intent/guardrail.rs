@@ -7,7 +7,7 @@ use wildmatch::WildMatch;
 
 use super::{Declared, parse_interval};
 use crate::{
-    api::{InvokerGuardrail, PublicAccess},
+    api::{InheritedAccess, InvokerGuardrail, PublicAccess},
     iam::{Principal, PrincipalKind, RunService},
 };
 
@@ -108,6 +108,7 @@ pub struct Guardrail {
     public: bool,
     max_lifetime: Option<Duration>,
     max_removals: Option<usize>,
+    inherited: Option<InheritedAccess>,
     /// It cannot be read, and this is why.
     unreadable: Option<String>,
 }
@@ -150,6 +151,7 @@ impl Guardrail {
             public: spec.public == PublicAccess::Allow,
             max_lifetime,
             max_removals: spec.max_removals.map(|n| n as usize),
+            inherited: spec.inherited,
             unreadable: None,
         }
     }
@@ -166,6 +168,7 @@ impl Guardrail {
             public: false,
             max_lifetime: None,
             max_removals: None,
+            inherited: None,
             unreadable: Some(why),
         }
     }
@@ -310,6 +313,12 @@ impl Terms {
                 .find(|g| !one_of(g.services.as_ref(), &service.name))?;
             Some(rail.no(format_args!("does not allow service {}", service.name)))
         })
+    }
+
+    /// Whether nothing is said of grants above the services.
+    pub fn ignores_inherited(&self) -> bool {
+        let mut said = self.rails.iter().filter_map(|g| g.inherited).peekable();
+        said.peek().is_some() && said.all(|i| i == InheritedAccess::Ignore)
     }
 
     /// Why a grant may not be declared at `now`.

@@ -137,6 +137,7 @@ pub fn announcements(
         let text = format!("access ended: {}", ended.listed(usize::MAX));
         notes.push(Note::normal(EventReason::Expired, text));
     }
+    notes.extend(bypass(old, new));
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
     let (Some(now), before) = (ready(new), ready(old)) else {
         return notes;
@@ -150,6 +151,22 @@ pub fn announcements(
         notes.push(Note::warning(reason, now.message));
     }
     notes
+}
+
+/// The event when somebody whom no policy lists begins to be able to invoke from above, and when
+/// that ends.
+fn bypass(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus) -> Option<Note> {
+    let condition = |s: &InvokerPolicyStatus| {
+        let mut all = s.conditions.iter();
+        all.find(|c| c.type_ == "Bypassed").cloned()
+    };
+    let was = condition(old).is_some_and(|c| c.status == "True");
+    let now = condition(new)?;
+    match now.status.as_str() {
+        "True" if !was => Some(Note::warning(EventReason::InheritedAccess, now.message)),
+        "False" if was => Some(Note::normal(EventReason::InheritedAccessEnded, now.message)),
+        _ => None,
+    }
 }
 
 fn difference(drift: &Drift) -> String {

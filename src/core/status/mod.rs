@@ -3,6 +3,7 @@
 pub mod conditions;
 mod entries;
 pub mod events;
+mod inherited;
 pub mod kstatus;
 pub mod observation;
 mod text;
@@ -26,6 +27,7 @@ use conditions::ConditionInput;
 pub use conditions::propagated_at;
 use entries::{denied_services, needs_person};
 pub use entries::{shortened, state_of};
+pub use inherited::InheritedView;
 pub use observation::{
     Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written,
 };
@@ -72,6 +74,8 @@ pub struct StatusInput<'a> {
     pub back: &'a [(&'a RunService, &'a str)],
     /// Name of the last InvokerChange made for it.
     pub last_change: Option<&'a str>,
+    /// What is known of grants above its services; `None` where nobody asks.
+    pub inherited: Option<&'a InheritedView<'a>>,
     /// The last write to any of its services that the ledgers know of.
     pub written_at: Option<Timestamp>,
     /// How long IAM may take to act on a change.
@@ -134,6 +138,7 @@ pub fn compute_status(facts: &StatusInput<'_>, old: &InvokerPolicyStatus) -> Inv
             .or_else(|| old.last_change.clone()),
         conditions,
         expired: intent.expired(facts.now).collect::<Members>().shown(),
+        inherited: inherited::status(facts, old),
         summary: Some(summary),
         services,
         services_omitted: (omitted > 0).then_some(omitted as i64),

@@ -31,6 +31,7 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         stopped: None,
         back: &[],
         last_change: None,
+        inherited: None,
         written_at: None,
         propagation: Duration::from_secs(420),
         now: at(now),

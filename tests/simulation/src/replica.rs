@@ -125,6 +125,7 @@ impl Replica {
                     interval: EVENT_INTERVAL,
                     patience: Duration::from_secs(60),
                 }),
+                inherited: None,
                 retention: Retention {
                     number: 1000,
                     age: SignedDuration::from_hours(90 * 24),

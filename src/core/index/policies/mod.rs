@@ -71,6 +71,10 @@ impl Policies {
         self.unreadable.values().any(|u| **u == *uid)
     }
     /// Policies that mean a service, in an order that does not depend on that of events.
+    /// In their order.
+    pub fn keys_on(&self, service: &RunService) -> &[PolicyKey] {
+        self.by_service.get(service).map_or(&[], Vec::as_slice)
+    }
     pub fn on(&self, service: &RunService) -> impl Iterator<Item = &Record> {
         self.by_service
             .get(service)

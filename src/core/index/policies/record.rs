@@ -87,18 +87,21 @@ pub struct Gauges {
     pub ready: bool,
     pub missing: i64,
     pub unexpected: i64,
+    /// Somebody whom no policy lists may invoke by a grant above the services.
+    pub bypassed: bool,
 }
 
 impl Gauges {
     pub fn of(status: &InvokerPolicyStatus) -> Self {
-        let ready = status
-            .conditions
-            .iter()
-            .any(|c| c.type_ == "Ready" && c.status == "True");
+        let is_true = |type_: &str| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|c| c.type_ == type_ && c.status == "True")
+        };
         let summary = status.summary.as_ref();
         let count = |f: fn(&StatusSummary) -> i64| summary.map_or(0, f);
         Self {
-            ready,
+            ready: is_true("Ready"),
+            bypassed: is_true("Bypassed"),
             missing: count(|s| s.missing),
             unexpected: count(|s| s.unexpected),
         }

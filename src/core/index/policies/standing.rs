@@ -292,6 +292,7 @@ impl Index {
             None
         };
         let unmatched = self.unmatched(record);
+        let inherited = self.inherited_view(record);
         let input = StatusInput {
             intent,
             observations: &observations,
@@ -304,6 +305,7 @@ impl Index {
             stopped: self.stopped(record),
             back: &back,
             last_change: record.last_change.as_deref(),
+            inherited: inherited.as_ref(),
             written_at: self.written_at(record),
             propagation,
             now,

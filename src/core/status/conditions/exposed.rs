@@ -4,17 +4,20 @@ use super::{Conditions, Truth};
 use crate::{
     api::{ConditionType, Reason},
     status::{
-        StatusInput,
+        InheritedView, StatusInput,
         text::{listed, place},
     },
 };
 
 pub(super) fn set(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>) {
-    let exposed: Vec<_> = facts
+    let mut exposed: Vec<_> = facts
         .findings()
         .filter_map(|(service, found)| Some((service, found.exposed.as_ref()?)))
         .map(|(service, why)| format!("{}: {why}", place(service)))
         .collect();
+    if let Some(InheritedView::Known { public, .. }) = facts.inherited {
+        exposed.extend(public.iter().cloned());
+    }
     if !exposed.is_empty() {
         let message = format!("anyone can call {}", listed(&exposed, 5));
         conditions.set(

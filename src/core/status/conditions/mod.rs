@@ -1,6 +1,7 @@
 //! The conditions of a policy, each in a file of its own, and the one way to set them: transition
 //! time moves only with status, generation always stands beside it.
 
+mod bypassed;
 mod contested;
 mod drifted;
 mod exposed;
@@ -36,6 +37,7 @@ pub(super) fn all(input: &ConditionInput<'_>) -> Vec<StatusCondition> {
     propagated::set(&mut conditions, input);
     exposed::set(&mut conditions, facts);
     contested::set(&mut conditions, facts);
+    bypassed::set(&mut conditions, input);
     conditions.into_list()
 }
 

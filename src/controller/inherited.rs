@@ -1,0 +1,98 @@
+//! Searches for grants above the services: one paged query for each scope and interval, whatever the
+//! number of policies and services.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Controller, reconcile::backoff};
+use crate::{
+    cloudrun::{AssetSearch, CloudRun, MAX_PAGES, endless},
+    fault::{Fault, FaultClass},
+    inherited::{Search, SearchScope, read_page},
+};
+
+/// Where grants above the services are searched for, how often, and how.
+#[derive(Clone, Debug)]
+pub struct InheritedOptions {
+    pub scopes: Vec<SearchScope>,
+    pub interval: Duration,
+    pub search: Arc<dyn AssetSearch>,
+}
+
+/// When a scope is searched next.
+struct Due {
+    scope: SearchScope,
+    at: Instant,
+    failures: u32,
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// Searches while anything is worked on here.
+    pub(super) async fn search_inherited(self: Arc<Self>) {
+        let Some(options) = self.options.inherited.clone() else {
+            return std::future::pending().await;
+        };
+        let begin = |scope: &SearchScope| Due {
+            scope: scope.clone(),
+            at: Instant::now(),
+            failures: 0,
+        };
+        let mut scopes: Vec<Due> = options.scopes.iter().map(begin).collect();
+        loop {
+            let Some(next) = scopes.iter_mut().min_by_key(|d| d.at) else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep_until(next.at).await;
+            if !self.takes_part() {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+            let result = search(options.search.as_ref(), &next.scope).await;
+            next.failures = if result.is_ok() { 0 } else { next.failures + 1 };
+            let pause = match next.failures {
+                0 => options.interval,
+                n => backoff(n, self.options.seed, next.scope.as_str()).min(options.interval),
+            };
+            next.at = Instant::now() + pause;
+            self.searched(&next.scope, result);
+        }
+    }
+
+    fn searched(&self, scope: &SearchScope, result: Result<Search, Fault>) {
+        if let Err(fault) = &result {
+            tracing::warn!(scope = scope.as_str(), %fault, "grants above the services could not be searched for");
+        }
+        let now = self.now();
+        self.metrics.inherited.searched(result.is_ok(), now);
+        let (changed, principals) = self.index.with(|i| {
+            let changed = i.apply_inherited(scope, result);
+            (changed, i.inherited_principals())
+        });
+        self.metrics.inherited.principals(&principals);
+        for key in changed {
+            self.statuses.add(&key, Duration::from_millis(100));
+        }
+    }
+}
+
+/// One search, to its last page.
+async fn search(client: &dyn AssetSearch, scope: &SearchScope) -> Result<Search, Fault> {
+    let mut search = Search::default();
+    let mut token = String::new();
+    for _ in 0..MAX_PAGES {
+        let answer = client.search_page(scope, &token).await?;
+        let page = read_page(&answer).map_err(|why| {
+            Fault::new(
+                FaultClass::ForeignAnswer,
+                format!("the answer of Cloud Asset is not as documented: {why}"),
+            )
+        })?;
+        token.clone_from(&page.next);
+        search.add(page);
+        if token.is_empty() {
+            return Ok(search);
+        }
+    }
+    Err(endless())
+}

@@ -1,0 +1,157 @@
+//! Who may invoke by a grant above the services, seen from one policy.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
+
+use super::{Index, policies::Record};
+use crate::{
+    fault::Fault,
+    iam::{RunService, ServiceInfo},
+    inherited::{Above, Inherited, InheritedGrant, Level, Search, SearchScope},
+    intent::PolicyKey,
+    status::InheritedView,
+};
+
+impl Index {
+    /// From now on grants above the services are searched for in these scopes.
+    pub fn expect_inherited(&mut self, scopes: &[SearchScope]) {
+        self.inherited = Inherited::of(scopes);
+    }
+
+    /// A search came to its end. Returns the policies whose status may change: of projects for
+    /// which something changed, and of those where somebody may invoke from above, since others may
+    /// have begun or ceased to list them.
+    pub fn apply_inherited(
+        &mut self,
+        scope: &SearchScope,
+        result: Result<Search, Fault>,
+    ) -> BTreeSet<PolicyKey> {
+        let before = self.inherited_by_project();
+        self.inherited.apply(scope, result);
+        let after = self.inherited_by_project();
+        let changed = after
+            .iter()
+            .filter(|(project, digest)| digest.is_some() || before.get(*project) != Some(digest));
+        changed
+            .flat_map(|(project, _)| self.policies.keys_of_project(project))
+            .cloned()
+            .collect()
+    }
+
+    /// What stands for what is known above each project; `None`: nobody may invoke from there.
+    fn inherited_by_project(&self) -> BTreeMap<Arc<str>, Option<u64>> {
+        let digest = |above: &Above<'_>| {
+            let mut hasher = DefaultHasher::new();
+            format!("{above:?}").hash(&mut hasher);
+            hasher.finish()
+        };
+        let nobody = |above: &Above<'_>| matches!(above, Above::Known { grants, unseen: None } if grants.is_empty());
+        let known = |project: &Arc<str>| {
+            let above = self.inherited.above(project);
+            (project.clone(), (!nobody(&above)).then(|| digest(&above)))
+        };
+        self.policies.projects().map(known).collect()
+    }
+
+    /// How many principals may invoke by grants on each level.
+    pub fn inherited_principals(&self) -> BTreeMap<Level, usize> {
+        self.inherited.principals()
+    }
+
+    /// What a policy is told of grants above its services; `None` where nobody asks, or where it
+    /// has no services.
+    pub(super) fn inherited_view(&self, record: &Record) -> Option<InheritedView<'_>> {
+        let is_asked = self.inherited.is_on()
+            && !record.targets().is_empty()
+            && !record.terms().ignores_inherited();
+        if !is_asked {
+            return None;
+        }
+        Some(match self.inherited.above(&record.intent.project) {
+            Above::Waiting => InheritedView::Waiting,
+            Above::Unplaced => InheritedView::Unplaced,
+            Above::Unknown(fault) => InheritedView::Unknown(fault),
+            Above::Known { grants, unseen } => {
+                let lists = self.lists_on(record.targets());
+                let is_listed =
+                    |g: &InheritedGrant| lists.values().all(|l| l.contains(g.principal.key()));
+                let public = grants
+                    .iter()
+                    .filter(|g| g.principal.is_public() && !is_listed(g));
+                let words = |g: &InheritedGrant| -> Vec<String> {
+                    let opened = self.opened_by(g, record.targets()).into_iter();
+                    opened
+                        .map(|(service, from)| {
+                            format!(
+                                "{} ({}): {} may invoke it by {} on {}, {from}",
+                                service.name, service.region, g.principal, g.role, g.resource
+                            )
+                        })
+                        .collect()
+                };
+                let public = public.flat_map(|g| words(g)).collect();
+                let grants = grants.into_iter().map(|g| (g, is_listed(g))).collect();
+                InheritedView::Known {
+                    grants,
+                    public,
+                    unseen,
+                }
+            }
+        })
+    }
+
+    /// The services of a policy that anybody can call by a public grant above them, which is not
+    /// declared.
+    pub fn opened_from_above(&self, record: &Record) -> Vec<RunService> {
+        let Some(Above::Known { grants, .. }) = self
+            .inherited
+            .is_on()
+            .then(|| self.inherited.above(&record.intent.project))
+        else {
+            return Vec::new();
+        };
+        let public = grants.into_iter().filter(|g| g.principal.is_public());
+        public
+            .flat_map(|g| self.opened_by(g, record.targets()))
+            .map(|(service, _)| service.clone())
+            .collect()
+    }
+
+    /// Everybody whom a policy lists, by service; services that the same policies are about share
+    /// one list.
+    fn lists_on(&self, services: &BTreeSet<RunService>) -> BTreeMap<&[PolicyKey], HashSet<&str>> {
+        let mut lists: BTreeMap<&[PolicyKey], HashSet<&str>> = BTreeMap::new();
+        for service in services {
+            let policies = self.policies.keys_on(service);
+            if lists.contains_key(policies) {
+                continue;
+            }
+            let records = policies.iter().filter_map(|k| self.policies.get(k));
+            let listed = records
+                .filter(|r| !r.intent.deleting)
+                .flat_map(|r| r.intent.declared.iter())
+                .map(|d| d.grant.principal.key())
+                .collect();
+            lists.insert(policies, listed);
+        }
+        lists
+    }
+
+    /// The services that anybody can call by a public grant above them, and from where.
+    fn opened_by<'a>(
+        &self,
+        grant: &InheritedGrant,
+        services: &'a BTreeSet<RunService>,
+    ) -> Vec<(&'a RunService, &'static str)> {
+        let opened = services.iter().filter_map(|service| {
+            let lists = self.lists_on(&BTreeSet::from([service.clone()]));
+            let is_meant = lists.values().all(|l| l.contains(grant.principal.key()));
+            let from = ServiceInfo::open_to(self.info(service)).filter(|_| !is_meant)?;
+            Some((service, from))
+        });
+        opened.collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! One page of Cloud Asset's `searchAllIamPolicies`.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{InheritedGrant, Level};
+use crate::iam::Principal;
+
+/// The longest member, role or name that IAM has; what is longer is no answer of Google's.
+const LONGEST: usize = 2048;
+
+/// What one page shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// Grants on projects, folders and organizations.
+    pub grants: Vec<InheritedGrant>,
+    /// Where projects are: their ids and numbers, with what is above them.
+    pub places: Vec<Place>,
+    /// Token of the next page; empty at the last one.
+    pub next: String,
+}
+
+/// Where a project is in the hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its id.
+    pub project: Arc<str>,
+    /// `projects/NUMBER`.
+    pub number: Arc<str>,
+    /// `folders/NUMBER`, the nearest first, and `organizations/NUMBER`.
+    pub ancestors: Arc<[Arc<str>]>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct Answer {
+    results: Vec<Found>,
+    next_page_token: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Found {
+    resource: String,
+    asset_type: String,
+    project: String,
+    folders: Vec<String>,
+    organization: String,
+    policy: FoundPolicy,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct FoundPolicy {
+    bindings: Vec<FoundBinding>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct FoundBinding {
+    role: String,
+    members: Vec<String>,
+    condition: Option<serde_json::Value>,
+}
+
+/// Reads an answer. Results of other kinds of resources are left out.
+///
+/// # Errors
+/// What is not as documented, in words: an answer that is read in part would hide somebody.
+pub fn read_page(answer: &serde_json::Value) -> Result<Page, String> {
+    let fields = answer.as_object().ok_or("it is no object")?;
+    let known = ["results", "nextPageToken"];
+    if let Some(other) = fields.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(format!("it has a field {other:?} that it never has"));
+    }
+    let read = Answer::deserialize(answer).map_err(|e| e.to_string())?;
+    let mut page = Page {
+        next: read.next_page_token,
+        ..Page::default()
+    };
+    for found in &read.results {
+        found.add_to(&mut page)?;
+    }
+    Ok(page)
+}
+
+impl Found {
+    fn add_to(&self, page: &mut Page) -> Result<(), String> {
+        let (level, resource) = match self.asset_type.as_str() {
+            "cloudresourcemanager.googleapis.com/Project" => {
+                let name = self.name_under("//cloudresourcemanager.googleapis.com/")?;
+                page.places.push(self.place(name)?);
+                (Level::Project, name)
+            }
+            "cloudresourcemanager.googleapis.com/Folder" => (
+                Level::Folder,
+                self.name_under("//cloudresourcemanager.googleapis.com/")?,
+            ),
+            "cloudresourcemanager.googleapis.com/Organization" => (
+                Level::Organization,
+                self.name_under("//cloudresourcemanager.googleapis.com/")?,
+            ),
+            "run.googleapis.com/Service" => {
+                let name = self.name_under("//run.googleapis.com/")?;
+                let mut parts = name.splitn(3, '/');
+                if let (Some("projects"), Some(id)) = (parts.next(), parts.next()) {
+                    page.places.push(self.place(&format!("projects/{id}"))?);
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        let resource: Arc<str> = resource.into();
+        for binding in &self.policy.bindings {
+            let role: Arc<str> = bounded(&binding.role)?.into();
+            for member in &binding.members {
+                page.grants.push(InheritedGrant {
+                    principal: Principal::from_live(bounded(member)?),
+                    role: role.clone(),
+                    level,
+                    resource: resource.clone(),
+                    conditional: binding.condition.is_some(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn name_under(&self, service: &str) -> Result<&str, String> {
+        let name = self.resource.strip_prefix(service);
+        name.filter(|n| n.contains('/') && n.len() <= LONGEST)
+            .ok_or_else(|| format!("it has a {} without its name", self.asset_type))
+    }
+
+    /// `name`: `projects/ID`.
+    fn place(&self, name: &str) -> Result<Place, String> {
+        let id = name.strip_prefix("projects/").unwrap_or(name);
+        let above = self.folders.iter().chain([&self.organization]);
+        let named = above.filter(|a| !a.is_empty());
+        let ancestors: Result<Vec<Arc<str>>, String> =
+            named.map(|a| Ok(bounded(a)?.into())).collect();
+        Ok(Place {
+            project: id.into(),
+            number: bounded(&self.project)?.into(),
+            ancestors: ancestors?.into(),
+        })
+    }
+}
+
+fn bounded(text: &str) -> Result<&str, String> {
+    if text.len() > LONGEST {
+        return Err(format!("it has a name of {} characters", text.len()));
+    }
+    Ok(text)
+}

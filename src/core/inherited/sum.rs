@@ -1,0 +1,194 @@
+//! What all searches together show.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::{InheritedGrant, Level, Page, SearchScope, page::Place};
+use crate::fault::Fault;
+
+/// What one search of a scope showed, to its last page.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Found {
+    /// By resource.
+    grants: HashMap<Arc<str>, Vec<InheritedGrant>>,
+    /// By `projects/ID` and by `projects/NUMBER`.
+    ancestors: HashMap<Arc<str>, (Arc<str>, Arc<[Arc<str>]>)>,
+}
+
+impl Found {
+    fn add(&mut self, page: Page) {
+        for grant in page.grants {
+            let here = self.grants.entry(grant.resource.clone()).or_default();
+            here.push(grant);
+        }
+        for Place {
+            project,
+            number,
+            ancestors,
+        } in page.places
+        {
+            let name: Arc<str> = format!("projects/{project}").into();
+            let place = (name.clone(), ancestors);
+            self.ancestors.insert(number, place.clone());
+            self.ancestors.insert(name, place);
+        }
+    }
+
+    fn sorted(mut self) -> Self {
+        for grants in self.grants.values_mut() {
+            grants.sort();
+            grants.dedup();
+        }
+        self
+    }
+}
+
+/// A search under way: nothing of it counts before its last page.
+#[derive(Debug, Default)]
+pub struct Search(Found);
+
+impl Search {
+    pub fn add(&mut self, page: Page) {
+        self.0.add(page);
+    }
+}
+
+/// What is known of each scope.
+#[derive(Clone, Debug, PartialEq)]
+struct Scope {
+    /// What the last search that succeeded showed.
+    found: Option<Found>,
+    /// Why the last one did not, if so.
+    fault: Option<Fault>,
+}
+
+/// What all searches show. `None` where nothing is searched.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Inherited {
+    scopes: BTreeMap<Arc<str>, Scope>,
+}
+
+/// What is known of a project: who may invoke in it by a grant above its services.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Above<'a> {
+    /// No scope was searched yet.
+    Waiting,
+    /// Nothing is known, and why.
+    Unknown(&'a Fault),
+    /// No search showed where the project is.
+    Unplaced,
+    Known {
+        /// Sorted, each once.
+        grants: Vec<&'a InheritedGrant>,
+        /// Why a scope could not be searched at all that may show more.
+        unseen: Option<&'a Fault>,
+    },
+}
+
+impl Inherited {
+    /// Nothing is known of these scopes yet.
+    pub fn of(scopes: &[SearchScope]) -> Self {
+        let unknown = |s: &SearchScope| {
+            let scope = Scope {
+                found: None,
+                fault: None,
+            };
+            (s.as_str().into(), scope)
+        };
+        Self {
+            scopes: scopes.iter().map(unknown).collect(),
+        }
+    }
+
+    /// Whether anything is searched at all.
+    pub fn is_on(&self) -> bool {
+        !self.scopes.is_empty()
+    }
+
+    /// A search came to its end. What an earlier one showed stays after one that failed. True:
+    /// something is another than before.
+    pub fn apply(&mut self, scope: &SearchScope, result: Result<Search, Fault>) -> bool {
+        let Some(known) = self.scopes.get_mut(scope.as_str()) else {
+            return false;
+        };
+        let next = match result {
+            Ok(search) => Scope {
+                found: Some(search.0.sorted()),
+                fault: None,
+            },
+            Err(fault) => {
+                // Each answer has an id of its own: the first of a kind stands for all.
+                let first = known.fault.take().filter(|f| f.class == fault.class);
+                let is_news = first.is_none();
+                known.fault = Some(first.unwrap_or(fault));
+                return is_news;
+            }
+        };
+        let is_news = *known != next;
+        *known = next;
+        is_news
+    }
+
+    /// Forgets everything that was found.
+    pub fn forget(&mut self) {
+        for scope in self.scopes.values_mut() {
+            *scope = Scope {
+                found: None,
+                fault: None,
+            };
+        }
+    }
+
+    /// Who may invoke in a project by a grant above its services.
+    pub fn above(&self, project: &str) -> Above<'_> {
+        let name = format!("projects/{project}");
+        let found = || self.scopes.values().filter_map(|s| s.found.as_ref());
+        let place = found().find_map(|f| f.ancestors.get(&*name));
+        if place.is_none() && !self.scopes.contains_key(&*name) {
+            let faults = self.scopes.values().filter_map(|s| s.fault.as_ref());
+            let waits = self
+                .scopes
+                .values()
+                .any(|s| s.found.is_none() && s.fault.is_none());
+            return match faults.into_iter().next() {
+                _ if waits => Above::Waiting,
+                Some(fault) => Above::Unknown(fault),
+                None => Above::Unplaced,
+            };
+        }
+        if let Some(own) = self.scopes.get(&*name).filter(|s| s.found.is_none()) {
+            return own.fault.as_ref().map_or(Above::Waiting, Above::Unknown);
+        }
+        let (name, above) = match place {
+            Some((name, ancestors)) => (name.as_ref(), ancestors.iter().collect()),
+            None => (name.as_str(), Vec::new()),
+        };
+        let resources = || std::iter::once(name).chain(above.iter().map(|a: &&Arc<str>| &***a));
+        let grants: BTreeSet<&InheritedGrant> = found()
+            .flat_map(|f| resources().filter_map(|r| f.grants.get(r)))
+            .flatten()
+            .collect();
+        let unsearched = self.scopes.values().filter(|s| s.found.is_none());
+        Above::Known {
+            grants: grants.into_iter().collect(),
+            unseen: unsearched.filter_map(|s| s.fault.as_ref()).next(),
+        }
+    }
+
+    /// How many principals may invoke by grants on each level, over all scopes.
+    pub fn principals(&self) -> BTreeMap<Level, usize> {
+        let found = self.scopes.values().filter_map(|s| s.found.as_ref());
+        let grants = found.flat_map(|f| f.grants.values().flatten());
+        let mut principals: BTreeMap<Level, BTreeSet<&str>> = BTreeMap::new();
+        for grant in grants {
+            let here = principals.entry(grant.level).or_default();
+            here.insert(grant.principal.key());
+        }
+        Level::ALL
+            .into_iter()
+            .map(|l| (l, principals.get(&l).map_or(0, BTreeSet::len)))
+            .collect()
+    }
+}

@@ -1,0 +1,224 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fault::{Fault, FaultClass};
+
+const MANAGER: &str = "//cloudresourcemanager.googleapis.com/";
+
+fn result(kind: &str, name: &str, folders: &[&str], bindings: Value) -> Value {
+    json!({"resource": format!("{MANAGER}{name}"), "assetType": format!("cloudresourcemanager.googleapis.com/{kind}"),
+        "project": "projects/77", "folders": folders, "organization": "organizations/1", "policy": {"bindings": bindings}})
+}
+
+fn binding(role: &str, members: &[&str]) -> Value {
+    json!({"role": role, "members": members})
+}
+
+fn search(results: &[Value]) -> Search {
+    let mut search = Search::default();
+    search.add(read_page(&json!({"results": results})).unwrap());
+    search
+}
+
+fn organization() -> SearchScope {
+    SearchScope::parse("organizations/1").unwrap()
+}
+
+fn names(above: &Above<'_>) -> Vec<String> {
+    match above {
+        Above::Known { grants, .. } => grants.iter().map(|g| g.words()).collect(),
+        other => vec![format!("{other:?}")],
+    }
+}
+
+#[test]
+fn a_project_inherits_from_its_folders_and_its_organization_and_from_no_other() {
+    let mut known = Inherited::of(&[organization()]);
+    assert_eq!(known.above("shop"), Above::Waiting);
+    let found = search(&[
+        result(
+            "Project",
+            "projects/shop",
+            &["folders/5", "folders/4"],
+            json!([binding("roles/owner", &["user:owner@acme.com"])]),
+        ),
+        result(
+            "Project",
+            "projects/other",
+            &["folders/6"],
+            json!([binding("roles/owner", &["user:not-here@acme.com"])]),
+        ),
+        result(
+            "Folder",
+            "folders/5",
+            &[],
+            json!([binding("roles/run.invoker", &["group:near@acme.com"])]),
+        ),
+        result(
+            "Folder",
+            "folders/4",
+            &[],
+            json!([{"role": "roles/run.admin", "members": ["group:far@acme.com"], "condition": {"expression": "true", "title": "t"}}]),
+        ),
+        result(
+            "Folder",
+            "folders/6",
+            &[],
+            json!([binding("roles/run.invoker", &["user:nor-here@acme.com"])]),
+        ),
+        result(
+            "Organization",
+            "organizations/1",
+            &[],
+            json!([binding("roles/run.invoker", &["domain:acme.com"])]),
+        ),
+    ]);
+    assert!(known.apply(&organization(), Ok(found)));
+    assert_eq!(
+        names(&known.above("shop")),
+        [
+            "domain:acme.com (roles/run.invoker on organizations/1)",
+            "group:far@acme.com (roles/run.admin on folders/4, under a condition)",
+            "group:near@acme.com (roles/run.invoker on folders/5)",
+            "user:owner@acme.com (roles/owner on projects/shop)",
+        ]
+    );
+    // One that nothing shows is not said to inherit nothing.
+    assert_eq!(known.above("elsewhere"), Above::Unplaced);
+}
+
+#[test]
+fn a_service_shows_where_its_project_is_and_its_own_grants_are_not_inherited() {
+    let mut known = Inherited::of(&[organization()]);
+    let service = json!({"resource": "//run.googleapis.com/projects/shop/locations/europe-west1/services/web",
+        "assetType": "run.googleapis.com/Service", "project": "projects/9", "folders": ["folders/5"],
+        "organization": "organizations/1", "policy": {"bindings": [binding("roles/run.invoker", &["user:direct@acme.com"])]}});
+    let folder = result(
+        "Folder",
+        "folders/5",
+        &[],
+        json!([binding("roles/run.invoker", &["group:near@acme.com"])]),
+    );
+    known.apply(&organization(), Ok(search(&[service, folder])));
+    assert_eq!(
+        names(&known.above("shop")),
+        ["group:near@acme.com (roles/run.invoker on folders/5)"]
+    );
+    assert_eq!(known.above("9"), known.above("shop"), "by its number too");
+}
+
+#[test]
+fn a_search_that_fails_forgets_nothing_and_one_that_never_worked_says_why() {
+    let denied = Fault::new(FaultClass::PermissionDenied, "no");
+    let mut known = Inherited::of(&[organization()]);
+    assert!(known.apply(&organization(), Err(denied.clone())));
+    assert_eq!(known.above("shop"), Above::Unknown(&denied));
+    assert!(
+        !known.apply(&organization(), Err(denied.clone())),
+        "the same again is no news"
+    );
+    let owner = result(
+        "Project",
+        "projects/shop",
+        &[],
+        json!([binding("roles/owner", &["user:owner@acme.com"])]),
+    );
+    assert!(known.apply(&organization(), Ok(search(std::slice::from_ref(&owner)))));
+    assert!(!known.apply(&organization(), Ok(search(&[owner]))));
+    assert!(known.apply(&organization(), Err(denied)));
+    assert_eq!(names(&known.above("shop")).len(), 1);
+    known.forget();
+    assert_eq!(known.above("shop"), Above::Waiting);
+}
+
+#[test]
+fn one_scope_that_cannot_be_searched_is_said_beside_what_another_shows() {
+    let project = SearchScope::parse("projects/shop").unwrap();
+    let mut known = Inherited::of(&[organization(), project.clone()]);
+    let denied = Fault::new(FaultClass::PermissionDenied, "no");
+    known.apply(&organization(), Err(denied.clone()));
+    assert_eq!(known.above("shop"), Above::Waiting);
+    known.apply(&project, Ok(search(&[])));
+    let Above::Known { grants, unseen } = known.above("shop") else {
+        panic!("it was searched");
+    };
+    assert_eq!((grants.len(), unseen), (0, Some(&denied)));
+}
+
+#[test]
+fn a_principal_of_many_projects_counts_once_on_each_level() {
+    let mut known = Inherited::of(&[organization()]);
+    let owner = |p: &str| {
+        result(
+            "Project",
+            p,
+            &[],
+            json!([binding(
+                "roles/owner",
+                &["user:Owner@acme.com", "user:b@acme.com"]
+            )]),
+        )
+    };
+    let all = [
+        owner("projects/a"),
+        owner("projects/b"),
+        result(
+            "Organization",
+            "organizations/1",
+            &[],
+            json!([binding("roles/run.admin", &["user:owner@acme.com"])]),
+        ),
+    ];
+    known.apply(&organization(), Ok(search(&all)));
+    let counts: Vec<usize> = known.principals().into_values().collect();
+    assert_eq!(counts, [2, 0, 1]);
+}
+
+#[test]
+fn what_is_no_answer_of_googles_is_refused_whole() {
+    for (answer, why) in [
+        (json!([]), "no object"),
+        (json!({"items": []}), "\"items\""),
+        (json!({"results": 7}), "invalid type"),
+        (
+            json!({"results": [{"assetType": "cloudresourcemanager.googleapis.com/Folder", "resource": "folders/1"}]}),
+            "without its name",
+        ),
+        (
+            json!({"results": [result("Folder", "folders/1", &[], json!([binding("r", &[&"x".repeat(3000)])]))]}),
+            "3000",
+        ),
+    ] {
+        let error = read_page(&answer).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+    assert_eq!(read_page(&json!({})), Ok(Page::default()));
+}
+
+#[test]
+fn scopes_are_organizations_folders_and_projects() {
+    for good in [
+        "organizations/1",
+        "folders/22",
+        "projects/acme-prod",
+        "projects/example.com:app",
+    ] {
+        assert_eq!(SearchScope::parse(good).unwrap().as_str(), good);
+    }
+    for bad in [
+        "",
+        "organizations/x",
+        "folders/",
+        "projects/A",
+        "projects/a/b",
+        "acme-prod",
+        "projects/a?x",
+    ] {
+        let error = SearchScope::parse(bad).unwrap_err();
+        assert!(error.contains("organizations/NUMBER"), "{error}");
+    }
+    assert_eq!(
+        search_path(&organization(), "a=b/ä"),
+        "v1/organizations/1:searchAllIamPolicies?query=policy.role.permissions:run.routes.invoke&pageSize=500&pageToken=a%3Db%2F%C3%A4"
+    );
+}

@@ -1,0 +1,78 @@
+//! `Bypassed`: whether somebody whom no policy lists may invoke by a grant above the services. It is
+//! there only where that is searched for, and never changes Ready: nothing here is the policy's.
+
+use super::{ConditionInput, Conditions, Truth};
+use crate::{
+    api::{ConditionType, Reason},
+    fault::Fault,
+    status::{
+        InheritedView,
+        inherited::{Bypass, said_before},
+        text::listed,
+    },
+};
+
+/// Principals that a message names.
+const NAMED: usize = 5;
+
+pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
+    let Some(view) = input.facts.inherited else {
+        return;
+    };
+    let before = said_before(input.old).filter(|_| *view == InheritedView::Waiting);
+    let Bypass {
+        truth,
+        reason,
+        message,
+    } = before.unwrap_or_else(|| now(view));
+    conditions.set(ConditionType::Bypassed, truth, reason, &message);
+}
+
+fn now(view: &InheritedView<'_>) -> Bypass {
+    let unlisted = view.unlisted();
+    if !unlisted.is_empty() {
+        return Bypass {
+            truth: Truth::True,
+            reason: Reason::InheritedAccess,
+            message: format!(
+                "no policy lists, and may invoke by a grant above the services: {}; groups are not expanded, deny policies are not seen",
+                listed(&unlisted, NAMED)
+            ),
+        };
+    }
+    match view {
+        InheritedView::Waiting => unknown(
+            Reason::Progressing,
+            "grants above the services are being searched for".into(),
+        ),
+        InheritedView::Unplaced => unknown(
+            Reason::Progressing,
+            "no search shows where the project is; is it below one of --inherited-scope?".into(),
+        ),
+        InheritedView::Unknown(fault)
+        | InheritedView::Known {
+            unseen: Some(fault),
+            ..
+        } => unknown(fault.class.row().reason, not_seen(fault)),
+        InheritedView::Known { unseen: None, .. } => Bypass {
+            truth: Truth::False,
+            reason: Reason::InSync,
+            message: "nobody whom no policy lists may invoke by a grant on the project, a folder or the organization".into(),
+        },
+    }
+}
+
+fn unknown(reason: Reason, message: String) -> Bypass {
+    Bypass {
+        truth: Truth::Unknown,
+        reason,
+        message,
+    }
+}
+
+fn not_seen(fault: &Fault) -> String {
+    format!(
+        "grants above the services cannot be seen: {}; it takes cloudasset.assets.searchAllIamPolicies and iam.roles.get on each --inherited-scope",
+        fault.message.trim_end_matches('.')
+    )
+}
