@@ -8,7 +8,10 @@ use super::{
     audit::{Caller, Change},
     with_type,
 };
-use crate::exchange::{Call, json as respond};
+use crate::{
+    exchange::{Call, json as respond},
+    google,
+};
 
 /// Answers one request.
 pub fn answer(run: &Run, call: &Call) -> Response<Body> {
@@ -32,28 +35,18 @@ pub fn answer(run: &Run, call: &Call) -> Response<Body> {
     }
 }
 
-fn unknown_path() -> Problem {
+pub(crate) fn unknown_path() -> Problem {
     Problem::new(404, "", "")
 }
 
 fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
     let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
     let method = call.method.as_str();
+    if let Some(request) = google::Request::of(method, &parts) {
+        return google::answer(run, call, &request);
+    }
     match (method, parts.as_slice()) {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
-        // The Resource Manager, v3: here a POST, other than on Cloud Run.
-        ("POST", ["v3", "projects", p]) => match p.rsplit_once(':') {
-            Some((p, "getIamPolicy")) => project_policy(run, p),
-            Some((p, "testIamPermissions")) => project_permissions(run, call, p),
-            _ => Err(unknown_path()),
-        },
-        // Identity-Aware Proxy, v1.
-        ("POST", ["v1", "projects", p, "iap_web", place, "services", s]) => {
-            match (place.strip_prefix("cloud_run-"), s.split_once(':')) {
-                (Some(r), Some((s, "getIamPolicy"))) => iap_policy(run, p, r, s),
-                _ => Err(unknown_path()),
-            }
-        }
         // Cloud Logging, and Pub/Sub as far as it is looked at.
         ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
         ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
@@ -181,31 +174,6 @@ fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
         .ok_or_else(|| missing(p, r, s))
 }
 
-fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
-    let mut state = run.lock();
-    state.gate(
-        p,
-        "-",
-        "resourcemanager.projects.getIamPolicy",
-        &format!("projects/{p}"),
-        false,
-    )?;
-    let bindings = state.projects.get(p).cloned().unwrap_or_else(|| json!([]));
-    Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
-}
-
-fn iap_policy(run: &Run, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
-    let mut state = run.lock();
-    let place = format!("projects/{p}/iap_web/cloud_run-{r}/services/{s}");
-    state.gate(p, r, "iap.webServices.getIamPolicy", &place, false)?;
-    let bindings = state
-        .iap
-        .get(&key(p, r, s))
-        .cloned()
-        .unwrap_or_else(|| json!([]));
-    Ok(json!({"version": 1, "etag": "BwWWja0YfJA=", "bindings": bindings}))
-}
-
 /// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do
 /// not get that far.
 fn set_policy(
@@ -263,7 +231,7 @@ fn try_set_policy(
     if !request["policy"].is_object() {
         return Err(Problem::invalid("policy is required"));
     }
-    let etag = state.next_etag(&run.clock);
+    let etag = state.etags.next(&run.clock);
     let world = state.world.clone();
     let service = state
         .services
@@ -273,25 +241,12 @@ fn try_set_policy(
     service.policy.set(&request, &world, etag)?;
     let after = service.policy.view(3);
     *bindings = Some((before["bindings"].clone(), after["bindings"].clone()));
+    state.changed(&run.clock, &resource(p, r, s));
     Ok(after)
 }
 
-/// What the caller holds of what was asked for; of a project that is not there, or that may not be
-/// seen, nothing.
-fn project_permissions(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
-    let state = run.lock();
-    let asked = call.json();
-    let held = held_permissions(&state, p, &asked);
-    let there =
-        state.services.keys().any(|k| k.0 == p) || state.world.denied.iter().any(|(q, _)| q == p);
-    Ok(if held.is_empty() || !there {
-        json!({})
-    } else {
-        json!({"permissions": held})
-    })
-}
-
-fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
+/// What the caller holds of what was asked for.
+pub(crate) fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
     let list = asked["permissions"].as_array().into_iter().flatten();
     list.filter(|v| {
         v.as_str()
