@@ -26,6 +26,14 @@ pub const IAP: Api = Api {
     service: "iap.googleapis.com",
     title: "Cloud Identity-Aware Proxy API",
 };
+pub const IAM: Api = Api {
+    service: "iam.googleapis.com",
+    title: "Identity and Access Management (IAM) API",
+};
+pub const TROUBLESHOOTER: Api = Api {
+    service: "policytroubleshooter.googleapis.com",
+    title: "Policy Troubleshooter API",
+};
 pub const ASSET: Api = Api {
     service: "cloudasset.googleapis.com",
     title: "Cloud Asset API",

@@ -14,6 +14,7 @@ projects/P/locations/R/services/S, projects/P/iap_web/cloud_run-R/services/S):
   POST   /policies                      {resource, bindings} replaces an allow policy behind the operator's back
   POST   /roles                         {name: projects/P/roles/R, permissions: [run.routes.invoke]} a custom role
   POST   /groups                        {group: group:E-MAIL, members: [E-MAIL]} whom whoever asks can see in a group
+  POST   /deny                          {resource, policies: [{id, displayName?, rules: [{denyRule: {deniedPrincipals, deniedPermissions, ...}}]}]} instead of those that are attached
   POST   /iap                           {resource, settings} settings of Identity-Aware Proxy
 ";
 
@@ -33,6 +34,8 @@ pub fn act(run: &Run, method: &str, path: &[&str], body: &Value) -> Option<Resul
             run.set_group(group, strings(list(body, "members")?)?);
             Ok(())
         }),
+        ("POST", ["deny"]) => text(body, "resource")
+            .and_then(|resource| run.set_deny_policies(resource, &body["policies"])),
         ("POST", ["iap"]) => text(body, "resource")
             .and_then(|resource| run.set_iap_settings(resource, &body["settings"])),
         _ => return None,

@@ -9,6 +9,7 @@ pub mod asset;
 mod asset_index;
 mod asset_query;
 pub mod control;
+mod deny;
 pub mod hierarchy;
 mod iap;
 mod request;
@@ -17,6 +18,7 @@ pub mod roles;
 mod setup;
 #[cfg(test)]
 mod tests;
+mod troubleshooter;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -40,6 +42,8 @@ pub(crate) struct Google {
     pub groups: BTreeMap<String, BTreeSet<String>>,
     /// Web resources of Identity-Aware Proxy, by `projects/ID/iap_web…`.
     pub iap: BTreeMap<String, iap::WebResource>,
+    /// Deny policies by the node that they are attached to.
+    pub deny: BTreeMap<String, Vec<deny::DenyPolicy>>,
     /// What the search of Cloud Asset sees, while that lags behind.
     index: Option<asset_index::Index>,
     /// Apart from those of Cloud Run, whose etags do not depend on what else is changed.
@@ -53,6 +57,8 @@ pub fn answer(run: &Run, call: &Call, request: &Request<'_>) -> Result<Value, Pr
     match request {
         Request::Node(node) => resource_manager::answer(run, call, node),
         Request::Iap(iap) => iap::answer(run, call, iap),
+        Request::Deny(deny) => deny::answer(run, call, deny),
+        Request::Troubleshoot => troubleshooter::answer(run, call),
         Request::Search { scope } => asset::search(run, call, scope),
     }
 }

@@ -11,6 +11,19 @@ pub enum Request<'a> {
     Search { scope: String },
     /// Identity-Aware Proxy, of a web resource of Cloud Run.
     Iap(IapRequest<'a>),
+    /// IAM v2: deny policies.
+    Deny(DenyRequest),
+    /// Policy Troubleshooter: `PolicyTroubleshooter.TroubleshootIamPolicy`.
+    Troubleshoot,
+}
+
+/// A request about deny policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DenyRequest {
+    /// `projects/P`, `folders/N` or `organizations/N`, from the attachment point.
+    pub node: String,
+    /// Of one policy; without it, all are listed.
+    pub id: Option<String>,
 }
 
 /// A request about a web resource of Identity-Aware Proxy.
@@ -56,6 +69,8 @@ impl<'a> Request<'a> {
             (_, ["v1", "projects", project, path @ ..]) if !path.is_empty() => {
                 of_web_resource(method, project, &path.join("/"))
             }
+            ("POST", ["v3", "iam:troubleshoot"]) => Some(Self::Troubleshoot),
+            ("GET", ["v2", "policies", path @ ..]) => of_deny_policy(path),
             (_, [version, collection, last]) => of_node(method, version, collection, last),
             _ => None,
         }
@@ -66,6 +81,9 @@ impl<'a> Request<'a> {
         match self {
             Self::Node(node) => node.rpc(),
             Self::Search { .. } => "AssetService.SearchAllIamPolicies".into(),
+            Self::Deny(deny) if deny.id.is_some() => "Policies.GetPolicy".into(),
+            Self::Deny(_) => "Policies.ListPolicies".into(),
+            Self::Troubleshoot => "PolicyTroubleshooter.TroubleshootIamPolicy".into(),
             Self::Iap(iap) => {
                 let method = match iap.verb {
                     IapVerb::GetIamPolicy => "GetIamPolicy",
@@ -135,6 +153,22 @@ fn of_node<'a>(
         verb,
     };
     Some(Request::Node(node))
+}
+
+/// `policies/{attachmentPoint}/denypolicies[/ID]`. The slashes of the attachment point come encoded,
+/// by some clients twice.
+fn of_deny_policy(path: &[&str]) -> Option<Request<'static>> {
+    let path = path.join("/").replace("%2F", "/");
+    let path = path.strip_prefix("cloudresourcemanager.googleapis.com/")?;
+    let parts: Vec<&str> = path.split('/').collect();
+    let (node, id) = match parts.as_slice() {
+        [collection, node, "denypolicies"] => (format!("{collection}/{node}"), None),
+        [collection, node, "denypolicies", id] => {
+            (format!("{collection}/{node}"), Some((*id).to_owned()))
+        }
+        _ => return None,
+    };
+    Some(Request::Deny(DenyRequest { node, id }))
 }
 
 fn of_web_resource<'a>(method: &str, project: &'a str, path: &str) -> Option<Request<'a>> {
@@ -211,6 +245,8 @@ mod tests {
     #[test]
     fn paths_of_several_apis_are_told_apart() {
         let service = "projects/p/locations/europe-west1/services/s";
+        let point = "cloudresourcemanager.googleapis.com/projects/p";
+        let encoded = "cloudresourcemanager.googleapis.com%2Fprojects%2Fp";
         let cases = [
             ("GET", "/v1/projects/p".to_owned(), "Projects.GetProject"),
             (
@@ -271,6 +307,26 @@ mod tests {
             (
                 "POST",
                 "/v1/projects/1/iap_web/compute:getIamPolicy".to_owned(),
+                "",
+            ),
+            (
+                "POST",
+                "/v3/iam:troubleshoot".to_owned(),
+                "PolicyTroubleshooter.TroubleshootIamPolicy",
+            ),
+            (
+                "GET",
+                format!("/v2/policies/{point}/denypolicies"),
+                "Policies.ListPolicies",
+            ),
+            (
+                "GET",
+                format!("/v2/policies/{encoded}/denypolicies/x"),
+                "Policies.GetPolicy",
+            ),
+            (
+                "GET",
+                format!("/v2/policies/{point}/accessboundarypolicies"),
                 "",
             ),
             (

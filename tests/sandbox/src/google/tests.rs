@@ -38,21 +38,21 @@ async fn ask_with(
     (status, serde_json::from_slice(&bytes).unwrap_or_default())
 }
 
-async fn get(run: &Run, target: &str) -> (u16, Value) {
+pub async fn get(run: &Run, target: &str) -> (u16, Value) {
     ask(run, Method::GET, target, Value::Null).await
 }
 
-async fn post(run: &Run, target: &str, body: Value) -> (u16, Value) {
+pub async fn post(run: &Run, target: &str, body: Value) -> (u16, Value) {
     ask(run, Method::POST, target, body).await
 }
 
-fn to(role: &str, members: &[&str]) -> Value {
+pub fn to(role: &str, members: &[&str]) -> Value {
     json!({"role": role, "members": members})
 }
 
 /// organizations/1 > folders/10 > folders/11 > shop (number 77), with a service; and another
 /// project under the default organization.
-fn world() -> Run {
+pub fn world() -> Run {
     let run = Run::new(Clock::default());
     run.put_organization("organizations/1", None).unwrap();
     run.put_folder("folders/10", Some("eu"), Some("organizations/1"))
@@ -492,4 +492,60 @@ async fn identity_aware_proxy_has_settings() {
     let (_, above) = get(&run, "/v1/projects/77/iap_web:iapSettings").await;
     assert_eq!(above, json!({"name": "projects/77/iap_web"}));
     assert!(run.set_iap_settings("projects/shop", &settings).is_err());
+}
+
+#[tokio::test]
+async fn deny_policies_are_listed_without_their_rules() {
+    let run = world();
+    let rule = json!({"denyRule": {"deniedPrincipals": ["principalSet://goog/public:all"],
+        "deniedPermissions": ["run.googleapis.com/routes.invoke"]}});
+    let policies = json!([{"id": "first", "rules": [rule]}, {"id": "second", "rules": [rule]}]);
+    run.set_deny_policies("projects/shop", &policies).unwrap();
+    let point = |node: &str| {
+        format!(
+            "/v2/policies/cloudresourcemanager.googleapis.com%2F{}/denypolicies",
+            node.replace('/', "%2F")
+        )
+    };
+    let name = "policies/cloudresourcemanager.googleapis.com%2Fprojects%2F77/denypolicies";
+    let (status, list) = get(&run, &point("projects/shop")).await;
+    assert_eq!(
+        (status, &list["policies"][1]["name"]),
+        (200, &json!(format!("{name}/second")))
+    );
+    assert!(list["policies"][0].get("rules").is_none(), "{list}");
+    let (_, first) = get(&run, &format!("{}?pageSize=1", point("projects/77"))).await;
+    assert_eq!(first["nextPageToken"], "1");
+    let (_, one) = get(&run, &format!("/v2/{name}/first")).await;
+    assert_eq!(
+        (&one["rules"][0], &one["kind"]),
+        (&rule, &json!("DenyPolicy"))
+    );
+    let cases = [
+        (format!("/v2/{name}/third"), 404),
+        (point("folders/404"), 403),
+        (point("folders/x"), 400),
+        (format!("{}?pageSize=x", point("folders/10")), 400),
+        (point("folders/10"), 200),
+    ];
+    for (target, status) in cases {
+        assert_eq!(get(&run, &target).await.0, status, "{target}");
+    }
+    let denied = ("shop".to_owned(), "iam.denypolicies.list".to_owned());
+    run.change_world(|w| w.denied = [denied].into());
+    assert_eq!(get(&run, &point("projects/shop")).await.0, 403);
+    run.change_world(|w| w.quotas = [("iam.googleapis.com".to_owned(), 0)].into());
+    assert_eq!(get(&run, &point("folders/10")).await.0, 429);
+    for odd in [
+        json!([{"id": "x", "rules": [{"denyRule": {"deniedPrincipals": ["user:a@acme.com"], "deniedPermissions": ["run.googleapis.com/routes.invoke"]}}]}]),
+        json!([{"id": "x", "rules": [{"denyRule": {"deniedPrincipals": ["principal://goog/subject/a@b.co"], "deniedPermissions": ["run.routes.invoke"]}}]}]),
+        json!([{"id": "x", "rules": [{}]}]),
+        json!([{"rules": []}]),
+        json!({}),
+    ] {
+        assert!(
+            run.set_deny_policies("projects/shop", &odd).is_err(),
+            "{odd}"
+        );
+    }
 }
