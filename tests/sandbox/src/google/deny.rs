@@ -65,8 +65,11 @@ impl DenyPolicy {
         let mut shown = json!({
             "name": format!("policies/cloudresourcemanager.googleapis.com%2F{point}/denypolicies/{}", self.id),
             "uid": format!("00000000-0000-4000-a000-{uid:012x}"),
-            "kind": "DenyPolicy", "displayName": self.display_name, "etag": self.etag,
+            "kind": "DenyPolicy", "etag": self.etag,
             "createTime": self.created, "updateTime": self.created});
+        if !self.display_name.is_empty() {
+            shown["displayName"] = json!(self.display_name);
+        }
         if with_rules {
             shown["rules"] = json!(self.rules);
         }

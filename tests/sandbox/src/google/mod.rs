@@ -10,6 +10,7 @@ mod asset_index;
 mod asset_query;
 pub mod control;
 mod deny;
+mod enums;
 pub mod hierarchy;
 mod iap;
 mod request;
@@ -30,7 +31,7 @@ pub use request::{Request, rpc};
 use crate::{
     clock::Clock,
     exchange::Call,
-    run::{Etags, Problem, Run, State, policy::StoredPolicy},
+    run::{Etags, Problem, Run, State, policy::StoredPolicy, rest::integers},
 };
 
 /// What these APIs know.
@@ -54,13 +55,17 @@ pub(crate) struct Google {
 
 /// Answers a request.
 pub fn answer(run: &Run, call: &Call, request: &Request<'_>) -> Result<Value, Problem> {
-    match request {
+    let mut answer = match request {
         Request::Node(node) => resource_manager::answer(run, call, node),
         Request::Iap(iap) => iap::answer(run, call, iap),
         Request::Deny(deny) => deny::answer(run, call, deny),
         Request::Troubleshoot => troubleshooter::answer(run, call),
         Request::Search { scope } => asset::search(run, call, scope),
+    }?;
+    if integers(call) {
+        enums::number(&mut answer);
     }
+    Ok(answer)
 }
 
 impl State {

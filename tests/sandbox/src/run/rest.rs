@@ -120,7 +120,7 @@ enum Version {
 }
 
 /// `$alt=json;enum-encoding=int` asks for enums as numbers.
-fn integers(call: &Call) -> bool {
+pub(crate) fn integers(call: &Call) -> bool {
     call.param("$alt")
         .is_some_and(|v| v.contains("enum-encoding=int"))
 }

@@ -104,6 +104,14 @@ fn rule(state: &State, access: &Access, rule: &Value) -> (Verdict, Value) {
         "combinedExceptionPermission": matching(spared), "exceptionPermissions": spared_map,
         "combinedDeniedPrincipal": member(principal), "deniedPrincipals": principal_map,
         "combinedExceptionPrincipal": member(excepted), "exceptionPrincipals": excepted_map});
+    // Empty maps are not written.
+    for field in ["exceptionPermissions", "exceptionPrincipals"] {
+        if explained[field].as_object().is_some_and(Map::is_empty)
+            && let Some(fields) = explained.as_object_mut()
+        {
+            fields.remove(field);
+        }
+    }
     if rule["denialCondition"].is_object() {
         explained["condition"] = rule["denialCondition"].clone();
         explained["conditionExplanation"] = verdict::explanation(condition);
