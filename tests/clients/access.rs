@@ -58,8 +58,28 @@ async fn sandbox() -> Sandbox {
     sandbox
 }
 
+fn texts<'a>(list: &'a Value, field: &str) -> Vec<&'a str> {
+    let entries = list.as_array().into_iter().flatten();
+    entries.filter_map(|entry| entry[field].as_str()).collect()
+}
+
 fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    let value = serde_json::from_str(text);
+    assert!(value.is_ok(), "{text}");
+    value.unwrap()
+}
+
+/// The arguments of a search, two results on a page.
+fn search(scope: &'static str) -> [&'static str; 7] {
+    [
+        "asset",
+        "search-all-iam-policies",
+        INVOKE,
+        "--format=json",
+        "--page-size=2",
+        "--scope",
+        scope,
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -69,61 +89,60 @@ async fn gcloud_finds_who_can_invoke_above_the_service() {
     };
     let sandbox = sandbox().await;
     let gcloud = common::gcloud(program, &sandbox);
-    let search = [
-        "asset",
-        "search-all-iam-policies",
-        INVOKE,
-        "--format=json",
-        "--page-size=2",
-    ];
-    let within = |scope: &'static str| [search.as_slice(), &["--scope", scope]].concat();
-    let found = parsed(&gcloud.ok(&within("organizations/1")).await);
-    let names: Vec<&str> = found
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|r| r["resource"].as_str())
-        .collect();
+    let found = parsed(&gcloud.ok(&search("organizations/1")).await);
+    let project = format!("{MANAGER}/projects/acme-prod");
     assert_eq!(
-        names,
-        [
-            &format!("{MANAGER}/folders/10"),
-            &format!("{MANAGER}/projects/acme-prod"),
-            WEB
-        ]
+        texts(&found, "resource"),
+        [&format!("{MANAGER}/folders/10"), &project, WEB]
     );
-    assert_eq!(
-        found[2]["policy"]["bindings"][0]["members"],
-        json!(["user:a@acme.com", "user:d@acme.com"])
-    );
-    assert_eq!(
-        sandbox
-            .journal
-            .calls(0, "AssetService.SearchAllIamPolicies"),
-        2,
-        "three results, two on a page"
-    );
-    let (fine, text) = gcloud.run(&within("folders/404"), "").await;
+    let members = &found[2]["policy"]["bindings"][0]["members"];
+    assert_eq!(*members, json!(["user:a@acme.com", "user:d@acme.com"]));
+    let pages = sandbox
+        .journal
+        .calls(0, "AssetService.SearchAllIamPolicies");
+    assert_eq!(pages, 2, "three results, two on a page");
+    let (fine, text) = gcloud.run(&search("folders/404"), "").await;
     assert!(
         !fine && text.contains("reason: IAM_PERMISSION_DENIED"),
         "{text}"
     );
 
+    let member = "--member=user:new@acme.com";
+    let (role, condition) = ("--role=roles/run.invoker", "--condition=None");
+    let add = [
+        "projects",
+        "add-iam-policy-binding",
+        "acme-prod",
+        member,
+        role,
+        condition,
+    ];
+    assert!(gcloud.ok(&add).await.contains("user:new@acme.com"));
+    let found = parsed(&gcloud.ok(&search("projects/acme-prod")).await);
+    let bindings = found[0]["policy"]["bindings"].as_array().unwrap();
+    assert_eq!(bindings.len(), 2, "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn gcloud_climbs_from_a_project_to_its_organization() {
+    let Some(program) = need("gcloud") else {
+        return;
+    };
+    let sandbox = sandbox().await;
+    let gcloud = common::gcloud(program, &sandbox);
     let ancestors = gcloud.ok(&["projects", "get-ancestors", "acme-prod"]).await;
     let words: Vec<&str> = ancestors.split_whitespace().collect();
-    assert_eq!(
-        words,
-        [
-            "ID",
-            "TYPE",
-            "acme-prod",
-            "project",
-            "10",
-            "folder",
-            "1",
-            "organization"
-        ]
-    );
+    let expected = [
+        "ID",
+        "TYPE",
+        "acme-prod",
+        "project",
+        "10",
+        "folder",
+        "1",
+        "organization",
+    ];
+    assert_eq!(words, expected);
     let policy = gcloud
         .ok(&["projects", "get-iam-policy", "acme-prod", "--format=json"])
         .await;
@@ -133,38 +152,18 @@ async fn gcloud_finds_who_can_invoke_above_the_service() {
         "get-ancestors-iam-policy",
         "acme-prod",
         "--include-deny",
-        "--format=json",
     ];
-    let chain = parsed(&gcloud.ok(&chain).await);
-    let types: Vec<&str> = chain
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|c| c["type"].as_str())
-        .collect();
+    let chain = parsed(
+        &gcloud
+            .ok(&[chain.as_slice(), &["--format=json"]].concat())
+            .await,
+    );
+    // Twice the folder: its deny policy is an entry of its own.
     assert_eq!(
-        types,
-        ["project", "folder", "folder", "organization"],
-        "the folder's deny policy too"
+        texts(&chain, "type"),
+        ["project", "folder", "folder", "organization"]
     );
     assert_eq!(sandbox.journal.calls(0, "ListPolicies"), 3);
-
-    let member = "--member=user:new@acme.com";
-    let add = [
-        "projects",
-        "add-iam-policy-binding",
-        "acme-prod",
-        member,
-        "--role=roles/run.invoker",
-        "--condition=None",
-    ];
-    assert!(gcloud.ok(&add).await.contains("user:new@acme.com"));
-    let found = parsed(&gcloud.ok(&within("projects/acme-prod")).await);
-    assert_eq!(
-        found[0]["policy"]["bindings"].as_array().unwrap().len(),
-        2,
-        "{found}"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -124,3 +124,117 @@ fn strings(list: &Value) -> Result<BTreeSet<String>, String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Clock;
+
+    #[test]
+    fn what_is_not_of_its_form_is_refused() {
+        let run = Run::new(Clock::default());
+        run.deploy("p", "r", "s", &[]);
+        let service = "projects/p/locations/r/services/s";
+        let cases = [
+            (
+                "hierarchy",
+                json!({"folders": [{"name": "folders/1"}]}),
+                true,
+            ),
+            (
+                "hierarchy",
+                json!({"projects": [{"id": "q", "parent": "folders/1"}]}),
+                true,
+            ),
+            (
+                "hierarchy",
+                json!({"projects": [{"id": "q", "parent": "folders/2"}]}),
+                false,
+            ),
+            ("hierarchy", json!({"folders": [{}]}), false),
+            (
+                "policies",
+                json!({"resource": service, "bindings": []}),
+                true,
+            ),
+            (
+                "policies",
+                json!({"resource": "projects/new", "bindings": []}),
+                true,
+            ),
+            (
+                "policies",
+                json!({"resource": "projects/p/iap_web", "bindings": []}),
+                true,
+            ),
+            (
+                "policies",
+                json!({"resource": "folders/9", "bindings": []}),
+                false,
+            ),
+            (
+                "policies",
+                json!({"resource": format!("{service}x"), "bindings": []}),
+                false,
+            ),
+            ("policies", json!({"resource": service}), false),
+            (
+                "roles",
+                json!({"name": "projects/p/roles/r", "permissions": ["a.b"]}),
+                true,
+            ),
+            (
+                "roles",
+                json!({"name": "projects/p/roles/r", "permissions": [1]}),
+                false,
+            ),
+            (
+                "groups",
+                json!({"group": "group:g@acme.com", "members": ["a@acme.com"]}),
+                true,
+            ),
+            ("groups", json!({"members": []}), false),
+            (
+                "deny",
+                json!({"resource": "folders/1", "policies": []}),
+                true,
+            ),
+            ("deny", json!({"resource": "folders/1"}), false),
+            (
+                "iap",
+                json!({"resource": "projects/p/iap_web", "settings": {}}),
+                true,
+            ),
+            ("iap", json!({"resource": "projects/p/iap_web"}), false),
+        ];
+        for (path, body, is_fine) in cases {
+            let result = act(&run, "POST", &[path], &body).unwrap();
+            assert_eq!(result.is_ok(), is_fine, "{path} {body}: {result:?}");
+        }
+        let shown = act(&run, "GET", &["hierarchy"], &Value::Null)
+            .unwrap()
+            .unwrap();
+        assert_eq!(shown["projects/q"]["parent"], "folders/1");
+        assert!(act(&run, "GET", &["services"], &Value::Null).is_none());
+    }
+
+    #[test]
+    fn the_world_of_these_apis() {
+        let mut world = World::default();
+        let body = json!({"searchDelayMilliseconds": 5, "quotas": {"iam.googleapis.com": 5},
+            "disabledServices": [{"project": "*", "service": "cloudasset.googleapis.com"}]});
+        change_world(&mut world, &body).unwrap();
+        assert_eq!(world.search_delay, std::time::Duration::from_millis(5));
+        assert_eq!(world.quotas["iam.googleapis.com"], 5);
+        assert_eq!(world.disabled_services.len(), 1);
+        for odd in [
+            json!({"searchDelayMilliseconds": "x"}),
+            json!({"quotas": []}),
+            json!({"quotas": {"iam.googleapis.com": "x"}}),
+            json!({"disabledServices": [{"project": "p"}]}),
+            json!({"disabledServices": {}}),
+        ] {
+            assert!(change_world(&mut world, &odd).is_err(), "{odd}");
+        }
+    }
+}

@@ -242,113 +242,95 @@ pub fn rpc(method: &str, path: &str) -> String {
 mod tests {
     use super::*;
 
+    /// HTTP method, path, method of an API.
+    const PATHS: [(&str, &str, &str); 25] = [
+        ("GET", "/v1/projects/p", "Projects.GetProject"),
+        ("GET", "/v3/projects/example.com:p", "Projects.GetProject"),
+        ("POST", "/v1/projects/p:getAncestry", "Projects.GetAncestry"),
+        ("POST", "/v3/projects/p:getAncestry", ""),
+        (
+            "POST",
+            "/v1/projects/p:getIamPolicy",
+            "Projects.GetIamPolicy",
+        ),
+        (
+            "POST",
+            "/v3/projects/example.com:p:setIamPolicy",
+            "Projects.SetIamPolicy",
+        ),
+        ("GET", "/v3/projects/p:getIamPolicy", ""),
+        ("GET", "/v2/folders/1", "Folders.GetFolder"),
+        ("POST", "/v2/folders/1:getIamPolicy", "Folders.GetIamPolicy"),
+        ("GET", "/v1/folders/1", ""),
+        (
+            "GET",
+            "/v3/organizations/1",
+            "Organizations.GetOrganization",
+        ),
+        (
+            "POST",
+            "/v1/organizations/1:setIamPolicy",
+            "Organizations.SetIamPolicy",
+        ),
+        (
+            "GET",
+            "/v1/folders/1:searchAllIamPolicies",
+            "AssetService.SearchAllIamPolicies",
+        ),
+        ("POST", "/v1/folders/1:searchAllIamPolicies", ""),
+        (
+            "POST",
+            "/v1/projects/1/iap_web/cloud_run-r/services/s:getIamPolicy",
+            "IdentityAwareProxyAdminService.GetIamPolicy",
+        ),
+        (
+            "GET",
+            "/v1/projects/1/iap_web/cloud_run-r:iapSettings",
+            "IdentityAwareProxyAdminService.GetIapSettings",
+        ),
+        ("POST", "/v1/projects/1/iap_web/compute:getIamPolicy", ""),
+        (
+            "POST",
+            "/v3/iam:troubleshoot",
+            "PolicyTroubleshooter.TroubleshootIamPolicy",
+        ),
+        (
+            "GET",
+            "/v2/policies/cloudresourcemanager.googleapis.com/projects/p/denypolicies",
+            "Policies.ListPolicies",
+        ),
+        (
+            "GET",
+            "/v2/policies/cloudresourcemanager.googleapis.com%2Fprojects%2Fp/denypolicies/x",
+            "Policies.GetPolicy",
+        ),
+        (
+            "GET",
+            "/v2/projects/p/locations/r/services/s:getIamPolicy",
+            "Services.GetIamPolicy",
+        ),
+        (
+            "POST",
+            "/v1/projects/p/locations/r/services/s:setIamPolicy",
+            "Services.SetIamPolicy",
+        ),
+        (
+            "GET",
+            "/v2/projects/p/locations/r/services/s",
+            "Services.GetService",
+        ),
+        (
+            "GET",
+            "/v1/projects/p/locations/-/services",
+            "Services.ListServices",
+        ),
+        ("GET", "/nowhere", ""),
+    ];
+
     #[test]
     fn paths_of_several_apis_are_told_apart() {
-        let service = "projects/p/locations/europe-west1/services/s";
-        let point = "cloudresourcemanager.googleapis.com/projects/p";
-        let encoded = "cloudresourcemanager.googleapis.com%2Fprojects%2Fp";
-        let cases = [
-            ("GET", "/v1/projects/p".to_owned(), "Projects.GetProject"),
-            (
-                "GET",
-                "/v3/projects/example.com:p".to_owned(),
-                "Projects.GetProject",
-            ),
-            (
-                "POST",
-                "/v1/projects/p:getAncestry".to_owned(),
-                "Projects.GetAncestry",
-            ),
-            ("POST", "/v3/projects/p:getAncestry".to_owned(), ""),
-            (
-                "POST",
-                "/v1/projects/p:getIamPolicy".to_owned(),
-                "Projects.GetIamPolicy",
-            ),
-            (
-                "POST",
-                "/v3/projects/example.com:p:setIamPolicy".to_owned(),
-                "Projects.SetIamPolicy",
-            ),
-            ("GET", "/v3/projects/p:getIamPolicy".to_owned(), ""),
-            ("GET", "/v2/folders/1".to_owned(), "Folders.GetFolder"),
-            (
-                "POST",
-                "/v2/folders/1:getIamPolicy".to_owned(),
-                "Folders.GetIamPolicy",
-            ),
-            ("GET", "/v1/folders/1".to_owned(), ""),
-            (
-                "GET",
-                "/v3/organizations/1".to_owned(),
-                "Organizations.GetOrganization",
-            ),
-            (
-                "POST",
-                "/v1/organizations/1:setIamPolicy".to_owned(),
-                "Organizations.SetIamPolicy",
-            ),
-            (
-                "GET",
-                "/v1/folders/1:searchAllIamPolicies".to_owned(),
-                "AssetService.SearchAllIamPolicies",
-            ),
-            ("POST", "/v1/folders/1:searchAllIamPolicies".to_owned(), ""),
-            (
-                "POST",
-                "/v1/projects/1/iap_web/cloud_run-r/services/s:getIamPolicy".to_owned(),
-                "IdentityAwareProxyAdminService.GetIamPolicy",
-            ),
-            (
-                "GET",
-                "/v1/projects/1/iap_web/cloud_run-r:iapSettings".to_owned(),
-                "IdentityAwareProxyAdminService.GetIapSettings",
-            ),
-            (
-                "POST",
-                "/v1/projects/1/iap_web/compute:getIamPolicy".to_owned(),
-                "",
-            ),
-            (
-                "POST",
-                "/v3/iam:troubleshoot".to_owned(),
-                "PolicyTroubleshooter.TroubleshootIamPolicy",
-            ),
-            (
-                "GET",
-                format!("/v2/policies/{point}/denypolicies"),
-                "Policies.ListPolicies",
-            ),
-            (
-                "GET",
-                format!("/v2/policies/{encoded}/denypolicies/x"),
-                "Policies.GetPolicy",
-            ),
-            (
-                "GET",
-                format!("/v2/policies/{point}/accessboundarypolicies"),
-                "",
-            ),
-            (
-                "GET",
-                format!("/v2/{service}:getIamPolicy"),
-                "Services.GetIamPolicy",
-            ),
-            (
-                "POST",
-                format!("/v1/{service}:setIamPolicy"),
-                "Services.SetIamPolicy",
-            ),
-            ("GET", format!("/v2/{service}"), "Services.GetService"),
-            (
-                "GET",
-                "/v1/projects/p/locations/-/services".to_owned(),
-                "Services.ListServices",
-            ),
-            ("GET", "/nowhere".to_owned(), ""),
-        ];
-        for (method, path, name) in cases {
-            assert_eq!(rpc(method, &path), name, "{method} {path}");
+        for (method, path, name) in PATHS {
+            assert_eq!(rpc(method, path), name, "{method} {path}");
         }
     }
 }

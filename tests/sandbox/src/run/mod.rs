@@ -96,7 +96,8 @@ pub struct World {
     /// Requests per minute and consumer of an API other than Cloud Run, by service name, such as
     /// `iam.googleapis.com`: 5, the quota of IAM v2.
     pub quotas: BTreeMap<String, usize>,
-    /// How long a change of a policy takes to be found by Cloud Asset's search.
+    /// How long a change of a policy takes to be found by Cloud Asset's search. Where a resource
+    /// hangs, and what a custom role contains, is found at once.
     pub search_delay: Duration,
     /// Projects that do not exist.
     pub gone: BTreeSet<String>,
@@ -107,7 +108,7 @@ pub struct World {
     pub write_quota: Option<usize>,
     /// Say only "Request contains an invalid argument." about unknown members.
     pub terse: bool,
-    /// The most services on a page, whatever the client asks for.
+    /// The most services or search results on a page, whatever the client asks for.
     pub page_cap: Option<usize>,
     /// Log sinks of projects, as the Logging API shows them.
     pub sinks: BTreeMap<String, Vec<Value>>,

@@ -318,7 +318,7 @@ fn get(
     state.gate(p, r, "run.services.get", &resource(p, r, s), false)?;
     match (state.services.get(&key(p, r, s)), version) {
         (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers)),
-        (Some(service), Version::V1) => Ok(v1(&key(p, r, s), service)),
+        (Some(service), Version::V1) => Ok(v1(&state, &key(p, r, s), service)),
         (None, Version::V2) => Err(Problem::new(
             404,
             "NOT_FOUND",
@@ -415,7 +415,7 @@ fn list_v1(run: &Run, call: &Call, p: &str, region: Option<&str>) -> Result<Valu
         meta["continue"] = json!(next);
     }
     let mut value = json!({"apiVersion": "serving.knative.dev/v1", "kind": "ServiceList", "metadata": meta,
-        "items": page.iter().map(|(k, s)| v1(k, s)).collect::<Vec<_>>()});
+        "items": page.iter().map(|(k, s)| v1(&state, k, s)).collect::<Vec<_>>()});
     if region.is_none() && !state.world.unreachable.is_empty() {
         value["unreachable"] = json!(state.world.unreachable);
     }
@@ -500,7 +500,12 @@ const INGRESS: [&str; 5] = [
 ];
 
 /// The Knative form. `gcloud` reads many of these fields without asking whether they are there.
-fn v1(k: &ServiceKey, s: &Service) -> Value {
+fn v1(state: &super::State, k: &ServiceKey, s: &Service) -> Value {
+    let project = state
+        .google
+        .hierarchy
+        .numbered(&format!("projects/{}", k.0));
+    let number = project.trim_start_matches("projects/");
     let mut labels = json!(s.labels);
     labels["cloud.googleapis.com/location"] = json!(k.1);
     let mut annotations = json!({"serving.knative.dev/creator": "deployer@acme.com",
@@ -523,10 +528,10 @@ fn v1(k: &ServiceKey, s: &Service) -> Value {
     let revision = format!("{}-00001-abc", k.2);
     let condition = |t: &str| json!({"type": t, "status": "True", "lastTransitionTime": s.created});
     json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service",
-        "metadata": {"name": k.2, "namespace": "123456789012", "selfLink": format!("/apis/serving.knative.dev/v1/namespaces/123456789012/services/{}", k.2),
+        "metadata": {"name": k.2, "namespace": number, "selfLink": format!("/apis/serving.knative.dev/v1/namespaces/{number}/services/{}", k.2),
             "uid": s.uid, "resourceVersion": "AAYcXyz", "generation": s.generation, "creationTimestamp": s.created, "labels": labels, "annotations": annotations},
         "spec": {"template": {"metadata": {"name": revision, "annotations": {}, "labels": {}}, "spec": {"containerConcurrency": 80, "timeoutSeconds": 300,
-                "serviceAccountName": "123456789012-compute@developer.gserviceaccount.com",
+                "serviceAccountName": format!("{number}-compute@developer.gserviceaccount.com"),
                 "containers": [{"image": "us-docker.pkg.dev/cloudrun/container/hello", "ports": [{"name": "http1", "containerPort": 8080}], "resources": {"limits": {"cpu": "1000m", "memory": "512Mi"}}}]}},
             "traffic": [{"percent": 100, "latestRevision": true}]},
         "status": {"observedGeneration": s.generation, "conditions": [condition("Ready"), condition("ConfigurationsReady"), condition("RoutesReady")],

@@ -60,94 +60,56 @@ async fn access_comes_from_the_service_and_from_all_above_it() {
     }
 }
 
+const ACCOUNT: &str = "bot@shop.iam.gserviceaccount.com";
+
+/// A member of a policy, who asks, whether the first includes the second.
+const MEMBERS: [(&str, &str, &str); 11] = [
+    ("allUsers", "x@acme.com", "MATCHED"),
+    ("allAuthenticatedUsers", ACCOUNT, "MATCHED"),
+    ("user:x@acme.com", "x@acme.com", "MATCHED"),
+    ("user:x@acme.com", "y@acme.com", "NOT_MATCHED"),
+    (
+        "serviceAccount:bot@shop.iam.gserviceaccount.com",
+        ACCOUNT,
+        "MATCHED",
+    ),
+    ("deleted:user:x@acme.com?uid=1", "x@acme.com", "NOT_MATCHED"),
+    ("group:g@acme.com", "x@acme.com", "UNKNOWN_INFO"),
+    ("domain:acme.com", "x@acme.com", "UNKNOWN_INFO"),
+    ("domain:acme.com", ACCOUNT, "NOT_MATCHED"),
+    (
+        "principal://iam.googleapis.com/locations/global/x",
+        "x@acme.com",
+        "UNKNOWN_UNSUPPORTED",
+    ),
+    ("projectOwner:shop", "x@acme.com", "UNKNOWN_UNSUPPORTED"),
+];
+
 #[tokio::test]
 async fn members_of_every_kind() {
     let run = world();
     run.set_policy("folders/10", &json!([])).unwrap();
-    let account = "bot@shop.iam.gserviceaccount.com";
-    let pool = "principalSet://iam.googleapis.com/locations/global/workforcePools/crew/*";
-    let cases = [
-        ("allUsers", "x@acme.com", "MEMBERSHIP_MATCHED", "CAN_ACCESS"),
-        (
-            "allAuthenticatedUsers",
-            account,
-            "MEMBERSHIP_MATCHED",
-            "CAN_ACCESS",
-        ),
-        (
-            "user:x@acme.com",
-            "x@acme.com",
-            "MEMBERSHIP_MATCHED",
-            "CAN_ACCESS",
-        ),
-        (
-            "user:x@acme.com",
-            "y@acme.com",
-            "MEMBERSHIP_NOT_MATCHED",
-            "CANNOT_ACCESS",
-        ),
-        (
-            "serviceAccount:bot@shop.iam.gserviceaccount.com",
-            account,
-            "MEMBERSHIP_MATCHED",
-            "CAN_ACCESS",
-        ),
-        (
-            "deleted:user:x@acme.com?uid=1",
-            "x@acme.com",
-            "MEMBERSHIP_NOT_MATCHED",
-            "CANNOT_ACCESS",
-        ),
-        (
-            "group:g@acme.com",
-            "x@acme.com",
-            "MEMBERSHIP_UNKNOWN_INFO",
-            "UNKNOWN_INFO",
-        ),
-        (
-            "domain:acme.com",
-            "x@acme.com",
-            "MEMBERSHIP_UNKNOWN_INFO",
-            "UNKNOWN_INFO",
-        ),
-        (
-            "domain:acme.com",
-            account,
-            "MEMBERSHIP_NOT_MATCHED",
-            "CANNOT_ACCESS",
-        ),
-        (
-            pool,
-            "x@acme.com",
-            "MEMBERSHIP_UNKNOWN_UNSUPPORTED",
-            "UNKNOWN_INFO",
-        ),
-        (
-            "projectOwner:shop",
-            "x@acme.com",
-            "MEMBERSHIP_UNKNOWN_UNSUPPORTED",
-            "UNKNOWN_INFO",
-        ),
-    ];
-    for (member, principal, membership, overall) in cases {
-        run.set_bindings(
-            "shop",
-            "europe-west1",
-            "web",
-            &json!([to("roles/run.invoker", &[member])]),
-        );
+    for (member, principal, membership) in MEMBERS {
+        let bindings = json!([to("roles/run.invoker", &[member])]);
+        run.set_bindings("shop", "europe-west1", "web", &bindings);
         let answer = ask(&run, principal, WEB, Value::Null).await;
-        let binding =
-            &answer["allowPolicyExplanation"]["explainedPolicies"][0]["bindingExplanations"][0];
+        let policy = &answer["allowPolicyExplanation"]["explainedPolicies"][0];
+        let binding = &policy["bindingExplanations"][0];
+        let word = json!(format!("MEMBERSHIP_{membership}"));
         assert_eq!(
-            binding["memberships"][member]["membership"], membership,
+            binding["memberships"][member]["membership"], word,
             "{member} {principal}"
         );
         assert_eq!(
-            binding["combinedMembership"]["membership"], membership,
+            binding["combinedMembership"]["membership"], word,
             "{member} {principal}"
         );
         assert_eq!(binding["rolePermission"], "ROLE_PERMISSION_INCLUDED");
+        let overall = match membership {
+            "MATCHED" => "CAN_ACCESS",
+            "NOT_MATCHED" => "CANNOT_ACCESS",
+            _ => "UNKNOWN_INFO",
+        };
         assert_eq!(
             answer["overallAccessState"], overall,
             "{member} {principal}"
