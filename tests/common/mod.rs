@@ -647,10 +647,6 @@ pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
     let text = |s: &str| s.to_owned();
     let env = [
         (
-            "CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN",
-            format!("{}/", sandbox.run_url()),
-        ),
-        (
             "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
             home.join("token").display().to_string(),
         ),
@@ -664,9 +660,26 @@ pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
             text("true"),
         ),
     ];
+    // The sandbox serves all of Google's APIs at one address.
+    let endpoints = [
+        "CLOUDASSET",
+        "CLOUDRESOURCEMANAGER",
+        "IAM",
+        "IAP",
+        "POLICYTROUBLESHOOTER",
+        "RUN",
+    ]
+    .map(|api| {
+        let name = format!("CLOUDSDK_API_ENDPOINT_OVERRIDES_{api}");
+        (name, format!("{}/", sandbox.run_url()))
+    });
     Shell {
         program,
-        env: env.map(|(k, v)| (k.to_owned(), v)).to_vec(),
+        env: env
+            .map(|(k, v)| (k.to_owned(), v))
+            .into_iter()
+            .chain(endpoints)
+            .collect(),
     }
 }
 

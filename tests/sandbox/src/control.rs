@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use crate::{
     exchange::{Call, Handler, Line, json as answer},
     faults::{Faults, Rule},
+    google,
     journal::{Api, Journal},
     kube::Kube,
-    run::Run,
+    run::{Run, World},
 };
 
 const HELP: &str = "The sandbox's control API (JSON in, JSON out):
@@ -20,7 +21,8 @@ const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   POST   /services                      {project, region, name, labels?, invokerIamDisabled?, function?} deploys one
   DELETE /services/P/R/NAME             deletes one
   POST   /members                       {project, region, name, role?, add?, remove?} changes IAM behind the operator's back
-  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, expiredCredentials?, pageCap?, sinks?, subscriptions?}
+  POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, expiredCredentials?, pageCap?, sinks?, subscriptions?,
+                                        disabledServices?: [{project or *, service}], quotas?: {service: requests a minute}, searchDelayMilliseconds?}
   GET    /faults    POST /faults    DELETE /faults    {api, method?, contains?, times?, skip?, fault: {kind: latency|error|drop|lostResponse|hang, ...}}
   POST   /outage                        {api: kube, milliseconds}
   POST   /compact                       forgets the watch history: older watches get 410
@@ -28,6 +30,10 @@ const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   POST   /sink                          {endpoint, topic} publishes entries of the audit log from now on; {} stops that
   GET    /journal?since=N&api=run       the requests so far
 ";
+
+fn help() -> String {
+    format!("{HELP}{}", google::control::HELP)
+}
 
 pub struct Control {
     kube: Arc<Kube>,
@@ -74,6 +80,9 @@ impl Control {
             })
         };
         let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
+        if let Some(result) = google::control::act(&self.run, call.method.as_str(), &parts, &body) {
+            return result;
+        }
         match (call.method.as_str(), parts.as_slice()) {
             ("GET", ["services"]) => Ok(self
                 .run
@@ -135,12 +144,17 @@ impl Control {
                     "terse",
                     "pageCap",
                 ];
+                let is_known = |k: &str| KNOWN.contains(&k) || google::control::WORLD.contains(&k);
                 if let Some(odd) =
-                    body.as_object().into_iter().flatten().map(|(k, _)| k).find(|k| !KNOWN.contains(&k.as_str()))
+                    body.as_object().into_iter().flatten().map(|(k, _)| k).find(|k| !is_known(k))
                 {
-                    return Err(format!("the world has no {odd}; it has {}", KNOWN.join(", ")));
+                    return Err(format!("the world has no {odd}; it has {}, {}", KNOWN.join(", "), google::control::WORLD.join(", ")));
                 }
+                // What is not of its form changes nothing.
+                google::control::change_world(&mut World::default(), &body)?;
+                let mut result = Ok(());
                 self.run.change_world(|w| {
+                    result = google::control::change_world(w, &body);
                     if let Some(s) = set(&body["unknown"]) {
                         w.unknown = s;
                     }
@@ -185,7 +199,7 @@ impl Control {
                         w.subscriptions.insert(name.clone(), subscription.clone());
                     }
                 });
-                Ok(json!({}))
+                result.map(|()| json!({}))
             }
             ("GET", ["faults"]) => Ok(json!(self.faults.rules())),
             ("POST", ["faults"]) => {
@@ -214,7 +228,7 @@ impl Control {
                     _ => true,
                 })))
             }
-            _ => Err(HELP.to_owned()),
+            _ => Err(help()),
         }
     }
 }
@@ -223,7 +237,7 @@ impl Handler for Control {
     fn handle(self: Arc<Self>, call: Call) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move {
             if call.path == "/help" {
-                return Response::new(Body::from(HELP));
+                return Response::new(Body::from(help()));
             }
             if call.path == "/" {
                 let mut page = Response::new(Body::from(include_str!("page.html")));

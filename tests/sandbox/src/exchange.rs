@@ -214,6 +214,10 @@ impl Exchange {
             api: self.api,
             method: call.method.to_string(),
             target: call.target.clone(),
+            rpc: match self.api {
+                Api::Run => crate::google::rpc(call.method.as_str(), &call.path),
+                Api::Kube | Api::Control => String::new(),
+            },
             user_agent: call.header("user-agent").to_owned(),
             accept: call.header("accept").to_owned(),
             status: 0,

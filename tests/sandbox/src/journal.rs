@@ -29,6 +29,10 @@ pub struct Entry {
     pub method: String,
     /// Path and query.
     pub target: String,
+    /// Service and method of a request to Google's APIs, such as
+    /// `AssetService.SearchAllIamPolicies`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rpc: String,
     pub user_agent: String,
     /// What the client asked to be answered with.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -108,6 +112,16 @@ impl Journal {
         {
             entry.status = status;
         }
+    }
+
+    /// How often a method of Google's APIs was called after `number`: `Projects.GetIamPolicy`, or
+    /// `GetIamPolicy` of whatever service.
+    pub fn calls(&self, number: u64, rpc: &str) -> usize {
+        let is_it = |e: &Entry| {
+            let method = e.rpc.rsplit('.').next().unwrap_or_default();
+            e.api == Api::Run && (e.rpc == rpc || method == rpc)
+        };
+        self.since(number, is_it).len()
     }
 
     /// The number of the last request.

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod control;
 pub mod exchange;
 pub mod faults;
+pub mod google;
 pub mod journal;
 pub mod kube;
 pub mod pubsub;

@@ -1,4 +1,5 @@
-//! A Cloud Run Admin API, v1 and v2, as far as services and their IAM policies go.
+//! A Cloud Run Admin API, v1 and v2, as far as services and their IAM policies go, and the state
+//! that it shares with Google's other APIs ([`crate::google`]), which are served at the same address.
 //!
 //! Source: <https://cloud.google.com/run/docs/reference/rest>,
 //! <https://docs.cloud.google.com/iam/docs/allow-policies> and error texts that users quote in
@@ -6,7 +7,7 @@
 
 pub mod audit;
 pub mod policy;
-mod rest;
+pub(crate) mod rest;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use crate::{
     clock::Clock,
     exchange::{Call, Handler},
+    google::Google,
 };
 use audit::{Audit, Caller, Change};
 use policy::StoredPolicy;
@@ -61,7 +63,7 @@ impl Problem {
             details: vec![],
         }
     }
-    fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(400, "INVALID_ARGUMENT", message)
     }
     /// The error document of Google's REST APIs.
@@ -81,12 +83,22 @@ pub struct World {
     pub unknown: BTreeSet<String>,
     /// If set, only members of these domains may be granted (`iam.allowedPolicyMemberDomains`).
     pub permitted_domains: Option<BTreeSet<String>>,
-    /// (project, permission) that the caller lacks.
+    /// (project, permission) that the caller lacks; a folder or an organization is written
+    /// `folders/N`, `organizations/N`.
     pub denied: BTreeSet<(String, String)>,
     /// Credentials that came with a request do not count: they have expired.
     pub expired_credentials: bool,
     /// Projects in which the API is off.
     pub disabled: BTreeSet<String>,
+    /// (consumer project, service) such as (`acme-prod`, `cloudasset.googleapis.com`): an API other
+    /// than Cloud Run that is off. The project `*` stands for every consumer.
+    pub disabled_services: BTreeSet<(String, String)>,
+    /// Requests per minute and consumer of an API other than Cloud Run, by service name, such as
+    /// `iam.googleapis.com`: 5, the quota of IAM v2.
+    pub quotas: BTreeMap<String, usize>,
+    /// How long a change of a policy takes to be found by Cloud Asset's search. Where a resource
+    /// hangs, and what a custom role contains, is found at once.
+    pub search_delay: Duration,
     /// Projects that do not exist.
     pub gone: BTreeSet<String>,
     /// Regions that do not answer a listing over all regions.
@@ -96,7 +108,7 @@ pub struct World {
     pub write_quota: Option<usize>,
     /// Say only "Request contains an invalid argument." about unknown members.
     pub terse: bool,
-    /// The most services on a page, whatever the client asks for.
+    /// The most services or search results on a page, whatever the client asks for.
     pub page_cap: Option<usize>,
     /// Log sinks of projects, as the Logging API shows them.
     pub sinks: BTreeMap<String, Vec<Value>>,
@@ -105,17 +117,31 @@ pub struct World {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    services: BTreeMap<ServiceKey, Service>,
-    world: World,
-    /// Bindings of projects.
-    projects: BTreeMap<String, Value>,
-    /// Bindings of Identity-Aware Proxy in front of services.
-    iap: BTreeMap<ServiceKey, Value>,
+pub(crate) struct State {
+    pub(crate) services: BTreeMap<ServiceKey, Service>,
+    pub(crate) world: World,
+    /// What Google's other APIs know.
+    pub(crate) google: Google,
     uids: u64,
-    last_etag: i64,
+    etags: Etags,
     /// Times of requests by (project, region, is write), for quotas.
     used: BTreeMap<(String, String, bool), VecDeque<Instant>>,
+}
+
+/// Etags of policies: 0x07 and the time of the change in microseconds, as etags in public samples
+/// decode. Never twice the same.
+#[derive(Debug, Default)]
+pub(crate) struct Etags {
+    last: i64,
+}
+
+impl Etags {
+    pub(crate) fn next(&mut self, clock: &Clock) -> Vec<u8> {
+        self.last = clock.now().as_microsecond().max(self.last + 1);
+        let mut bytes = vec![0x07];
+        bytes.extend_from_slice(&self.last.to_be_bytes()[1..]);
+        bytes
+    }
 }
 
 /// The API.
@@ -135,7 +161,7 @@ impl Run {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,6 +198,7 @@ impl Run {
         state.uids += 1;
         let uid = format!("00000000-0000-4000-9000-{:012x}", state.uids);
         let created = self.clock.now().to_string();
+        state.google.hierarchy.know_project(project, &created);
         let service = state
             .services
             .entry((project.into(), region.into(), name.into()))
@@ -217,13 +244,14 @@ impl Run {
     /// read.
     fn edit(&self, service: &ServiceKey, edit: impl FnOnce(&mut StoredPolicy, Vec<u8>)) {
         let mut state = self.lock();
-        let etag = state.next_etag(&self.clock);
+        let etag = state.etags.next(&self.clock);
         let Some(found) = state.services.get_mut(service) else {
             return;
         };
         let before = found.policy.view(3);
         edit(&mut found.policy, etag);
         let after = found.policy.view(3);
+        state.changed(&self.clock, &service_name(service));
         let mut asked = after.clone();
         asked["etag"] = before["etag"].clone();
         let change = Change {
@@ -241,7 +269,10 @@ impl Run {
     /// Deletes a service, and with it its policy.
     pub fn remove(&self, project: &str, region: &str, name: &str) -> bool {
         let key = (project.into(), region.into(), name.into());
-        let was = self.lock().services.remove(&key).is_some();
+        let mut state = self.lock();
+        let was = state.services.remove(&key).is_some();
+        state.changed(&self.clock, &service_name(&key));
+        drop(state);
         if was {
             self.enter_service("v1", "DeleteService", &key);
         }
@@ -270,7 +301,9 @@ impl Run {
 
     /// Changes who exists and what is allowed.
     pub fn change_world(&self, change: impl FnOnce(&mut World)) {
-        change(&mut self.lock().world);
+        let mut state = self.lock();
+        change(&mut state.world);
+        state.world_changed(&self.clock);
     }
 
     /// The policy of a service as a version 3 reader sees it, without a request.
@@ -316,19 +349,6 @@ impl Run {
         self.enter_service("v2", "UpdateService", &key);
     }
 
-    /// Sets the bindings of a project's own allow policy.
-    pub fn set_project_bindings(&self, project: &str, bindings: &Value) {
-        self.lock()
-            .projects
-            .insert(project.into(), bindings.clone());
-    }
-
-    /// Sets who may pass Identity-Aware Proxy in front of a service.
-    pub fn set_iap_bindings(&self, project: &str, region: &str, name: &str, bindings: &Value) {
-        let key = (project.into(), region.into(), name.into());
-        self.lock().iap.insert(key, bindings.clone());
-    }
-
     /// Adds one member to a role, as `add-iam-policy-binding` does.
     pub fn add_member(&self, project: &str, region: &str, name: &str, role: &str, member: &str) {
         self.edit_member(project, region, name, role, member, true);
@@ -359,11 +379,22 @@ impl Run {
     /// Deletes an identity: its members turn into `deleted:…?uid=…` everywhere.
     pub fn delete_identity(&self, member: &str, uid: u64) {
         let mut state = self.lock();
-        let etag = state.next_etag(&self.clock);
-        for service in state.services.values_mut() {
-            service
-                .policy
-                .rename_member(member, &format!("deleted:{member}?uid={uid}"), &etag);
+        let etag = state.etags.next(&self.clock);
+        let deleted = format!("deleted:{member}?uid={uid}");
+        let mut renamed = Vec::new();
+        for (key, service) in &mut state.services {
+            if service.policy.rename_member(member, &deleted, &etag) {
+                renamed.push(service_name(key));
+            }
+        }
+        renamed.extend(
+            state
+                .google
+                .hierarchy
+                .rename_member(member, &deleted, &etag),
+        );
+        for name in renamed {
+            state.changed(&self.clock, &name);
         }
         if let Some((_, email)) = member.split_once(':') {
             state.world.unknown.insert(email.to_owned());
@@ -389,6 +420,11 @@ impl Run {
     }
 }
 
+/// The relative resource name of a service.
+pub(crate) fn service_name((project, region, name): &ServiceKey) -> String {
+    format!("projects/{project}/locations/{region}/services/{name}")
+}
+
 /// A policy as an entry of the log has it.
 pub(crate) fn with_type(policy: &Value) -> Value {
     let mut policy = policy.clone();
@@ -397,13 +433,16 @@ pub(crate) fn with_type(policy: &Value) -> Value {
 }
 
 impl State {
-    /// 0x07 and the time of the change in microseconds, as etags in public samples decode. Never
-    /// twice the same.
-    fn next_etag(&mut self, clock: &Clock) -> Vec<u8> {
-        self.last_etag = clock.now().as_microsecond().max(self.last_etag + 1);
-        let mut bytes = vec![0x07];
-        bytes.extend_from_slice(&self.last_etag.to_be_bytes()[1..]);
-        bytes
+    /// Refuses credentials that have expired.
+    pub(crate) fn authenticate(&self) -> Result<(), Problem> {
+        if self.world.expired_credentials {
+            return Err(Problem::new(
+                401,
+                "UNAUTHENTICATED",
+                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.",
+            ));
+        }
+        Ok(())
     }
 
     /// What stands before any call: does the project exist, is the API on, may the caller, is there
@@ -416,13 +455,7 @@ impl State {
         resource: &str,
         write: bool,
     ) -> Result<(), Problem> {
-        if self.world.expired_credentials {
-            return Err(Problem::new(
-                401,
-                "UNAUTHENTICATED",
-                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project.",
-            ));
-        }
+        self.authenticate()?;
         if self.world.gone.contains(project) {
             return Err(Problem::new(
                 404,

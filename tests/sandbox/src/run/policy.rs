@@ -33,6 +33,11 @@ impl StoredPolicy {
         self.bindings.iter().any(|b| b["condition"].is_object())
     }
 
+    /// The bindings with their conditions.
+    pub fn bindings(&self) -> &[Value] {
+        &self.bindings
+    }
+
     /// The policy as a reader that asks for `version` sees it.
     pub fn view(&self, version: i64) -> Value {
         if self.etag.is_empty() {
@@ -103,15 +108,19 @@ impl StoredPolicy {
         self.etag = etag;
     }
 
-    pub fn rename_member(&mut self, from: &str, to: &str, etag: &[u8]) {
+    /// Whether the member was there.
+    pub fn rename_member(&mut self, from: &str, to: &str, etag: &[u8]) -> bool {
+        let mut renamed = false;
         for b in &mut self.bindings {
             for m in b["members"].as_array_mut().into_iter().flatten() {
                 if m == from {
                     *m = json!(to);
                     self.etag = etag.to_vec();
+                    renamed = true;
                 }
             }
         }
+        renamed
     }
 
     /// `setIamPolicy`: all or nothing.

@@ -8,7 +8,10 @@ use super::{
     audit::{Caller, Change},
     with_type,
 };
-use crate::exchange::{Call, json as respond};
+use crate::{
+    exchange::{Call, json as respond},
+    google,
+};
 
 /// Answers one request.
 pub fn answer(run: &Run, call: &Call) -> Response<Body> {
@@ -32,28 +35,18 @@ pub fn answer(run: &Run, call: &Call) -> Response<Body> {
     }
 }
 
-fn unknown_path() -> Problem {
+pub(crate) fn unknown_path() -> Problem {
     Problem::new(404, "", "")
 }
 
 fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
     let parts: Vec<&str> = call.path.split('/').filter(|p| !p.is_empty()).collect();
     let method = call.method.as_str();
+    if let Some(request) = google::Request::of(method, &parts) {
+        return google::answer(run, call, &request);
+    }
     match (method, parts.as_slice()) {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
-        // The Resource Manager, v3: here a POST, other than on Cloud Run.
-        ("POST", ["v3", "projects", p]) => match p.rsplit_once(':') {
-            Some((p, "getIamPolicy")) => project_policy(run, p),
-            Some((p, "testIamPermissions")) => project_permissions(run, call, p),
-            _ => Err(unknown_path()),
-        },
-        // Identity-Aware Proxy, v1.
-        ("POST", ["v1", "projects", p, "iap_web", place, "services", s]) => {
-            match (place.strip_prefix("cloud_run-"), s.split_once(':')) {
-                (Some(r), Some((s, "getIamPolicy"))) => iap_policy(run, p, r, s),
-                _ => Err(unknown_path()),
-            }
-        }
         // Cloud Logging, and Pub/Sub as far as it is looked at.
         ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
         ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
@@ -127,7 +120,7 @@ enum Version {
 }
 
 /// `$alt=json;enum-encoding=int` asks for enums as numbers.
-fn integers(call: &Call) -> bool {
+pub(crate) fn integers(call: &Call) -> bool {
     call.param("$alt")
         .is_some_and(|v| v.contains("enum-encoding=int"))
 }
@@ -179,31 +172,6 @@ fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value
         .get(&key(p, r, s))
         .map(|x| x.policy.view(version))
         .ok_or_else(|| missing(p, r, s))
-}
-
-fn project_policy(run: &Run, p: &str) -> Result<Value, Problem> {
-    let mut state = run.lock();
-    state.gate(
-        p,
-        "-",
-        "resourcemanager.projects.getIamPolicy",
-        &format!("projects/{p}"),
-        false,
-    )?;
-    let bindings = state.projects.get(p).cloned().unwrap_or_else(|| json!([]));
-    Ok(json!({"version": 3, "etag": "BwWWja0YfJA=", "bindings": bindings}))
-}
-
-fn iap_policy(run: &Run, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
-    let mut state = run.lock();
-    let place = format!("projects/{p}/iap_web/cloud_run-{r}/services/{s}");
-    state.gate(p, r, "iap.webServices.getIamPolicy", &place, false)?;
-    let bindings = state
-        .iap
-        .get(&key(p, r, s))
-        .cloned()
-        .unwrap_or_else(|| json!([]));
-    Ok(json!({"version": 1, "etag": "BwWWja0YfJA=", "bindings": bindings}))
 }
 
 /// Sets a policy, and enters that in the audit log, refusals included. Requests beyond the quota do
@@ -263,7 +231,7 @@ fn try_set_policy(
     if !request["policy"].is_object() {
         return Err(Problem::invalid("policy is required"));
     }
-    let etag = state.next_etag(&run.clock);
+    let etag = state.etags.next(&run.clock);
     let world = state.world.clone();
     let service = state
         .services
@@ -273,25 +241,12 @@ fn try_set_policy(
     service.policy.set(&request, &world, etag)?;
     let after = service.policy.view(3);
     *bindings = Some((before["bindings"].clone(), after["bindings"].clone()));
+    state.changed(&run.clock, &resource(p, r, s));
     Ok(after)
 }
 
-/// What the caller holds of what was asked for; of a project that is not there, or that may not be
-/// seen, nothing.
-fn project_permissions(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
-    let state = run.lock();
-    let asked = call.json();
-    let held = held_permissions(&state, p, &asked);
-    let there =
-        state.services.keys().any(|k| k.0 == p) || state.world.denied.iter().any(|(q, _)| q == p);
-    Ok(if held.is_empty() || !there {
-        json!({})
-    } else {
-        json!({"permissions": held})
-    })
-}
-
-fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
+/// What the caller holds of what was asked for.
+pub(crate) fn held_permissions(state: &super::State, p: &str, asked: &Value) -> Vec<Value> {
     let list = asked["permissions"].as_array().into_iter().flatten();
     list.filter(|v| {
         v.as_str()
@@ -363,7 +318,7 @@ fn get(
     state.gate(p, r, "run.services.get", &resource(p, r, s), false)?;
     match (state.services.get(&key(p, r, s)), version) {
         (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers)),
-        (Some(service), Version::V1) => Ok(v1(&key(p, r, s), service)),
+        (Some(service), Version::V1) => Ok(v1(&state, &key(p, r, s), service)),
         (None, Version::V2) => Err(Problem::new(
             404,
             "NOT_FOUND",
@@ -460,7 +415,7 @@ fn list_v1(run: &Run, call: &Call, p: &str, region: Option<&str>) -> Result<Valu
         meta["continue"] = json!(next);
     }
     let mut value = json!({"apiVersion": "serving.knative.dev/v1", "kind": "ServiceList", "metadata": meta,
-        "items": page.iter().map(|(k, s)| v1(k, s)).collect::<Vec<_>>()});
+        "items": page.iter().map(|(k, s)| v1(&state, k, s)).collect::<Vec<_>>()});
     if region.is_none() && !state.world.unreachable.is_empty() {
         value["unreachable"] = json!(state.world.unreachable);
     }
@@ -545,7 +500,12 @@ const INGRESS: [&str; 5] = [
 ];
 
 /// The Knative form. `gcloud` reads many of these fields without asking whether they are there.
-fn v1(k: &ServiceKey, s: &Service) -> Value {
+fn v1(state: &super::State, k: &ServiceKey, s: &Service) -> Value {
+    let project = state
+        .google
+        .hierarchy
+        .numbered(&format!("projects/{}", k.0));
+    let number = project.trim_start_matches("projects/");
     let mut labels = json!(s.labels);
     labels["cloud.googleapis.com/location"] = json!(k.1);
     let mut annotations = json!({"serving.knative.dev/creator": "deployer@acme.com",
@@ -568,10 +528,10 @@ fn v1(k: &ServiceKey, s: &Service) -> Value {
     let revision = format!("{}-00001-abc", k.2);
     let condition = |t: &str| json!({"type": t, "status": "True", "lastTransitionTime": s.created});
     json!({"apiVersion": "serving.knative.dev/v1", "kind": "Service",
-        "metadata": {"name": k.2, "namespace": "123456789012", "selfLink": format!("/apis/serving.knative.dev/v1/namespaces/123456789012/services/{}", k.2),
+        "metadata": {"name": k.2, "namespace": number, "selfLink": format!("/apis/serving.knative.dev/v1/namespaces/{number}/services/{}", k.2),
             "uid": s.uid, "resourceVersion": "AAYcXyz", "generation": s.generation, "creationTimestamp": s.created, "labels": labels, "annotations": annotations},
         "spec": {"template": {"metadata": {"name": revision, "annotations": {}, "labels": {}}, "spec": {"containerConcurrency": 80, "timeoutSeconds": 300,
-                "serviceAccountName": "123456789012-compute@developer.gserviceaccount.com",
+                "serviceAccountName": format!("{number}-compute@developer.gserviceaccount.com"),
                 "containers": [{"image": "us-docker.pkg.dev/cloudrun/container/hello", "ports": [{"name": "http1", "containerPort": 8080}], "resources": {"limits": {"cpu": "1000m", "memory": "512Mi"}}}]}},
             "traffic": [{"percent": 100, "latestRevision": true}]},
         "status": {"observedGeneration": s.generation, "conditions": [condition("Ready"), condition("ConfigurationsReady"), condition("RoutesReady")],
