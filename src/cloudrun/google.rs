@@ -366,6 +366,14 @@ impl AssetSearch for Google {
             self.ask(Side::Asset, &path, None).await
         })
     }
+
+    fn ancestry<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<serde_json::Value, Fault>> {
+        Box::pin(async move {
+            let path = format!("v1/projects/{project}:getAncestry");
+            let body = serde_json::json!({});
+            self.ask(Side::ResourceManager, &path, Some(&body)).await
+        })
+    }
 }
 
 impl CloudRun for Google {

@@ -111,6 +111,12 @@ pub trait AssetSearch: std::fmt::Debug + Send + Sync {
         scope: &'a SearchScope,
         page: &'a str,
     ) -> BoxFuture<'a, Result<serde_json::Value, Fault>>;
+
+    /// What is above a project.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes (`resourcemanager.projects.get`).
+    fn ancestry<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<serde_json::Value, Fault>>;
 }
 
 /// Hears of every call; implemented by the metrics.

@@ -33,9 +33,7 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{
-        Controller, Options, audit_events::EventOptions, inherited::InheritedOptions,
-    },
+    controller::{Controller, Options, audit_events::EventOptions, inherited::InheritedOptions},
     history::Retention,
     inherited::SearchScope,
     leader::{self, Shards},

@@ -41,6 +41,21 @@ impl Index {
             .collect()
     }
 
+    /// Projects of policies that no search shows, and for which something is searched.
+    pub fn unplaced_projects(&self) -> Vec<Arc<str>> {
+        let projects = self.policies.projects();
+        projects
+            .filter(|p| self.inherited.above(p) == Above::Unplaced)
+            .cloned()
+            .collect()
+    }
+
+    /// What is above a project that no search shows. Returns its policies.
+    pub fn place_project(&mut self, project: &str, above: Vec<Arc<str>>) -> Vec<PolicyKey> {
+        self.inherited.place(project, above);
+        self.policies.keys_of_project(project).cloned().collect()
+    }
+
     /// What stands for what is known above each project; `None`: nobody may invoke from there.
     fn inherited_by_project(&self) -> BTreeMap<Arc<str>, Option<u64>> {
         let digest = |above: &Above<'_>| {

@@ -68,6 +68,8 @@ struct Scope {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inherited {
     scopes: BTreeMap<Arc<str>, Scope>,
+    /// What is above projects that no search shows, by `projects/ID`.
+    placed: HashMap<Arc<str>, Arc<[Arc<str>]>>,
 }
 
 /// What is known of a project: who may invoke in it by a grant above its services.
@@ -99,6 +101,7 @@ impl Inherited {
         };
         Self {
             scopes: scopes.iter().map(unknown).collect(),
+            placed: HashMap::new(),
         }
     }
 
@@ -131,21 +134,23 @@ impl Inherited {
         is_news
     }
 
-    /// Forgets everything that was found.
-    pub fn forget(&mut self) {
-        for scope in self.scopes.values_mut() {
-            *scope = Scope {
-                found: None,
-                fault: None,
-            };
-        }
+    /// What is above a project that no search shows, as somebody else says.
+    pub fn place(&mut self, project: &str, above: Vec<Arc<str>>) {
+        let name = format!("projects/{project}");
+        self.placed.insert(name.into(), above.into());
     }
 
     /// Who may invoke in a project by a grant above its services.
     pub fn above(&self, project: &str) -> Above<'_> {
         let name = format!("projects/{project}");
         let found = || self.scopes.values().filter_map(|s| s.found.as_ref());
-        let place = found().find_map(|f| f.ancestors.get(&*name));
+        let shown = found().find_map(|f| f.ancestors.get(&*name));
+        let place = shown.map(|(name, above)| (name, above)).or_else(|| {
+            let placed = self.placed.get_key_value(&*name)?;
+            // Outside of every scope nothing is searched for it.
+            let in_scope = placed.1.iter().any(|a| self.scopes.contains_key(a));
+            in_scope.then_some(placed)
+        });
         if place.is_none() && !self.scopes.contains_key(&*name) {
             let faults = self.scopes.values().filter_map(|s| s.fault.as_ref());
             let waits = self

@@ -47,7 +47,7 @@ fn now(view: &InheritedView<'_>) -> Bypass {
         ),
         InheritedView::Unplaced => unknown(
             Reason::Progressing,
-            "no search shows where the project is; is it below one of --inherited-scope?".into(),
+            "no search shows where the project is: either it is below none of --inherited-scope, or reading that takes resourcemanager.projects.get".into(),
         ),
         InheritedView::Unknown(fault)
         | InheritedView::Known {
