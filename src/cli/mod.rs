@@ -8,6 +8,7 @@ mod act;
 mod context;
 mod diagnose;
 mod doctor;
+mod effective;
 mod export;
 pub mod files;
 mod plan;

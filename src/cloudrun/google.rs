@@ -9,7 +9,8 @@ use google_cloud_gax::{options::RequestOptionsBuilder as _, retry_policy::NeverR
 use google_cloud_run_v2::{client::Services, model::ListServicesResponse};
 
 use super::{
-    AssetSearch, CloudRun, Listing, Scope,
+    CloudRun, Listing, Scope,
+    assets::AssetSearch,
     errors::{About, chain, foreign, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };

@@ -7,9 +7,12 @@ use tokio::time::Instant;
 
 use super::{Controller, reconcile::backoff};
 use crate::{
-    cloudrun::{AssetSearch, CloudRun, MAX_PAGES, endless},
-    fault::{Fault, FaultClass},
-    inherited::{Search, SearchScope, read_ancestry, read_page},
+    cloudrun::{
+        CloudRun,
+        assets::{AssetSearch, search},
+    },
+    fault::Fault,
+    inherited::{Search, SearchScope, read_ancestry},
     intent::PolicyKey,
 };
 
@@ -115,25 +118,4 @@ impl<C: CloudRun> Controller<C> {
         self.metrics.inherited.principals(&principals);
         self.tell(changed);
     }
-}
-
-/// One search, to its last page.
-async fn search(client: &dyn AssetSearch, scope: &SearchScope) -> Result<Search, Fault> {
-    let mut search = Search::default();
-    let mut token = String::new();
-    for _ in 0..MAX_PAGES {
-        let answer = client.search_page(scope, &token).await?;
-        let page = read_page(&answer).map_err(|why| {
-            Fault::new(
-                FaultClass::ForeignAnswer,
-                format!("the answer of Cloud Asset is not as documented: {why}"),
-            )
-        })?;
-        token.clone_from(&page.next);
-        search.add(page);
-        if token.is_empty() {
-            return Ok(search);
-        }
-    }
-    Err(endless())
 }
