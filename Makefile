@@ -12,14 +12,18 @@ MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
 GRAPHVIZ_PACKAGE := @hpcc-js/wasm-graphviz-cli@1.11.2
 
-.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image image-test sbom package earlier-charts e2e verify tools clean
+.PHONY: help demo sandbox test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image image-test sbom package earlier-charts e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 demo: ## The whole story in under a minute; KEEP=1 leaves it running
-	@$(CARGO) build --quiet --bin run-invoker --example demo
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
 	@./target/debug/examples/demo $(if $(KEEP),--keep)
+
+sandbox: ## What the demo runs on, with services and no policies, to follow the pages of docs/ on; until Ctrl-C
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
+	@./target/debug/examples/demo --keep --bare
 
 test: tools ## Everything: units, properties, goldens, scenarios, faults, real clients
 	$(CARGO) test --workspace --no-fail-fast -- --nocapture --test-threads 2
