@@ -25,6 +25,9 @@ struct Args {
     /// With --keep: services and no policies, and no story.
     #[arg(long)]
     bare: bool,
+    /// Without the Pub/Sub emulator, even if it is installed: drift is detected by polling alone.
+    #[arg(long)]
+    no_events: bool,
     /// Where the kubeconfig, the environment and the operator's log go; `.demo` if not given.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -442,9 +445,12 @@ async fn main() -> anyhow::Result<()> {
     } else {
         format!("127.0.0.1:{port}")
     };
-    let pubsub = Pubsub::start()
-        .await
-        .context("starting the Pub/Sub emulator")?;
+    let pubsub = if args.no_events {
+        None
+    } else {
+        let started = Pubsub::start().await;
+        started.context("starting the Pub/Sub emulator")?
+    };
     match &pubsub {
         Some(_) => {
             stage.say("Audit events come over Google's own Pub/Sub emulator, which gcloud brought.")
@@ -869,6 +875,10 @@ async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> 
         stage.folder.join("operator.log").display()
     );
     println!("Ctrl-C ends it.");
-    tokio::signal::ctrl_c().await?;
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done?,
+        _ = term.recv() => {}
+    }
     Ok(())
 }
