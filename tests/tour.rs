@@ -517,8 +517,13 @@ fn normal(text: &str) -> String {
             .replace_all(&text, word)
             .into_owned();
     }
-    // Columns are as wide as what is in them.
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    // Columns are as wide as what is in them, and what happened in one second has no order.
+    let mut paragraphs: Vec<String> = text
+        .split("\n\n")
+        .map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    paragraphs.sort();
+    paragraphs.join("\n")
 }
 
 /// The demo as a process, with the folder that commands are run in.
