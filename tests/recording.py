@@ -12,7 +12,7 @@ import re
 import sys
 import time
 
-COLUMNS, ROWS = 90, 24
+COLUMNS, ROWS = 90, 20
 LONGEST_WAIT = 1.0
 # Seconds to read what stands there before the next step begins, and for each line of it.
 STEP, LINE = 0.5, 0.12

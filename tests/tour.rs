@@ -535,6 +535,13 @@ struct World {
 impl World {
     /// `story`: after everything that `make demo` shows. If not, with services and no policies.
     fn start(story: bool) -> Self {
+        Self::try_start(story)
+            // Google's emulator of Pub/Sub does not always come up.
+            .or_else(|_| Self::try_start(story))
+            .unwrap_or_else(|said| panic!("the demo ended: {said}"))
+    }
+
+    fn try_start(story: bool) -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!(
             "run-invoker-tour-{}-{}",
             std::process::id(),
@@ -563,12 +570,13 @@ impl World {
         let stdout = demo.stdout.take().unwrap();
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
             if line.starts_with("Ctrl-C ends it") {
-                return Self { demo, folder };
+                return Ok(Self { demo, folder });
             }
             said.push(line);
         }
         demo.wait().unwrap();
-        panic!("the demo ended: {}", said.join("\n"));
+        fs::remove_dir_all(&folder).ok();
+        Err(said.join("\n"))
     }
 
     /// Runs a command as in the shell that ran the one before; whether it was content, and what it
@@ -596,6 +604,20 @@ impl World {
             output.status.code().unwrap_or(-1),
             String::from_utf8_lossy(&output.stdout).into_owned(),
         )
+    }
+
+    /// Waits as a person does who reads, until the operator has seen every policy as it is now.
+    fn settle(&self) {
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_secs(1));
+            let (_, said) = self.run("kubectl get ivp -A -o json");
+            let list: Value = serde_json::from_str(&said).unwrap_or_default();
+            let policies = list["items"].as_array().cloned().unwrap_or_default();
+            let seen = |p: &Value| p["status"]["observedGeneration"] == p["metadata"]["generation"];
+            if policies.iter().all(seen) {
+                return;
+            }
+        }
     }
 
     fn ok(&self, command: &str) {
@@ -811,9 +833,8 @@ fn tour(
             }
             let (code, said) = world.run(&filled_in(&command));
             println!("{place}$ {command}\n{said}[{code}]");
-            // A person is not faster, and the operator is.
             if changes.is_match(&command) {
-                std::thread::sleep(Duration::from_millis(1500));
+                world.settle();
             }
             // 2: there are differences. And a search may find nothing.
             let fine = code == 0
