@@ -183,7 +183,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         files: &[],
         offline: command.offline,
     };
-    let (world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
+    let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {
         world.index.policies().projects().cloned().collect()
     } else {
@@ -214,7 +214,9 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         let listing = list_project(&cloud, project, command.region.as_deref()).await?;
         let unreachable = listing.unreachable.iter();
         notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
-        infos.extend(listing.services);
+        infos.extend(listing.services.iter().cloned());
+        // What selectors mean is known by the labels of the services.
+        world.index.apply_listing(project, 1, Ok(listing));
     }
     infos.sort_by(|a, b| a.service.cmp(&b.service));
     let mut read = read_services(&cloud, infos).await;
