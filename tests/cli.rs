@@ -126,11 +126,7 @@ struct Ran {
 
 impl Plugin {
     fn new(sandbox: &Sandbox) -> Self {
-        let folder = std::env::temp_dir().join(format!(
-            "run-invoker-cli-{}-{}",
-            std::process::id(),
-            common::free_port()
-        ));
+        let folder = common::own_path("cli");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
         Self {

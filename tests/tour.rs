@@ -547,11 +547,7 @@ impl World {
     }
 
     fn try_start(story: bool) -> Result<Self, String> {
-        let folder = std::env::temp_dir().join(format!(
-            "run-invoker-tour-{}-{}",
-            std::process::id(),
-            common::free_port()
-        ));
+        let folder = common::own_path("tour");
         fs::create_dir_all(&folder).unwrap();
         // Everything of a checkout but what this test would change.
         for entry in fs::read_dir(repository("")).unwrap() {
