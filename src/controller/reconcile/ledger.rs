@@ -13,7 +13,6 @@ use crate::{
     intent::PolicyId,
     ledger::{Ledger, Pending, Version},
     plan::{OwnerState, Plan, drift::WINDOW},
-    status::observation::last_write,
 };
 
 impl<'a, C: CloudRun> Reconcile<'a, C> {
@@ -129,7 +128,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
 
     /// When the last write that was made was over, this reconcile's included.
     pub(super) fn written_at(&self, ledger: &Ledger) -> Option<Timestamp> {
-        ledger.written_at.max(last_write(&self.report.applied))
+        ledger.written_at.max(self.written_at)
     }
 
     /// The ledger as it has to be before a write is sent. `pending`: the write, unless it is in the

@@ -111,6 +111,8 @@ struct Reconcile<'a, C> {
     incomplete: Option<Fault>,
     /// The correction that the circuit breaker let through.
     admitted: Option<Timestamp>,
+    /// When the last write was over whose end was seen here.
+    written_at: Option<Timestamp>,
     writes: u32,
     conflicts: u32,
 }
@@ -125,6 +127,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             without: Without::new(),
             incomplete: None,
             admitted: None,
+            written_at: None,
             writes: 0,
             conflicts: 0,
         }
@@ -238,6 +241,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             self.controller.breaker.withdraw(self.service, pending.at);
         }
         self.report.applied.extend(settlement.applied);
+        self.written_at = self.written_at.max(settlement.written_at);
         Ok((settlement.open, settlement.undone))
     }
 

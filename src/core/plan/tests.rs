@@ -675,6 +675,37 @@ fn an_approval_on_the_ledger_is_about_what_is_nobodys() {
 }
 
 #[test]
+fn what_a_guardrail_refuses_makes_nobody_elses_condition_ours() {
+    let theirs = Grant {
+        condition: Some(std::sync::Arc::new(Condition::new(
+            "theirs",
+            "",
+            "request.path == '/x'",
+        ))),
+        ..grant("user:x@evil.org")
+    };
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&["user:a@acme.com"]),
+    );
+    case.live = case
+        .live
+        .with_changes(&[theirs.clone()].into(), &BTreeSet::new());
+    let before = case.plan().revokes;
+    // Another policy declares it, as a way back does with what was there, and may not.
+    let mut copy = intent("b", &[]);
+    copy.membership = Membership::Additive;
+    copy.declared = [Declared {
+        grant: theirs,
+        expires: None,
+    }]
+    .into();
+    case.intents.push(copy);
+    case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
+    assert_eq!(case.plan().revokes, before);
+}
+
+#[test]
 fn the_last_invoker_goes_only_when_that_is_meant() {
     let case =
         |members: &[&str]| Case::new(vec![intent("a", members)], live(&["user:old@acme.com"]));
