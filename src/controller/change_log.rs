@@ -70,6 +70,8 @@ pub(super) struct Settlement {
     pub undone: Vec<Pending>,
     /// Those that may still arrive.
     pub open: Vec<Pending>,
+    /// Those that were made, or may have been: their approvals are used.
+    pub spent: Vec<Pending>,
 }
 
 impl ChangeLog {
@@ -147,6 +149,9 @@ impl<C: CloudRun> Controller<C> {
             if outcome.phase == ChangePhase::NotApplied {
                 settlement.undone.push(pending);
                 continue;
+            }
+            if !pending.approvals.is_empty() {
+                settlement.spent.push(pending.clone());
             }
             if outcome.phase == ChangePhase::Applied {
                 self.wrote(service, &pending, live);

@@ -82,6 +82,12 @@ pub struct InvokerGuardrailSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1500))]
     pub max_removals: Option<u32>,
+
+    /// Who agrees to a plan that is held. Tenant: whoever may write the policy, by the annotation
+    /// run-invoker.dev/approve, or an approver. Approver: only somebody who may create an
+    /// InvokerApproval; the annotation counts for nothing. Omitted: the operator's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovedBy>,
 }
 
 fn globs(description: &str, most: u32, length: u32) -> Schema {
@@ -118,6 +124,13 @@ fn members(_: &mut SchemaGenerator) -> Schema {
         64,
         320,
     )
+}
+
+/// Who agrees to a plan that is held.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApprovedBy {
+    Tenant,
+    Approver,
 }
 
 /// Whether everybody may be let in.
