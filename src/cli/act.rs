@@ -1,4 +1,4 @@
-//! `approve`, `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the
+//! `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the
 //! operator acts on, so that guardrails and the record hold.
 
 use kube::{
@@ -13,32 +13,17 @@ use super::{
     show::policy,
 };
 use crate::{
-    api::{
-        APPROVE, ChangeGrant, InvokerChange, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT,
-        ROLLBACK, ServiceStatus,
-    },
-    render::{Style, Tone},
+    api::{ChangeGrant, InvokerChange, InvokerPolicy, REQUESTED_AT, ROLLBACK},
+    render::Style,
 };
 
 /// Writes as this field manager.
-const MANAGER: &str = "kubectl-invoker";
+pub(super) const MANAGER: &str = "kubectl-invoker";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct NameCommand {
     /// Name of the policy.
     pub name: String,
-}
-
-#[derive(Clone, Debug, clap::Args)]
-pub struct ApproveCommand {
-    /// Name of the policy.
-    pub name: String,
-    /// Agree to this hash and no other; without it, to what is held now and shown.
-    #[arg(long)]
-    pub hash: Option<String>,
-    /// Ask nothing.
-    #[arg(long, short)]
-    pub yes: bool,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -57,7 +42,7 @@ pub struct RollbackCommand {
     pub yes: bool,
 }
 
-async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
+pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
     let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
     let params = PatchParams {
         field_manager: Some(MANAGER.into()),
@@ -67,91 +52,8 @@ async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn annotation(name: &str, value: Option<&str>) -> Value {
+pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
     json!({"metadata": {"annotations": {name: value}}})
-}
-
-pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Result<Exit> {
-    let kube = context.kube().await?;
-    let found = policy(&kube, &command.name).await?;
-    let mut held = held_plans(&found.status.unwrap_or_default());
-    if let Some(wanted) = &command.hash {
-        held.retain(|plan| plan.hash == *wanted);
-        if held.is_empty() {
-            anyhow::bail!(
-                "{} holds no plan {wanted} now: reality or the policy has changed; look again",
-                command.name
-            );
-        }
-    }
-    if held.is_empty() {
-        context.complain(&format!(
-            "{} holds no plan; there is nothing to agree to",
-            command.name
-        ));
-        return Ok(Exit::Nothing);
-    }
-    for plan in &held {
-        print(&plan.shown(&context.style()));
-    }
-    if !context.confirm("Let exactly this through?", command.yes)? {
-        context.complain("nothing was changed");
-        return Ok(Exit::Error);
-    }
-    let hashes: Vec<&str> = held.iter().map(|plan| plan.hash.as_str()).collect();
-    let approved = annotation(APPROVE, Some(&hashes.join(",")));
-    patch(&kube, &command.name, approved).await?;
-    print(&format!("{} approved\n", command.name));
-    Ok(Exit::Nothing)
-}
-
-/// A plan that waits for approval.
-struct HeldPlan {
-    hash: String,
-    /// What it would do, in words.
-    what: String,
-}
-
-impl HeldPlan {
-    fn shown(&self, style: &Style) -> String {
-        let head = style.paint(Tone::Warn, &format!("plan {}", self.hash));
-        // Members stand on lines of their own.
-        let wrapped = |line: &str| {
-            if line.starts_with("    ") {
-                line.to_owned()
-            } else {
-                style.wrap(2, line)
-            }
-        };
-        let lines: Vec<String> = self.what.lines().map(wrapped).collect();
-        format!("{head}\n{}\n", lines.join("\n"))
-    }
-}
-
-/// Plans that are held on a service, or for the reach of a selector.
-fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
-    let on_service = |s: &ServiceStatus| {
-        let member = |m: &String| format!("\n    - {m}");
-        let members: String = s.unexpected.iter().map(member).collect();
-        HeldPlan {
-            hash: s.approve.clone(),
-            what: format!("{} ({}): takes away{members}", s.name, s.region),
-        }
-    };
-    let waiting = status.services.iter().filter(|s| !s.approve.is_empty());
-    let mut held: Vec<HeldPlan> = waiting.map(on_service).collect();
-    let mark = format!("{APPROVE}=");
-    for c in &status.conditions {
-        for (at, _) in c.message.match_indices(&mark) {
-            let rest = &c.message[at + mark.len()..];
-            let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-            if !hash.is_empty() && !held.iter().any(|plan| plan.hash == hash) {
-                let what = c.message.clone();
-                held.push(HeldPlan { hash, what });
-            }
-        }
-    }
-    held
 }
 
 pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Result<Exit> {

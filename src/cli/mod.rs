@@ -5,6 +5,7 @@
 
 mod access;
 mod act;
+mod approve;
 mod context;
 mod diagnose;
 mod doctor;
@@ -123,8 +124,12 @@ pub enum Command {
   kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
     Export(export::ExportCommand),
 
-    /// Agrees to the plan that a policy holds, after showing it.
-    Approve(act::ApproveCommand),
+    /// Agrees to the plan that a policy holds, after showing it. Where a guardrail wants an
+    /// approver, or with --reason, by an InvokerApproval.
+    #[command(after_help = "Examples:
+  kubectl invoker approve checkout
+  kubectl invoker approve checkout --reason 'CHG-42: batch moves to its own account'")]
+    Approve(approve::ApproveCommand),
 
     /// Asks the operator to look now.
     Reconcile(act::NameCommand),
@@ -186,7 +191,7 @@ pub async fn run(args: Args) -> ExitCode {
         Command::History(c) => show::history(&context, &c).await,
         Command::Diagnose(c) => diagnose::run(&context, &c).await,
         Command::Export(c) => export::run(&context, &c).await,
-        Command::Approve(c) => act::approve(&context, &c).await,
+        Command::Approve(c) => approve::approve(&context, &c).await,
         Command::Reconcile(c) => act::reconcile(&context, &c).await,
         Command::Suspend(c) => act::suspend(&context, &c, true).await,
         Command::Resume(c) => act::suspend(&context, &c, false).await,

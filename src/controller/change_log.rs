@@ -73,6 +73,8 @@ pub(super) struct Settlement {
     pub open: Vec<Pending>,
     /// When the last of those that were made was over.
     pub written_at: Option<Timestamp>,
+    /// Those that were made, or may have been: their approvals are used.
+    pub spent: Vec<Pending>,
 }
 
 impl ChangeLog {
@@ -150,6 +152,9 @@ impl<C: CloudRun> Controller<C> {
             if outcome.phase == ChangePhase::NotApplied {
                 settlement.undone.push(pending);
                 continue;
+            }
+            if !pending.approvals.is_empty() {
+                settlement.spent.push(pending.clone());
             }
             if outcome.phase == ChangePhase::Applied {
                 self.wrote(service, &pending, live);

@@ -49,12 +49,25 @@ pub struct ServicePlan {
     /// Hash that lets through what is held for approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// The plan of each policy that an InvokerApproval could let through.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<NeededApproval>,
     /// Anyone can call it, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed: Option<String>,
     /// It could not be read, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A plan that waits for approval.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NeededApproval {
+    /// Namespace and name of the policy.
+    pub policy: String,
+    /// Hash for spec.plan of an InvokerApproval in the policy's namespace.
+    pub plan: String,
 }
 
 /// What happens to one grant.
@@ -127,6 +140,14 @@ impl ServicePlan {
         if let Some(hash) = &self.approve {
             let line = format!("to agree: run-invoker.dev/approve={hash}");
             let _ = writeln!(text, "{}", style.wrap(4, &line));
+        } else {
+            for needed in &self.approvals {
+                let line = format!(
+                    "to agree, an approver: InvokerApproval for {}, plan {}",
+                    needed.policy, needed.plan
+                );
+                let _ = writeln!(text, "{}", style.wrap(4, &line));
+            }
         }
         if let Some(why) = &self.exposed {
             let line = style.wrap(2, &format!("EXPOSED: {why}"));

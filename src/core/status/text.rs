@@ -4,14 +4,19 @@ use jiff::Timestamp;
 
 use crate::{iam::RunService, intent::Intent};
 
-/// The command that agrees to a plan.
-pub fn approve_with(intent: &Intent, hash: &str) -> String {
-    format!(
-        "kubectl -n {} annotate --overwrite ivp {} {}={hash}",
-        intent.id.namespace,
-        intent.id.name,
-        crate::api::APPROVE
-    )
+/// How somebody lets a plan through, and whom to ask. `approver`: who says that only an
+/// InvokerApproval counts.
+pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> String {
+    let (namespace, name) = (&intent.id.namespace, &intent.id.name);
+    match approver {
+        None => format!(
+            "To let exactly this through: kubectl -n {namespace} annotate --overwrite ivp {name} {}={hash}",
+            crate::api::APPROVE
+        ),
+        Some(who) => format!(
+            "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker -n {namespace} approve {name} --reason WHY"
+        ),
+    }
 }
 
 /// The command that lets go of a policy without taking anything away.

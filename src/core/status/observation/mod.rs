@@ -202,6 +202,10 @@ impl Reconciled<'_> {
         });
         let drift = self.drift.seen_by(claim);
         let (held, held_more) = held(&claim.intent, &concerned);
+        let approval = concerned.iter().find_map(|w| match &w.why {
+            WithheldReason::Approval(a) => Some(a),
+            _ => None,
+        });
         Findings {
             missing: view.missing.iter().collect(),
             unexpected: view.unexpected.iter().collect(),
@@ -209,10 +213,10 @@ impl Reconciled<'_> {
             drift: drift.missing.iter().chain(&drift.unexpected).collect(),
             held,
             held_more,
-            approve: concerned.iter().find_map(|w| match &w.why {
-                WithheldReason::Approval(a) => Some(a.hash.clone()),
-                _ => None,
-            }),
+            approve: approval
+                .filter(|a| a.approver.is_none())
+                .map(|a| a.hash.clone()),
+            plan: approval.and_then(|a| a.effects.get(&claim.intent.id).cloned()),
             contested: contested.collect(),
             also: input
                 .live
