@@ -80,7 +80,11 @@ impl Index {
             Above::Waiting => InheritedView::Waiting,
             Above::Unplaced => InheritedView::Unplaced,
             Above::Unknown(fault) => InheritedView::Unknown(fault),
-            Above::Known { grants, unseen } => {
+            Above::Known {
+                grants,
+                unseen,
+                unsearched,
+            } => {
                 let lists = self.lists_on(record.targets());
                 let is_listed =
                     |g: &InheritedGrant| lists.values().all(|l| l.contains(g.principal.key()));
@@ -104,6 +108,7 @@ impl Index {
                     grants,
                     public,
                     unseen,
+                    unsearched,
                 }
             }
         })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{InheritedGrant, Level};
-use crate::iam::Principal;
+use crate::iam::{Invocation, Principal, PrincipalKind};
 
 /// The longest member, role or name that IAM has; what is longer is no answer of Google's.
 const LONGEST: usize = 2048;
@@ -115,8 +115,15 @@ impl Found {
         for binding in &self.policy.bindings {
             let role: Arc<str> = bounded(&binding.role)?.into();
             for member in &binding.members {
+                let principal = Principal::from_live(bounded(member)?);
+                // What is left of a deleted principal lets nobody in, nor does a federated identity.
+                if principal.kind() == PrincipalKind::Deleted
+                    || principal.invocation() == Invocation::Unsupported
+                {
+                    continue;
+                }
                 page.grants.push(InheritedGrant {
-                    principal: Principal::from_live(bounded(member)?),
+                    principal,
                     role: role.clone(),
                     level,
                     resource: resource.clone(),

@@ -89,6 +89,8 @@ pub enum Above<'a> {
         grants: Vec<&'a InheritedGrant>,
         /// Why a scope could not be searched at all that may show more.
         unseen: Option<&'a Fault>,
+        /// What is above the project and in no scope that was searched, in words.
+        unsearched: Option<String>,
     },
 }
 
@@ -143,8 +145,8 @@ impl Inherited {
         self.placed.insert(name.into(), above.into());
     }
 
-    /// The project and what is above it, by name; or why that is not known.
-    fn path(&self, project: &str) -> Result<Vec<&Arc<str>>, Above<'_>> {
+    /// The project and what is above it, by name, and whether that is all; or why it is not known.
+    fn path(&self, project: &str) -> Result<(Vec<&Arc<str>>, bool), Above<'_>> {
         let name = format!("projects/{project}");
         let own = self.scopes.get_key_value(&*name);
         if let Some((_, Scope { found: None, fault })) = own {
@@ -152,16 +154,18 @@ impl Inherited {
         }
         let shown = self.found().find_map(|f| f.ancestors.get(&*name));
         if let Some((name, above)) = shown {
-            return Ok(std::iter::once(name).chain(above.iter()).collect());
+            let path = std::iter::once(name).chain(above.iter()).collect();
+            return Ok((path, true));
         }
         if let Some((name, above)) = self.placed.get_key_value(&*name)
             // Outside of every scope nothing is searched for it.
             && above.iter().any(|a| self.scopes.contains_key(a))
         {
-            return Ok(std::iter::once(name).chain(above.iter()).collect());
+            let path = std::iter::once(name).chain(above.iter()).collect();
+            return Ok((path, true));
         }
         if let Some((name, _)) = own {
-            return Ok(vec![name]);
+            return Ok((vec![name], false));
         }
         let is_awaited = |s: &Scope| s.found.is_none() && s.fault.is_none();
         if self.scopes.values().any(is_awaited) {
@@ -177,7 +181,7 @@ impl Inherited {
 
     /// Who may invoke in a project by a grant above its services.
     pub fn above(&self, project: &str) -> Above<'_> {
-        let path = match self.path(project) {
+        let (path, is_whole) = match self.path(project) {
             Ok(path) => path,
             Err(unknown) => return unknown,
         };
@@ -186,16 +190,31 @@ impl Inherited {
             .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)))
             .flatten()
             .collect();
-        let unsearched = self.scopes.values().filter(|s| s.found.is_none());
+        // A scope shows what is below it, and itself.
+        let is_searched =
+            |name: &Arc<str>| self.scopes.get(name).is_some_and(|s| s.found.is_some());
+        let searched = path.iter().rposition(|name| is_searched(name));
+        let above: Vec<&str> = path
+            .iter()
+            .skip(searched.map_or(0, |last| last + 1))
+            .map(|name| &***name)
+            .collect();
+        let unsearched = match above.as_slice() {
+            [] if is_whole => None,
+            [] => Some(format!("what is above projects/{project}")),
+            above => Some(above.join(", ")),
+        };
+        let failed = self.scopes.values().filter(|s| s.found.is_none());
         Above::Known {
             grants: grants.into_iter().collect(),
-            unseen: unsearched.filter_map(|s| s.fault.as_ref()).next(),
+            unseen: failed.filter_map(|s| s.fault.as_ref()).next(),
+            unsearched,
         }
     }
 
     /// Whether a grant above the services of a project lets everybody in.
     pub fn lets_everybody_in(&self, project: &str) -> bool {
-        let Ok(path) = self.path(project) else {
+        let Ok((path, _)) = self.path(project) else {
             return false;
         };
         let grants = self
@@ -207,7 +226,7 @@ impl Inherited {
     /// Whether it is known that nobody may invoke in a project by a grant above its services.
     pub fn lets_nobody_in(&self, project: &str) -> bool {
         let everything = self.scopes.values().all(|s| s.found.is_some());
-        let nothing = |path: Vec<&Arc<str>>| {
+        let nothing = |(path, _): (Vec<&Arc<str>>, bool)| {
             let mut here = self
                 .found()
                 .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)));

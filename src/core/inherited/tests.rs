@@ -137,7 +137,7 @@ fn one_scope_that_cannot_be_searched_is_said_beside_what_another_shows() {
     known.apply(&organization(), Err(denied.clone()));
     assert_eq!(known.above("shop"), Above::Waiting);
     known.apply(&project, Ok(search(&[])));
-    let Above::Known { grants, unseen } = known.above("shop") else {
+    let Above::Known { grants, unseen, .. } = known.above("shop") else {
         panic!("it was searched");
     };
     assert_eq!((grants.len(), unseen), (0, Some(&denied)));
@@ -169,6 +169,52 @@ fn a_project_without_any_grant_is_placed_by_its_ancestry() {
     assert_eq!(known.above("strange"), Above::Unplaced);
     assert!(read_ancestry(&json!({"ancestor": [resource("galaxy", "1")]})).is_err());
     assert!(read_ancestry(&json!({})).is_err());
+}
+
+#[test]
+fn what_is_above_and_in_no_scope_is_named() {
+    let unsearched = |scope: &str, results: &[Value]| {
+        let scope = SearchScope::parse(scope).unwrap();
+        let mut known = Inherited::of(std::slice::from_ref(&scope));
+        known.apply(&scope, Ok(search(results)));
+        match known.above("shop") {
+            Above::Known { unsearched, .. } => unsearched,
+            other => panic!("{other:?}"),
+        }
+    };
+    let shop = result(
+        "Project",
+        "projects/shop",
+        &["folders/5", "folders/4"],
+        json!([]),
+    );
+    let shop = std::slice::from_ref(&shop);
+    assert_eq!(unsearched("organizations/1", shop), None);
+    assert_eq!(unsearched("folders/4", shop).unwrap(), "organizations/1");
+    assert_eq!(
+        unsearched("projects/shop", shop).unwrap(),
+        "folders/5, folders/4, organizations/1"
+    );
+    assert_eq!(
+        unsearched("projects/shop", &[]).unwrap(),
+        "what is above projects/shop"
+    );
+}
+
+#[test]
+fn who_cannot_invoke_is_nobody_who_may() {
+    let grants = json!([binding(
+        "roles/run.admin",
+        &[
+            "deleted:user:gone@acme.com?uid=1",
+            "principal://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/subject/s",
+            "user:a@acme.com"
+        ]
+    )]);
+    let page =
+        read_page(&json!({"results": [result("Folder", "folders/1", &[], grants)]})).unwrap();
+    let words: Vec<String> = page.grants.iter().map(InheritedGrant::words).collect();
+    assert_eq!(words, ["user:a@acme.com (roles/run.admin on folders/1)"]);
 }
 
 #[test]

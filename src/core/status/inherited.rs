@@ -25,6 +25,8 @@ pub enum InheritedView<'a> {
         public: Vec<String>,
         /// Why something that may show more could not be searched.
         unseen: Option<&'a Fault>,
+        /// What is above and in no scope, in words.
+        unsearched: Option<String>,
     },
 }
 

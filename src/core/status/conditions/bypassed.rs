@@ -57,11 +57,25 @@ fn now(view: &InheritedView<'_>) -> Bypass {
             unseen: Some(fault),
             ..
         } => unknown(fault.class.row().reason, not_seen(fault)),
-        InheritedView::Known { unseen: None, .. } => Bypass {
+        InheritedView::Known {
+            unseen: None,
+            unsearched,
+            ..
+        } => Bypass {
             truth: Truth::False,
             reason: Reason::InSync,
-            message: "nobody whom no policy lists may invoke by a grant on the project, a folder or the organization".into(),
+            message: nobody(unsearched.as_deref()),
         },
+    }
+}
+
+/// That nobody was found, and where nobody looked.
+fn nobody(unsearched: Option<&str>) -> String {
+    match unsearched {
+        None => "nobody whom no policy lists may invoke by a grant on the project, a folder or the organization".into(),
+        Some(above) => format!(
+            "nobody whom no policy lists may invoke by a grant on what is searched; {above} is in no --inherited-scope"
+        ),
     }
 }
 
