@@ -4,7 +4,7 @@ installed, which may have none of them. tests/chart.rs holds them to values.yaml
 shards: 1
 metrics.dashboards: {enabled: false, labels: {grafana_dashboard: "1"}, annotations: {}}
 events: {subscriptions: [], endpoint: "", interval: 1h, patience: 5m}
-settings.approvals: tenant
+settings.approvedBy: tenant
 nameOverride: ""
 fullnameOverride: ""
 extraVolumes: []
