@@ -28,7 +28,7 @@ pub enum Public {
 
 /// Who agrees to a held plan where no guardrail speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Approvals {
+pub enum ApprovedBy {
     Tenant,
     Approver,
 }
@@ -109,11 +109,11 @@ pub struct PlanArgs {
     /// policy; approver, only somebody who may create an InvokerApproval.
     #[arg(
         long,
-        env = "RUN_INVOKER_APPROVALS",
+        env = "RUN_INVOKER_APPROVED_BY",
         value_enum,
         default_value = "tenant"
     )]
-    pub approvals: Approvals,
+    pub approved_by: ApprovedBy,
 
     /// Refuse everything in namespaces that no InvokerGuardrail selects.
     #[arg(long, env = "RUN_INVOKER_REQUIRE_GUARDRAIL")]
@@ -133,7 +133,7 @@ impl PlanArgs {
                 public: self.public == Public::Allow,
                 max_removals: self.max_removals as usize,
                 max_new_services: self.max_new_services as usize,
-                approver: self.approvals == Approvals::Approver,
+                approver: self.approved_by == ApprovedBy::Approver,
                 require_guardrail: self.require_guardrail,
             },
         }

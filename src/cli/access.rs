@@ -182,6 +182,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let sources = Sources {
         files: &[],
         offline: command.offline,
+        approved: true,
     };
     let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {

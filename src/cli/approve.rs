@@ -10,7 +10,10 @@ use super::{
     show::policy,
 };
 use crate::{
-    api::{APPROVE, InvokerApproval, InvokerApprovalSpec, InvokerPolicyStatus, ServiceStatus},
+    api::{
+        APPROVE, ApprovalState, InvokerApproval, InvokerApprovalSpec, InvokerApprovalStatus,
+        InvokerPolicyStatus, ServiceStatus,
+    },
     render::{Style, Tone},
     status::{NEW_TO_POLICY, whole_seconds},
 };
@@ -28,6 +31,10 @@ pub struct ApproveCommand {
     /// Why, for the record. Needed where an approver has to agree.
     #[arg(long)]
     pub reason: Option<String>,
+    /// Wait for up to a minute until the operator says what became of the approval. Exits with 2
+    /// where it was not used.
+    #[arg(long, requires = "reason")]
+    pub wait: bool,
     /// Ask nothing.
     #[arg(long, short)]
     pub yes: bool,
@@ -65,7 +72,11 @@ pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Res
         return Ok(Exit::Error);
     }
     if let Some(reason) = &command.reason {
-        return create(context, &kube, &command.name, &held, reason).await;
+        let names = create(context, &kube, &command.name, &held, reason).await?;
+        if command.wait {
+            return wait(context, &kube, &names).await;
+        }
+        return Ok(Exit::Nothing);
     }
     let hashes: Vec<&str> = held.iter().map(|plan| plan.annotation.as_str()).collect();
     let approved = annotation(APPROVE, Some(&hashes.join(",")));
@@ -80,7 +91,8 @@ async fn create(
     policy: &str,
     held: &[HeldPlan],
     reason: &str,
-) -> anyhow::Result<Exit> {
+) -> anyhow::Result<Vec<String>> {
+    let mut names = Vec::with_capacity(held.len());
     let api: Api<InvokerApproval> = Api::namespaced(kube.client.clone(), &kube.namespace);
     let params = PostParams {
         field_manager: Some(MANAGER.into()),
@@ -109,8 +121,36 @@ async fn create(
             approval.name_any()
         );
         print(&format!("{}\n", context.style().wrap(0, &done)));
+        names.push(approval.name_any());
     }
-    Ok(Exit::Nothing)
+    Ok(names)
+}
+
+/// Until each approval was used, or cannot be.
+async fn wait(context: &Context, kube: &Kube, names: &[String]) -> anyhow::Result<Exit> {
+    let api: Api<InvokerApproval> = Api::namespaced(kube.client.clone(), &kube.namespace);
+    let mut exit = Exit::Nothing;
+    for name in names {
+        let mut last = InvokerApprovalStatus::default();
+        for _ in 0..300 {
+            last = api.get(name).await?.status.unwrap_or_default();
+            let is_over = |s: ApprovalState| s.is_final() || s == ApprovalState::Refused;
+            if last.state.is_some_and(is_over) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        let state = last
+            .state
+            .map_or("not looked at".to_owned(), |s| format!("{s:?}"));
+        let words = last.message.unwrap_or_default();
+        let line = format!("{name}: {state}: {words}");
+        print(&format!("{}\n", context.style().wrap(0, &line)));
+        if last.state != Some(ApprovalState::Used) {
+            exit = Exit::Differences;
+        }
+    }
+    Ok(exit)
 }
 
 /// An approval of a plan from now on. Its name says what for and when: the same plan, come up
@@ -129,6 +169,7 @@ pub(super) fn approval(policy: &str, plan: &str, reason: &str, now: Timestamp) -
             .checked_add(LIFETIME)
             .ok()
             .map(|end| whole_seconds(end).to_string()),
+        effect: Vec::new(),
     };
     InvokerApproval::new(&name, spec)
 }

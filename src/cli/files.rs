@@ -44,6 +44,8 @@ pub struct Loaded {
     pub guardrails: Vec<InvokerGuardrail>,
     pub approvals: Vec<InvokerApproval>,
     pub problems: Vec<Problem>,
+    /// Namespace of objects that name none.
+    pub namespace: String,
     /// Objects of other kinds, which are none of our business.
     pub others: usize,
 }
@@ -54,7 +56,10 @@ pub struct Loaded {
 /// # Errors
 /// When a path cannot be read. What is wrong inside of a file is a [`Problem`].
 pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
-    let mut loaded = Loaded::default();
+    let mut loaded = Loaded {
+        namespace: namespace.to_owned(),
+        ..Loaded::default()
+    };
     for path in paths {
         if path.as_os_str() == "-" {
             let mut text = String::new();

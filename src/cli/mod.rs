@@ -13,6 +13,7 @@ mod effective;
 mod export;
 pub mod files;
 mod plan;
+mod review;
 mod show;
 mod world;
 
@@ -94,7 +95,8 @@ pub enum Command {
   kubectl invoker plan -f policies/                     # with the cluster's other policies and its guardrails
   kubectl invoker plan -f policies/ --offline           # no cluster needed: files and Google only
   kubectl invoker plan                                  # what the operator would do now
-  kubectl invoker plan -f policies/ -o markdown --fail-on held,exposed      # for a pull request")]
+  kubectl invoker plan -f policies/ -o markdown --fail-on held,exposed      # for a pull request
+  kubectl invoker plan -f policies/ --approvals policies/approvals.yaml      # what the merge needs")]
     Plan(plan::PlanCommand),
 
     /// How policies stand.

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
+    review::{self, Review},
     world::{ClusterSnapshot, Sources},
 };
 use crate::{
@@ -15,8 +16,8 @@ use crate::{
     index::policies::Record,
     intent::PolicyId,
     plan::{
-        self, Change, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact, Withheld,
-        WithheldReason,
+        self, Change, HeldPlan, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact,
+        Withheld, WithheldReason,
     },
     render::plan::{Action, FailOn, Line, NeededApproval, PlanDocument, PolicyNote, ServicePlan},
 };
@@ -35,6 +36,19 @@ pub struct PlanCommand {
 
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
+
+    /// Write the approvals that an apply of these files would need, as InvokerApprovals to be
+    /// reviewed and merged with them. Those that the file has and that can still be used stay.
+    #[arg(long, value_name = "FILE", requires = "files")]
+    pub approvals: Option<PathBuf>,
+
+    /// Why, in the approvals that are written.
+    #[arg(
+        long,
+        requires = "approvals",
+        default_value = "reviewed and merged with the change"
+    )]
+    pub reason: String,
 
     /// Exit with 2 only for these; without it, for any difference.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
@@ -71,6 +85,7 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     let sources = Sources {
         files: &command.files,
         offline: command.offline,
+        approved: command.approvals.is_none(),
     };
     let (mut world, loaded) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
@@ -81,6 +96,16 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
             .render(command.output.into(), &context.style())
             .map_err(anyhow::Error::msg)?,
     );
+    if let Some(file) = &command.approvals {
+        let review = Review {
+            file,
+            reason: &command.reason,
+            namespace: &loaded.namespace,
+        };
+        let written = review::write(&review, &world, &document)?;
+        let done = format!("{written} approvals in {}", file.display());
+        context.complain(&done);
+    }
     for note in &world.notes {
         context.complain(&format!("note: {note}"));
     }
@@ -182,12 +207,15 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
     }
     lines.add_audited(&input);
     lines.add_unlisted(&input);
-    let (approve, approvals) = to_agree(world, &inputs.claims, plan);
+    let (approve, approvals) = to_agree(&inputs.claims, plan);
+    let agreements = plan.approvals.iter().chain(&plan.reached_by);
+    let approved_by = agreements.map(|a| format!("{}: {}", a.key, a.reason));
     ServicePlan {
         policies: names(&inputs.claims),
         changes: lines.lines.into_iter().collect(),
         approve: approve.map(|hash| hash.to_string()),
         approvals,
+        approved_by: approved_by.collect(),
         exposed: plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string()),
         ..shown
     }
@@ -195,33 +223,33 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
 
 /// What lets through what is held: the annotation, where it counts, and the plan of each policy for
 /// which an InvokerApproval could be created.
-fn to_agree(
-    world: &ClusterSnapshot,
-    claims: &[PolicyOnService],
-    plan: &Plan,
-) -> (Option<Arc<str>>, Vec<NeededApproval>) {
-    let needed = |id: &PolicyId, plan: &Arc<str>| NeededApproval {
+fn to_agree(claims: &[PolicyOnService], plan: &Plan) -> (Option<Arc<str>>, Vec<NeededApproval>) {
+    let needed = |id: &PolicyId, held: &HeldPlan| NeededApproval {
         policy: id.to_string(),
-        plan: plan.to_string(),
+        plan: held.hash.to_string(),
+        effect: held.lines.to_vec(),
     };
+    let mut hash = None;
+    let mut all = Vec::new();
     let held = plan.withheld.iter().find_map(|w| match &w.why {
         WithheldReason::Approval(a) => Some(a),
         _ => None,
     });
     if let Some(a) = held {
-        let hash = a.approver.is_none().then(|| a.hash.clone());
-        let effects = a.effects.iter();
-        return (hash, effects.map(|(id, plan)| needed(id, plan)).collect());
+        hash = a.approver.is_none().then(|| a.hash.clone());
+        all.extend(a.effects.iter().map(|(id, held)| needed(id, held)));
     }
-    let reached = claims.iter().find_map(|c| match &c.spread {
-        Some(SelectorImpact::Held { hash, plan, .. }) => {
-            let counts = world.index.policies().get(&c.intent.id.key())?;
-            let hash = counts.terms().approver().is_none().then(|| hash.clone());
-            Some((hash, vec![needed(&c.intent.id, plan)]))
+    for claim in claims {
+        if let Some(SelectorImpact::Held {
+            hash: own, plan, ..
+        }) = &claim.spread
+        {
+            let is_asked = claim.terms.approver().is_some();
+            hash = hash.or_else(|| (!is_asked).then(|| own.clone()));
+            all.push(needed(&claim.intent.id, plan));
         }
-        _ => None,
-    });
-    reached.unwrap_or_default()
+    }
+    (hash, all)
 }
 
 /// The lines of a service, and the grants that one of them is about.

@@ -41,6 +41,8 @@ pub struct ClusterSnapshot {
     pub now: Timestamp,
     /// What is not in here, because it may not be read.
     pub notes: Vec<String>,
+    /// Approvals, those in the cluster before those in files.
+    pub approvals: BTreeMap<ApprovalKey, InvokerApproval>,
     /// What was read, or why it could not be.
     pub live: BTreeMap<RunService, Result<Policy, Fault>>,
 }
@@ -126,6 +128,8 @@ pub async fn read_services<C: CloudRun>(
 pub struct Sources<'a> {
     pub files: &'a [PathBuf],
     pub offline: bool,
+    /// Approvals count, those in files as if they were applied.
+    pub approved: bool,
 }
 
 impl ClusterSnapshot {
@@ -154,13 +158,19 @@ impl ClusterSnapshot {
             settings,
             now: context.now,
             notes: Vec::new(),
+            approvals: BTreeMap::new(),
             live: BTreeMap::new(),
         };
-        this.fill(kube.as_ref(), &loaded).await?;
+        this.fill(kube.as_ref(), &loaded, sources.approved).await?;
         Ok((this, loaded))
     }
 
-    async fn fill(&mut self, kube: Option<&Kube>, loaded: &Loaded) -> anyhow::Result<()> {
+    async fn fill(
+        &mut self,
+        kube: Option<&Kube>,
+        loaded: &Loaded,
+        approved: bool,
+    ) -> anyhow::Result<()> {
         let mut objects = Objects::default();
         if let Some(kube) = kube {
             objects = self.list_objects(kube).await?;
@@ -184,13 +194,15 @@ impl ClusterSnapshot {
             rollbacks.extend(effect.rollbacks);
         }
         self.index.end_policy_list();
-        for approval in objects.approvals.values() {
+        let counting = objects.approvals.values().filter(|_| approved);
+        for approval in counting {
             // One that cannot be read, or that is too many, agrees to nothing for the operator either.
             if let Ok(agreement) = Agreement::from_object(approval) {
                 let status = approval.status.clone().unwrap_or_default();
                 let _ = self.index.apply_approval(agreement, status, self.now);
             }
         }
+        self.approvals = objects.approvals;
         self.link_accounts(client).await?;
         for key in rollbacks {
             self.load_rollbacks(client, &key).await?;

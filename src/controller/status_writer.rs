@@ -408,6 +408,9 @@ pub(super) fn gauges(
     found.contested_services.set(counted.contested.len() as i64);
     found.held_plans.set(counted.held.len() as i64);
     metrics.inherited.bypassed_policies.set(counted.bypassed);
+    let waited = counted.held_since.map(|since| now.duration_since(since));
+    let waited = waited.map_or(0, |w| w.as_secs().max(0));
+    found.held_plan_seconds.set(waited);
     if !metrics.per_policy() {
         return PolicySeries::default();
     }
@@ -437,6 +440,8 @@ struct Counted {
     bypassed: i64,
     contested: BTreeSet<RunService>,
     held: BTreeSet<RunService>,
+    /// Since when the plan waits that has waited longest, as far as a status says.
+    held_since: Option<Timestamp>,
     expiring: usize,
 }
 
@@ -452,6 +457,7 @@ impl Counted {
         }
         self.bypassed += i64::from(record.gauges().bypassed);
         *self.states.entry(ServiceState::Held).or_default() += record.denied() as i64;
+        let mut any_held = false;
         for (service, observation) in record.observations() {
             let waits = reached.contains(service);
             let state = if waits {
@@ -469,9 +475,19 @@ impl Counted {
             if !findings.contested.is_empty() {
                 self.contested.insert(service.clone());
             }
-            if findings.approve.is_some() || waits {
+            if findings.approve.is_some() || findings.plan.is_some() || waits {
                 self.held.insert(service.clone());
+                any_held = true;
             }
+        }
+        if any_held {
+            let services = record.status().get().services;
+            let waiting = services.iter().filter(|s| s.state == ServiceState::Held);
+            self.held_since = self
+                .held_since
+                .into_iter()
+                .chain(waiting.map(|s| s.since.0))
+                .min();
         }
     }
 }

@@ -47,6 +47,7 @@ pub struct FindingMetrics {
     pub exposed_services: IntGauge,
     pub contested_services: IntGauge,
     pub held_plans: IntGauge,
+    pub held_plan_seconds: IntGauge,
     pub circuit_open: IntGauge,
     pub expiring_grants: IntGauge,
 }
@@ -123,6 +124,10 @@ impl FindingMetrics {
             held_plans: registrar.gauge(
                 "held_plans",
                 "Services with a plan that waits for approval.",
+            )?,
+            held_plan_seconds: registrar.gauge(
+                "held_plan_seconds",
+                "How long the plan has waited for approval that has waited longest.",
             )?,
             circuit_open: registrar.gauge(
                 "circuit_open",

@@ -1,6 +1,6 @@
 //! A plan over many services, for people and for programs.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde::Serialize;
 
@@ -52,6 +52,9 @@ pub struct ServicePlan {
     /// The plan of each policy that an InvokerApproval could let through.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<NeededApproval>,
+    /// The approvals that let its changes through, each with its reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approved_by: Vec<String>,
     /// Anyone can call it, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed: Option<String>,
@@ -61,13 +64,23 @@ pub struct ServicePlan {
 }
 
 /// A plan that waits for approval.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NeededApproval {
     /// Namespace and name of the policy.
     pub policy: String,
     /// Hash for spec.plan of an InvokerApproval in the policy's namespace.
     pub plan: String,
+    /// What it does: lines that begin with revoke, grant or reach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub effect: Vec<String>,
+}
+
+impl NeededApproval {
+    /// The lines about what is taken away.
+    pub fn revoked(&self) -> impl Iterator<Item = &String> {
+        self.effect.iter().filter(|l| l.starts_with("revoke "))
+    }
 }
 
 /// What happens to one grant.
@@ -136,6 +149,9 @@ impl ServicePlan {
                 let reason = style.wrap(6, &line.reason);
                 let _ = writeln!(text, "{}", style.paint(Tone::Dim, &reason));
             }
+        }
+        for by in &self.approved_by {
+            let _ = writeln!(text, "{}", style.wrap(4, &format!("approved by {by}")));
         }
         if let Some(hash) = &self.approve {
             let line = format!("to agree: run-invoker.dev/approve={hash}");
@@ -294,6 +310,7 @@ impl PlanDocument {
                 &rows,
             ));
         }
+        self.push_approvals(&mut text);
         for note in &self.policies {
             let _ = write!(text, "\n- {}: {}", code(&note.policy), note.message);
         }
@@ -301,6 +318,42 @@ impl PlanDocument {
             text.push('\n');
         }
         text
+    }
+}
+
+impl PlanDocument {
+    /// What is approved, and what an approver is still to agree to.
+    fn push_approvals(&self, text: &mut String) {
+        let code = |t: &str| format!("`{}`", t.replace('`', "'"));
+        let approved: BTreeSet<&String> =
+            self.services.iter().flat_map(|s| &s.approved_by).collect();
+        if !approved.is_empty() {
+            text.push_str("\n**Approved with this change, once:**\n\n");
+        }
+        for by in approved {
+            let _ = writeln!(text, "- {}", code(by));
+        }
+        let needed: BTreeSet<&NeededApproval> =
+            self.services.iter().flat_map(|s| &s.approvals).collect();
+        if !needed.is_empty() {
+            text.push_str("\n**Waits for approval:**\n\n");
+        }
+        for need in needed {
+            let effect = need.effect.iter().filter(|l| !l.starts_with("grant "));
+            let effect: Vec<String> = effect.map(|l| code(l)).collect();
+            let shown = effect.len().min(10);
+            let more = match effect.len() - shown {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let _ = writeln!(
+                text,
+                "- {}, plan {}: {}{more}",
+                code(&need.policy),
+                code(&need.plan),
+                effect[..shown].join(", ")
+            );
+        }
     }
 }
 

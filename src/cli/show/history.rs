@@ -5,7 +5,7 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{ago, tabulated};
 use crate::{
-    api::{ChangePhase, InvokerChange, POLICY_LABEL_PREFIX},
+    api::{ChangePhase, InvokerChange, InvokerChangeSpec, POLICY_LABEL_PREFIX},
     cli::{
         Exit, Output,
         context::{Context, print},
@@ -68,6 +68,17 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
     Ok(Exit::Nothing)
 }
 
+/// Why it was written, and by which approvals.
+fn why(spec: &InvokerChangeSpec) -> String {
+    let mut lines = vec![match spec.outcome.phase {
+        ChangePhase::Applied => spec.reason.as_str().to_owned(),
+        other => format!("{}, {}", spec.reason.as_str(), other.as_str()),
+    }];
+    let approved = spec.approvals.iter();
+    lines.extend(approved.map(|a| format!("by {}: {}", a.name, a.reason)));
+    lines.join("\n")
+}
+
 fn history_row(now: Timestamp, command: &HistoryCommand, change: &InvokerChange) -> Vec<String> {
     let spec = &change.spec;
     let mut grants = vec![format!("+{} -{}", spec.added_count, spec.removed_count)];
@@ -84,10 +95,7 @@ fn history_row(now: Timestamp, command: &HistoryCommand, change: &InvokerChange)
         },
         ago(now, spec.at.0),
         format!("{} ({})", spec.service, spec.region),
-        match spec.outcome.phase {
-            ChangePhase::Applied => spec.reason.as_str().into(),
-            other => format!("{}, {}", spec.reason.as_str(), other.as_str()),
-        },
+        why(spec),
         grants.join("\n"),
     ]
 }

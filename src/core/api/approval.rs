@@ -61,6 +61,20 @@ pub struct InvokerApprovalSpec {
     #[x_kube(validation = Rule::new(r"self.matches('^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')")
         .message("notAfter must be a time as in RFC 3339 with a zone, for example 2026-12-24T18:00:00Z"))]
     pub not_after: Option<String>,
+    /// What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals
+    /// writes it. Where it is given it must be what the plan of this hash does, or the approval
+    /// does not count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "effect")]
+    pub effect: Vec<String>,
+}
+
+fn effect(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "array", "maxItems": 201,
+        "description": "What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals writes it. Where it is given it must be what the plan of this hash does, or the approval does not count.",
+        "items": {"type": "string", "maxLength": 700},
+    })
 }
 
 /// What became of an approval. Written by the operator only.

@@ -16,12 +16,16 @@ use crate::{
     iam::RunService,
     intent::{Agreement, ApprovalKey},
     ledger::MAX_USED,
-    plan::SelectorImpact,
+    plan::{HeldPlan, SelectorImpact},
     status::whole_seconds,
 };
 
 /// The most approvals of one namespace that are kept.
 pub const MAX_OF_NAMESPACE: usize = 256;
+/// About the most bytes that they take.
+const MAX_BYTES_OF_NAMESPACE: usize = 1024 * 1024;
+/// The most differences that a status names.
+const MAX_NAMED: usize = 5;
 
 /// An approval, and its status as it is in the store.
 #[derive(Debug)]
@@ -36,7 +40,8 @@ pub struct Approvals {
     by_key: BTreeMap<ApprovalKey, Entry>,
     /// The earliest of each policy first.
     by_policy: HashMap<PolicyKey, Vec<Arc<Agreement>>>,
-    of_namespace: HashMap<Arc<str>, usize>,
+    /// How many there are in a namespace, and about how many bytes they take.
+    of_namespace: HashMap<Arc<str>, (usize, usize)>,
     listing: Option<HashSet<ApprovalKey>>,
 }
 
@@ -62,11 +67,14 @@ impl Approvals {
             seen.insert(key.clone());
         }
         self.take(&key);
-        let count = self.of_namespace.entry(key.namespace.clone()).or_default();
-        if *count >= MAX_OF_NAMESPACE {
+        let kept = self.of_namespace.get(&key.namespace);
+        let (count, bytes) = kept.copied().unwrap_or_default();
+        let bytes = bytes + agreement.size();
+        if count >= MAX_OF_NAMESPACE || bytes > MAX_BYTES_OF_NAMESPACE {
             return false;
         }
-        *count += 1;
+        let kept = (count + 1, bytes);
+        self.of_namespace.insert(key.namespace.clone(), kept);
         let all = self.by_policy.entry(agreement.policy()).or_default();
         let order = |a: &Agreement| (a.created, a.key.clone());
         let place = all.partition_point(|a| order(a) < order(&agreement));
@@ -84,8 +92,9 @@ impl Approvals {
                 self.by_policy.remove(&policy);
             }
         }
-        if let Some(count) = self.of_namespace.get_mut(&key.namespace) {
+        if let Some((count, bytes)) = self.of_namespace.get_mut(&key.namespace) {
             *count -= 1;
+            *bytes -= agreement.size();
             if *count == 0 {
                 self.of_namespace.remove(&key.namespace);
             }
@@ -104,6 +113,33 @@ fn spends(agreement: &Agreement, used: &UsedApproval) -> bool {
 /// Takes what was used out of what a plan may use.
 pub(super) fn without_used(agreements: &mut Vec<Arc<Agreement>>, used: &[UsedApproval]) {
     agreements.retain(|a| !used.iter().any(|u| spends(a, u)));
+}
+
+/// What changed since a plan was approved, in words.
+fn since_approved(approved: &[Box<str>], now: &[String]) -> String {
+    if approved.is_empty() {
+        return "what it grants or revokes, or its spec, is not what was approved".into();
+    }
+    match differences(approved, now).as_str() {
+        "" => "it does the same for another spec of the policy".into(),
+        differ => format!("since it was approved {differ}"),
+    }
+}
+
+/// What one list of changes has and the other has not.
+fn differences(approved: &[Box<str>], now: &[String]) -> String {
+    let added = now.iter().filter(|l| !approved.iter().any(|a| **a == ***l));
+    let gone = approved.iter().filter(|a| !now.iter().any(|l| **l == ***a));
+    let words: Vec<String> = added
+        .map(|l| format!("also: {l}"))
+        .chain(gone.map(|l| format!("no more: {l}")))
+        .collect();
+    let more = words.len().saturating_sub(MAX_NAMED);
+    let mut text = words[..words.len() - more].join(", ");
+    if more > 0 {
+        text.push_str(&format!(", and {more} more"));
+    }
+    text
 }
 
 impl Index {
@@ -138,7 +174,7 @@ impl Index {
         }
         if !self.approvals.insert(agreement.into(), status) {
             return Err(format!(
-                "namespace {} has {MAX_OF_NAMESPACE} InvokerApprovals that are not over; delete those that are used, then create this one again",
+                "namespace {} has {MAX_OF_NAMESPACE} InvokerApprovals, or a MiB of them, that are not over; delete those that are used, then create this one again",
                 key.namespace
             ));
         }
@@ -301,12 +337,24 @@ impl Index {
             return (ApprovalState::Waiting, words);
         };
         let held = self.held_plans(record);
-        if held.contains(&agreement.plan) {
+        if let Some(plan) = held.iter().find(|h| h.hash == agreement.plan) {
+            if !agreement.shows(&plan.lines) {
+                let words = format!(
+                    "spec.effect is not what this plan does: {}",
+                    differences(&agreement.effect, &plan.lines)
+                );
+                return (ApprovalState::Refused, words);
+            }
             let words =
                 format!("{name} holds this plan; it is carried out with the next reconcile");
             return (ApprovalState::Waiting, words);
         }
-        match held.first() {
+        // The one that has most in common with what was approved.
+        let common = |h: &&HeldPlan| {
+            let approved = |l: &&String| agreement.effect.iter().any(|e| **e == ***l);
+            h.lines.iter().filter(approved).count()
+        };
+        match held.iter().max_by_key(common) {
             None => (
                 ApprovalState::Waiting,
                 format!("{name} holds no plan now; this is used when its plan comes"),
@@ -314,18 +362,20 @@ impl Index {
             Some(other) => (
                 ApprovalState::Stale,
                 format!(
-                    "{name} holds another plan, {other}: what it grants or revokes, or its spec, is not what was approved; kubectl invoker -n {namespace} approve {name} shows what waits now"
+                    "{name} holds another plan, {}: {}; kubectl invoker -n {namespace} approve {name} shows what waits now",
+                    other.hash,
+                    since_approved(&agreement.effect, &other.lines)
                 ),
             ),
         }
     }
 
     /// The plans that a policy holds now.
-    pub fn held_plans(&self, record: &Record) -> BTreeSet<Arc<str>> {
+    pub fn held_plans(&self, record: &Record) -> BTreeSet<HeldPlan> {
         let findings = record
             .observations()
             .filter_map(|(_, o)| o.result.as_ref().ok());
-        let mut held: BTreeSet<Arc<str>> = findings.filter_map(|f| f.plan.clone()).collect();
+        let mut held: BTreeSet<HeldPlan> = findings.filter_map(|f| f.plan.clone()).collect();
         let is_wide = record.targets().len() > record.terms().max_new_services();
         if is_wide && let Some(SelectorImpact::Held { plan, .. }) = self.spread(record) {
             held.insert(plan);

@@ -10,7 +10,7 @@ use super::{Index, PolicyKey, policies::Record};
 use crate::{
     iam::RunService,
     intent::{Agreement, Target},
-    plan::{SelectorImpact, UnansweredSelectors, effect::reach_hash, guard},
+    plan::{HeldPlan, SelectorImpact, UnansweredSelectors, effect::reach_hash, guard},
     status::ReachedServices,
 };
 
@@ -172,7 +172,7 @@ impl Index {
     fn reach_agreed(
         &self,
         record: &Record,
-        plan: &Arc<str>,
+        plan: &HeldPlan,
         wanting: &BTreeSet<RunService>,
     ) -> Option<Arc<Agreement>> {
         let is_for = |a: &Agreement| {
@@ -186,7 +186,7 @@ impl Index {
                 .map(|(service, _)| service)
                 .collect();
             if reached.is_empty() {
-                return *a.plan == **plan;
+                return a.plan == plan.hash && a.shows(&plan.lines);
             }
             let all = wanting.iter().chain(reached.iter().copied());
             wanting.iter().all(|s| !reached.contains(s))

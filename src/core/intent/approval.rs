@@ -26,6 +26,8 @@ pub struct Agreement {
     pub created: Timestamp,
     /// `notAfter`, where it is given.
     pub not_after: Option<Timestamp>,
+    /// What the plan does, as it was reviewed; empty: that was not written down.
+    pub effect: Box<[Box<str>]>,
     /// Stands for the approval by what it says: the same object restored from a backup has another
     /// uid, another creation time, and this digest.
     pub digest: Arc<str>,
@@ -67,7 +69,24 @@ impl Agreement {
                 .as_ref()
                 .map_or(Timestamp::MIN, |t| t.0),
             not_after,
+            effect: spec.effect.iter().map(|l| l.as_str().into()).collect(),
         })
+    }
+
+    /// Whether what was reviewed is what the plan of its hash does.
+    pub fn shows(&self, lines: &[String]) -> bool {
+        let is_shown = || {
+            self.effect
+                .iter()
+                .map(|l| &**l)
+                .eq(lines.iter().map(String::as_str))
+        };
+        self.effect.is_empty() || is_shown()
+    }
+
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.effect.iter().map(|l| l.len() + 16).sum::<usize>() + self.reason.len() + 300
     }
 
     /// The policy whose plan it is about.

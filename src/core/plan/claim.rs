@@ -8,6 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
+use super::effect::HeldPlan;
 use crate::{
     iam::{Grant, RunService},
     intent::{Agreement, Declared, Intent, Refusal, Terms},
@@ -25,7 +26,7 @@ pub enum SelectorImpact {
         /// What the annotation names.
         hash: Arc<str>,
         /// What an InvokerApproval names.
-        plan: Arc<str>,
+        plan: HeldPlan,
     },
 }
 

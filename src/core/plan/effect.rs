@@ -15,8 +15,19 @@ use crate::{
     intent::{Agreement, Declared, Intent, PolicyId, digest},
 };
 
-/// The hash of what is held on a service, for each policy that is shown it.
-pub type Effects = BTreeMap<PolicyId, Arc<str>>;
+/// The most changes that are written out for a person.
+const MAX_LINES: usize = 200;
+
+/// A plan that is held, as an InvokerApproval names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeldPlan {
+    pub hash: Arc<str>,
+    /// What it does, in words; the first two hundred changes, and how many more there are.
+    pub lines: Arc<[String]>,
+}
+
+/// What is held on a service, for each policy that is shown a part of it.
+pub type Effects = BTreeMap<PolicyId, HeldPlan>;
 
 /// What an approval of one policy's part of a held plan lets through.
 #[derive(Clone, Debug)]
@@ -62,6 +73,22 @@ impl<'a> Effect<'a> {
         })
     }
 
+    /// What it does, in words: what is revoked comes first.
+    fn lines(&self) -> Arc<[String]> {
+        let on = self.service;
+        let line = |verb: &str, g: &Grant| format!("{verb} {g} on {on}");
+        let revoked = self.revoked.iter().map(|g| line("revoke", g));
+        bounded(revoked.chain(self.granted.iter().map(|g| line("grant", g))))
+    }
+
+    /// As an approval names it.
+    pub fn held(&self) -> HeldPlan {
+        HeldPlan {
+            hash: self.hash(),
+            lines: self.lines(),
+        }
+    }
+
     /// The hash of it. Not in it: the etag, the uid and the number of the generation, so that an
     /// approval can be reviewed with the change that it is for, before there is such an object.
     pub fn hash(&self) -> Arc<str> {
@@ -79,6 +106,20 @@ impl<'a> Effect<'a> {
         let parts: Vec<String> = head.into_iter().chain(granted).chain(revoked).collect();
         digest(parts.iter().map(String::as_str))
     }
+}
+
+fn bounded(lines: impl Iterator<Item = String>) -> Arc<[String]> {
+    let mut all: Vec<String> = lines.collect();
+    if let Some(more) = all.len().checked_sub(MAX_LINES).filter(|n| *n > 0) {
+        all.truncate(MAX_LINES);
+        all.push(format!("and {more} more"));
+    }
+    for line in &mut all {
+        if line.chars().count() > 700 {
+            *line = line.chars().take(699).chain(['…']).collect();
+        }
+    }
+    all.into()
 }
 
 /// A grant, so that no two are written alike.
@@ -104,7 +145,7 @@ pub(super) fn effects(
 ) -> Effects {
     let effect = |(claim, view): (&PolicyOnService, &View)| {
         let effect = Effect::of(claim, view, held, last, input)?;
-        Some((claim.intent.id.clone(), effect.hash()))
+        Some((claim.intent.id.clone(), effect.held()))
     };
     input
         .claims
@@ -115,7 +156,17 @@ pub(super) fn effects(
         .collect()
 }
 
-/// The hash of a selector's reach: the services that the policy would change for the first time.
+/// A selector's reach: the services that the policy would change for the first time.
+pub fn reach(intent: &Intent, services: &BTreeSet<RunService>) -> HeldPlan {
+    let reached = services.iter().map(|s| format!("reach {s}"));
+    let granted = intent.declared.iter().map(|d| format!("grant {}", d.grant));
+    HeldPlan {
+        hash: reach_hash(intent, services),
+        lines: bounded(reached.chain(granted)),
+    }
+}
+
+/// The hash of a selector's reach.
 pub fn reach_hash<'a>(
     intent: &Intent,
     services: impl IntoIterator<Item = &'a RunService>,
@@ -139,9 +190,9 @@ pub fn reach_hash<'a>(
 /// The first of the policy's approvals that is for this plan and in time.
 pub(super) fn agreement<'a>(
     claim: &'a PolicyOnService,
-    plan: &str,
+    held: &HeldPlan,
     now: Timestamp,
 ) -> Option<&'a Arc<Agreement>> {
     let mut all = claim.agreements.iter();
-    all.find(|a| *a.plan == *plan && now < a.ends())
+    all.find(|a| a.plan == held.hash && now < a.ends() && a.shows(&held.lines))
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Change, Effects, Input, Plan, RevokeCause, View, Withheld, WithheldReason,
     claim::SelectorImpact,
-    effect::{agreement, effects, reach_hash},
+    effect::{agreement, effects, reach},
 };
 use crate::{
     iam::{Grant, Invocation, PrincipalKind, RunService},
@@ -255,6 +255,6 @@ pub fn spread(
         services: wanting.len(),
         limit,
         hash,
-        plan: reach_hash(intent, wanting),
+        plan: reach(intent, wanting),
     })
 }

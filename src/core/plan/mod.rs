@@ -37,7 +37,7 @@ pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};
-pub use effect::Effects;
+pub use effect::{Effects, HeldPlan};
 pub use guard::Approval;
 pub use merge::{Desired, merge};
 pub use ownership::{Lines, OwnerState, Owners, stored_size};

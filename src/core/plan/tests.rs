@@ -517,7 +517,7 @@ fn held(case: &Case) -> BTreeMap<String, Arc<str>> {
     });
     let effects = approvals.next().unwrap().effects.iter();
     effects
-        .map(|(id, hash)| (id.name.to_string(), hash.clone()))
+        .map(|(id, hash)| (id.name.to_string(), hash.hash.clone()))
         .collect()
 }
 

@@ -197,7 +197,7 @@ fn observed_entry(
             approve: found.approve.as_deref().unwrap_or_default().to_owned(),
             plan: reached_plan
                 .or(found.plan.as_ref())
-                .map(ToString::to_string)
+                .map(|held| held.hash.to_string())
                 .unwrap_or_default(),
             message: message(facts, service, found, waits),
             ..entry

@@ -872,8 +872,8 @@ impl World {
             Agreement::Garbage => None,
         };
         let plan = plan.map(|(_, plan)| plan.clone());
-        // Where the annotation would count, an approver agrees every fourth time.
-        let by_approver = |plan: &String| hash.is_none() || plan.ends_with(['0', '1', '2', '3']);
+        // Where the annotation would count, an approver agrees every other time.
+        let by_approver = |plan: &String| hash.is_none() || plan.ends_with(|c| c < '8');
         if let Some(plan) = plan.filter(by_approver) {
             return self.approve_by_object(namespace, name, &plan).await;
         }

@@ -7,7 +7,7 @@ use crate::{
     api::{ChangedBy, Reason},
     iam::Grant,
     intent::Intent,
-    plan::{Input, PolicyOnService, Withheld, WithheldReason},
+    plan::{HeldPlan, Input, PolicyOnService, Withheld, WithheldReason},
     status::how_to_agree,
 };
 
@@ -60,7 +60,7 @@ pub struct Findings {
     /// Hash that lets through what is held for approval.
     pub approve: Option<Arc<str>>,
     /// Hash of that plan, for an InvokerApproval.
-    pub plan: Option<Arc<str>>,
+    pub plan: Option<HeldPlan>,
     /// Grants that somebody else keeps changing, in words.
     pub contested: Members,
     /// Members that may invoke by other roles, with the role.
