@@ -142,6 +142,8 @@ impl Plugin {
             .env_clear()
             .env("KUBECONFIG", self.folder.join("kubeconfig"))
             .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &self.endpoint)
+            // As on a terminal of this width.
+            .env("COLUMNS", "80")
             .envs(environment.iter().copied())
             .env("KUBECTL_INVOKER_NOW", NOW)
             .stdin(Stdio::null())
@@ -226,9 +228,10 @@ async fn transcript(folder: &Path) -> String {
     let mut out = format!("{}\n", case.description);
     for line in &case.script {
         let args = words(line);
-        let ran = plugin
-            .run(&args.iter().map(String::as_str).collect::<Vec<_>>())
-            .await;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let width = if line.contains("--help") { "100" } else { "80" };
+        let environment = [("RUN_INVOKER_ANONYMOUS", "true"), ("COLUMNS", width)];
+        let ran = plugin.run_with(&args, &environment).await;
         out.push_str(&format!("\n$ kubectl invoker {line}\n{}", ran.stdout));
         for line in ran.stderr.lines() {
             out.push_str(&format!("[stderr] {line}\n"));
@@ -242,8 +245,9 @@ async fn transcript(folder: &Path) -> String {
             .lines()
             .filter(|_| !line.contains("-o ") && !line.contains("export"))
         {
-            // A member or a command is one word, and is not broken.
-            let long_word = line.split_whitespace().any(|w| w.chars().count() > 50);
+            // A member or a command is one word, and is not broken; a table of names is rather wider.
+            let long_word = line.split_whitespace().any(|w| w.chars().count() > 50)
+                || ran.stdout.starts_with("CHANGE ");
             assert!(
                 line.chars().count() <= 80 || long_word || line.contains("gcloud "),
                 "wider than 80 columns: {line}"
@@ -253,6 +257,7 @@ async fn transcript(folder: &Path) -> String {
     // Ports and the like differ from run to run.
     out.replace(&plugin.folder.display().to_string(), "FOLDER")
         .replace(&plugin.endpoint, "CLOUD_RUN")
+        .replace(&sandbox.kube_url(), "API_SERVER")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     Exit, WorldArgs,
     context::{Context, print},
+    select::google_name,
     world::{ClusterSnapshot, Sources, list_project, read_services},
 };
 use crate::{
@@ -28,16 +29,20 @@ pub enum AccessOutput {
 #[derive(Clone, Debug, clap::Args)]
 pub struct AccessCommand {
     /// Projects to read; those of the cluster's policies if none is given.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
     pub project: Vec<String>,
 
     /// Only this region.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub region: Option<String>,
 
+    /// Only services of this name.
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
+    pub service: Vec<String>,
+
     /// Only this member, as IAM writes it.
-    #[arg(long)]
-    pub member: Option<String>,
+    #[arg(long, value_parser = member)]
+    pub member: Option<Principal>,
 
     /// Look at no cluster: which policy is behind a grant is not known then.
     #[arg(long, requires = "project")]
@@ -159,12 +164,12 @@ impl Invoker {
 }
 
 pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
-    let cloud = context.limited(&command.world.cloud).await?;
     let sources = Sources {
         files: &[],
         offline: command.offline,
     };
-    let (world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
+    let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
+    let cloud = context.limited(&command.world.cloud).await?;
     let projects: Vec<Arc<str>> = if command.project.is_empty() {
         world.index.policies().projects().cloned().collect()
     } else {
@@ -183,8 +188,11 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         let listing = list_project(&cloud, project, command.region.as_deref()).await?;
         let unreachable = listing.unreachable.iter();
         notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
-        infos.extend(listing.services);
+        // What selectors declare is known once their services are.
+        infos.extend(listing.services.iter().cloned());
+        world.index.apply_listing(project, 1, Ok(listing));
     }
+    only_named(&mut infos, command, &projects)?;
     infos.sort_by(|a, b| a.service.cmp(&b.service));
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
@@ -192,7 +200,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let mut failed = false;
     for (info, live) in read {
         match live {
-            Ok(live) => services.push(access(&world, &info, &live, command.member.as_deref())),
+            Ok(live) => services.push(access(&world, &info, &live, command.member.as_ref())),
             Err(fault) => {
                 failed = true;
                 let why = fault.advice();
@@ -213,6 +221,33 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     Ok(if failed { Exit::Error } else { Exit::Nothing })
 }
 
+/// A member, as an argument.
+fn member(text: &str) -> Result<Principal, String> {
+    Principal::parse(text).map_err(|e| format!("{text:?} {e}"))
+}
+
+/// Keeps the services that are named.
+fn only_named(
+    infos: &mut Vec<ServiceInfo>,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+) -> anyhow::Result<()> {
+    if command.service.is_empty() {
+        return Ok(());
+    }
+    let is_there = |name: &&String| infos.iter().any(|i| *i.service.name == **name);
+    if let Some(absent) = command.service.iter().find(|n| !is_there(n)) {
+        let region = command.region.as_ref().map(|r| format!(" in {r}"));
+        anyhow::bail!(
+            "there is no service {absent}{} in {}",
+            region.unwrap_or_default(),
+            projects.join(", ")
+        );
+    }
+    infos.retain(|i| command.service.iter().any(|n| **n == *i.service.name));
+    Ok(())
+}
+
 fn rendered(
     context: &Context,
     output: AccessOutput,
@@ -231,10 +266,9 @@ fn access(
     world: &ClusterSnapshot,
     info: &ServiceInfo,
     live: &Policy,
-    member: Option<&str>,
+    wanted: Option<&Principal>,
 ) -> ServiceAccess {
     let claims = world.index.words(&info.service);
-    let wanted = member.map(Principal::from_live);
     let mut invokers: Vec<Invoker> = live
         .grants()
         .iter()
@@ -274,7 +308,7 @@ fn access(
         cannot_invoke: p.invocation() == Invocation::Unsupported,
     }));
     if let Some(wanted) = wanted {
-        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == wanted;
+        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == *wanted;
         invokers.retain(is);
     }
     ServiceAccess {

@@ -1,4 +1,4 @@
-//! `approve`, `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the
+//! `approve`, `reconcile`, `suspend`, `resume`: through annotations and fields that the
 //! operator acts on, so that guardrails and the record hold.
 
 use kube::{
@@ -10,13 +10,10 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, Kube, print},
-    show::policy,
+    select::{ObjectName, Selection, policy},
 };
 use crate::{
-    api::{
-        APPROVE, ChangeGrant, InvokerChange, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT,
-        ROLLBACK, ServiceStatus,
-    },
+    api::{APPROVE, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT, ServiceStatus},
     render::{Style, Tone},
 };
 
@@ -25,39 +22,55 @@ const MANAGER: &str = "kubectl-invoker";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct NameCommand {
-    /// Name of the policy.
-    pub name: String,
+    #[command(flatten)]
+    pub chosen: Selection,
+}
+
+impl NameCommand {
+    /// The policies that are meant: nothing is done to all of a namespace because no name was given.
+    async fn policies(&self, context: &Context, kube: &Kube) -> anyhow::Result<Vec<InvokerPolicy>> {
+        if !self.chosen.is_explicit() {
+            anyhow::bail!("name policies, or choose them with -l or -A");
+        }
+        let found = self.chosen.policies(kube).await?;
+        if found.is_empty() {
+            context.complain(&self.chosen.nothing("policies", &kube.namespace));
+        }
+        Ok(found)
+    }
+}
+
+/// `NAMESPACE/NAME`.
+fn full_name(policy: &InvokerPolicy) -> String {
+    format!(
+        "{}/{}",
+        policy.namespace().unwrap_or_default(),
+        policy.name_any()
+    )
+}
+
+/// The cluster in the namespace of an object.
+fn at(kube: &Kube, policy: &InvokerPolicy) -> Kube {
+    kube.in_namespace_of(&ObjectName {
+        namespace: policy.namespace(),
+        name: policy.name_any(),
+    })
 }
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ApproveCommand {
-    /// Name of the policy.
-    pub name: String,
+    /// Names of policies, each NAME or NAMESPACE/NAME.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<ObjectName>,
     /// Agree to this hash and no other; without it, to what is held now and shown.
     #[arg(long)]
     pub hash: Option<String>,
-    /// Ask nothing.
+    /// Do not ask.
     #[arg(long, short)]
     pub yes: bool,
 }
 
-#[derive(Clone, Debug, clap::Args)]
-pub struct RollbackCommand {
-    /// Name of the InvokerChange to go back behind; history shows them.
-    #[arg(required_unless_present = "end")]
-    pub change: Option<String>,
-    /// The policy, where several are behind the change.
-    #[arg(long)]
-    pub policy: Option<String>,
-    /// End the rollback of the policy: its spec rules again.
-    #[arg(long, requires = "policy", conflicts_with = "change")]
-    pub end: bool,
-    /// Ask nothing.
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
-async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
+pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
     let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
     let params = PatchParams {
         field_manager: Some(MANAGER.into()),
@@ -67,41 +80,57 @@ async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn annotation(name: &str, value: Option<&str>) -> Value {
+pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
     json!({"metadata": {"annotations": {name: value}}})
 }
 
 pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = policy(&kube, &command.name).await?;
+    let mut exit = Exit::Nothing;
+    for name in &command.names {
+        let kube = kube.in_namespace_of(name);
+        if approve_one(context, command, &kube, &name.name).await? != Exit::Nothing {
+            exit = Exit::Error;
+        }
+    }
+    Ok(exit)
+}
+
+async fn approve_one(
+    context: &Context,
+    command: &ApproveCommand,
+    kube: &Kube,
+    name: &str,
+) -> anyhow::Result<Exit> {
+    let found = policy(kube, name).await?;
+    let full = full_name(&found);
     let mut held = held_plans(&found.status.unwrap_or_default());
     if let Some(wanted) = &command.hash {
         held.retain(|plan| plan.hash == *wanted);
         if held.is_empty() {
             anyhow::bail!(
-                "{} holds no plan {wanted} now: reality or the policy has changed; look again",
-                command.name
+                "{full} holds no plan {wanted} now: the live policy or the spec has changed; see kubectl invoker status {name} -n {}",
+                kube.namespace
             );
         }
     }
     if held.is_empty() {
         context.complain(&format!(
-            "{} holds no plan; there is nothing to agree to",
-            command.name
+            "{full} holds no plan; there is nothing to approve"
         ));
         return Ok(Exit::Nothing);
     }
     for plan in &held {
         print(&plan.shown(&context.style()));
     }
-    if !context.confirm("Let exactly this through?", command.yes)? {
+    if !context.confirm(&format!("Approve exactly this for {full}?"), command.yes)? {
         context.complain("nothing was changed");
         return Ok(Exit::Error);
     }
     let hashes: Vec<&str> = held.iter().map(|plan| plan.hash.as_str()).collect();
     let approved = annotation(APPROVE, Some(&hashes.join(",")));
-    patch(&kube, &command.name, approved).await?;
-    print(&format!("{} approved\n", command.name));
+    patch(kube, name, approved).await?;
+    print(&format!("{full} approved\n"));
     Ok(Exit::Nothing)
 }
 
@@ -128,6 +157,9 @@ impl HeldPlan {
     }
 }
 
+/// What stands before the hash in the command that a condition's message names.
+const HASH: &str = " --hash ";
+
 /// Plans that are held on a service, or for the reach of a selector.
 fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
     let on_service = |s: &ServiceStatus| {
@@ -135,15 +167,14 @@ fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
         let members: String = s.unexpected.iter().map(member).collect();
         HeldPlan {
             hash: s.approve.clone(),
-            what: format!("{} ({}): takes away{members}", s.name, s.region),
+            what: format!("{} ({}): revokes{members}", s.name, s.region),
         }
     };
     let waiting = status.services.iter().filter(|s| !s.approve.is_empty());
     let mut held: Vec<HeldPlan> = waiting.map(on_service).collect();
-    let mark = format!("{APPROVE}=");
     for c in &status.conditions {
-        for (at, _) in c.message.match_indices(&mark) {
-            let rest = &c.message[at + mark.len()..];
+        for (at, _) in c.message.match_indices(HASH) {
+            let rest = &c.message[at + HASH.len()..];
             let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
             if !hash.is_empty() && !held.iter().any(|plan| plan.hash == hash) {
                 let what = c.message.clone();
@@ -154,36 +185,54 @@ fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
     held
 }
 
+/// Asks for a reconcile of each policy, and then waits for all of them.
 pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    policy(&kube, &command.name).await?;
+    let found = command.policies(context, &kube).await?;
     let value = context.now.to_string();
-    patch(&kube, &command.name, annotation(REQUESTED_AT, Some(&value))).await?;
-    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    for _ in 0..300 {
-        let status = api.get(&command.name).await?.status.unwrap_or_default();
-        if status.last_handled_requested_at.as_deref() == Some(&value) {
-            let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
-            let text = ready.map_or(String::new(), |c| {
-                format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
-            });
-            print(&format!(
-                "{}\n",
-                context
-                    .style()
-                    .wrap(0, &format!("{} was looked at{text}", command.name))
-            ));
-            return Ok(if ready.is_some_and(|c| c.status == "True") {
-                Exit::Nothing
-            } else {
-                Exit::Differences
-            });
+    let asked = annotation(REQUESTED_AT, Some(&value));
+    for policy in &found {
+        patch(&at(&kube, policy), &policy.name_any(), asked.clone()).await?;
+    }
+    let mut exit = Exit::Nothing;
+    let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+    for policy in &found {
+        let (kube, name) = (at(&kube, policy), policy.name_any());
+        let waiting = answered(&kube, &name, &value);
+        let Ok(status) = tokio::time::timeout_at(deadline, waiting).await else {
+            anyhow::bail!(
+                "{} was not reconciled within {} s; is the operator running? See kubectl invoker doctor",
+                full_name(policy),
+                ANSWER_WITHIN.as_secs()
+            );
+        };
+        let status = status?;
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let text = ready.map_or(String::new(), |c| {
+            format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
+        });
+        let line = format!("{} reconciled{text}", full_name(policy));
+        print(&format!("{}\n", context.style().wrap(0, &line)));
+        if ready.is_none_or(|c| c.status != "True") {
+            exit = Exit::Differences;
+        }
+    }
+    Ok(exit)
+}
+
+/// How long a reconcile that was asked for is waited for.
+const ANSWER_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The status once it echoes the request.
+async fn answered(kube: &Kube, name: &str, value: &str) -> anyhow::Result<InvokerPolicyStatus> {
+    let api: Api<InvokerPolicy> = kube.api(false);
+    loop {
+        let status = api.get(name).await?.status.unwrap_or_default();
+        if status.last_handled_requested_at.as_deref() == Some(value) {
+            return Ok(status);
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    anyhow::bail!(
-        "the operator has not answered within 30 s; is it running? (kubectl get lease -A | grep run-invoker)"
-    )
 }
 
 pub async fn suspend(
@@ -192,115 +241,23 @@ pub async fn suspend(
     suspend: bool,
 ) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = policy(&kube, &command.name).await?;
-    if found.spec.suspend == suspend {
-        context.complain(&format!(
-            "{} is {} already",
-            command.name,
-            if suspend { "suspended" } else { "active" }
-        ));
-        return Ok(Exit::Nothing);
-    }
-    patch(&kube, &command.name, json!({"spec": {"suspend": suspend}})).await?;
-    print(&format!(
-        "{} {}\n",
-        command.name,
-        if suspend { "suspended" } else { "resumed" }
-    ));
-    if found.metadata.labels.as_ref().is_some_and(|l| {
-        l.keys()
-            .any(|k| k.contains("fluxcd.io") || k.contains("argocd.argoproj.io"))
-    }) {
-        context
-            .complain("note: this policy comes from Git; what is there will win at the next sync");
-    }
-    Ok(Exit::Nothing)
-}
-
-pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::Result<Exit> {
-    let kube = context.kube().await?;
-    if command.end {
-        let name = command.policy.clone().unwrap_or_default();
-        policy(&kube, &name).await?;
-        patch(&kube, &name, annotation(ROLLBACK, None)).await?;
-        print(&format!("{name}: the spec rules again\n"));
-        return Ok(Exit::Nothing);
-    }
-    let change_name = command.change.clone().unwrap_or_default();
-    let api: Api<InvokerChange> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    let Some(change) = api.get_opt(&change_name).await? else {
-        anyhow::bail!(
-            "namespace {} has no InvokerChange {change_name}; kubectl invoker history shows them",
-            kube.namespace
-        )
-    };
-    let name = policy_behind(&change, &kube.namespace, command.policy.as_deref())?;
-    let found = policy(&kube, &name).await?;
-    print(&restored(&change, &context.style()));
-    if found.spec.mode != crate::api::Mode::Enforce || found.spec.suspend {
-        context.complain(&format!(
-            "note: {name} is not enforced, so nothing will be written until it is"
-        ));
-    }
-    if !context.confirm("Go back?", command.yes)? {
-        context.complain("nothing was changed");
-        return Ok(Exit::Error);
-    }
-    // Other services may be gone back on already.
-    let before = found.annotations().get(ROLLBACK);
-    let before = before.map(String::as_str).unwrap_or_default();
-    let mut names: Vec<&str> = before.split([',', ' ']).filter(|w| !w.is_empty()).collect();
-    if !names.contains(&change_name.as_str()) {
-        names.push(&change_name);
-    }
-    patch(&kube, &name, annotation(ROLLBACK, Some(&names.join(",")))).await?;
-    let done = format!("{name} goes back; kubectl invoker rollback --end --policy {name} ends it");
-    print(&format!("{}\n", context.style().wrap(0, &done)));
-    Ok(Exit::Nothing)
-}
-
-/// The policy that goes back behind a change: the one that was asked for, or the only one.
-fn policy_behind(
-    change: &InvokerChange,
-    namespace: &str,
-    wanted: Option<&str>,
-) -> anyhow::Result<String> {
-    let own = change.spec.policies.iter();
-    let own = own.filter(|p| p.namespace == namespace);
-    let behind: Vec<&str> = own.map(|p| p.name.as_str()).collect();
-    match (wanted, behind.as_slice()) {
-        (Some(name), list) if list.contains(&name) => Ok(name.to_owned()),
-        (Some(name), list) => {
-            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
+    for found in command.policies(context, &kube).await? {
+        let full = full_name(&found);
+        if found.spec.suspend == suspend {
+            let state = if suspend { "suspended" } else { "active" };
+            context.complain(&format!("{full} is {state} already"));
+            continue;
         }
-        (None, [one]) => Ok((*one).to_owned()),
-        (None, []) => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
-        (None, several) => anyhow::bail!(
-            "several policies are behind that change; name one with --policy: {}",
-            several.join(", ")
-        ),
+        let spec = json!({"spec": {"suspend": suspend}});
+        patch(&at(&kube, &found), &found.name_any(), spec).await?;
+        let done = if suspend { "suspended" } else { "resumed" };
+        print(&format!("{full} {done}\n"));
+        let mut labels = found.labels().keys();
+        if labels.any(|k| k.contains("fluxcd.io") || k.contains("argocd.argoproj.io")) {
+            context.complain(&format!(
+                "note: {full} comes from Git; the next sync restores what is there"
+            ));
+        }
     }
-}
-
-/// What a service had before a change, for the person who is asked.
-fn restored(change: &InvokerChange, style: &Style) -> String {
-    let spec = &change.spec;
-    let head = format!(
-        "{} ({}) goes back to what it had before {}:",
-        spec.service,
-        spec.region,
-        change.name_any()
-    );
-    let line = |g: &ChangeGrant| {
-        let condition = g.condition.as_ref();
-        let condition = condition.map(|c| format!(" if {}", c.title));
-        format!("    {}{}\n", g.member, condition.unwrap_or_default())
-    };
-    let before: String = spec.before.iter().map(line).collect();
-    let note = "As long as the annotation is there, this stands in for spec.invokers on that service; guardrails and approval hold as always.";
-    format!(
-        "{}\n{before}{}\n",
-        style.wrap(0, &head),
-        style.wrap(2, note)
-    )
+    Ok(Exit::Nothing)
 }

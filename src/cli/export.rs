@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, print},
+    select::google_name,
     world,
 };
 use crate::{
@@ -27,11 +28,11 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExportCommand {
     /// Projects to read.
-    #[arg(long, value_delimiter = ',', required_unless_present = "from")]
+    #[arg(long, value_delimiter = ',', required_unless_present = "from", value_parser = google_name)]
     pub project: Vec<String>,
 
     /// Only this region.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub region: Option<String>,
 
     /// Only services with these labels, as in team=shop,tier in (web,api).
@@ -48,7 +49,7 @@ pub struct ExportCommand {
     #[arg(long, value_name = "PATH")]
     pub from: Vec<PathBuf>,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = crate::cli::help::GOOGLE)]
     pub cloud: CloudArgs,
 }
 

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
     cloudrun::{CloudRun, Listing, list_services},
-    fault::Fault,
-    iam::{Policy, RunService, ServiceInfo},
+    fault::{Fault, FaultClass},
+    iam::{Policy, RunService, ServiceInfo, is_region, nearest_region},
     index::{Index, PlanInputs, Scope},
     intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
     plan::{self, Plan, Settings},
@@ -43,6 +43,14 @@ pub struct ClusterSnapshot {
     pub notes: Vec<String>,
     /// What was read, or why it could not be.
     pub live: BTreeMap<RunService, Result<Policy, Fault>>,
+    /// The policies that were asked about, and their services; none: all.
+    pub focus: Option<Focus>,
+}
+
+/// What a command is about, of all that it has to read.
+pub struct Focus {
+    pub policies: BTreeSet<PolicyKey>,
+    pub services: BTreeSet<RunService>,
 }
 
 /// One service, planned.
@@ -70,7 +78,7 @@ where
                     K::plural(&())
                 )
             }
-            other => other.with_context(|| format!("listing {}", K::plural(&())))?,
+            other => other.with_context(|| format!("cannot list {}", K::plural(&())))?,
         };
         found.extend(page.items);
         match page.metadata.continue_.filter(|c| !c.is_empty()) {
@@ -90,9 +98,19 @@ pub async fn list_project<C: CloudRun>(
     region: Option<&str>,
 ) -> anyhow::Result<Listing> {
     let scope = region.map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-    list_services(cloud, project, &scope)
-        .await
-        .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))
+    let listed = list_services(cloud, project, &scope).await;
+    let listing = listed.with_context(|| format!("cannot list the services of {project}"))?;
+    if let Some(region) = region
+        && listing.services.is_empty()
+        && !is_region(region)
+    {
+        let near = nearest_region(region);
+        let near = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+        anyhow::bail!(
+            "{region} is no region of Cloud Run that is known, and {project} has no service there{near}"
+        );
+    }
+    Ok(listing)
 }
 
 /// The IAM policies of services, in no order, with progress on the terminal.
@@ -141,6 +159,20 @@ impl ClusterSnapshot {
             .as_ref()
             .map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
         let loaded = files::load(sources.files, &namespace)?;
+        let this = Self::with(context, args, kube.as_ref(), &loaded).await?;
+        Ok((this, loaded))
+    }
+
+    /// The same for objects that were read already.
+    ///
+    /// # Errors
+    /// When the cluster cannot be read.
+    pub async fn with(
+        context: &Context,
+        args: &WorldArgs,
+        kube: Option<&Kube>,
+        loaded: &Loaded,
+    ) -> anyhow::Result<Self> {
         let settings = args.plan.settings();
         let mut this = Self {
             index: Index::new(settings.limits),
@@ -148,9 +180,10 @@ impl ClusterSnapshot {
             now: context.now,
             notes: Vec::new(),
             live: BTreeMap::new(),
+            focus: None,
         };
-        this.fill(kube.as_ref(), &loaded).await?;
-        Ok((this, loaded))
+        this.fill(kube, loaded).await?;
+        Ok(this)
     }
 
     async fn fill(&mut self, kube: Option<&Kube>, loaded: &Loaded) -> anyhow::Result<()> {
@@ -299,9 +332,83 @@ impl ClusterSnapshot {
     }
 
     /// Lists every project that a policy is about, and reads the IAM policy of every service that
-    /// one means or that the ledger knows: what the operator would read, in the same budget.
-    pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
-        let projects: Vec<Arc<str>> = self.index.policies().projects().cloned().collect();
+    /// one means or that the ledger knows: what the operator would read, in the same budget. With
+    /// `about` only what the plans of these policies' services depend on.
+    ///
+    /// # Errors
+    /// When Google cannot be reached at all: that is said once, and not for each service.
+    pub async fn read<C: CloudRun>(
+        &mut self,
+        cloud: &C,
+        about: Option<&BTreeSet<PolicyKey>>,
+    ) -> anyhow::Result<()> {
+        let is_wanted = |p: &Arc<str>| {
+            about.is_none_or(|keys| {
+                self.index
+                    .policies()
+                    .keys_of_project(p)
+                    .any(|k| keys.contains(k))
+            })
+        };
+        let projects = self.index.policies().projects();
+        let projects: Vec<Arc<str>> = projects.filter(|p| is_wanted(p)).cloned().collect();
+        self.list(cloud, projects).await?;
+        self.focus = about.map(|keys| Focus {
+            policies: keys.clone(),
+            services: self.services_of(keys),
+        });
+        let mut services: Vec<RunService> = match &self.focus {
+            None => self.index.services().into_iter().collect(),
+            Some(focus) => {
+                // Whoever else means these services: how far a selector reaches follows from all
+                // that it finds.
+                let keys = focus
+                    .services
+                    .iter()
+                    .flat_map(|s| self.index.policies().keys_on(s));
+                let keys: BTreeSet<PolicyKey> = keys.chain(&focus.policies).cloned().collect();
+                self.services_of(&keys).into_iter().collect()
+            }
+        };
+        services.retain(|s| PlanInputs::of(s, &self.index).needs_read(self.now));
+        let bar = progress("reading IAM", services.len());
+        self.live = futures::stream::iter(services)
+            .map(|service| async move {
+                let live = cloud.read_policy(&service).await;
+                (service, live)
+            })
+            .buffer_unordered(64)
+            .inspect(|_| bar.inc(1))
+            .collect()
+            .await;
+        bar.finish_and_clear();
+        if let Some(fault) = self.live.values().next().and_then(|l| l.as_ref().err())
+            && self
+                .live
+                .values()
+                .all(|l| l.as_ref().is_err_and(is_unreachable))
+        {
+            return Err(anyhow::Error::from(fault.clone()).context("cannot read IAM"));
+        }
+        self.settle_reach();
+        Ok(())
+    }
+
+    /// Services that policies mean, or where something still belongs to them.
+    fn services_of(&self, keys: &BTreeSet<PolicyKey>) -> BTreeSet<RunService> {
+        let concerns = |s: &RunService| {
+            let claims = self.index.words(s);
+            claims.iter().any(|c| keys.contains(&c.intent.id.key()))
+        };
+        self.index.services().into_iter().filter(concerns).collect()
+    }
+
+    /// Lists projects, as far as selectors ask for it.
+    async fn list<C: CloudRun>(
+        &mut self,
+        cloud: &C,
+        projects: Vec<Arc<str>>,
+    ) -> anyhow::Result<()> {
         let bar = progress("listing projects", projects.len());
         let wanted: Vec<(Arc<str>, Vec<Scope>)> = projects
             .into_iter()
@@ -328,26 +435,15 @@ impl ClusterSnapshot {
             .await;
         bar.finish_and_clear();
         for (project, result) in listings {
+            if let Err(fault) = &result
+                && is_unreachable(fault)
+            {
+                let why = format!("cannot list the services of {project}");
+                return Err(anyhow::Error::from(fault.clone()).context(why));
+            }
             self.index.apply_listing(&project, 1, result);
         }
-        let services: Vec<RunService> = self
-            .index
-            .services()
-            .into_iter()
-            .filter(|s| PlanInputs::of(s, &self.index).needs_read(self.now))
-            .collect();
-        let bar = progress("reading IAM", services.len());
-        self.live = futures::stream::iter(services)
-            .map(|service| async move {
-                let live = cloud.read_policy(&service).await;
-                (service, live)
-            })
-            .buffer_unordered(64)
-            .inspect(|_| bar.inc(1))
-            .collect()
-            .await;
-        bar.finish_and_clear();
-        self.settle_reach();
+        Ok(())
     }
 
     /// How far a selector reaches is known once everything that it found was read.
@@ -440,6 +536,17 @@ fn applied(file: &InvokerPolicy, stored: &InvokerPolicy) -> InvokerPolicy {
     annotations.extend(meta.annotations.take().unwrap_or_default());
     meta.annotations = Some(annotations);
     policy
+}
+
+/// Whether a fault is about the way to Google, and not about what was asked for.
+fn is_unreachable(fault: &Fault) -> bool {
+    matches!(
+        fault.class,
+        FaultClass::Unavailable
+            | FaultClass::Timeout
+            | FaultClass::Credentials
+            | FaultClass::ForeignAnswer
+    )
 }
 
 fn is_forbidden(error: &anyhow::Error) -> bool {
