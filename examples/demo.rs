@@ -22,6 +22,18 @@ struct Args {
     /// Leave the sandbox and the operator running until Ctrl-C.
     #[arg(long)]
     keep: bool,
+    /// With --keep: services and no policies, and no story.
+    #[arg(long)]
+    bare: bool,
+    /// Without the Pub/Sub emulator, even if it is installed: drift is detected by polling alone.
+    #[arg(long)]
+    no_events: bool,
+    /// Where the kubeconfig, the environment and the operator's log go; `.demo` if not given.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// With --keep: free ports instead of 8001 to 8003 and 8080.
+    #[arg(long)]
+    any_port: bool,
 }
 
 struct Stage {
@@ -37,6 +49,8 @@ const PROJECT: &str = "acme-prod";
 const EU: &str = "europe-west1";
 const US: &str = "us-central1";
 const INVOKER: &str = "roles/run.invoker";
+/// The operator's own namespace: where the chart puts it, and `doctor` looks for it.
+const HOME: &str = "run-invoker";
 
 /// Ends the operator with the demo, however that ends.
 struct Operator(Child);
@@ -109,6 +123,13 @@ impl Stage {
         Ok(())
     }
 
+    async fn namespace(&self, name: &str) -> anyhow::Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let path = format!("/api/v1/namespaces/{name}?fieldManager=demo&force=true");
+        self.patch(&path, "application/apply-patch+yaml", object.to_string())
+            .await
+    }
+
     async fn patch(&self, path: &str, content_type: &str, body: String) -> anyhow::Result<()> {
         let url = format!("{}{path}", self.sandbox.kube_url());
         let answer = self
@@ -169,7 +190,7 @@ impl Stage {
         .await
     }
 
-    /// Asks for a look now, as `kubectl annotate` does.
+    /// Asks for a reconcile now, as `kubectl annotate` does.
     async fn nudge(&self, key: &str) -> anyhow::Result<()> {
         let value = self.sandbox.journal.last().to_string();
         self.merge(
@@ -325,9 +346,10 @@ fn wrap(text: &str, width: usize) -> String {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = root.join(".demo");
+    let folder = args.folder.clone().unwrap_or_else(|| root.join(".demo"));
     std::fs::create_dir_all(&folder)?;
-    let options = if args.keep {
+    let fixed_ports = args.keep && !args.any_port;
+    let options = if fixed_ports {
         let at = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
         Options {
             kube: at(8001),
@@ -354,7 +376,7 @@ async fn main() -> anyhow::Result<()> {
         "{}",
         stage.paint(
             "1",
-            "run-invoker: a policy becomes Cloud Run IAM, and stays so"
+            "run-invoker: Cloud Run IAM, reconciled to policies in Git"
         )
     );
     println!("A sandbox stands in for the cluster and for Google; the operator is the real one.");
@@ -414,20 +436,28 @@ async fn main() -> anyhow::Result<()> {
     stage
         .apply(&root.join("samples/00-namespaces.yaml"))
         .await?;
+    stage.namespace(HOME).await?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?
         .local_addr()?
         .port();
-    let listen = if args.keep {
+    let listen = if fixed_ports {
         "127.0.0.1:8080".to_owned()
     } else {
         format!("127.0.0.1:{port}")
     };
-    let pubsub = Pubsub::start()
-        .await
-        .context("starting the Pub/Sub emulator")?;
+    let pubsub = if args.no_events {
+        None
+    } else {
+        let started = Pubsub::start().await;
+        started.context("starting the Pub/Sub emulator")?
+    };
     match &pubsub {
-        Some(_) => stage.say("Audit events come over Google's own Pub/Sub emulator, which gcloud brought."),
-        None => stage.say("The Pub/Sub emulator of gcloud is not installed: drift is found by regular looks alone."),
+        Some(_) => {
+            stage.say("Audit events come over Google's own Pub/Sub emulator, which gcloud brought.")
+        }
+        None => stage.say(
+            "The Pub/Sub emulator of gcloud is not installed: drift is detected by polling alone.",
+        ),
     }
     if let Some(pubsub) = &pubsub {
         stage
@@ -437,6 +467,9 @@ async fn main() -> anyhow::Result<()> {
             .publish_to(&pubsub.endpoint(), Pubsub::TOPIC);
     }
     let mut operator = start_operator(&stage, &config, &listen, pubsub.as_ref())?;
+    if args.bare {
+        return keep(&stage, &config, &listen).await;
+    }
 
     stage.chapter("1. Audit: a first apply only shows the plan");
     stage.command("kubectl apply -f samples/10-audit.yaml");
@@ -449,7 +482,7 @@ async fn main() -> anyhow::Result<()> {
     anyhow::ensure!(writes == 0, "audit wrote to IAM");
     stage.good("nothing was written to IAM");
 
-    stage.chapter("2. Enforce: reality follows");
+    stage.chapter("2. Enforce: IAM is reconciled to the policy");
     stage.command("kubectl -n shop patch ivp checkout --type merge \\");
     stage.say("    -p '{\"spec\":{\"mode\":\"Enforce\"}}'");
     stage.mark();
@@ -517,7 +550,7 @@ async fn main() -> anyhow::Result<()> {
             .unwrap_or_default()
     ));
 
-    stage.chapter("5. A member that does not exist holds nobody up");
+    stage.chapter("5. One invalid member never blocks the rest");
     stage.command("kubectl apply -f samples/40-bad-member.yaml");
     stage
         .apply(&root.join("samples/40-bad-member.yaml"))
@@ -534,8 +567,8 @@ async fn main() -> anyhow::Result<()> {
     stage.gcloud_add(EU, "checkout", "allUsers").await?;
     let made = Instant::now();
     stage.say(match &pubsub {
-        Some(_) => "an entry of the audit log tells of it ...",
-        None => "waiting for the next regular look (every 10 s in this demo) ...",
+        Some(_) => "the audit log event arrives ...",
+        None => "waiting for the next poll (every 10 s in this demo) ...",
     });
     stage.iam(EU, "checkout", &declared).await?;
     let (_, writes) = stage.calls();
@@ -598,7 +631,7 @@ async fn main() -> anyhow::Result<()> {
         )
         .await?;
 
-    stage.chapter("8. A plan that takes too much away waits for a person");
+    stage.chapter("8. Large revocations need approval");
     stage.command("kubectl apply -f samples/60-archive.yaml");
     stage.apply(&root.join("samples/60-archive.yaml")).await?;
     stage
@@ -622,7 +655,7 @@ async fn main() -> anyhow::Result<()> {
         .iam(EU, "archive", &["group:analysts@acme.com"])
         .await?;
 
-    stage.chapter("9. A fight: something keeps adding the same member");
+    stage.chapter("9. Contested: something keeps adding the same member");
     for turn in 1..=4 {
         stage
             .gcloud_add(EU, "archive", "user:cron-job@acme.com")
@@ -641,7 +674,7 @@ async fn main() -> anyhow::Result<()> {
         .wait("shop/archive", "Ready", "False", "Drifted")
         .await?;
 
-    stage.chapter("10. Everything that was written is on record, and is the way back");
+    stage.chapter("10. Every write is recorded and can be rolled back");
     stage.command("kubectl -n shop get invokerchanges");
     let mut changes = stage
         .list("/apis/run-invoker.dev/v1alpha1/namespaces/shop/invokerchanges")
@@ -667,7 +700,7 @@ async fn main() -> anyhow::Result<()> {
         .count();
     anyhow::ensure!(approved == 1, "{approved} approved changes on record");
 
-    stage.chapter("11. Deleting a policy takes away what it listed, and nothing else");
+    stage.chapter("11. Deleting a policy revokes what it listed, and nothing else");
     stage.command("kubectl -n payments delete ivp incident");
     let url = format!(
         "{}{}",
@@ -698,7 +731,7 @@ async fn main() -> anyhow::Result<()> {
         )
         .await?;
 
-    stage.chapter("What an alert would look at");
+    stage.chapter("Metrics that alerts use");
     stage.command(&format!("curl http://{listen}/metrics"));
     let metrics = stage
         .http
@@ -733,7 +766,7 @@ async fn main() -> anyhow::Result<()> {
         stage.paint(
             "1;32",
             &format!(
-                "The whole story happened, in {:.1} s.",
+                "Every step happened, in {:.1} s.",
                 stage.started.elapsed().as_secs_f64()
             )
         )
@@ -765,6 +798,8 @@ fn start_operator(
             "--anonymous",
             "--listen",
             listen,
+            "--lease-namespace",
+            HOME,
         ])
         .args(pubsub.iter().flat_map(|p| {
             [
@@ -782,29 +817,54 @@ fn start_operator(
     Ok(Operator(child))
 }
 
-async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> {
+/// What the clients need to talk to the sandbox, as lines for a shell.
+fn environment(stage: &Stage, config: &Path) -> anyhow::Result<String> {
     let token = stage.folder.join("token");
     std::fs::write(&token, "as:you@acme.com")?;
+    let programs = std::env::current_exe()?
+        .parent()
+        .and_then(Path::parent)
+        .map(Path::to_owned)
+        .context("no target folder")?;
+    let run = stage.sandbox.run_url();
+    let lines = [
+        "# kubectl".to_owned(),
+        format!("export KUBECONFIG={}", config.display()),
+        "# kubectl invoker".to_owned(),
+        format!("export PATH={}:$PATH", programs.display()),
+        format!("export RUN_INVOKER_CLOUD_RUN_ENDPOINT={run} RUN_INVOKER_ANONYMOUS=true"),
+        "# gcloud".to_owned(),
+        format!("export CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN={run}/"),
+        format!("export CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={}", token.display()),
+        format!(
+            "export CLOUDSDK_CONFIG={}",
+            stage.folder.join("gcloud").display()
+        ),
+        format!("export CLOUDSDK_CORE_PROJECT={PROJECT} CLOUDSDK_CORE_CHECK_GCE_METADATA=false"),
+        "export CLOUDSDK_CORE_DISABLE_PROMPTS=1 CLOUDSDK_CORE_DISABLE_USAGE_REPORTING=true"
+            .to_owned(),
+    ];
+    Ok(lines.join("\n") + "\n")
+}
+
+async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> {
+    let file = stage.folder.join("env");
+    let environment = environment(stage, config)?;
+    std::fs::write(&file, &environment)?;
+    let shown = std::env::current_dir()
+        .ok()
+        .and_then(|here| file.strip_prefix(here).ok())
+        .unwrap_or(&file);
     println!("\nIt stays up. In another terminal:");
-    println!("\n  # kubectl");
-    println!("  export KUBECONFIG={}", config.display());
+    println!("\n  source {}", shown.display());
     println!("  kubectl get ivp -A");
-    println!("\n  # gcloud");
-    println!(
-        "  export CLOUDSDK_API_ENDPOINT_OVERRIDES_RUN={}/",
-        stage.sandbox.run_url()
-    );
-    println!(
-        "  export CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={}",
-        token.display()
-    );
-    println!("  export CLOUDSDK_CORE_PROJECT={PROJECT} CLOUDSDK_CORE_CHECK_GCE_METADATA=false");
-    println!(
-        "  export CLOUDSDK_CONFIG={}",
-        stage.folder.join("gcloud").display()
-    );
+    println!("  kubectl invoker drift -A");
     println!("  gcloud run services list");
-    println!("\n  # browser");
+    println!("\nwhich sets:\n");
+    for line in environment.lines() {
+        println!("  {line}");
+    }
+    println!("\nIn a browser:\n");
     println!(
         "  {}/         services and who may invoke them, live",
         stage.sandbox.control_url()
@@ -815,6 +875,10 @@ async fn keep(stage: &Stage, config: &Path, listen: &str) -> anyhow::Result<()> 
         stage.folder.join("operator.log").display()
     );
     println!("Ctrl-C ends it.");
-    tokio::signal::ctrl_c().await?;
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        done = tokio::signal::ctrl_c() => done?,
+        _ = term.recv() => {}
+    }
     Ok(())
 }

@@ -1,6 +1,6 @@
 """Opens the page of `kubectl invoker access -o html` in real Chromium: filters, sorts, walks with the keyboard, and takes pictures.
 
-Usage: browser.py PAGE FOLDER
+Usage: browser.py PAGE FOLDER, or browser.py --picture PAGE FILE for a picture alone
 """
 
 import pathlib
@@ -90,10 +90,16 @@ def title_of(common, page, script, folder):
 
 
 def main():
-    page, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("make browser needs chromium (Debian package chromium); it is not installed here")
+    if sys.argv[1] == "--picture":
+        page, file = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1180,840"]
+        flags += ["--blink-settings=preferredColorScheme=1", f"--screenshot={file.resolve()}"]
+        subprocess.run([chromium, *flags, page.resolve().as_uri()], capture_output=True, timeout=120, check=True)
+        return
+    page, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     common = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,800"]
     title = title_of(common, page, CHECK, folder)

@@ -365,11 +365,7 @@ impl Helm {
     }
 
     fn to(kubeconfig: &str) -> Self {
-        let file = std::env::temp_dir().join(format!(
-            "run-invoker-helm-{}-{}",
-            std::process::id(),
-            common::free_port()
-        ));
+        let file = common::own_path("helm");
         fs::write(&file, kubeconfig).unwrap();
         Self {
             config: file.display().to_string(),

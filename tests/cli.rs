@@ -45,6 +45,15 @@ struct Case {
     /// What the sandbox's world is like.
     #[serde(default)]
     world: Value,
+    /// Organizations, folders and projects, as the sandbox's control API takes them.
+    #[serde(default)]
+    hierarchy: Value,
+    /// Allow policies of projects, folders and organizations.
+    #[serde(default)]
+    above: BTreeMap<String, Value>,
+    /// Deny policies, by what they are attached to.
+    #[serde(default)]
+    deny: BTreeMap<String, Value>,
     /// Objects in the cluster, status included.
     #[serde(default)]
     objects: Vec<Value>,
@@ -117,11 +126,7 @@ struct Ran {
 
 impl Plugin {
     fn new(sandbox: &Sandbox) -> Self {
-        let folder = std::env::temp_dir().join(format!(
-            "run-invoker-cli-{}-{}",
-            std::process::id(),
-            common::free_port()
-        ));
+        let folder = common::own_path("cli");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("kubeconfig"), sandbox.kubeconfig()).unwrap();
         Self {
@@ -195,19 +200,25 @@ async fn transcript(folder: &Path) -> String {
     for (project, bindings) in &case.projects {
         sandbox.run.set_project_bindings(project, bindings);
     }
-    if !case.world.is_null() {
-        let url = format!("{}/world", sandbox.control_url());
-        let answer = reqwest::Client::new()
-            .post(url)
-            .json(&case.world)
-            .send()
-            .await
-            .unwrap();
-        assert!(
-            answer.status().is_success(),
-            "{}",
-            answer.text().await.unwrap()
-        );
+    let control = async |what: &str, body: &Value| {
+        let url = format!("{}/{what}", sandbox.control_url());
+        let answer = reqwest::Client::new().post(url).json(body).send();
+        let answer = answer.await.unwrap();
+        let status = answer.status();
+        assert!(status.is_success(), "{}", answer.text().await.unwrap());
+    };
+    for (what, body) in [("hierarchy", &case.hierarchy), ("world", &case.world)] {
+        if !body.is_null() {
+            control(what, body).await;
+        }
+    }
+    for (resource, bindings) in &case.above {
+        let policy = json!({"resource": resource, "bindings": bindings});
+        control("policies", &policy).await;
+    }
+    for (resource, policies) in &case.deny {
+        let attached = json!({"resource": resource, "policies": policies});
+        control("deny", &attached).await;
     }
     for object in &case.objects {
         put(&client, object).await;

@@ -12,6 +12,7 @@ use run_invoker::{
         Cause, Declared, Facts, Known, Outcome, diagnose,
         symptom::{Answerer, Refusal, Symptom},
         token::Token,
+        troubleshooter::{Answer, Says},
     },
     iam::{Policy, Principal, RunService, ServiceSettings},
 };
@@ -47,11 +48,24 @@ fn fine() -> Facts {
         policy: Known::Is(granted()),
         project: Known::Is(Policy::default()),
         iap: Known::NotAsked,
+        troubleshooter: Known::NotAsked,
         token: None,
         symptom: Symptom::default(),
         declared: Known::Is(Vec::new()),
         changed_at: None,
     }
+}
+
+/// What Policy Troubleshooter says: whether a role grants it, which, and whether it is denied.
+fn troubleshot(allowed: Says, by: &[&str], denied: Says) -> Known<Answer> {
+    let denied_by =
+        (denied == Says::Yes).then(|| "no-contractors on projects/acme-prod".to_owned());
+    Known::Is(Answer {
+        allowed,
+        by: by.iter().map(|b| (*b).to_owned()).collect(),
+        denied,
+        denied_by: denied_by.into_iter().collect(),
+    })
 }
 
 fn front(change: impl Fn(&mut ServiceSettings)) -> Known<ServiceSettings> {
@@ -641,6 +655,31 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
                 ..fine()
             },
             Cause::AccessExpected,
+        ),
+        (
+            "a deny policy, whatever grants it",
+            Facts { troubleshooter: troubleshot(Says::Yes, &["roles/run.invoker on projects/p/locations/r/services/s"], Says::Yes), ..fine() },
+            Cause::PerimeterOrDeny,
+        ),
+        (
+            "a grant on a folder",
+            Facts { policy: nobody(), troubleshooter: troubleshot(Says::Yes, &["roles/run.admin on folders/7"], Says::No), ..fine() },
+            Cause::AccessExpected,
+        ),
+        (
+            "granted nowhere, although the project cannot be seen",
+            Facts { policy: nobody(), project: hidden(), troubleshooter: troubleshot(Says::No, &[], Says::No), ..fine() },
+            Cause::NotGranted,
+        ),
+        (
+            "a group above that cannot be looked into",
+            Facts { policy: nobody(), troubleshooter: troubleshot(Says::Unknown, &[], Says::No), ..fine() },
+            Cause::MaybeThroughAGroup,
+        ),
+        (
+            "deny policies that cannot be seen are not said to be none",
+            Facts { troubleshooter: troubleshot(Says::Yes, &["roles/run.invoker on projects/p/locations/r/services/s"], Says::Unknown), ..fine() },
+            Cause::CannotTell,
         ),
         ("no grant", Facts { policy: nobody(), ..fine() }, Cause::NotGranted),
         (

@@ -207,6 +207,8 @@ fn what_the_pages_say_of_flags_and_values_is_there() {
                 "allow-unauthenticated",
                 "reuse-values",
                 "reset-then-reuse-values",
+                "take-ownership",
+                "force-conflicts",
             ]
             .contains(&&found[1])
             {

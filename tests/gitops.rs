@@ -167,7 +167,7 @@ fn wherever_a_role_is_made_it_has_exactly_the_five_permissions_and_the_condition
         .map(|m| m.as_str())
         .collect();
     assert_eq!(in_terraform, PERMISSIONS.into());
-    for page in ["README.md", "docs/google-cloud.md"] {
+    for page in ["docs/several-projects.md", "docs/google-cloud.md"] {
         let text = file(page);
         let (_, command) = text
             .split_once("gcloud iam roles create")
@@ -184,7 +184,7 @@ fn wherever_a_role_is_made_it_has_exactly_the_five_permissions_and_the_condition
     }
     let condition = "api.getAttribute('iam.googleapis.com/modifiedGrantsByRole', []).hasOnly(['roles/run.invoker','roles/run.servicesInvoker'])";
     for place in [
-        "README.md",
+        "docs/several-projects.md",
         "docs/google-cloud.md",
         "samples/terraform/main.tf",
     ] {

@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from PIL import Image
 
 
 def legend(template, metric):
@@ -60,6 +61,53 @@ def draw(name, folder):
     figure.savefig(f"{folder}/{name}.png", dpi=70)
 
 
+def front(folder, file):
+    """The first rows of the fleet dashboard, small, for the README."""
+    with open(f"{folder}/fleet.json", encoding="utf-8") as source:
+        data = json.load(source)
+    answers = iter(data["answers"])
+    panels = [(p, [next(answers) for _ in p.get("targets", [])]) for p in data["board"]["panels"]]
+    stats = [p for p in panels if p[0]["type"] == "stat"][:6]
+    charts = [p for p in panels if p[0]["type"] == "timeseries"][:2]
+    plt.rcParams.update({"font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False})
+    figure = plt.figure(figsize=(12, 4.6), facecolor="#f4f5f7")
+    figure.text(0.02, 0.93, data["board"]["title"], fontsize=14, weight="bold")
+
+    def card(box, title):
+        axes = figure.add_axes(box, facecolor="white")
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.text(0.015 / box[2], 1 - 0.04 / box[3], title, fontsize=9, color="#55606e", va="top", transform=axes.transAxes)
+
+    for place, (panel, (answer, *_)) in enumerate(stats):
+        box = [0.02 + place * 0.1617, 0.64, 0.151, 0.24]
+        card(box, panel["title"])
+        value = last(answer)
+        share = panel["fieldConfig"]["defaults"].get("unit") == "percentunit"
+        good = value == 1 if share else value == 0
+        text = f"{value:.0%}" if share else f"{value:g}"
+        figure.text(box[0] + box[2] / 2, box[1] + 0.09, text, fontsize=24, ha="center", va="center", color="#1a7f37" if good else "#b35900")
+    for place, (panel, mine) in enumerate(charts):
+        box = [0.02 + place * 0.485, 0.04, 0.475, 0.56]
+        card(box, panel["title"])
+        axes = figure.add_axes([box[0] + 0.03, box[1] + 0.14, box[2] - 0.045, box[3] - 0.24], facecolor="white")
+        for answer in mine:
+            for series in answer["result"]:
+                times, values = zip(*((float(t), float(v)) for t, v in series["values"]))
+                label = legend(answer["legend"], series["metric"]).replace("_", " ")
+                axes.plot([t - times[0] for t in times], values, label=label, linewidth=2)
+        axes.tick_params(labelsize=8, length=0, colors="#55606e")
+        axes.grid(axis="y", color="#e3e6ea")
+        axes.set_xlabel("seconds", fontsize=8, color="#55606e")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=5, frameon=False)
+    figure.savefig(f"{folder}/front.png", dpi=80, facecolor=figure.get_facecolor())
+    with Image.open(f"{folder}/front.png") as picture:
+        picture.convert("RGB").quantize(64).save(file, optimize=True)
+
+
 if __name__ == "__main__":
     for view in ("fleet", "policy"):
         draw(view, sys.argv[1])
+    front(sys.argv[1], sys.argv[2])

@@ -36,6 +36,7 @@ use run_invoker::{
         APPROVE, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REQUESTED_AT,
         ROLLBACK,
     },
+    inherited::SearchScope,
     status::kstatus,
 };
 use sandbox::{Api as Side, Rule, Sandbox};
@@ -279,6 +280,8 @@ impl World {
             .settings
             .keep_changes
             .unwrap_or(setup.retention.number);
+        let scopes = scenario.settings.inherited.iter();
+        setup.inherited = scopes.map(|s| SearchScope::parse(s).unwrap()).collect();
         if let Some(s) = scenario.settings.propagation_seconds {
             setup.propagation = Duration::from_secs(s);
         }
@@ -399,6 +402,15 @@ impl World {
         let mut list = api.list(&ListParams::default()).await.unwrap().items;
         list.sort_by_key(|c| c.spec.at.0);
         list
+    }
+
+    /// Tells the sandbox about the world beyond services.
+    async fn control(&self, what: &str, body: &Value) {
+        let url = format!("{}/{what}", self.sandbox.control_url());
+        let request = reqwest::Client::new().post(url).body(body.to_string());
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        assert!(status.is_success(), "{}", answer.text().await.unwrap());
     }
 
     fn calls(&self) -> (usize, usize, usize) {
@@ -527,22 +539,20 @@ impl World {
                 }
             }
             Step::DeleteIdentity { member, uid } => self.sandbox.run.delete_identity(member, *uid),
+            Step::Hierarchy(hierarchy) => self.control("hierarchy", hierarchy).await,
+            Step::PolicyAbove { resource, bindings } => {
+                let policy = json!({"resource": resource, "bindings": bindings});
+                self.control("policies", &policy).await;
+            }
+            Step::Searches(most) => {
+                let searches = self
+                    .sandbox
+                    .journal
+                    .calls(self.mark, "SearchAllIamPolicies");
+                assert!((1..=*most).contains(&searches), "{searches} searches");
+            }
             Step::World(change) => {
-                let (url, body) = (
-                    format!("{}/world", self.sandbox.control_url()),
-                    change.to_string(),
-                );
-                let answer = reqwest::Client::new()
-                    .post(url)
-                    .body(body)
-                    .send()
-                    .await
-                    .unwrap();
-                assert!(
-                    answer.status().is_success(),
-                    "{}",
-                    answer.text().await.unwrap()
-                );
+                self.control("world", change).await;
             }
             Step::Fault(rule) => self.sandbox.faults.add(rule.clone()),
             Step::ClearFaults => self.sandbox.faults.clear(),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     Exit, WorldArgs,
     context::{Context, print},
+    effective::{EffectiveArgs, look_above, stands_for},
     select::google_name,
     world::{ClusterSnapshot, Sources, list_project, read_services},
 };
@@ -43,6 +44,9 @@ pub struct AccessCommand {
     /// Only this member, as IAM writes it.
     #[arg(long, value_parser = member)]
     pub member: Option<Principal>,
+
+    #[command(flatten)]
+    pub effective: EffectiveArgs,
 
     /// Look at no cluster: which policy is behind a grant is not known then.
     #[arg(long, requires = "project")]
@@ -97,6 +101,18 @@ pub struct Invoker {
     pub public: bool,
     /// It is granted, and Cloud Run does not let it invoke.
     pub cannot_invoke: bool,
+    /// Where above the service it is granted; absent: on the service itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inherited_from: Option<InheritedFrom>,
+}
+
+/// Where above a service something is granted.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InheritedFrom {
+    /// project, folder or organization.
+    pub level: &'static str,
+    /// projects/ID, folders/NUMBER or organizations/NUMBER.
+    pub resource: String,
 }
 
 impl ServiceAccess {
@@ -141,6 +157,9 @@ impl Invoker {
         if self.role != "roles/run.invoker" {
             words.push(format!("as {}", self.role));
         }
+        if let Some(from) = &self.inherited_from {
+            words.push(format!("from {}", from.resource));
+        }
         if self.cannot_invoke {
             words.push("cannot invoke: federated identity".into());
         }
@@ -178,10 +197,22 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     if projects.is_empty() {
         anyhow::bail!("no policy names a project; give --project");
     }
-    let mut notes = vec![
-        "Only what is granted on the services themselves: roles on the project, folder or organization add to it."
-            .to_owned(),
-    ];
+    let asked = command.effective.asked()?;
+    let mut notes = Vec::new();
+    let mut failed = false;
+    let mut above = None;
+    if command.effective.is_wanted() {
+        let google = context.google(&command.world.cloud).await?;
+        let searched = look_above(&google, &command.effective, &projects).await?;
+        notes.extend(searched.notes.iter().cloned());
+        failed = searched.failed;
+        above = Some(searched);
+    } else {
+        notes.push(
+            "Only what is granted on the services themselves: roles on the project, folder or organization add to it (--effective)."
+                .to_owned(),
+        );
+    }
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let mut infos: Vec<ServiceInfo> = Vec::new();
     for project in &projects {
@@ -193,22 +224,31 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         world.index.apply_listing(project, 1, Ok(listing));
     }
     only_named(&mut infos, command, &projects)?;
-    infos.sort_by(|a, b| a.service.cmp(&b.service));
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
     let mut services = Vec::new();
-    let mut failed = false;
     for (info, live) in read {
-        match live {
-            Ok(live) => services.push(access(&world, &info, &live, command.member.as_ref())),
+        let live = match live {
+            Ok(live) => live,
             Err(fault) => {
                 failed = true;
                 let why = fault.advice();
                 notes.push(format!("{} could not be read: {why}", info.service));
+                continue;
             }
+        };
+        let mut found = access(&world, &info, &live, command.member.as_ref());
+        if let Some(above) = &above {
+            let claims = world.index.words(&info.service);
+            let inherited = above.invokers(&info.service.project, &claims);
+            found.invokers.extend(inherited);
         }
+        if let Some(asked) = &asked {
+            found.invokers.retain(|i| stands_for(&i.member, asked));
+        }
+        services.push(found);
     }
-    if command.member.is_some() {
+    if command.member.is_some() || asked.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
     }
     let document = AccessDocument {
@@ -294,6 +334,7 @@ fn access(
                 ended: until.is_some_and(|u| u <= world.now),
                 public: g.principal.is_public(),
                 cannot_invoke: g.principal.invocation() == Invocation::Unsupported,
+                inherited_from: None,
             }
         })
         .collect();
@@ -306,6 +347,7 @@ fn access(
         ended: false,
         public: p.is_public(),
         cannot_invoke: p.invocation() == Invocation::Unsupported,
+        inherited_from: None,
     }));
     if let Some(wanted) = wanted {
         let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == *wanted;

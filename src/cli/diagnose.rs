@@ -14,7 +14,11 @@ use super::{
 };
 use crate::{
     api::{InvokerChange, InvokerPolicy, Mode},
-    cloudrun::{CloudRun as _, Scope, google::Google, list_services},
+    cloudrun::{
+        CloudRun as _, Scope,
+        google::{Google, Side},
+        list_services,
+    },
     config::CloudArgs,
     diagnose::{
         Cause, Declared, Diagnosis, Facts, Known, Outcome,
@@ -22,6 +26,7 @@ use crate::{
         diagnose,
         symptom::{Entry, Symptom},
         token::Token,
+        troubleshooter::{self, Answer},
     },
     fault::{Fault, FaultClass},
     iam::{Ingress, Principal, RunService, ServiceInfo},
@@ -69,6 +74,11 @@ pub struct DiagnoseCommand {
     #[arg(long, conflicts_with = "log")]
     pub no_log_entry: bool,
 
+    /// Ask Google's Policy Troubleshooter once: grants and deny policies on the project, folders
+    /// and organization, by name. It takes rights to see them (roles/iam.securityReviewer).
+    #[arg(long)]
+    pub troubleshoot: bool,
+
     /// Look at no cluster: which policy is about the service is not known then.
     #[arg(long)]
     pub offline: bool,
@@ -110,6 +120,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         policy: Known::NotAsked,
         project: Known::NotAsked,
         iap: Known::NotAsked,
+        troubleshooter: Known::NotAsked,
         token,
         symptom,
         declared: Known::NotAsked,
@@ -117,6 +128,9 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         service,
     };
     ask_google(&google, &mut facts).await?;
+    if command.troubleshoot {
+        facts.troubleshooter = troubleshoot(&google, &facts).await?;
+    }
     if !command.offline {
         consult_cluster(context, &mut facts).await;
     }
@@ -178,6 +192,31 @@ async fn ask_google(google: &Google, facts: &mut Facts) -> anyhow::Result<()> {
     facts.policy = known(policy)?;
     facts.project = known(project)?;
     Ok(())
+}
+
+/// Asks Policy Troubleshooter.
+async fn troubleshoot(google: &Google, facts: &Facts) -> anyhow::Result<Known<Answer>> {
+    let asked = facts
+        .principal
+        .as_ref()
+        .and_then(|p| troubleshooter::question(&facts.service, p));
+    let Some(question) = asked else {
+        anyhow::bail!(
+            "--troubleshoot asks about one user or service account; give --as user:EMAIL or --as serviceAccount:EMAIL"
+        );
+    };
+    let path = "v3/iam:troubleshoot";
+    let answer = google.ask(Side::PolicyTroubleshooter, path, Some(&question));
+    let answer = answer.await.and_then(|answer| {
+        let unexpected = |why| {
+            Fault::new(
+                FaultClass::ForeignAnswer,
+                format!("the answer is not as documented: {why}"),
+            )
+        };
+        troubleshooter::read(&answer).map_err(unexpected)
+    });
+    known(answer)
 }
 
 fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {

@@ -9,6 +9,7 @@ mod completion;
 mod context;
 mod diagnose;
 mod doctor;
+mod effective;
 mod export;
 pub mod files;
 pub mod help;

@@ -9,7 +9,8 @@ use google_cloud_gax::{options::RequestOptionsBuilder as _, retry_policy::NeverR
 use google_cloud_run_v2::{client::Services, model::ListServicesResponse};
 
 use super::{
-    AssetSearch, CloudRun, Listing, Scope,
+    CloudRun, Listing, Scope,
+    assets::AssetSearch,
     errors::{About, chain, foreign, from_body, from_reqwest, from_sdk},
     list_v1::read_page,
 };
@@ -364,6 +365,14 @@ impl AssetSearch for Google {
         Box::pin(async move {
             let path = crate::inherited::search_path(scope, page);
             self.ask(Side::Asset, &path, None).await
+        })
+    }
+
+    fn ancestry<'a>(&'a self, project: &'a str) -> BoxFuture<'a, Result<serde_json::Value, Fault>> {
+        Box::pin(async move {
+            let path = format!("v1/projects/{project}:getAncestry");
+            let body = serde_json::json!({});
+            self.ask(Side::ResourceManager, &path, Some(&body)).await
         })
     }
 }

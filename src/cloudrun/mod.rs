@@ -1,5 +1,6 @@
 //! The one door to Cloud Run.
 
+pub mod assets;
 pub mod errors;
 pub mod fence;
 pub mod google;
@@ -8,13 +9,10 @@ pub mod list_v1;
 
 use std::{future::Future, time::Duration};
 
-use futures::future::BoxFuture;
-
 pub use crate::index::{Listing, Scope};
 use crate::{
     fault::{Fault, FaultClass},
     iam::{Policy, RunService},
-    inherited::SearchScope,
 };
 
 /// The calls that the operator makes.
@@ -98,19 +96,6 @@ pub fn endless() -> Fault {
         FaultClass::Unexpected,
         format!("the list has over {MAX_PAGES} pages"),
     )
-}
-
-/// Cloud Asset, for grants above the services.
-pub trait AssetSearch: std::fmt::Debug + Send + Sync {
-    /// One page of who may invoke in a scope; `page` is empty for the first.
-    ///
-    /// # Errors
-    /// The fault of the one call that this makes (`cloudasset.assets.searchAllIamPolicies`).
-    fn search_page<'a>(
-        &'a self,
-        scope: &'a SearchScope,
-        page: &'a str,
-    ) -> BoxFuture<'a, Result<serde_json::Value, Fault>>;
 }
 
 /// Hears of every call; implemented by the metrics.

@@ -1,16 +1,24 @@
 //! Searches for grants above the services: one paged query for each scope and interval, whatever the
 //! number of policies and services.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{Controller, reconcile::backoff};
 use crate::{
-    cloudrun::{AssetSearch, CloudRun, MAX_PAGES, endless},
-    fault::{Fault, FaultClass},
-    inherited::{Search, SearchScope, read_page},
+    cloudrun::{
+        CloudRun,
+        assets::{AssetSearch, search},
+    },
+    fault::Fault,
+    inherited::{Search, SearchScope, read_ancestry},
+    intent::PolicyKey,
 };
+
+/// Projects whose place is asked for after one search, and after how many searches it is again.
+const ASKED_AT_ONCE: usize = 20;
+const ASKED_AGAIN: u32 = 10;
 
 /// Where grants above the services are searched for, how often, and how.
 #[derive(Clone, Debug)]
@@ -38,6 +46,7 @@ impl<C: CloudRun> Controller<C> {
             at: Instant::now(),
             failures: 0,
         };
+        let mut asked = HashMap::new();
         let mut scopes: Vec<Due> = options.scopes.iter().map(begin).collect();
         loop {
             let Some(next) = scopes.iter_mut().min_by_key(|d| d.at) else {
@@ -56,6 +65,43 @@ impl<C: CloudRun> Controller<C> {
             };
             next.at = Instant::now() + pause;
             self.searched(&next.scope, result);
+            self.place_projects(&options, &mut asked).await;
+        }
+    }
+
+    /// Asks once in a while where projects are that no search shows: nobody has a grant there.
+    async fn place_projects(
+        &self,
+        options: &InheritedOptions,
+        asked: &mut HashMap<Arc<str>, Instant>,
+    ) {
+        let again = options.interval * ASKED_AGAIN;
+        asked.retain(|_, at| at.elapsed() < again);
+        let unplaced = self.index.with(|i| i.unplaced_projects());
+        let ours = unplaced
+            .into_iter()
+            .filter(|p| self.works_on(p) && !asked.contains_key(p));
+        for project in ours.take(ASKED_AT_ONCE).collect::<Vec<_>>() {
+            asked.insert(project.clone(), Instant::now());
+            let above = match options.search.ancestry(&project).await {
+                Ok(answer) => read_ancestry(&answer),
+                Err(fault) => Err(fault.to_string()),
+            };
+            match above {
+                Ok(above) => {
+                    let policies = self.index.with(|i| i.place_project(&project, above));
+                    self.tell(policies);
+                }
+                Err(why) => {
+                    tracing::debug!(%project, why, "where a project is could not be read");
+                }
+            }
+        }
+    }
+
+    fn tell(&self, policies: impl IntoIterator<Item = PolicyKey>) {
+        for key in policies {
+            self.statuses.add(&key, Duration::from_millis(100));
         }
     }
 
@@ -70,29 +116,6 @@ impl<C: CloudRun> Controller<C> {
             (changed, i.inherited_principals())
         });
         self.metrics.inherited.principals(&principals);
-        for key in changed {
-            self.statuses.add(&key, Duration::from_millis(100));
-        }
+        self.tell(changed);
     }
-}
-
-/// One search, to its last page.
-async fn search(client: &dyn AssetSearch, scope: &SearchScope) -> Result<Search, Fault> {
-    let mut search = Search::default();
-    let mut token = String::new();
-    for _ in 0..MAX_PAGES {
-        let answer = client.search_page(scope, &token).await?;
-        let page = read_page(&answer).map_err(|why| {
-            Fault::new(
-                FaultClass::ForeignAnswer,
-                format!("the answer of Cloud Asset is not as documented: {why}"),
-            )
-        })?;
-        token.clone_from(&page.next);
-        search.add(page);
-        if token.is_empty() {
-            return Ok(search);
-        }
-    }
-    Err(endless())
 }

@@ -15,11 +15,7 @@ use super::*;
 /// A folder with every earlier chart: those that are stored, and those that the history has beside
 /// them. A clean checkout has no history.
 fn earlier_charts() -> (PathBuf, Vec<PathBuf>) {
-    let folder = std::env::temp_dir().join(format!(
-        "run-invoker-charts-{}-{}",
-        std::process::id(),
-        common::free_port()
-    ));
+    let folder = common::own_path("charts");
     fs::create_dir_all(&folder).unwrap();
     let to = folder.to_str().unwrap();
     let stored = repository("tests/earlier-charts.tar.xz");

@@ -12,7 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,9 +33,7 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{
-        Controller, Options, audit_events::EventOptions, inherited::InheritedOptions,
-    },
+    controller::{Controller, Options, audit_events::EventOptions, inherited::InheritedOptions},
     history::Retention,
     inherited::SearchScope,
     leader::{self, Shards},
@@ -187,6 +185,15 @@ pub struct Envtest {
     port: u16,
 }
 
+/// A path that no other test has, of this process or another. A port that is free would not do: it can
+/// be free for two at once.
+pub fn own_path(what: &str) -> PathBuf {
+    static MADE: AtomicUsize = AtomicUsize::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let name = format!("run-invoker-{what}-{}-{number}", std::process::id());
+    std::env::temp_dir().join(name)
+}
+
 /// A port that nobody listens on now.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
@@ -208,11 +215,7 @@ impl Envtest {
             "KUBEBUILDER_ASSETS={} has no kube-apiserver",
             assets.display()
         );
-        let folder = std::env::temp_dir().join(format!(
-            "run-invoker-envtest-{}-{}",
-            std::process::id(),
-            free_port()
-        ));
+        let folder = own_path("envtest");
         std::fs::create_dir_all(&folder).unwrap();
         std::fs::write(folder.join("tokens.csv"), tokens()).unwrap();
         let (etcd_port, peer) = (free_port(), free_port());
@@ -637,11 +640,7 @@ impl Shell {
 
 /// The real gcloud, pointed at the sandbox.
 pub fn gcloud(program: PathBuf, sandbox: &sandbox::Sandbox) -> Shell {
-    let home = std::env::temp_dir().join(format!(
-        "run-invoker-gcloud-{}-{}",
-        std::process::id(),
-        free_port()
-    ));
+    let home = own_path("gcloud");
     std::fs::create_dir_all(&home).unwrap();
     std::fs::write(home.join("token"), "sandbox").unwrap();
     let text = |s: &str| s.to_owned();

@@ -4,6 +4,7 @@ installed, which may have none of them. tests/chart.rs holds them to values.yaml
 shards: 1
 metrics.dashboards: {enabled: false, labels: {grafana_dashboard: "1"}, annotations: {}}
 events: {subscriptions: [], endpoint: "", interval: 1h, patience: 5m}
+inherited: {scopes: [], interval: 15m, impersonate: ""}
 nameOverride: ""
 fullnameOverride: ""
 extraVolumes: []

@@ -12,6 +12,7 @@ mod front;
 mod grants;
 pub mod symptom;
 pub mod token;
+pub mod troubleshooter;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -69,6 +70,8 @@ pub struct Facts {
     pub policy: Known<Policy>,
     /// The project's own allow policy.
     pub project: Known<Policy>,
+    /// What Policy Troubleshooter says, where it was asked.
+    pub troubleshooter: Known<troubleshooter::Answer>,
     /// Who may pass Identity-Aware Proxy, where that is in front.
     pub iap: Known<Policy>,
     pub token: Option<Token>,
@@ -196,7 +199,7 @@ pub fn diagnose(facts: &Facts) -> Diagnosis {
 
 impl Walk<'_> {
     /// The checks, from the outside in.
-    fn checks() -> [fn(&mut Self); 12] {
+    fn checks() -> [fn(&mut Self); 13] {
         [
             Self::exists,
             Self::answer,
@@ -208,6 +211,7 @@ impl Walk<'_> {
             Self::public,
             Self::token,
             Self::principal_kind,
+            Self::troubleshooter,
             Self::grants,
             Self::beyond,
         ]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
@@ -29,31 +28,38 @@ impl Index {
         scope: &SearchScope,
         result: Result<Search, Fault>,
     ) -> BTreeSet<PolicyKey> {
-        let before = self.inherited_by_project();
+        let quiet = |index: &Self| -> BTreeSet<Arc<str>> {
+            let projects = index.policies.projects();
+            projects
+                .filter(|p| index.inherited.lets_nobody_in(p))
+                .cloned()
+                .collect()
+        };
+        let before = quiet(self);
         self.inherited.apply(scope, result);
-        let after = self.inherited_by_project();
-        let changed = after
-            .iter()
-            .filter(|(project, digest)| digest.is_some() || before.get(*project) != Some(digest));
-        changed
-            .flat_map(|(project, _)| self.policies.keys_of_project(project))
+        let stays = quiet(self);
+        let stays: BTreeSet<&Arc<str>> = stays.intersection(&before).collect();
+        self.policies
+            .projects()
+            .filter(|p| !stays.contains(p))
+            .flat_map(|p| self.policies.keys_of_project(p))
             .cloned()
             .collect()
     }
 
-    /// What stands for what is known above each project; `None`: nobody may invoke from there.
-    fn inherited_by_project(&self) -> BTreeMap<Arc<str>, Option<u64>> {
-        let digest = |above: &Above<'_>| {
-            let mut hasher = DefaultHasher::new();
-            format!("{above:?}").hash(&mut hasher);
-            hasher.finish()
-        };
-        let nobody = |above: &Above<'_>| matches!(above, Above::Known { grants, unseen: None } if grants.is_empty());
-        let known = |project: &Arc<str>| {
-            let above = self.inherited.above(project);
-            (project.clone(), (!nobody(&above)).then(|| digest(&above)))
-        };
-        self.policies.projects().map(known).collect()
+    /// Projects of policies that no search shows, and for which something is searched.
+    pub fn unplaced_projects(&self) -> Vec<Arc<str>> {
+        let projects = self.policies.projects();
+        projects
+            .filter(|p| self.inherited.above(p) == Above::Unplaced)
+            .cloned()
+            .collect()
+    }
+
+    /// What is above a project that no search shows. Returns its policies.
+    pub fn place_project(&mut self, project: &str, above: Vec<Arc<str>>) -> Vec<PolicyKey> {
+        self.inherited.place(project, above);
+        self.policies.keys_of_project(project).cloned().collect()
     }
 
     /// How many principals may invoke by grants on each level.
@@ -106,11 +112,11 @@ impl Index {
     /// The services of a policy that anybody can call by a public grant above them, which is not
     /// declared.
     pub fn opened_from_above(&self, record: &Record) -> Vec<RunService> {
-        let Some(Above::Known { grants, .. }) = self
-            .inherited
-            .is_on()
-            .then(|| self.inherited.above(&record.intent.project))
-        else {
+        let project = &record.intent.project;
+        if !self.inherited.is_on() || !self.inherited.lets_everybody_in(project) {
+            return Vec::new();
+        }
+        let Above::Known { grants, .. } = self.inherited.above(project) else {
             return Vec::new();
         };
         let public = grants.into_iter().filter(|g| g.principal.is_public());

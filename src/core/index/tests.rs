@@ -158,3 +158,66 @@ fn an_older_state_of_a_ledger_does_not_come_back() {
         "gone in a state that is older than the one known"
     );
 }
+
+/// Searches the policy's project, where these may invoke.
+fn searched(index: &mut Index, members: &[&str]) -> BTreeSet<String> {
+    use crate::inherited::{Search, SearchScope, read_page};
+    let bindings = if members.is_empty() {
+        json!([])
+    } else {
+        json!([{"role": "roles/owner", "members": members}])
+    };
+    let page = json!({"results": [{"resource": "//cloudresourcemanager.googleapis.com/projects/acme-prod",
+        "assetType": "cloudresourcemanager.googleapis.com/Project", "project": "projects/7", "policy": {"bindings": bindings}}]});
+    let scope = SearchScope::parse("projects/acme-prod").unwrap();
+    let mut search = Search::default();
+    search.add(read_page(&page).unwrap());
+    let changed = index.apply_inherited(&scope, Ok(search));
+    changed.iter().map(|k| k.name.to_string()).collect()
+}
+
+/// How many principals bypass a policy's list, and the services that everybody can call from above.
+fn bypassed(index: &Index, name: &str) -> (Option<i64>, usize) {
+    let status = index
+        .status_of(&id(name).key(), Duration::ZERO, Timestamp::UNIX_EPOCH)
+        .unwrap();
+    let record = index.policies().get(&id(name).key()).unwrap();
+    (
+        status.inherited.map(|i| i.unlisted),
+        index.opened_from_above(record).len(),
+    )
+}
+
+#[test]
+fn only_whom_no_policy_lists_on_every_service_bypasses_a_policy() {
+    use crate::inherited::SearchScope;
+    let mut index = Index::new(Limits::default());
+    let both = json!({"services": [{"name": "web", "region": "europe-west1"}, {"name": "api", "region": "europe-west1"}]});
+    index.apply_policy(&policy("p", 1, &both), Duration::ZERO);
+    let api = json!({"services": [{"name": "api", "region": "europe-west1"}], "invokers": [{"member": "user:b@acme.com"}]});
+    index.apply_policy(&policy("q", 1, &api), Duration::ZERO);
+    assert_eq!(bypassed(&index, "p"), (None, 0), "nobody searches");
+    index.expect_inherited(&[SearchScope::parse("projects/acme-prod").unwrap()]);
+    assert_eq!(
+        searched(&mut index, &["user:A@acme.com", "user:b@acme.com"]).len(),
+        2
+    );
+    // b is listed on api by q, and on web by nobody.
+    assert_eq!(bypassed(&index, "p"), (Some(1), 0));
+    assert_eq!(bypassed(&index, "q"), (Some(0), 0));
+    searched(&mut index, &["allUsers"]);
+    assert_eq!(bypassed(&index, "p"), (Some(1), 2));
+    let public = json!({"invokers": [{"member": "allUsers"}]});
+    index.apply_policy(&policy("r", 1, &public), Duration::ZERO);
+    assert_eq!(
+        bypassed(&index, "p"),
+        (Some(1), 1),
+        "web is meant to be public"
+    );
+    assert_eq!(searched(&mut index, &[]).len(), 3);
+    assert!(
+        searched(&mut index, &[]).is_empty(),
+        "nothing is news for nobody"
+    );
+    assert_eq!(bypassed(&index, "p"), (Some(0), 0));
+}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::iam::Principal;
 
-pub use page::{Page, read_page};
+pub use page::{Page, read_ancestry, read_page};
 pub use sum::{Above, Inherited, Search};
 
 /// Where in the resource hierarchy a grant is made.

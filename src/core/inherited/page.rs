@@ -32,9 +32,8 @@ pub struct Place {
     pub ancestors: Arc<[Arc<str>]>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 struct Answer {
     results: Vec<Found>,
     next_page_token: String,
@@ -147,6 +146,27 @@ impl Found {
             ancestors: ancestors?.into(),
         })
     }
+}
+
+/// Reads what Resource Manager's `projects.getAncestry` says of a project: the names of the folders
+/// and the organization above it, the nearest first.
+///
+/// # Errors
+/// What is not as documented, in words.
+pub fn read_ancestry(answer: &serde_json::Value) -> Result<Vec<Arc<str>>, String> {
+    let ancestors = answer["ancestor"].as_array().ok_or("it has no ancestor")?;
+    let mut above = Vec::new();
+    for ancestor in ancestors {
+        let text = |k: &str| ancestor["resourceId"][k].as_str().unwrap_or_default();
+        let id = bounded(text("id"))?;
+        match text("type") {
+            "project" => {}
+            "folder" => above.push(format!("folders/{id}").into()),
+            "organization" => above.push(format!("organizations/{id}").into()),
+            other => return Err(format!("it has an ancestor of type {other:?}")),
+        }
+    }
+    Ok(above)
 }
 
 fn bounded(text: &str) -> Result<&str, String> {

@@ -68,6 +68,8 @@ struct Scope {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inherited {
     scopes: BTreeMap<Arc<str>, Scope>,
+    /// What is above projects that no search shows, by `projects/ID`.
+    placed: HashMap<Arc<str>, Arc<[Arc<str>]>>,
 }
 
 /// What is known of a project: who may invoke in it by a grant above its services.
@@ -99,6 +101,7 @@ impl Inherited {
         };
         Self {
             scopes: scopes.iter().map(unknown).collect(),
+            placed: HashMap::new(),
         }
     }
 
@@ -131,43 +134,53 @@ impl Inherited {
         is_news
     }
 
-    /// Forgets everything that was found.
-    pub fn forget(&mut self) {
-        for scope in self.scopes.values_mut() {
-            *scope = Scope {
-                found: None,
-                fault: None,
-            };
+    /// What is above a project that no search shows, as somebody else says.
+    pub fn place(&mut self, project: &str, above: Vec<Arc<str>>) {
+        let name = format!("projects/{project}");
+        self.placed.insert(name.into(), above.into());
+    }
+
+    /// The project and what is above it, by name; or why that is not known.
+    fn path(&self, project: &str) -> Result<Vec<&Arc<str>>, Above<'_>> {
+        let name = format!("projects/{project}");
+        let own = self.scopes.get_key_value(&*name);
+        if let Some((_, Scope { found: None, fault })) = own {
+            return Err(fault.as_ref().map_or(Above::Waiting, Above::Unknown));
         }
+        let shown = self.found().find_map(|f| f.ancestors.get(&*name));
+        if let Some((name, above)) = shown {
+            return Ok(std::iter::once(name).chain(above.iter()).collect());
+        }
+        if let Some((name, above)) = self.placed.get_key_value(&*name)
+            // Outside of every scope nothing is searched for it.
+            && above.iter().any(|a| self.scopes.contains_key(a))
+        {
+            return Ok(std::iter::once(name).chain(above.iter()).collect());
+        }
+        if let Some((name, _)) = own {
+            return Ok(vec![name]);
+        }
+        let is_awaited = |s: &Scope| s.found.is_none() && s.fault.is_none();
+        if self.scopes.values().any(is_awaited) {
+            return Err(Above::Waiting);
+        }
+        let fault = self.scopes.values().find_map(|s| s.fault.as_ref());
+        Err(fault.map_or(Above::Unplaced, Above::Unknown))
+    }
+
+    fn found(&self) -> impl Iterator<Item = &Found> {
+        self.scopes.values().filter_map(|s| s.found.as_ref())
     }
 
     /// Who may invoke in a project by a grant above its services.
     pub fn above(&self, project: &str) -> Above<'_> {
-        let name = format!("projects/{project}");
-        let found = || self.scopes.values().filter_map(|s| s.found.as_ref());
-        let place = found().find_map(|f| f.ancestors.get(&*name));
-        if place.is_none() && !self.scopes.contains_key(&*name) {
-            let faults = self.scopes.values().filter_map(|s| s.fault.as_ref());
-            let waits = self
-                .scopes
-                .values()
-                .any(|s| s.found.is_none() && s.fault.is_none());
-            return match faults.into_iter().next() {
-                _ if waits => Above::Waiting,
-                Some(fault) => Above::Unknown(fault),
-                None => Above::Unplaced,
-            };
-        }
-        if let Some(own) = self.scopes.get(&*name).filter(|s| s.found.is_none()) {
-            return own.fault.as_ref().map_or(Above::Waiting, Above::Unknown);
-        }
-        let (name, above) = match place {
-            Some((name, ancestors)) => (name.as_ref(), ancestors.iter().collect()),
-            None => (name.as_str(), Vec::new()),
+        let path = match self.path(project) {
+            Ok(path) => path,
+            Err(unknown) => return unknown,
         };
-        let resources = || std::iter::once(name).chain(above.iter().map(|a: &&Arc<str>| &***a));
-        let grants: BTreeSet<&InheritedGrant> = found()
-            .flat_map(|f| resources().filter_map(|r| f.grants.get(r)))
+        let grants: BTreeSet<&InheritedGrant> = self
+            .found()
+            .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)))
             .flatten()
             .collect();
         let unsearched = self.scopes.values().filter(|s| s.found.is_none());
@@ -177,10 +190,32 @@ impl Inherited {
         }
     }
 
+    /// Whether a grant above the services of a project lets everybody in.
+    pub fn lets_everybody_in(&self, project: &str) -> bool {
+        let Ok(path) = self.path(project) else {
+            return false;
+        };
+        let grants = self
+            .found()
+            .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)));
+        grants.flatten().any(|g| g.principal.is_public())
+    }
+
+    /// Whether it is known that nobody may invoke in a project by a grant above its services.
+    pub fn lets_nobody_in(&self, project: &str) -> bool {
+        let everything = self.scopes.values().all(|s| s.found.is_some());
+        let nothing = |path: Vec<&Arc<str>>| {
+            let mut here = self
+                .found()
+                .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)));
+            here.all(Vec::is_empty)
+        };
+        everything && self.path(project).is_ok_and(nothing)
+    }
+
     /// How many principals may invoke by grants on each level, over all scopes.
     pub fn principals(&self) -> BTreeMap<Level, usize> {
-        let found = self.scopes.values().filter_map(|s| s.found.as_ref());
-        let grants = found.flat_map(|f| f.grants.values().flatten());
+        let grants = self.found().flat_map(|f| f.grants.values().flatten());
         let mut principals: BTreeMap<Level, BTreeSet<&str>> = BTreeMap::new();
         for grant in grants {
             let here = principals.entry(grant.level).or_default();

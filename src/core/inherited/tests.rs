@@ -127,8 +127,6 @@ fn a_search_that_fails_forgets_nothing_and_one_that_never_worked_says_why() {
     assert!(!known.apply(&organization(), Ok(search(&[owner]))));
     assert!(known.apply(&organization(), Err(denied)));
     assert_eq!(names(&known.above("shop")).len(), 1);
-    known.forget();
-    assert_eq!(known.above("shop"), Above::Waiting);
 }
 
 #[test]
@@ -143,6 +141,34 @@ fn one_scope_that_cannot_be_searched_is_said_beside_what_another_shows() {
         panic!("it was searched");
     };
     assert_eq!((grants.len(), unseen), (0, Some(&denied)));
+}
+
+#[test]
+fn a_project_without_any_grant_is_placed_by_its_ancestry() {
+    let mut known = Inherited::of(&[organization()]);
+    let top = result(
+        "Organization",
+        "organizations/1",
+        &[],
+        json!([binding("roles/owner", &["user:root@acme.com"])]),
+    );
+    known.apply(&organization(), Ok(search(&[top])));
+    assert_eq!(known.above("bare"), Above::Unplaced);
+    let resource = |kind: &str, id: &str| json!({"resourceId": {"type": kind, "id": id}});
+    let ancestry = |top: &str| {
+        let answer = json!({"ancestor": [resource("project", "bare"), resource("folder", "5"), resource("organization", top)]});
+        read_ancestry(&answer).unwrap()
+    };
+    known.place("bare", ancestry("1"));
+    assert_eq!(
+        names(&known.above("bare")),
+        ["user:root@acme.com (roles/owner on organizations/1)"]
+    );
+    // Nothing is known of another organization.
+    known.place("strange", ancestry("2"));
+    assert_eq!(known.above("strange"), Above::Unplaced);
+    assert!(read_ancestry(&json!({"ancestor": [resource("galaxy", "1")]})).is_err());
+    assert!(read_ancestry(&json!({})).is_err());
 }
 
 #[test]

@@ -36,13 +36,14 @@ pub(super) struct Bypass {
 }
 
 impl InheritedView<'_> {
-    /// Those whom no policy lists, in words.
-    pub(super) fn unlisted(&self) -> Vec<String> {
+    /// How many grants are of somebody whom no policy lists, and the first of them in words.
+    pub(super) fn unlisted(&self, most: usize) -> (usize, Vec<String>) {
         let Self::Known { grants, .. } = self else {
-            return Vec::new();
+            return (0, Vec::new());
         };
-        let unlisted = grants.iter().filter(|(_, listed)| !listed);
-        unlisted.map(|(grant, _)| grant.words()).collect()
+        let unlisted = || grants.iter().filter(|(_, listed)| !listed);
+        let words = unlisted().take(most).map(|(grant, _)| grant.words());
+        (unlisted().count(), words.collect())
     }
 
     fn status(&self) -> Option<InheritedStatus> {

@@ -68,9 +68,16 @@ impl Walk<'_> {
             self.step("grants on the project", Outcome::Pass, how);
             return self.granted();
         }
+        if let Some(how) = self.granted_above() {
+            let evidence = evidence(&here, principal);
+            self.step("grants on the service", Outcome::Maybe, evidence);
+            self.step("grants above the service", Outcome::Pass, how);
+            return self.granted();
+        }
         let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
-        let maybe: Vec<String> = both.cloned().collect();
-        let is_certain = facts.symptom.refusal == Some(Refusal::NoGrant);
+        let maybe: Vec<String> = both.cloned().chain(self.maybe_above()).collect();
+        let is_certain =
+            facts.symptom.refusal == Some(Refusal::NoGrant) || self.is_granted_nowhere();
         let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.got_in();
         let outcome = if !is_certain && (may_be_above || !maybe.is_empty()) {
             Outcome::Maybe
@@ -162,7 +169,7 @@ impl Walk<'_> {
         if let Some((cause, verdict)) = here.ended {
             return self.conclude(cause, verdict, fix);
         }
-        let is_certain = symptom.refusal == Some(Refusal::NoGrant);
+        let is_certain = symptom.refusal == Some(Refusal::NoGrant) || self.is_granted_nowhere();
         if !maybe.is_empty() && !is_certain {
             let verdict = format!(
                 "{principal} has no grant of its own; whether it is in one of these cannot be seen here: {}.",

@@ -71,6 +71,13 @@ impl Walk<'_> {
     }
 
     pub(super) fn beyond(&mut self) {
-        self.step("deny policies, perimeters", Outcome::Skipped, "they stand above the service and cannot be seen with the rights that this needs; Policy Troubleshooter shows them");
+        if let Known::Is(_) = self.facts.troubleshooter {
+            return self.step(
+                "perimeters",
+                Outcome::Skipped,
+                "VPC Service Controls cannot be asked; a refusal by them is in the policy log",
+            );
+        }
+        self.step("deny policies, perimeters", Outcome::Skipped, "they stand above the service and cannot be seen with the rights that this needs; --troubleshoot asks Policy Troubleshooter");
     }
 }

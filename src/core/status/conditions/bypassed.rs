@@ -8,7 +8,6 @@ use crate::{
     status::{
         InheritedView,
         inherited::{Bypass, said_before},
-        text::listed,
     },
 };
 
@@ -29,14 +28,18 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
 }
 
 fn now(view: &InheritedView<'_>) -> Bypass {
-    let unlisted = view.unlisted();
-    if !unlisted.is_empty() {
+    let (unlisted, first) = view.unlisted(NAMED);
+    if unlisted > 0 {
+        let more = match unlisted - first.len() {
+            0 => String::new(),
+            n => format!(", and {n} more"),
+        };
         return Bypass {
             truth: Truth::True,
             reason: Reason::InheritedAccess,
             message: format!(
-                "no policy lists, and may invoke by a grant above the services: {}; groups are not expanded, deny policies are not seen",
-                listed(&unlisted, NAMED)
+                "no policy lists, and may invoke by a grant above the services: {}{more}; groups are not expanded, deny policies are not seen",
+                first.join(", ")
             ),
         };
     }
@@ -47,7 +50,7 @@ fn now(view: &InheritedView<'_>) -> Bypass {
         ),
         InheritedView::Unplaced => unknown(
             Reason::Progressing,
-            "no search shows where the project is; is it below one of --inherited-scope?".into(),
+            "no search shows where the project is: either it is below none of --inherited-scope, or reading that takes resourcemanager.projects.get".into(),
         ),
         InheritedView::Unknown(fault)
         | InheritedView::Known {

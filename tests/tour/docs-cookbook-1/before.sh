@@ -1,0 +1,1 @@
+kubectl apply --server-side -f samples/00-namespaces.yaml
