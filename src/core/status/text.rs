@@ -7,10 +7,16 @@ use crate::{iam::RunService, intent::Intent};
 /// The command that agrees to a plan.
 pub fn approve_with(intent: &Intent, hash: &str) -> String {
     format!(
-        "kubectl -n {} annotate --overwrite ivp {} {}={hash}",
-        intent.id.namespace,
-        intent.id.name,
-        crate::api::APPROVE
+        "kubectl invoker approve {} -n {} --hash {hash}",
+        intent.id.name, intent.id.namespace
+    )
+}
+
+/// The command that ends a rollback.
+pub(super) fn end_rollback_with(intent: &Intent) -> String {
+    format!(
+        "kubectl invoker rollback --end --policy {} -n {}",
+        intent.id.name, intent.id.namespace
     )
 }
 
