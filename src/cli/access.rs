@@ -10,6 +10,7 @@ use super::{
     Exit, WorldArgs,
     context::{Context, print},
     effective::{EffectiveArgs, look_above, stands_for},
+    reach::one_of_many,
     select::google_name,
     world::{ClusterSnapshot, Sources, list_project, read_services},
 };
@@ -226,13 +227,13 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     only_named(&mut infos, command, &projects)?;
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
-    let mut services = Vec::new();
+    let (mut services, mut unread) = (Vec::new(), false);
     for (info, live) in read {
         let live = match live {
             Ok(live) => live,
             Err(fault) => {
-                failed = true;
-                let why = fault.advice();
+                unread = true;
+                let why = one_of_many(&fault);
                 notes.push(format!("{} could not be read: {why}", info.service));
                 continue;
             }
@@ -247,6 +248,10 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
             found.invokers.retain(|i| stands_for(&i.member, asked));
         }
         services.push(found);
+    }
+    if unread {
+        failed = true;
+        notes.push(format!("{}.", context.servers().google_asked()));
     }
     if command.member.is_some() || asked.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);

@@ -177,7 +177,9 @@ fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
             let rest = &c.message[at + HASH.len()..];
             let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
             if !hash.is_empty() && !held.iter().any(|plan| plan.hash == hash) {
-                let what = c.message.clone();
+                // This is the command that the message names.
+                let what = c.message.split(" To let exactly this through").next();
+                let what = what.unwrap_or_default().to_owned();
                 held.push(HeldPlan { hash, what });
             }
         }

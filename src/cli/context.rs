@@ -245,6 +245,11 @@ impl Context {
         self.servers.explain(error)
     }
 
+    /// The servers that were asked, for messages.
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
     /// Says something that is not the answer.
     pub fn complain(&self, text: &str) {
         let mut stderr = std::io::stderr().lock();

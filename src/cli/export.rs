@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt as _};
 use serde_json::{Value, json};
@@ -126,7 +127,7 @@ async fn read_iam(
     services.retain(|s| selector.as_ref().is_none_or(|sel| sel.matches(&s.labels)));
     for (info, live) in world::read_services(&cloud, services).await {
         let live: Policy =
-            live.map_err(|f| anyhow::anyhow!("reading {}: {}", info.service, f.advice()))?;
+            live.with_context(|| format!("cannot read the IAM policy of {}", info.service))?;
         if info.invoker_iam_disabled {
             unmapped.add(format!(
                 "{}: its IAM check is switched off, so anyone can call it whatever IAM says",

@@ -137,7 +137,11 @@ fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
             Err(e) => {
                 let message = format!(
                     "invalid YAML: {}",
-                    e.to_string().lines().next().unwrap_or_default()
+                    e.to_string()
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .trim_start_matches("error: ")
                 );
                 loaded.problems.push(Problem {
                     place,

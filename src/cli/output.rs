@@ -1,5 +1,8 @@
 //! The forms of a list, as kubectl has them.
 
+use std::ffi::OsStr;
+
+use clap::builder::{PossibleValue, TypedValueParser};
 use jsonpath_rust::JsonPath as _;
 use serde::Serialize;
 use serde_json::Value;
@@ -23,10 +26,47 @@ pub enum ListOutput {
 /// The forms, for messages and help.
 const FORMS: &str = "text, wide, name, json, yaml, markdown or jsonpath=TEMPLATE";
 
-impl std::str::FromStr for ListOutput {
-    type Err = String;
+impl clap::builder::ValueParserFactory for ListOutput {
+    type Parser = ListOutputParser;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn value_parser() -> Self::Parser {
+        ListOutputParser
+    }
+}
+
+/// Takes a template besides the forms that completion and help name.
+#[derive(Clone, Debug)]
+pub struct ListOutputParser;
+
+impl TypedValueParser for ListOutputParser {
+    type Value = ListOutput;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<ListOutput, clap::Error> {
+        let parse: fn(&str) -> Result<ListOutput, String> = ListOutput::parse;
+        parse.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let forms = [
+            "text",
+            "wide",
+            "name",
+            "json",
+            "yaml",
+            "markdown",
+            "jsonpath=TEMPLATE",
+        ];
+        Some(Box::new(forms.into_iter().map(PossibleValue::new)))
+    }
+}
+
+impl ListOutput {
+    fn parse(text: &str) -> Result<Self, String> {
         if let Some(template) = text.strip_prefix("jsonpath=") {
             return Template::parse(template).map(Self::JsonPath);
         }
@@ -40,9 +80,7 @@ impl std::str::FromStr for ListOutput {
             _ => return Err(format!("give one of {FORMS}")),
         })
     }
-}
 
-impl ListOutput {
     /// The document in a form for programs; none: it is for people. `names` are resource and name
     /// of each object in the list.
     ///

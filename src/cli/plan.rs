@@ -8,6 +8,7 @@ use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
     files::{self, Loaded},
+    reach::one_of_many,
     world::ClusterSnapshot,
 };
 use crate::{
@@ -93,6 +94,8 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
         context.complain(&format!("note: {note}"));
     }
     if document.summary.failed > 0 {
+        let asked = context.servers().google_asked();
+        context.complain(&format!("note: {asked}"));
         return Ok(Exit::Error);
     }
     let kinds: Vec<FailOn> = match command.fail_on.as_slice() {
@@ -222,7 +225,7 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
         let fault = read.and_then(|l| l.as_ref().err());
         return ServicePlan {
             policies: names(&world.index.words(service)),
-            error: fault.map(crate::fault::Fault::advice),
+            error: fault.map(one_of_many),
             ..shown
         };
     };

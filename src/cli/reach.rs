@@ -43,6 +43,33 @@ impl Servers {
         }
         parts.join(": ")
     }
+
+    /// As whom Google was asked, where something could not be read.
+    pub fn google_asked(&self) -> String {
+        let asked = self.google.get();
+        let asked = asked.map(|s| format!("{} was asked as {}", s.host, s.identity));
+        format!(
+            "{}; docs/google-cloud.md has the permissions",
+            asked.unwrap_or_default()
+        )
+    }
+
+    /// As whom the API server was asked.
+    pub fn kubernetes_asked(&self) -> String {
+        let asked = self.kubernetes.get();
+        let asked = asked.map(|s| format!("API server {} was asked as {}", s.host, s.identity));
+        asked.unwrap_or_default()
+    }
+}
+
+/// What Google says of one of many things that were asked for; the host and the identity are said
+/// once for all of them ([`Servers::google_asked`]).
+pub fn one_of_many(fault: &Fault) -> String {
+    match fault.class {
+        // What to do is said to the operator elsewhere; here it is the reader who lacks it.
+        FaultClass::PermissionDenied => fault.message.trim_end_matches('.').to_owned(),
+        _ => fault.advice(),
+    }
 }
 
 /// Whether it says nothing about what was asked for: nobody answered, or nobody is let in.
@@ -90,7 +117,12 @@ fn of_google(fault: &Fault, server: Option<&Server>) -> String {
     match fault.class {
         FaultClass::Credentials => no_credentials(fault).to_string(),
         FaultClass::Unavailable | FaultClass::Timeout | FaultClass::ForeignAnswer => format!(
-            "{host} cannot be reached as {identity}: {message}; check the network, the proxy and --cloud-run-endpoint"
+            "{host} cannot be reached as {identity}: {}; check the network, the proxy and --cloud-run-endpoint",
+            // The client repeats the whole URL before the cause.
+            message
+                .rsplit("client error (Connect): ")
+                .next()
+                .unwrap_or(message)
         ),
         FaultClass::PermissionDenied => format!(
             "{host} refuses this to {identity}: {message}; ask for the permission (docs/google-cloud.md), or log in as somebody else: gcloud auth application-default login"

@@ -67,14 +67,21 @@ pub(super) async fn definitions_are_current(
                 "it is not installed",
                 INSTALL,
             ),
-            Err(why) => findings.add(
-                DEFINITION,
-                name,
-                Outcome::Unknown,
-                context.explain(&why.into()),
-                "needs get on customresourcedefinitions",
-            ),
+            Err(why) => {
+                // The others are refused in the same way.
+                let fix = "needs get on customresourcedefinitions";
+                let evidence = refusal(context, &why.into());
+                return findings.add(DEFINITION, name, Outcome::Unknown, evidence, fix);
+            }
         }
+    }
+}
+
+/// Why something could not be seen; as whom it was asked is said once, below all findings.
+fn refusal(context: &Context, error: &anyhow::Error) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => context.explain(error),
     }
 }
 
@@ -143,7 +150,7 @@ pub(super) async fn operator_works(
                 OPERATOR,
                 place,
                 Outcome::Unknown,
-                context.explain(&why),
+                refusal(context, &why),
                 "needs list on leases in the operator's namespace",
             );
         }
@@ -238,7 +245,7 @@ async fn holder_is_a_pod(
             add(Outcome::Unknown, evidence.into(), WHO_WRITES.into());
         }
         Err(why) => {
-            let why = context.explain(&why.into());
+            let why = refusal(context, &why.into());
             let evidence = format!(
                 "known by its Lease only, which whoever may write Leases there can forge: {why}"
             );
@@ -299,7 +306,7 @@ pub(super) async fn policies_stand(
                 CHECK,
                 "all namespaces",
                 Outcome::Unknown,
-                context.explain(&why),
+                refusal(context, &why),
                 "needs list on invokerpolicies in every namespace",
             );
             return vec![];

@@ -83,7 +83,8 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
             "API server",
             Outcome::Fail,
             context.explain(&why),
-            "set KUBECONFIG, or --kubeconfig and --context",
+            // The evidence says what to do.
+            "",
         ),
     }
     let google = match context.google(&command.cloud).await {
@@ -168,6 +169,11 @@ fn report(context: &Context, command: &DoctorCommand, findings: Findings) -> any
             let next = findings.0.get(n + 1);
             let with_fix = next.is_none_or(|next| next.fix != f.fix);
             text.push_str(&shown(f, with_fix, &style));
+        }
+        if worst == Outcome::Unknown {
+            let asked = context.servers().kubernetes_asked();
+            let line = format!("Not everything could be seen. {asked}");
+            text.push_str(&format!("{}\n", style.wrap(0, line.trim_end())));
         }
         text.push_str(&style.wrap(
             0,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kube::{ResourceExt as _, api::ListParams};
 use serde::Serialize;
 
-use super::{ago, status::resource_names};
+use super::{ago, status::resource_names, tabulated};
 use crate::{
     api::{ChangeReason, ChangedBy, InvokerChange, InvokerPolicy, REASON_LABEL, ServiceState},
     cli::{
@@ -16,7 +16,7 @@ use crate::{
         select::Selection,
         world::list_all,
     },
-    render::{Format, Tone, table},
+    render::Tone,
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub struct DriftCommand {
     /// two reads.
     #[arg(long, short)]
     pub watch: bool,
-    /// text, wide, name, json, yaml, markdown or jsonpath=TEMPLATE.
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
     pub output: ListOutput,
 }
@@ -247,17 +247,12 @@ fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocumen
     if document.services.is_empty() && document.corrected.is_empty() {
         return "no drift\n".into();
     }
-    let wide = command.output == ListOutput::Wide;
-    if !wide && command.output.table_format() == Format::Text {
+    if command.output == ListOutput::Text {
         return drift_lines(context, document);
     }
     let head = ["policy", "service", "state", "since", "what"];
     let rows: Vec<Vec<String>> = document.services.iter().map(drift_row).collect();
-    if wide {
-        table::table(&context.style(), &head, &rows)
-    } else {
-        table::markdown(&head, &rows)
-    }
+    tabulated(context, &command.output, &head, &rows)
 }
 
 /// What differs on a service, each in a few words.

@@ -26,7 +26,7 @@ pub struct HistoryCommand {
     /// The members of each change, too.
     #[arg(long)]
     pub members: bool,
-    /// text, wide, name, json, yaml, markdown or jsonpath=TEMPLATE.
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
     pub output: ListOutput,
 }
@@ -109,12 +109,7 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
     }
     let row = |c: &InvokerChange| history_row(context.now, command, c);
     let rows: Vec<Vec<String>> = found.iter().map(row).collect();
-    print(&tabulated(
-        context,
-        command.output.table_format(),
-        &head,
-        &rows,
-    ));
+    print(&tabulated(context, &command.output, &head, &rows));
     Ok(Exit::Nothing)
 }
 

@@ -6,10 +6,10 @@ mod status;
 
 use jiff::Timestamp;
 
-use super::context::Context;
+use super::{context::Context, output::ListOutput};
 use crate::{
     api::InvokerPolicyStatus,
-    render::{Format, table},
+    render::{Format, UNLIMITED, table},
 };
 
 pub use drift::{DriftCommand, drift};
@@ -42,11 +42,20 @@ fn condition<'a>(
     status.conditions.iter().find(|c| c.type_ == type_)
 }
 
-fn tabulated(context: &Context, format: Format, head: &[&str], rows: &[Vec<String>]) -> String {
-    if format == Format::Markdown {
-        table::markdown(head, rows)
-    } else {
-        table::table(&context.style(), head, rows)
+/// A table in the form that was asked for. The wide one does not wrap, as kubectl's does not.
+fn tabulated(
+    context: &Context,
+    output: &ListOutput,
+    head: &[&str],
+    rows: &[Vec<String>],
+) -> String {
+    let mut style = context.style();
+    if *output == ListOutput::Wide {
+        style.width = UNLIMITED;
+    }
+    match output.table_format() {
+        Format::Markdown => table::markdown(head, rows),
+        _ => table::table(&style, head, rows),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use kube::{Resource as _, ResourceExt as _};
 use serde::Serialize;
 
@@ -21,7 +22,7 @@ use crate::{
 pub struct StatusCommand {
     #[command(flatten)]
     pub chosen: Selection,
-    /// text, wide, name, json, yaml, markdown or jsonpath=TEMPLATE.
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
     #[arg(short, long, default_value = "text", value_name = "FORM")]
     pub output: ListOutput,
 }
@@ -193,7 +194,7 @@ fn status_table(context: &Context, command: &StatusCommand, lines: &[PolicyLine]
         cells
     };
     let rows: Vec<Vec<String>> = lines.iter().map(row).collect();
-    tabulated(context, command.output.table_format(), &head, &rows)
+    tabulated(context, &command.output, &head, &rows)
 }
 
 /// A policy in full; each message once.
@@ -220,8 +221,12 @@ fn in_full(
     }
     let mut said = BTreeSet::new();
     for c in &status.conditions {
-        let since = ago(context.now, c.last_transition_time.0);
-        let head = format!("{}={} ({}), since {since}", c.type_, c.status, c.reason);
+        // The default of the definition has no time.
+        let since = match c.last_transition_time.0 {
+            at if at == Timestamp::UNIX_EPOCH => String::new(),
+            at => format!(", since {}", ago(context.now, at)),
+        };
+        let head = format!("{}={} ({}){since}", c.type_, c.status, c.reason);
         text.push_str(&format!("{}\n", style.paint(Tone::Strong, &head)));
         if !c.message.is_empty() && said.insert(c.message.clone()) {
             text.push_str(&format!("{}\n", style.wrap(2, &c.message)));
