@@ -277,12 +277,21 @@ impl Cluster {
         namespace: &str,
         name: &str,
         why: &str,
+        deleting: bool,
         now: Timestamp,
     ) -> Result<(), Fault> {
+        // Whether its grants were to stay is in what cannot be read, so nobody decides that here.
+        let how = if deleting {
+            format!(
+                "; it is being deleted, and whether its grants go or stay cannot be read: apply it again as the current definition wants it, or take the finalizer {FINALIZER} off by hand, which leaves its grants"
+            )
+        } else {
+            "; apply it again as the current definition wants it".to_owned()
+        };
         let now = whole_seconds(now).to_string();
         let condition = |t: &str, s: &str| {
             json!({"type": t, "status": s, "reason": Reason::InvalidSpec.as_str(), "lastTransitionTime": now, "observedGeneration": 0,
-                "message": format!("the object cannot be read: {why}; apply it again as the current definition wants it")})
+                "message": format!("the object cannot be read: {why}{how}")})
         };
         let patch = json!({"status": {"conditions": [condition("Ready", "False"), condition("Stalled", "True")]}});
         // The typed object cannot be read back, so the answer is taken as it comes.

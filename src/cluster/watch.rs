@@ -41,12 +41,15 @@ pub struct Malformed {
     pub version: String,
     /// Why it cannot be read.
     pub why: String,
+    /// It is marked for deletion.
+    pub deleting: bool,
 }
 
 impl From<kube::core::error_boundary::InvalidObject> for Malformed {
     fn from(invalid: kube::core::error_boundary::InvalidObject) -> Self {
         let why: String = invalid.error.to_string().chars().take(500).collect();
         Self {
+            deleting: invalid.metadata.deletion_timestamp.is_some(),
             namespace: invalid.metadata.namespace.unwrap_or_default(),
             name: invalid.metadata.name.unwrap_or_default(),
             uid: invalid.metadata.uid.unwrap_or_default(),

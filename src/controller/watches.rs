@@ -131,6 +131,7 @@ impl<C: CloudRun> Controller<C> {
                 namespace,
                 name,
                 why,
+                deleting,
                 ..
             } = object;
             // Which project it is about cannot be read: whoever has the shard of its name marks it.
@@ -139,7 +140,7 @@ impl<C: CloudRun> Controller<C> {
             }
             if let Err(fault) = self
                 .cluster
-                .mark_unreadable(&namespace, &name, &why, self.now())
+                .mark_unreadable(&namespace, &name, &why, deleting, self.now())
                 .await
             {
                 tracing::warn!(%fault, "a policy that cannot be read could not be marked");

@@ -8,13 +8,16 @@ use std::{
 use super::{InheritedGrant, Level, Page, SearchScope, page::Place};
 use crate::fault::Fault;
 
+/// The names of folders and the organization above a project, the nearest first.
+type Ancestors = Arc<[Arc<str>]>;
+
 /// What one search of a scope showed, to its last page.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Found {
     /// By resource.
     grants: HashMap<Arc<str>, Vec<InheritedGrant>>,
     /// By `projects/ID` and by `projects/NUMBER`.
-    ancestors: HashMap<Arc<str>, (Arc<str>, Arc<[Arc<str>]>)>,
+    ancestors: HashMap<Arc<str>, (Arc<str>, Ancestors)>,
 }
 
 impl Found {
@@ -69,7 +72,7 @@ struct Scope {
 pub struct Inherited {
     scopes: BTreeMap<Arc<str>, Scope>,
     /// What is above projects that no search shows, by `projects/ID`.
-    placed: HashMap<Arc<str>, Arc<[Arc<str>]>>,
+    placed: HashMap<Arc<str>, Ancestors>,
 }
 
 /// What is known of a project: who may invoke in it by a grant above its services.

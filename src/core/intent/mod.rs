@@ -9,13 +9,9 @@ mod condition;
 mod guardrail;
 mod invokers;
 mod keys;
+mod remarks;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt};
@@ -25,7 +21,7 @@ use crate::{
         APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT,
         ROLLBACK, RoleName,
     },
-    iam::{Grant, Role, RunService, ServiceInfo, nearest_region},
+    iam::{Grant, Role, RunService, ServiceInfo},
 };
 
 pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
@@ -133,7 +129,8 @@ impl Intent {
     /// [`Intent::rejections`].
     pub fn from_policy(policy: &InvokerPolicy) -> Self {
         let spec = &policy.spec;
-        let (mut rejections, mut remarks) = (Vec::new(), unknown_regions(spec));
+        let mut rejections = Vec::new();
+        let mut remarks = remarks::of(spec);
         let role = match spec.role {
             RoleName::Invoker => Role::Invoker,
             RoleName::ServicesInvoker => Role::ServicesInvoker,
@@ -281,32 +278,6 @@ fn targets(spec: &InvokerPolicySpec, rejections: &mut Vec<Rejection>) -> Vec<Tar
         }
     }
     targets
-}
-
-/// Regions that are not known here, each with the nearest that is. Google adds regions, so none is
-/// refused for it.
-fn unknown_regions(spec: &InvokerPolicySpec) -> Vec<Rejection> {
-    let mut remarks = Vec::new();
-    // Many entries name few regions.
-    let mut known: BTreeMap<&str, Option<&str>> = BTreeMap::new();
-    for (i, entry) in spec.services.iter().enumerate() {
-        let named = entry.region.iter().map(|r| ("region", r));
-        let looked_in = entry.regions.iter().flatten().map(|r| ("regions", r));
-        for (field, region) in named.chain(looked_in) {
-            let near = known
-                .entry(region)
-                .or_insert_with(|| nearest_region(region));
-            if let Some(near) = near {
-                remarks.push(Rejection {
-                    field: format!("spec.services[{i}].{field}"),
-                    message: format!(
-                        "{region} is not a region that is known here; did you mean {near}?"
-                    ),
-                });
-            }
-        }
-    }
-    remarks
 }
 
 /// What holds where an interval cannot be read.

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Change, Input, Plan, RevokeCause, Withheld, WithheldReason, claim::SelectorImpact};
 use crate::{
-    iam::{Grant, RunService},
+    iam::{Grant, Invocation, PrincipalKind, RunService},
     intent::Intent,
 };
 
@@ -80,7 +80,9 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .count();
     let left = Left::of(plan, input);
     let may_be_too_many = waiting > 0 && counted.len() + waiting > limit;
-    let may_be_the_last = left.is_nobody() && input.unanswered.standing;
+    // Whoever could not get in before leaves nobody out.
+    let takes_access = counted.iter().any(|g| lets_in(g, input));
+    let may_be_the_last = takes_access && left.is_nobody() && input.unanswered.standing;
     if !input.unanswered.failed && (may_be_too_many || may_be_the_last) {
         for grant in counted {
             plan.revokes.remove(&grant);
@@ -92,7 +94,7 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         }
         return;
     }
-    let last = left.is_nobody() && stands(input);
+    let last = takes_access && left.is_nobody() && stands(input);
     if !left.stays && stands(input) {
         plan.replacements.clone_from(&left.comes);
     }
@@ -165,12 +167,7 @@ struct Left {
 
 impl Left {
     fn of(plan: &Plan, input: &Input<'_>) -> Self {
-        let alive = |g: &Grant| {
-            g.condition
-                .as_ref()
-                .and_then(|c| c.expiry())
-                .is_none_or(|e| e > input.now)
-        };
+        let alive = |g: &Grant| lets_in(g, input);
         let comes = plan
             .grants
             .keys()
@@ -188,6 +185,16 @@ impl Left {
     fn is_nobody(&self) -> bool {
         !self.stays && self.comes.is_empty()
     }
+}
+
+/// Whether somebody can invoke by a grant: it has not ended, and Cloud Run lets such a principal in. A
+/// federated identity that stays alone leaves the service without a caller.
+fn lets_in(grant: &Grant, input: &Input<'_>) -> bool {
+    let ends = grant.condition.as_ref().and_then(|c| c.expiry());
+    let principal = &grant.principal;
+    ends.is_none_or(|e| e > input.now)
+        && principal.kind() != PrincipalKind::Deleted
+        && principal.invocation() != Invocation::Unsupported
 }
 
 /// Whether a policy stands on the service that did not say `allowEmpty`. A policy that is deleted,

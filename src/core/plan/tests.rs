@@ -700,6 +700,25 @@ fn the_last_invoker_goes_only_when_that_is_meant() {
     deleted.live.bindings.pop();
     deleted.intents[0].deleting = true;
     assert_eq!(deleted.plan().revokes.len(), 1);
+    // One that Cloud Run does not let in is no invoker that is left, and locks nobody out by going.
+    let federated = "principal://iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/subject/s";
+    let mut alone = Case::new(
+        vec![intent("a", &[federated])],
+        live(&["user:old@acme.com", federated]),
+    );
+    alone.live.bindings.pop();
+    assert!(
+        alone.plan().revokes.is_empty(),
+        "{:?}",
+        alone.plan().revokes
+    );
+    let mut useless = Case::new(
+        vec![intent("a", &["user:new@acme.com"])],
+        live(&[federated]),
+    );
+    useless.live.bindings.pop();
+    useless.rejected = refused.rejected.clone();
+    assert_eq!(useless.plan().revokes.len(), 1);
 }
 
 #[test]

@@ -14,6 +14,13 @@ use crate::{
 /// How long a status may be on its way.
 const IN_FLIGHT: SignedDuration = SignedDuration::from_secs(15);
 
+/// Cloud Run lets no federated identity invoke; of workforce pools Google's pages say both.
+fn can_invoke(grant: &Grant) -> bool {
+    let member = grant.member.as_str();
+    !member.starts_with("deleted:")
+        && (!member.starts_with("principal") || member.contains("/workforcePools/"))
+}
+
 /// What a request is about.
 #[derive(Clone, Debug)]
 pub enum Asked {
@@ -313,7 +320,11 @@ impl Judge {
             && !standing
                 .iter()
                 .any(|p| p.allow_empty && p.entries.is_empty())
-            && !change.left.iter().any(|g| g.in_force(w.issued));
+            && counted.iter().any(|g| can_invoke(g))
+            && !change
+                .left
+                .iter()
+                .any(|g| g.in_force(w.issued) && can_invoke(g));
         if counted.len() <= limit && !emptied {
             return None;
         }

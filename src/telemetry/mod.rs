@@ -1,5 +1,7 @@
 //! Logs and spans: human or JSON on standard error, OTLP if asked for.
 
+mod redaction;
+
 use anyhow::Context;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -30,7 +32,7 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
     let filter = EnvFilter::try_new(filter).with_context(|| {
         format!("--log {filter:?} is not a filter such as info or run_invoker=debug")
     })?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt::layer().with_writer(redaction::Redacting);
     let logs = match format {
         LogFormat::Text => logs.with_target(false).boxed(),
         LogFormat::Json => logs
@@ -46,9 +48,11 @@ pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Resu
         let provider = otlp.map(exporter).transpose()?;
         let spans = provider.as_ref().map(|p| {
             use opentelemetry::trace::TracerProvider as _;
+            use tracing_subscriber::filter::{FilterExt as _, filter_fn};
             tracing_opentelemetry::layer()
                 .with_tracer(p.tracer("run-invoker"))
-                .with_filter(EnvFilter::new("run_invoker=info"))
+                // Events quote what others said, and may name members; the log is their place.
+                .with_filter(EnvFilter::new("run_invoker=info").and(filter_fn(|m| m.is_span())))
         });
         registry.with(spans).try_init()?;
         Ok(Guard { provider })
