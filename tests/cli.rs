@@ -726,6 +726,39 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
     assert!(peak < 100 * 1024, "{peak} KiB");
 }
 
+/// kubectl itself asks our script while somebody types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubectl_completes_the_plugin() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let plugin = Plugin::new(&sandbox);
+    let script = plugin.run(&["completion", "kubectl"]).await.stdout;
+    let path = plugin.folder.join("kubectl_complete-invoker");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_kubectl-invoker"));
+    let folders = [&plugin.folder, program.parent().unwrap()].map(|f| f.display().to_string());
+    let rest = std::env::var("PATH").unwrap_or_default();
+    let complete = async |words: &[&str]| {
+        let output = tokio::process::Command::new("kubectl")
+            .arg("__complete")
+            .arg("invoker")
+            .args(words)
+            .env("PATH", format!("{}:{rest}", folders.join(":")))
+            .env("KUBECONFIG", plugin.folder.join("kubeconfig"))
+            .output()
+            .await
+            .expect("kubectl; make tools fetches it");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let found = complete(&["re"]).await;
+    for command in ["reconcile", "resume"] {
+        assert!(found.contains(command), "{found}");
+    }
+    let found = complete(&["status", "--all"]).await;
+    assert!(found.contains("--all-namespaces"), "{found}");
+    assert!(found.ends_with(":4\n"), "{found}");
+}
+
 /// Without a terminal nothing wraps: a program reads it, or `less -S`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_is_piped_does_not_wrap() {

@@ -31,7 +31,7 @@ pub fn command() -> Command {
     let command = Args::command();
     let groups = grouped(&command);
     command.help_template(format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{groups}\n{{options}}{{after-help}}"
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{groups}\n{GLOBAL}:\n{{options}}{{after-help}}"
     ))
 }
 

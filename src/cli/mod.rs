@@ -32,7 +32,7 @@ use crate::{
 use context::Context;
 
 const EXAMPLES: &str = "Exit codes: 0 nothing to do, 1 error, 2 there are differences, 3 not everything could be seen
-(diagnose).
+(diagnose, doctor).
 
 Kubernetes is reached by your kubeconfig, as kubectl does; Google with Application Default Credentials
 (gcloud auth application-default login).";
@@ -132,7 +132,7 @@ pub enum Command {
   kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
     Export(export::ExportCommand),
 
-    /// Agrees to the plan that a policy holds, after showing it.
+    /// Approve the plan that a policy holds, after showing it.
     #[command(after_help = "Examples:
   kubectl invoker approve checkout -n shop
   kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes")]
@@ -211,7 +211,7 @@ pub async fn run(args: Args) -> ExitCode {
         Command::Access(c) => access::run(&context, &c).await,
         Command::Doctor(c) => doctor::run(&context, &c).await,
         Command::Completion(c) => completion::run(&c),
-        Command::Complete(c) => completion::complete(&c),
+        Command::Complete(c) => completion::complete(&context, &c).await,
     };
     match result {
         Ok(code) => code.into(),
