@@ -54,7 +54,8 @@ impl fmt::Display for ObjectName {
 ///
 /// Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>.
 fn is_name(text: &str, most: usize, dots: bool) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    // Whether letters may be capital is for the API server to say.
+    let inner = |c: char| c.is_ascii_alphanumeric();
     let label = |l: &str| {
         l.starts_with(inner) && l.ends_with(inner) && l.chars().all(|c| inner(c) || c == '-')
     };
@@ -63,7 +64,7 @@ fn is_name(text: &str, most: usize, dots: bool) -> bool {
 
 /// The name of an object: it becomes a part of a URL, so nothing else goes through.
 fn object_name(text: &str) -> Result<String, String> {
-    let rule = "is no name of an object: lower-case letters, digits, hyphens and dots";
+    let rule = "is no name of an object: letters, digits, hyphens and dots";
     let valid = is_name(text, 253, true);
     valid
         .then(|| text.to_owned())
@@ -75,7 +76,7 @@ fn object_name(text: &str) -> Result<String, String> {
 /// # Errors
 /// What a namespace may be called.
 pub fn namespace(text: &str) -> Result<String, String> {
-    let rule = "is no namespace: lower-case letters, digits and hyphens, at most 63";
+    let rule = "is no namespace: letters, digits and hyphens, at most 63";
     let valid = is_name(text, 63, false);
     valid
         .then(|| text.to_owned())
@@ -88,10 +89,10 @@ pub fn namespace(text: &str) -> Result<String, String> {
 /// # Errors
 /// What it may consist of.
 pub fn google_name(text: &str) -> Result<String, String> {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:".contains(c);
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
     let valid = !text.is_empty() && text.len() <= 63 && text.chars().all(inner);
     let valid = valid && text != "." && text != "..";
-    let rule = "is no id: lower-case letters, digits and hyphens (projects also DOMAIN:ID)";
+    let rule = "is no id: letters, digits and hyphens (projects also DOMAIN:ID)";
     valid
         .then(|| text.to_owned())
         .ok_or_else(|| format!("{text:?} {rule}"))
@@ -205,7 +206,6 @@ mod tests {
             "web?x=1",
             "web#",
             "we%62",
-            "Web",
             "w b",
             "a.b/web",
             "-web",
@@ -214,7 +214,7 @@ mod tests {
             assert!(read(bad).is_err(), "{bad:?}");
         }
         assert!(google_name("acme.com:shop").is_ok() && google_name("europe-west1").is_ok());
-        for bad in ["", "..", "a/b", "a?b", "a%2fb", "A", "a b"] {
+        for bad in ["", "..", "a/b", "a?b", "a%2fb", "a#", "a b"] {
             assert!(google_name(bad).is_err(), "{bad:?}");
         }
     }
