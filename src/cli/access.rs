@@ -9,12 +9,13 @@ use serde::Serialize;
 use super::{
     Exit, WorldArgs,
     context::{Context, print},
-    effective::{EffectiveArgs, look_above, stands_for},
+    effective::{EffectiveArgs, Searched, look_above, stands_for},
     reach::one_of_many,
     select::google_name,
     world::{ClusterSnapshot, Sources, list_project, read_services},
 };
 use crate::{
+    cloudrun::CloudRun,
     iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
@@ -190,14 +191,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
-    let projects: Vec<Arc<str>> = if command.project.is_empty() {
-        world.index.policies().projects().cloned().collect()
-    } else {
-        command.project.iter().map(|p| p.as_str().into()).collect()
-    };
-    if projects.is_empty() {
-        anyhow::bail!("no policy names a project; give --project");
-    }
+    let projects = projects(&world, command)?;
     let asked = command.effective.asked()?;
     let mut notes = Vec::new();
     let mut failed = false;
@@ -215,16 +209,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         );
     }
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
-    let mut infos: Vec<ServiceInfo> = Vec::new();
-    for project in &projects {
-        let listing = list_project(&cloud, project, command.region.as_deref()).await?;
-        let unreachable = listing.unreachable.iter();
-        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
-        // What selectors declare is known once their services are.
-        infos.extend(listing.services.iter().cloned());
-        world.index.apply_listing(project, 1, Ok(listing));
-    }
-    only_named(&mut infos, command, &projects)?;
+    let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
     let (mut services, mut unread) = (Vec::new(), false);
@@ -239,14 +224,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
             }
         };
         let mut found = access(&world, &info, &live, command.member.as_ref());
-        if let Some(above) = &above {
-            let claims = world.index.words(&info.service);
-            let inherited = above.invokers(&info.service.project, &claims);
-            found.invokers.extend(inherited);
-        }
-        if let Some(asked) = &asked {
-            found.invokers.retain(|i| stands_for(&i.member, asked));
-        }
+        add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
         services.push(found);
     }
     if unread {
@@ -264,6 +242,59 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// The projects that are asked about, or those of the policies.
+fn projects(world: &ClusterSnapshot, command: &AccessCommand) -> anyhow::Result<Vec<Arc<str>>> {
+    let projects: Vec<Arc<str>> = if command.project.is_empty() {
+        world.index.policies().projects().cloned().collect()
+    } else {
+        command.project.iter().map(|p| p.as_str().into()).collect()
+    };
+    if projects.is_empty() {
+        anyhow::bail!("no policy names a project; give --project");
+    }
+    Ok(projects)
+}
+
+/// Who may invoke from above, beside those on the service; of all of them only the one asked for.
+fn add_inherited(
+    found: &mut ServiceAccess,
+    world: &ClusterSnapshot,
+    info: &ServiceInfo,
+    above: Option<&Searched>,
+    asked: Option<&Principal>,
+) {
+    if let Some(above) = above {
+        let claims = world.index.words(&info.service);
+        let inherited = above.invokers(&info.service.project, &claims);
+        found.invokers.extend(inherited);
+    }
+    if let Some(asked) = asked {
+        found.invokers.retain(|i| stands_for(&i.member, asked));
+    }
+}
+
+/// The services of the projects that are meant. What selectors mean is known by their labels, so the
+/// world learns of all of them.
+async fn list<C: CloudRun>(
+    world: &mut ClusterSnapshot,
+    cloud: &C,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<ServiceInfo>> {
+    let mut infos: Vec<ServiceInfo> = Vec::new();
+    for project in projects {
+        let listing = list_project(cloud, project, command.region.as_deref()).await?;
+        let unreachable = listing.unreachable.iter();
+        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
+        // What selectors declare is known once their services are.
+        infos.extend(listing.services.iter().cloned());
+        world.index.apply_listing(project, 1, Ok(listing));
+    }
+    only_named(&mut infos, command, projects)?;
+    Ok(infos)
 }
 
 /// A member, as an argument.
