@@ -26,6 +26,13 @@ pub enum Public {
     Allow,
 }
 
+/// Who agrees to a held plan where no guardrail speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Approvals {
+    Tenant,
+    Approver,
+}
+
 /// How Cloud Run is reached, and how hard; the operator's and the plugin's.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CloudArgs {
@@ -98,6 +105,16 @@ pub struct PlanArgs {
     #[arg(long, env = "RUN_INVOKER_MAX_NEW_SERVICES", default_value_t = 50)]
     pub max_new_services: u32,
 
+    /// Who agrees to a held plan where no guardrail says otherwise: tenant, whoever may write the
+    /// policy; approver, only somebody who may create an InvokerApproval.
+    #[arg(
+        long,
+        env = "RUN_INVOKER_APPROVALS",
+        value_enum,
+        default_value = "tenant"
+    )]
+    pub approvals: Approvals,
+
     /// Refuse everything in namespaces that no InvokerGuardrail selects.
     #[arg(long, env = "RUN_INVOKER_REQUIRE_GUARDRAIL")]
     pub require_guardrail: bool,
@@ -116,6 +133,7 @@ impl PlanArgs {
                 public: self.public == Public::Allow,
                 max_removals: self.max_removals as usize,
                 max_new_services: self.max_new_services as usize,
+                approver: self.approvals == Approvals::Approver,
                 require_guardrail: self.require_guardrail,
             },
         }

@@ -30,8 +30,8 @@ use kube::{
 };
 use run_invoker::{
     api::{
-        self, ChangePhase, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy,
-        OUTCOME_LABEL, ROLLBACK, StatusCondition,
+        self, ApprovalState, ChangePhase, InvokerApproval, InvokerChange, InvokerGuardrail,
+        InvokerLedger, InvokerPolicy, OUTCOME_LABEL, ROLLBACK, StatusCondition,
     },
     config::Args,
     controller::audit_events::EventOptions,
@@ -728,6 +728,33 @@ async fn live(ground: &Ground, shards: usize, patience: Duration) -> Result<(), 
         .await
         .unwrap();
     expect("api", "Stalled", "ApprovalRequired").await?;
+    let status = policies.get("api").await.unwrap().status;
+    let services = status.unwrap_or_default().services;
+    let plan = services.iter().map(|s| &s.plan).find(|p| !p.is_empty());
+    let approval = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
+        "metadata": {"name": "chg-1", "namespace": "default"},
+        "spec": {"policy": "api", "plan": plan.ok_or("no plan")?, "reason": "CHG-1"}});
+    let approvals: Api<InvokerApproval> = Api::namespaced(client.clone(), "default");
+    approvals
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(approval).unwrap(),
+        )
+        .await
+        .unwrap();
+    expect("api", "Ready", "InSync").await?;
+    comes_true(patience, "the approval is used", || async {
+        let status = approvals
+            .get("chg-1")
+            .await
+            .map_err(|e| e.to_string())?
+            .status;
+        match status.as_ref().and_then(|s| s.state) {
+            Some(ApprovalState::Used) => Ok(()),
+            _ => Err(format!("{status:?}")),
+        }
+    })
+    .await?;
     policies
         .delete("web", &DeleteParams::default())
         .await
@@ -869,6 +896,7 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         ("team-a", "editor", "edit"),
         ("team-a", "viewer", "view"),
         ("team-b", "editor", "edit"),
+        ("team-a", "approver", "run-invoker-approver"),
     ] {
         common::namespace(&admin, namespace).await;
         let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": account},
@@ -890,6 +918,7 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
     let editor = common::client(&sandbox.kubeconfig_of("team-a", "editor")).await;
     let viewer = common::client(&sandbox.kubeconfig_of("team-a", "viewer")).await;
     let other = common::client(&sandbox.kubeconfig_of("team-b", "editor")).await;
+    let approver = common::client(&sandbox.kubeconfig_of("team-a", "approver")).await;
     let policy = |namespace: &str, name: &str| {
         json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": namespace},
             "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
@@ -941,6 +970,17 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
     let note = json!({"metadata": {"annotations": {"team": "a"}}});
     let forged = json!({"status": {"observedGeneration": 7}});
     let record = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerChange", "metadata": {"name": "forged"}, "spec": {}});
+    let approval = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval", "metadata": {"name": "chg-1"},
+        "spec": {"policy": "web", "plan": "0".repeat(40), "reason": "CHG-1"}});
+    let (approvals, chg) = (
+        at("team-a", "invokerapprovals"),
+        one("team-a", "invokerapprovals", "chg-1"),
+    );
+    assert_eq!(
+        answer(&approver, "POST", &approvals, "", &approval).await,
+        201
+    );
+    let (chg_status, approvals_of_b) = (format!("{chg}/status"), at("team-b", "invokerapprovals"));
     let none = Value::Null;
     let (ledgers, changes) = (
         format!("{KINDS}/invokerledgers"),
@@ -997,6 +1037,18 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         (&viewer, "GET", &ledger, &none),
         (&other, "GET", &web, &none),
         (&other, "PATCH", &web, &note),
+        // Who may write a policy may not approve, and who may approve writes nothing else.
+        (&editor, "POST", &approvals, &approval),
+        (&editor, "PATCH", &chg, &note),
+        (&editor, "DELETE", &chg, &none),
+        (&editor, "PATCH", &chg_status, &forged),
+        (&viewer, "POST", &approvals, &approval),
+        (&other, "GET", &chg, &none),
+        (&approver, "PATCH", &chg_status, &forged),
+        (&approver, "PATCH", &web, &note),
+        (&approver, "POST", &policies, &applied),
+        (&approver, "POST", &approvals_of_b, &approval),
+        (&approver, "GET", &ledger, &none),
     ];
     for (who, method, path, body) in refused {
         let code = answer(who, method, path, MERGE, body).await;
@@ -1032,6 +1084,10 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         (&viewer, "GET", &watch, &none),
         (&viewer, "GET", &change, &none),
         (&viewer, "GET", &changes, &none),
+        (&viewer, "GET", &chg, &none),
+        (&approver, "GET", &web, &none),
+        (&approver, "GET", &changes, &none),
+        (&approver, "DELETE", &chg, &none),
         (&editor, "DELETE", &web, &none),
     ];
     for (who, method, path, body) in allowed {

@@ -26,15 +26,18 @@ use std::{
 };
 
 use common::{Deployed, Envtest, Operator, Setup, deploy, eventually};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::{
+    api::core::v1::{Namespace, ServiceAccount},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
 };
 use run_invoker::{
     api::{
-        APPROVE, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy, REQUESTED_AT,
-        ROLLBACK,
+        APPROVE, InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy,
+        REQUESTED_AT, ROLLBACK,
     },
     inherited::SearchScope,
     status::kstatus,
@@ -67,6 +70,8 @@ struct SettingsDef {
     max_new_services: Option<usize>,
     #[serde(default)]
     require_guardrail: bool,
+    #[serde(default)]
+    approver: bool,
     breaker_corrections: Option<usize>,
     breaker_seconds: Option<i64>,
     keep_changes: Option<usize>,
@@ -90,6 +95,16 @@ enum Step {
     },
     /// Agrees to the plan that the policy's status says is held.
     Approve(String),
+    /// Creates an InvokerApproval, in the policy's namespace, for the plan that the policy's status
+    /// says is held, or for the one that was remembered last.
+    ApproveAs(ApproveAs),
+    /// Remembers the plan that the policy's status says is held.
+    RememberPlan(String),
+    /// Deletes an object and makes it again from what is left of it in a backup.
+    Restore {
+        kind: String,
+        name: String,
+    },
     /// Goes back behind one of the changes in the policy's namespace: 0 is the newest.
     RollBack {
         policy: String,
@@ -116,6 +131,8 @@ enum Step {
     },
     /// Any object as a merge patch on its status, as somebody with too many rights would.
     ForgeStatus {
+        #[serde(default)]
+        kind: Option<String>,
         policy: String,
         status: Value,
     },
@@ -185,6 +202,16 @@ enum Step {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ApproveAs {
+    policy: String,
+    name: String,
+    #[serde(default)]
+    remembered: bool,
+    not_after: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     policy: Option<String>,
     /// Type to `Status Reason`, or `absent`.
@@ -221,8 +248,11 @@ struct Expect {
     /// `status.lastChange` is the name of a record that is there.
     #[serde(default)]
     last_change: bool,
+    /// Approvals in team-a to `STATE` or `STATE: WORDS OF THE MESSAGE`.
+    #[serde(default)]
+    approvals: BTreeMap<String, String>,
     /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED
-    /// -REMOVED`.
+    /// -REMOVED`, and ` by APPROVAL` for each.
     changes: Option<Vec<String>>,
     #[serde(default = "ten")]
     within_seconds: f64,
@@ -242,6 +272,8 @@ struct World {
     setup: Setup,
     operator: Option<Operator>,
     mark: u64,
+    /// Hash of a plan.
+    remembered: String,
 }
 
 fn parts(service: &str) -> (&str, &str, &str) {
@@ -261,6 +293,7 @@ impl World {
         let limits = &mut setup.settings.limits;
         limits.public = scenario.settings.allow_public;
         limits.require_guardrail = scenario.settings.require_guardrail;
+        limits.approver = scenario.settings.approver;
         limits.max_removals = scenario
             .settings
             .max_removals
@@ -297,6 +330,7 @@ impl World {
             setup,
             operator: None,
             mark: 0,
+            remembered: String::new(),
         };
         world.start_operator().await;
         world
@@ -315,6 +349,10 @@ impl World {
     fn objects(&self, kind: &str, namespace: &str) -> Api<DynamicObject> {
         let (resource, scoped) = match kind {
             "InvokerPolicy" => (ApiResource::erase::<InvokerPolicy>(&()), true),
+            "InvokerApproval" => (ApiResource::erase::<InvokerApproval>(&()), true),
+            "CustomResourceDefinition" => {
+                (ApiResource::erase::<CustomResourceDefinition>(&()), false)
+            }
             "InvokerChange" => (ApiResource::erase::<InvokerChange>(&()), true),
             "InvokerGuardrail" => (ApiResource::erase::<InvokerGuardrail>(&()), false),
             "ServiceAccount" => (ApiResource::erase::<ServiceAccount>(&()), true),
@@ -396,6 +434,54 @@ impl World {
             .unwrap_or_else(|| panic!("{policy} asks for no approval: {status:?}"))
     }
 
+    /// The plan that the policy's status says is held.
+    async fn held_plan(&self, policy: &str) -> String {
+        let (ns, name) = self.split(policy);
+        let status = self.policies(ns).get(name).await.unwrap().status;
+        let services = status.clone().unwrap_or_default().services;
+        let mut plans = services.into_iter().map(|s| s.plan);
+        plans
+            .find(|p| !p.is_empty())
+            .unwrap_or_else(|| panic!("{policy} holds no plan: {status:?}"))
+    }
+
+    async fn approve_as(&self, approval: &ApproveAs) {
+        let (namespace, policy) = self.split(&approval.policy);
+        let plan = match approval.remembered {
+            true => self.remembered.clone(),
+            false => self.held_plan(&approval.policy).await,
+        };
+        let mut object = json!({"kind": "InvokerApproval", "metadata": {"name": approval.name, "namespace": namespace},
+            "spec": {"policy": policy, "plan": plan, "reason": "CHG-1"}});
+        if let Some(end) = &approval.not_after {
+            object["spec"]["notAfter"] = json!(end);
+        }
+        self.apply(&object).await.unwrap();
+    }
+
+    async fn restore(&self, kind: &str, name: &str) {
+        let api = self.objects(kind, "team-a");
+        let backup = api.get(name).await.unwrap();
+        api.delete(name, &DeleteParams::default()).await.unwrap();
+        let object = json!({"kind": kind, "metadata": {"name": name}, "spec": backup.data["spec"]});
+        self.apply(&object).await.unwrap();
+    }
+
+    async fn approvals_hold(&self, wanted: &BTreeMap<String, String>) -> Result<(), String> {
+        let api: Api<InvokerApproval> = Api::namespaced(self.client.clone(), "team-a");
+        for (name, wanted) in wanted {
+            let status = api.get(name).await.map_err(|e| e.to_string())?.status;
+            let status = status.unwrap_or_default();
+            let (state, text) = wanted.split_once(": ").unwrap_or((wanted, ""));
+            let have = status.state.map(|s| format!("{s:?}")).unwrap_or_default();
+            let message = status.message.clone().unwrap_or_default();
+            if have != state || !message.contains(text) {
+                return Err(format!("approval {name} is {status:?}, wanted {wanted}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The records of changes in a namespace, oldest first.
     async fn changes(&self, namespace: &str) -> Vec<InvokerChange> {
         let api: Api<InvokerChange> = Api::namespaced(self.client.clone(), namespace);
@@ -453,10 +539,14 @@ impl World {
                     .await
                     .unwrap();
             }
-            Step::ForgeStatus { policy, status } => {
+            Step::ForgeStatus {
+                kind,
+                policy,
+                status,
+            } => {
                 let (ns, name) = self.split(policy);
                 let patch = json!({"status": status});
-                self.policies(ns)
+                self.objects(kind.as_deref().unwrap_or("InvokerPolicy"), ns)
                     .patch_status(name, &PatchParams::default(), &Patch::Merge(patch))
                     .await
                     .unwrap();
@@ -480,6 +570,9 @@ impl World {
                 let hash = self.held_hash(policy).await;
                 self.annotate(policy, APPROVE, &hash).await;
             }
+            Step::ApproveAs(approval) => self.approve_as(approval).await,
+            Step::RememberPlan(policy) => self.remembered = self.held_plan(policy).await,
+            Step::Restore { kind, name } => self.restore(kind, name).await,
             Step::RollBack { policy, newest } => {
                 let changes = self.changes(self.split(policy).0).await;
                 let change = changes
@@ -734,13 +827,19 @@ impl World {
                 .map(|c| {
                     let s = &c.spec;
                     let (reason, phase) = (s.reason.as_str(), s.outcome.phase.as_str());
-                    format!("{reason} {phase} +{} -{}", s.added_count, s.removed_count)
+                    let by = s.approvals.iter().map(|a| format!(" by {}", a.name));
+                    let by: String = by.collect();
+                    format!(
+                        "{reason} {phase} +{} -{}{by}",
+                        s.added_count, s.removed_count
+                    )
                 })
                 .collect();
             if have != *wanted {
                 return Err(format!("changes are {have:#?}, wanted {wanted:#?}"));
             }
         }
+        self.approvals_hold(&expect.approvals).await?;
         for (service, wanted) in &expect.iam {
             let (p, r, n) = parts(service);
             let policy = self
@@ -933,6 +1032,11 @@ impl World {
         for ns in ["team-a", "team-b", "default"] {
             let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), ns);
             accounts
+                .delete_collection(&DeleteParams::default(), &ListParams::default())
+                .await
+                .ok();
+            let approvals: Api<InvokerApproval> = Api::namespaced(self.client.clone(), ns);
+            approvals
                 .delete_collection(&DeleteParams::default(), &ListParams::default())
                 .await
                 .ok();

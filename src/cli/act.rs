@@ -1,4 +1,4 @@
-//! `approve`, `reconcile`, `suspend`, `resume`: through annotations and fields that the
+//! `reconcile`, `suspend`, `resume`: through annotations and fields that the
 //! operator acts on, so that guardrails and the record hold.
 
 use kube::{
@@ -10,15 +10,12 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, Kube, print},
-    select::{ObjectName, Selection, policy},
+    select::{ObjectName, Selection},
 };
-use crate::{
-    api::{APPROVE, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT, ServiceStatus},
-    render::{Style, Tone},
-};
+use crate::api::{InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT};
 
 /// Writes as this field manager.
-const MANAGER: &str = "kubectl-invoker";
+pub(super) const MANAGER: &str = "kubectl-invoker";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct NameCommand {
@@ -41,7 +38,7 @@ impl NameCommand {
 }
 
 /// `NAMESPACE/NAME`.
-fn full_name(policy: &InvokerPolicy) -> String {
+pub(super) fn full_name(policy: &InvokerPolicy) -> String {
     format!(
         "{}/{}",
         policy.namespace().unwrap_or_default(),
@@ -57,19 +54,6 @@ fn at(kube: &Kube, policy: &InvokerPolicy) -> Kube {
     })
 }
 
-#[derive(Clone, Debug, clap::Args)]
-pub struct ApproveCommand {
-    /// Names of policies, each NAME or NAMESPACE/NAME.
-    #[arg(required = true, value_name = "NAME")]
-    pub names: Vec<ObjectName>,
-    /// Agree to this hash and no other; without it, to what is held now and shown.
-    #[arg(long)]
-    pub hash: Option<String>,
-    /// Do not ask.
-    #[arg(long, short)]
-    pub yes: bool,
-}
-
 pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
     let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
     let params = PatchParams {
@@ -82,109 +66,6 @@ pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Resu
 
 pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
     json!({"metadata": {"annotations": {name: value}}})
-}
-
-pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Result<Exit> {
-    let kube = context.kube().await?;
-    let mut exit = Exit::Nothing;
-    for name in &command.names {
-        let kube = kube.in_namespace_of(name);
-        if approve_one(context, command, &kube, &name.name).await? != Exit::Nothing {
-            exit = Exit::Error;
-        }
-    }
-    Ok(exit)
-}
-
-async fn approve_one(
-    context: &Context,
-    command: &ApproveCommand,
-    kube: &Kube,
-    name: &str,
-) -> anyhow::Result<Exit> {
-    let found = policy(kube, name).await?;
-    let full = full_name(&found);
-    let mut held = held_plans(&found.status.unwrap_or_default());
-    if let Some(wanted) = &command.hash {
-        held.retain(|plan| plan.hash == *wanted);
-        if held.is_empty() {
-            anyhow::bail!(
-                "{full} holds no plan {wanted} now: the live policy or the spec has changed; see kubectl invoker status {name} -n {}",
-                kube.namespace
-            );
-        }
-    }
-    if held.is_empty() {
-        context.complain(&format!(
-            "{full} holds no plan; there is nothing to approve"
-        ));
-        return Ok(Exit::Nothing);
-    }
-    for plan in &held {
-        print(&plan.shown(&context.style()));
-    }
-    if !context.confirm(&format!("Approve exactly this for {full}?"), command.yes)? {
-        context.complain("nothing was changed");
-        return Ok(Exit::Error);
-    }
-    let hashes: Vec<&str> = held.iter().map(|plan| plan.hash.as_str()).collect();
-    let approved = annotation(APPROVE, Some(&hashes.join(",")));
-    patch(kube, name, approved).await?;
-    print(&format!("{full} approved\n"));
-    Ok(Exit::Nothing)
-}
-
-/// A plan that waits for approval.
-struct HeldPlan {
-    hash: String,
-    /// What it would do, in words.
-    what: String,
-}
-
-impl HeldPlan {
-    fn shown(&self, style: &Style) -> String {
-        let head = style.paint(Tone::Warn, &format!("plan {}", self.hash));
-        // Members stand on lines of their own.
-        let wrapped = |line: &str| {
-            if line.starts_with("    ") {
-                line.to_owned()
-            } else {
-                style.wrap(2, line)
-            }
-        };
-        let lines: Vec<String> = self.what.lines().map(wrapped).collect();
-        format!("{head}\n{}\n", lines.join("\n"))
-    }
-}
-
-/// What stands before the hash in the command that a condition's message names.
-const HASH: &str = " --hash ";
-
-/// Plans that are held on a service, or for the reach of a selector.
-fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
-    let on_service = |s: &ServiceStatus| {
-        let member = |m: &String| format!("\n    - {m}");
-        let members: String = s.unexpected.iter().map(member).collect();
-        HeldPlan {
-            hash: s.approve.clone(),
-            what: format!("{} ({}): revokes{members}", s.name, s.region),
-        }
-    };
-    let waiting = status.services.iter().filter(|s| !s.approve.is_empty());
-    let mut held: Vec<HeldPlan> = waiting.map(on_service).collect();
-    for c in &status.conditions {
-        for (at, _) in c.message.match_indices(HASH) {
-            let rest = &c.message[at + HASH.len()..];
-            let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-            if !hash.is_empty() && !held.iter().any(|plan| plan.hash == hash) {
-                // This is the command that the message names.
-                let what = c.message.split(" To let exactly this through").next();
-                let what = what.unwrap_or_default().to_owned();
-                held.push(HeldPlan { hash, what });
-            }
-        }
-    }
-    held
 }
 
 /// Asks for a reconcile of each policy, and then waits for all of them.

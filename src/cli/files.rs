@@ -1,4 +1,4 @@
-//! Policies and guardrails from files, checked as the API server checks them: schema, unknown
+//! Policies, guardrails and approvals from files, checked as the API server checks them: schema, unknown
 //! fields, CEL rules.
 
 use std::{
@@ -15,7 +15,7 @@ use kube::core::cel::Validator;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::api::{self, InvokerGuardrail, InvokerPolicy};
+use crate::api::{self, InvokerApproval, InvokerGuardrail, InvokerPolicy};
 
 /// Something wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ impl fmt::Display for Problem {
 pub struct Loaded {
     pub policies: Vec<InvokerPolicy>,
     pub guardrails: Vec<InvokerGuardrail>,
+    pub approvals: Vec<InvokerApproval>,
     pub problems: Vec<Problem>,
     /// What was not taken into account: files that are no YAML or JSON, objects of other kinds.
     pub ignored: Vec<String>,
@@ -51,7 +52,10 @@ pub struct Loaded {
 impl Loaded {
     /// Whether there is nothing to plan in it, and nothing wrong.
     pub fn is_empty(&self) -> bool {
-        self.policies.is_empty() && self.guardrails.is_empty() && self.problems.is_empty()
+        self.policies.is_empty()
+            && self.guardrails.is_empty()
+            && self.approvals.is_empty()
+            && self.problems.is_empty()
     }
 }
 
@@ -195,7 +199,9 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
     if name.is_empty() {
         return complain("metadata.name is missing".into());
     }
-    if kind == "InvokerPolicy" && value["metadata"]["namespace"].is_null() {
+    if matches!(kind.as_str(), "InvokerPolicy" | "InvokerApproval")
+        && value["metadata"]["namespace"].is_null()
+    {
         value["metadata"]["namespace"] = json!(namespace);
     }
     let found = check(&kind, &value);
@@ -218,6 +224,10 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
         },
         "InvokerGuardrail" => match read_as(value) {
             Ok(guardrail) => loaded.guardrails.push(guardrail),
+            Err(e) => complain(e),
+        },
+        "InvokerApproval" => match read_as(value) {
+            Ok(approval) => loaded.approvals.push(approval),
             Err(e) => complain(e),
         },
         "InvokerChange" | "InvokerLedger" => loaded.ignored.push(format!("{place}: {object}")),

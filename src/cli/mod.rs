@@ -5,6 +5,7 @@
 
 mod access;
 mod act;
+mod approve;
 mod completion;
 mod context;
 mod diagnose;
@@ -132,11 +133,13 @@ pub enum Command {
   kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
     Export(export::ExportCommand),
 
-    /// Approve the plan that a policy holds, after showing it.
+    /// Approve the plan that a policy holds, after showing it. Where a guardrail wants an approver,
+    /// or with --reason, by an InvokerApproval.
     #[command(after_help = "Examples:
   kubectl invoker approve checkout -n shop
-  kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes")]
-    Approve(act::ApproveCommand),
+  kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes
+  kubectl invoker approve checkout -n shop --reason 'CHG-42: batch moves to its own account'")]
+    Approve(approve::ApproveCommand),
 
     /// Asks the operator to reconcile now, and waits for it.
     #[command(after_help = "Examples:
@@ -203,7 +206,7 @@ pub async fn run(args: Args) -> ExitCode {
         Command::History(c) => show::history(&context, &c).await,
         Command::Diagnose(c) => diagnose::run(&context, &c).await,
         Command::Export(c) => export::run(&context, &c).await,
-        Command::Approve(c) => act::approve(&context, &c).await,
+        Command::Approve(c) => approve::approve(&context, &c).await,
         Command::Reconcile(c) => act::reconcile(&context, &c).await,
         Command::Suspend(c) => act::suspend(&context, &c, true).await,
         Command::Resume(c) => act::suspend(&context, &c, false).await,

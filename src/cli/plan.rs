@@ -1,6 +1,6 @@
 //! `plan`: what an apply would do to IAM.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use clap::ValueEnum;
 
@@ -15,11 +15,14 @@ use crate::{
     api::Mode,
     iam::{Grant, RunService},
     index::policies::Record,
-    intent::{Guardrail, PolicyKey},
-    plan::{self, Change, Input, Plan, PolicyOnService, RevokeCause, Withheld, WithheldReason},
+    intent::{Guardrail, PolicyId, PolicyKey},
+    plan::{
+        self, Change, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact, Withheld,
+        WithheldReason,
+    },
     render::{
         count,
-        plan::{Action, FailOn, Line, PlanDocument, PolicyNote, ServicePlan},
+        plan::{Action, FailOn, Line, NeededApproval, PlanDocument, PolicyNote, ServicePlan},
     },
 };
 
@@ -238,14 +241,46 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
     }
     lines.add_audited(&input);
     lines.add_unlisted(&input);
-    let approve = plan.withheld.iter().find_map(|w| w.why.hash());
+    let (approve, approvals) = to_agree(world, &inputs.claims, plan);
     ServicePlan {
         policies: names(&inputs.claims),
         changes: lines.lines.into_iter().collect(),
-        approve: approve.map(ToString::to_string),
+        approve: approve.map(|hash| hash.to_string()),
+        approvals,
         exposed: plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string()),
         ..shown
     }
+}
+
+/// What lets through what is held: the annotation, where it counts, and the plan of each policy for
+/// which an InvokerApproval could be created.
+fn to_agree(
+    world: &ClusterSnapshot,
+    claims: &[PolicyOnService],
+    plan: &Plan,
+) -> (Option<Arc<str>>, Vec<NeededApproval>) {
+    let needed = |id: &PolicyId, plan: &Arc<str>| NeededApproval {
+        policy: id.to_string(),
+        plan: plan.to_string(),
+    };
+    let held = plan.withheld.iter().find_map(|w| match &w.why {
+        WithheldReason::Approval(a) => Some(a),
+        _ => None,
+    });
+    if let Some(a) = held {
+        let hash = a.approver.is_none().then(|| a.hash.clone());
+        let effects = a.effects.iter();
+        return (hash, effects.map(|(id, plan)| needed(id, plan)).collect());
+    }
+    let reached = claims.iter().find_map(|c| match &c.spread {
+        Some(SelectorImpact::Held { hash, plan, .. }) => {
+            let counts = world.index.policies().get(&c.intent.id.key())?;
+            let hash = counts.terms().approver().is_none().then(|| hash.clone());
+            Some((hash, vec![needed(&c.intent.id, plan)]))
+        }
+        _ => None,
+    });
+    reached.unwrap_or_default()
 }
 
 /// The lines of a service, and the grants that one of them is about.

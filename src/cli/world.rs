@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::{api::core::v1::ServiceAccount, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{Api, Client, Resource, api::ListParams, core::PartialObjectMeta};
 use serde::de::DeserializeOwned;
 
@@ -22,12 +22,12 @@ use super::{
     files::{self, Loaded},
 };
 use crate::{
-    api::{InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
+    api::{InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
     cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
     iam::{Policy, RunService, ServiceInfo, is_region, nearest_region},
     index::{Index, Scope},
-    intent::{AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
+    intent::{AccountKey, Agreement, ApprovalKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
     plan::Settings,
 };
 
@@ -57,18 +57,25 @@ pub async fn list_all<K>(api: &Api<K>, params: ListParams) -> anyhow::Result<Vec
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
+    match list_pages(api, params).await {
+        Err(kube::Error::Api(s)) if s.code == 404 => {
+            anyhow::bail!(
+                "the cluster does not know {}: install the chart or crds/ first, or use --offline",
+                K::plural(&())
+            )
+        }
+        other => other.with_context(|| format!("cannot list {}", K::plural(&()))),
+    }
+}
+
+async fn list_pages<K>(api: &Api<K>, params: ListParams) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
     let mut found = Vec::new();
     let mut params = params.limit(PAGE);
     loop {
-        let page = match api.list(&params).await {
-            Err(kube::Error::Api(s)) if s.code == 404 => {
-                anyhow::bail!(
-                    "the cluster does not know {}: install the chart or crds/ first, or use --offline",
-                    K::plural(&())
-                )
-            }
-            other => other.with_context(|| format!("cannot list {}", K::plural(&())))?,
-        };
+        let page = api.list(&params).await?;
         found.extend(page.items);
         match page.metadata.continue_.filter(|c| !c.is_empty()) {
             Some(next) => params = params.continue_token(&next),
@@ -180,7 +187,7 @@ impl ClusterSnapshot {
         if let Some(kube) = kube {
             objects = self.list_objects(kube).await?;
         }
-        objects.lay_over(loaded);
+        objects.lay_over(loaded, self.now);
         let client = kube.map(|k| &k.client);
         self.index.begin_guardrail_list();
         for g in objects.guardrails.values() {
@@ -199,6 +206,13 @@ impl ClusterSnapshot {
             rollbacks.extend(effect.rollbacks);
         }
         self.index.end_policy_list();
+        for approval in objects.approvals.values() {
+            // One that cannot be read, or that is too many, agrees to nothing for the operator either.
+            if let Ok(agreement) = Agreement::from_object(approval) {
+                let status = approval.status.clone().unwrap_or_default();
+                let _ = self.index.apply_approval(agreement, status, self.now);
+            }
+        }
         self.link_accounts(client).await?;
         for key in rollbacks {
             self.load_rollbacks(client, &key).await?;
@@ -233,6 +247,15 @@ impl ClusterSnapshot {
         let found = list_all::<InvokerLedger>(&all, ListParams::default()).await;
         let without = "you may not list the ledger, so what the operator granted before counts as somebody else's here";
         objects.ledgers = self.permitted(found, without)?;
+        let all = Api::all(client.clone());
+        let without = "you may not list approvals, so what is approved is not known here";
+        let approvals = match list_pages::<InvokerApproval>(&all, ListParams::default()).await {
+            // An older installation does not have the kind.
+            Err(kube::Error::Api(s)) if s.code == 404 => Vec::new(),
+            found => self.permitted(found.map_err(Into::into), without)?,
+        };
+        let keyed = approvals.into_iter();
+        objects.approvals = keyed.map(|a| (ApprovalKey::of(&a.metadata), a)).collect();
         Ok(objects)
     }
 
@@ -327,6 +350,7 @@ struct Objects {
     guardrails: BTreeMap<String, InvokerGuardrail>,
     policies: BTreeMap<PolicyKey, InvokerPolicy>,
     ledgers: Vec<InvokerLedger>,
+    approvals: BTreeMap<ApprovalKey, InvokerApproval>,
 }
 
 impl Objects {
@@ -336,7 +360,15 @@ impl Objects {
     }
 
     /// Files count as applied.
-    fn lay_over(&mut self, loaded: &Loaded) {
+    fn lay_over(&mut self, loaded: &Loaded, now: Timestamp) {
+        for file in &loaded.approvals {
+            let approval = self.approvals.entry(ApprovalKey::of(&file.metadata));
+            approval.or_insert_with(|| {
+                let mut approval = file.clone();
+                approval.metadata.creation_timestamp = Some(Time(now));
+                approval
+            });
+        }
         for guardrail in &loaded.guardrails {
             self.add_guardrail(guardrail);
         }

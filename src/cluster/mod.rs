@@ -1,6 +1,7 @@
 //! The Kubernetes side: what is watched, and what is written (status, finalizer, ledger, records of
 //! changes, marks, events). Decides nothing.
 
+mod approvals;
 mod changes;
 mod ledgers;
 mod marks;

@@ -12,7 +12,7 @@ use kube::{
     },
 };
 
-use crate::api::{InvokerGuardrail, InvokerLedger, InvokerPolicy};
+use crate::api::{InvokerApproval, InvokerGuardrail, InvokerLedger, InvokerPolicy};
 
 /// A change of what is cached.
 #[derive(Debug)]
@@ -124,6 +124,11 @@ pub fn accounts(
 
 /// Changes of guardrails.
 pub fn guardrails(client: Client) -> impl Stream<Item = Change<InvokerGuardrail>> + Send {
+    changes(Api::all(client))
+}
+
+/// Changes of approvals in every namespace.
+pub fn approvals(client: Client) -> impl Stream<Item = Change<InvokerApproval>> + Send {
     changes(Api::all(client))
 }
 

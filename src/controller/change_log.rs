@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -22,7 +23,7 @@ use crate::{
     iam::{Policy, RunService},
     intent::{ChangeKey, PolicyKey},
     ledger::{Ledger, Pending},
-    status::Applied,
+    status::{Applied, observation::written_at},
 };
 
 /// What is known of the open writes of one service and is not in the store yet.
@@ -70,6 +71,10 @@ pub(super) struct Settlement {
     pub undone: Vec<Pending>,
     /// Those that may still arrive.
     pub open: Vec<Pending>,
+    /// When the last of those that were made was over.
+    pub written_at: Option<Timestamp>,
+    /// Those that were made, or may have been: their approvals are used.
+    pub spent: Vec<Pending>,
 }
 
 impl ChangeLog {
@@ -148,9 +153,14 @@ impl<C: CloudRun> Controller<C> {
                 settlement.undone.push(pending);
                 continue;
             }
+            if !pending.approvals.is_empty() {
+                settlement.spent.push(pending.clone());
+            }
             if outcome.phase == ChangePhase::Applied {
                 self.wrote(service, &pending, live);
             }
+            // Also one that is on record already: the ledger may not have heard of it.
+            settlement.written_at = settlement.written_at.max(written_at(&outcome));
             if recorded.contains(&pending.name) {
                 continue;
             }

@@ -6,6 +6,7 @@
 //! | [`watches`] | what comes in from the store, and what each change sets in motion |
 //! | [`listings`] | when projects are listed |
 //! | [`inherited`] | who may invoke by a grant above the services |
+//! | [`approvals`] | what approvers agreed to, and what became of it |
 //! | [`rollbacks`] | records that policies want to go back behind |
 //! | [`audit_events`] | what the audit log says, and whether it can be relied on |
 //! | [`queue`] | which service is worked on next |
@@ -18,6 +19,7 @@
 //! | [`shards`] | what changes when a shard comes here, and when it goes |
 //! | [`owned`], [`due`] | locks and their order; keys with a time |
 
+mod approvals;
 pub mod audit_events;
 mod change_log;
 mod circuit_breaker;
@@ -111,6 +113,7 @@ pub struct Controller<C> {
     audit_events: audit_events::AuditEvents,
     listings: listings::Listings,
     rollbacks: rollbacks::Rollbacks,
+    approvals: approvals::ApprovalStatuses,
     statuses: status_writer::StatusWriter,
     /// The zero of the slots in which services are read.
     started: Instant,
@@ -150,6 +153,7 @@ impl<C: CloudRun> Controller<C> {
             audit_events: audit_events::AuditEvents::default(),
             listings: listings::Listings::default(),
             rollbacks: rollbacks::Rollbacks::default(),
+            approvals: approvals::ApprovalStatuses::default(),
             statuses: status_writer::StatusWriter::default(),
             cloud,
             options,
@@ -246,6 +250,9 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(self.clone().watch_ledgers());
         tasks.spawn(self.clone().watch_guardrails());
         tasks.spawn(self.clone().watch_accounts());
+        let (unkept, to_tell) = Self::unkept();
+        tasks.spawn(self.clone().watch_approvals(unkept));
+        tasks.spawn(self.clone().tend_approvals(to_tell));
         tasks.spawn(self.clone().follow_shards());
         tasks.spawn(self.clone().watch_circuit());
         tasks.spawn(self.clone().watch_events());

@@ -130,6 +130,9 @@ impl<C: CloudRun> Controller<C> {
         for note in notes {
             self.statuses.note(id.clone(), note);
         }
+        if changed {
+            self.ask_approvals(&key);
+        }
         // Only what is news leads to a new status.
         if changed || intent.deleting {
             self.statuses.add(

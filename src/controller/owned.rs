@@ -18,6 +18,7 @@ pub(super) enum Rank {
     AuditEvents,
     Rollbacks,
     Listings,
+    Approvals,
     StatusWriter,
     /// Asks the budgets of `cloudrun::limit`, which have a lock of their own and ask nobody.
     Queue,

@@ -195,6 +195,12 @@ impl<C: CloudRun> Controller<C> {
             self.listings.soon(project);
         }
         self.rollbacks.load(&rollbacks);
+        for agreement in self
+            .index
+            .with(|i| i.approvals().iter().cloned().collect::<Vec<_>>())
+        {
+            self.approvals.add(&agreement.key, Duration::from_secs(1));
+        }
         self.change_log.recall(shards);
     }
 

@@ -28,13 +28,14 @@ const MAX_UNMARKED: usize = 256;
 
 impl<C: CloudRun> Controller<C> {
     /// Sets in motion what follows from a change.
-    fn set_in_motion(&self, effect: &Effect, priority: Priority, soon: Duration) {
+    pub(super) fn set_in_motion(&self, effect: &Effect, priority: Priority, soon: Duration) {
         self.ask(&effect.services, priority);
         for project in effect.lists.iter().filter(|p| self.works_on(p)) {
             self.listings.soon(project);
         }
         for key in &effect.policies {
             self.statuses.add(key, soon);
+            self.ask_approvals(key);
         }
         self.rollbacks.load(&effect.rollbacks);
     }
@@ -121,6 +122,7 @@ impl<C: CloudRun> Controller<C> {
             effect
         });
         self.statuses.forget(&id.key());
+        self.ask_approvals(&id.key());
         self.set_in_motion(&effect, Priority::Declared, FOLD);
     }
 

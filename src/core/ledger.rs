@@ -12,7 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use crate::{
     api::{
         APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger,
-        InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner, PendingChange,
+        InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner,
+        PendingApproval, PendingChange, UsedApproval,
     },
     iam::{Condition, Grant, Principal, Role, RunService},
     intent::PolicyId,
@@ -25,6 +26,14 @@ pub const MAX_BYTES: usize = 1024 * 1024;
 const MAX_CORRECTIONS: usize = 200;
 /// The most times of one grant's corrections.
 const MAX_TIMES: usize = 16;
+
+/// The most used approvals that a ledger remembers; beyond that no further one works, until some of
+/// these could not work any more.
+pub const MAX_USED: usize = 64;
+/// How long a used approval without notAfter is remembered.
+const REMEMBERED: jiff::SignedDuration = jiff::SignedDuration::from_hours(366 * 24);
+/// By how much clocks may differ where an approval ends.
+const CLOCKS: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
 /// A version of an object in the store.
 ///
@@ -71,9 +80,22 @@ pub struct Pending {
     pub drift: BTreeSet<Grant>,
     pub policies: Vec<ChangePolicy>,
     pub drift_by: Option<ChangedBy>,
+    /// The InvokerApprovals that let it through.
+    pub approvals: Vec<PendingApproval>,
 }
 
 impl Pending {
+    /// The uses of its approvals, from when it is made.
+    fn uses(&self) -> impl Iterator<Item = UsedApproval> {
+        self.approvals.iter().map(|a| UsedApproval {
+            approval: a.approval.clone(),
+            plan: a.record.plan.clone(),
+            at: MicroTime(self.at),
+            change: self.name.clone(),
+            not_after: a.not_after.clone(),
+        })
+    }
+
     /// Why one grant is made or taken away by it.
     pub fn reason_of(&self, grant: &Grant) -> ChangeReason {
         use ChangeReason as R;
@@ -115,6 +137,8 @@ pub struct Ledger {
     pub held: Option<HeldRemoval>,
     /// Hashes of such removals that somebody agreed to: an annotation of the object.
     pub approvals: BTreeSet<Arc<str>>,
+    /// InvokerApprovals that were used on this service, and work no more.
+    pub used: Vec<UsedApproval>,
 }
 
 impl Ledger {
@@ -124,10 +148,32 @@ impl Ledger {
             && self.pending.is_empty()
             && self.corrections.is_empty()
             && self.held.is_none()
+            && self.used.is_empty()
+    }
+
+    /// The approvals of a write are used: it was made, or may have been.
+    pub fn spend(&mut self, pending: &Pending) {
+        for used in pending.uses() {
+            if !self.used.contains(&used) {
+                self.used.push(used);
+            }
+        }
+    }
+
+    /// Forgets uses of approvals that cannot work any more.
+    fn prune_used(&mut self, now: Timestamp) {
+        self.used.retain(|used| {
+            let end = match &used.not_after {
+                Some(at) => at.0.checked_add(CLOCKS),
+                None => used.at.0.checked_add(REMEMBERED),
+            };
+            end.is_ok_and(|end| end > now)
+        });
     }
 
     /// Drops corrections that are too old to count, and those that would be too many.
     pub fn prune(&mut self, now: Timestamp, window: jiff::SignedDuration) {
+        self.prune_used(now);
         for corrected in self.corrections.values_mut() {
             corrected
                 .at
@@ -299,6 +345,7 @@ pub fn to_spec(service: &RunService, ledger: &Ledger) -> InvokerLedgerSpec {
         corrections,
         corrected_under: ledger.corrected_under.map(|hash| format!("{hash:016x}")),
         written_at: ledger.written_at.map(MicroTime),
+        used_approvals: ledger.used.clone(),
     }
 }
 
@@ -306,6 +353,7 @@ fn used(ledger: &Ledger) -> usize {
     let changed = |p: &Pending| (p.added.len() + p.removed.len()) * 200;
     crate::plan::stored_size(&ledger.lines)
         + ledger.corrections.len() * 400
+        + ledger.used.len() * 300
         + ledger.pending.iter().map(changed).sum::<usize>()
 }
 
@@ -337,6 +385,7 @@ fn pending_spec(pending: &Pending, tables: &mut Tables, left: &mut usize) -> Pen
         drift: tables.members(&pending.drift),
         policies: pending.policies.clone(),
         drift_by: pending.drift_by.clone(),
+        approvals: pending.approvals.clone(),
     }
 }
 
@@ -359,6 +408,7 @@ pub fn from_spec(spec: &InvokerLedgerSpec) -> Result<Ledger, String> {
         held: spec.held.clone(),
         corrected_under,
         written_at: spec.written_at.as_ref().map(|at| at.0),
+        used: spec.used_approvals.clone(),
         ..Ledger::default()
     };
     for line in &spec.grants {
@@ -450,6 +500,7 @@ impl Stored {
             drift: self.members(&pending.drift)?,
             policies: pending.policies.clone(),
             drift_by: pending.drift_by.clone(),
+            approvals: pending.approvals.clone(),
         })
     }
 }
@@ -543,6 +594,7 @@ mod tests {
             drift: [conditional].into(),
             policies: vec![],
             drift_by: None,
+            approvals: vec![],
         });
         assert_eq!(from_spec(&to_spec(&web(), &l)), Ok(l));
     }
@@ -602,6 +654,7 @@ mod tests {
             drift: BTreeSet::new(),
             policies: vec![],
             drift_by: None,
+            approvals: vec![],
         });
         let spec = to_spec(&web(), &l);
         assert!(serde_json::to_vec(&spec).unwrap().len() < MAX_BYTES + MAX_BYTES / 4);

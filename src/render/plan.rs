@@ -49,12 +49,25 @@ pub struct ServicePlan {
     /// Hash that lets through what is held for approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// The plan of each policy that an InvokerApproval could let through.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<NeededApproval>,
     /// Anyone can call it, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exposed: Option<String>,
     /// It could not be read, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// A plan that waits for approval.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NeededApproval {
+    /// Namespace and name of the policy.
+    pub policy: String,
+    /// Hash for spec.plan of an InvokerApproval in the policy's namespace.
+    pub plan: String,
 }
 
 /// What happens to one grant.
@@ -120,7 +133,7 @@ impl ServicePlan {
         for line in &self.changes {
             line.push_text(text, style, line.reason != known);
         }
-        for command in self.approvals() {
+        for command in self.commands() {
             // A command is there to be copied: it does not wrap.
             let _ = writeln!(text, "    to approve: {}", neutral(&command));
         }
@@ -137,17 +150,23 @@ impl ServicePlan {
 }
 
 impl ServicePlan {
-    /// The command that lets through what is held, for each policy that may hold it.
-    fn approvals(&self) -> Vec<String> {
-        let Some(hash) = &self.approve else {
-            return Vec::new();
-        };
-        let command = |policy: &String| {
+    /// The commands that let through what is held: one hash, or an approval for each policy.
+    fn commands(&self) -> Vec<String> {
+        let command = |policy: &str, how: &str| {
             let (namespace, name) = policy.split_once('/').unwrap_or(("default", policy));
-            format!("kubectl invoker approve {name} -n {namespace} --hash {hash}")
+            format!("kubectl invoker approve {name} -n {namespace} --hash {how}")
         };
-        // One of them is enough.
-        self.policies.iter().take(1).map(command).collect()
+        match (&self.approve, self.policies.first()) {
+            (Some(hash), Some(policy)) => vec![command(policy, hash)],
+            (Some(_), None) => Vec::new(),
+            // Only somebody who may create InvokerApprovals, and says why.
+            (None, _) => {
+                let approvals = self.approvals.iter();
+                let needed =
+                    approvals.map(|a| command(&a.policy, &format!("{} --reason WHY", a.plan)));
+                needed.collect()
+            }
+        }
     }
 }
 

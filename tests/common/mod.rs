@@ -353,6 +353,7 @@ fn tokens() -> String {
         ("platform", "run-invoker"),
         ("team-a", "editor"),
         ("team-a", "viewer"),
+        ("team-a", "approver"),
         ("team-b", "editor"),
     ] {
         lines += &format!(

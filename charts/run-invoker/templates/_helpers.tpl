@@ -5,6 +5,7 @@ shards: 1
 metrics.dashboards: {enabled: false, labels: {grafana_dashboard: "1"}, annotations: {}}
 events: {subscriptions: [], endpoint: "", interval: 1h, patience: 5m}
 inherited: {scopes: [], interval: 15m, impersonate: ""}
+settings.approvals: tenant
 nameOverride: ""
 fullnameOverride: ""
 extraVolumes: []

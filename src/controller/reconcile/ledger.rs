@@ -13,7 +13,6 @@ use crate::{
     intent::PolicyId,
     ledger::{Ledger, Pending, Version},
     plan::{OwnerState, Plan, drift::WINDOW},
-    status::observation::last_write,
 };
 
 impl<'a, C: CloudRun> Reconcile<'a, C> {
@@ -52,8 +51,16 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         let is_bare =
             ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
         if is_bare && inputs.claims.is_empty() {
+            // What approvals did outlives what they did it to.
+            let next = Ledger {
+                used: ledger.used.clone(),
+                ..Ledger::default()
+            };
+            if next == *ledger && !next.is_empty() {
+                return Ok(());
+            }
             // Somebody changed it meanwhile, and nobody else comes back to it.
-            if !self.store(inputs, &Ledger::default()).await? {
+            if !self.store(inputs, &next).await? {
                 return Err(Fault::new(
                     FaultClass::Conflict,
                     "the ledger was changed at the same time",
@@ -129,7 +136,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
 
     /// When the last write that was made was over, this reconcile's included.
     pub(super) fn written_at(&self, ledger: &Ledger) -> Option<Timestamp> {
-        ledger.written_at.max(last_write(&self.report.applied))
+        ledger.written_at.max(self.written_at)
     }
 
     /// The ledger as it has to be before a write is sent. `pending`: the write, unless it is in the
@@ -196,8 +203,12 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             FaultClass::ServiceNotFound | FaultClass::ProjectNotFound
         ) {
             self.controller.close_legacy(self.service, None).await;
-            self.settle(&inputs.ledger, None).await?;
-            next = Ledger::default();
+            let settled = self.settle(&inputs.ledger, None).await?;
+            settled.spent.iter().for_each(|p| next.spend(p));
+            next = Ledger {
+                used: next.used,
+                ..Ledger::default()
+            };
         } else {
             for (grant, owners) in &mut next.lines {
                 let states = inputs.owners.get(grant);

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Controller, gather::Without, queue::Job};
+use super::{Controller, change_log::Settlement, gather::Without, queue::Job};
 use crate::{
     api::ChangedBy,
     cloudrun::{
@@ -22,7 +22,7 @@ use crate::{
     history::whole_microseconds,
     iam::{Grant, Policy, RunService},
     index::PlanInputs,
-    ledger::{Ledger, Pending},
+    ledger::Ledger,
     plan::{self, Plan},
     status::{Applied, Drift},
 };
@@ -111,6 +111,8 @@ struct Reconcile<'a, C> {
     incomplete: Option<Fault>,
     /// The correction that the circuit breaker let through.
     admitted: Option<Timestamp>,
+    /// When the last write was over whose end was seen here.
+    written_at: Option<Timestamp>,
     writes: u32,
     conflicts: u32,
 }
@@ -125,6 +127,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             without: Without::new(),
             incomplete: None,
             admitted: None,
+            written_at: None,
             writes: 0,
             conflicts: 0,
         }
@@ -187,12 +190,19 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         self.controller
             .close_legacy(self.service, Some(&live))
             .await;
-        let (open, undone) = match self.settle(&inputs.ledger, Some(&live)).await {
-            Ok(open) => open,
+        let settled = match self.settle(&inputs.ledger, Some(&live)).await {
+            Ok(settled) => settled,
             Err(fault) => return failed(inputs, fault),
         };
+        let Settlement {
+            open,
+            undone,
+            spent,
+            ..
+        } = settled;
         let mut inputs = inputs;
         take_back(&mut inputs, &undone);
+        spent.iter().for_each(|pending| inputs.spend(pending));
         self.controller.recall(&mut inputs, &live);
         let mut plan = self.plan(&mut inputs, &live);
         let memories = &self.controller.memories;
@@ -227,18 +237,19 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         self.write(inputs, live, plan, batch, open).await
     }
 
-    /// Settles what was open; what may still arrive comes back, and what was not made. (Kubernetes)
+    /// Settles what was open, and reports what was made. (Kubernetes)
     async fn settle(
         &mut self,
         ledger: &Ledger,
         live: Option<&Policy>,
-    ) -> Result<(Vec<Pending>, Vec<Pending>), Fault> {
-        let settlement = self.controller.settle(self.service, ledger, live).await?;
+    ) -> Result<Settlement, Fault> {
+        let mut settlement = self.controller.settle(self.service, ledger, live).await?;
         for pending in settlement.undone.iter().filter(|p| !p.drift.is_empty()) {
             self.controller.breaker.withdraw(self.service, pending.at);
         }
-        self.report.applied.extend(settlement.applied);
-        Ok((settlement.open, settlement.undone))
+        self.report.applied.append(&mut settlement.applied);
+        self.written_at = self.written_at.max(settlement.written_at);
+        Ok(settlement)
     }
 
     /// What is to be done. Asks the circuit breaker before drift is corrected. (pure, but for that)

@@ -225,11 +225,12 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
     /// order.
     async fn failed_cleanly(&mut self, inputs: PlanInputs, live: &Policy, fault: Fault) -> Step {
         match self.settle(&inputs.ledger, Some(live)).await {
-            Ok((open, undone)) => {
+            Ok(settled) => {
                 let mut next = inputs.ledger.clone();
-                next.pending = open;
+                settled.spent.iter().for_each(|p| next.spend(p));
+                next.pending = settled.open;
                 next.written_at = self.written_at(&next);
-                forget_corrections(&mut next, &undone);
+                forget_corrections(&mut next, &settled.undone);
                 if let Err(fault) = self.store(&inputs, &next).await {
                     tracing::debug!(%fault, "the ledger could not be brought up to date; the next reconcile does it");
                 }

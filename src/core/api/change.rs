@@ -104,6 +104,11 @@ pub struct InvokerChangeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub drift_by: Option<ChangedBy>,
+    /// The approvals that let it through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
+    pub approvals: Vec<ChangeApproval>,
     /// How it ended.
     pub outcome: ChangeOutcome,
 }
@@ -238,6 +243,30 @@ pub struct ChangePolicy {
     pub uid: String,
     /// Generation that was carried out.
     pub generation: i64,
+}
+
+/// An InvokerApproval that let a change through.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeApproval {
+    /// Namespace of the approval and of its policy.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name of the approval.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Uid of the approval: one that is made again under its name is another object.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Name of the policy whose plan was approved.
+    #[schemars(length(max = 63))]
+    pub policy: String,
+    /// Hash of the plan.
+    #[schemars(length(max = 64))]
+    pub plan: String,
+    /// Why, in the words of the approver.
+    #[schemars(length(max = 512))]
+    pub reason: String,
 }
 
 /// A grant on the service.

@@ -88,6 +88,11 @@ pub struct InvokerGuardrailSpec {
     /// unless another guardrail says Ignore; of several that say something Report counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited: Option<InheritedAccess>,
+    /// Who agrees to a plan that is held. Tenant: whoever may write the policy, by the annotation
+    /// run-invoker.dev/approve, or an approver. Approver: only somebody who may create an
+    /// InvokerApproval; the annotation counts for nothing. Omitted: the operator's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovedBy>,
 }
 
 fn globs(description: &str, most: u32, length: u32) -> Schema {
@@ -133,6 +138,13 @@ pub enum InheritedAccess {
     Report,
     /// Nobody speaks of them: it is another team's business.
     Ignore,
+}
+
+/// Who agrees to a plan that is held.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApprovedBy {
+    Tenant,
+    Approver,
 }
 
 /// Whether everybody may be let in.

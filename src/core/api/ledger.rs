@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use super::{ChangePolicy, ChangeReason, ChangedBy, ConditionSpec};
+use super::{ChangeApproval, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec};
 
 /// What run-invoker answers for on one Cloud Run service. Written by the operator only; never edit
 /// it: a grant that is added here is revoked when no policy lists it, one that is removed is
@@ -75,6 +75,27 @@ pub struct InvokerLedgerSpec {
     /// everywhere is a question of time, also for a policy that comes later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written_at: Option<MicroTime>,
+    /// Approvals that were used on this service: none of them works again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_approvals: Vec<UsedApproval>,
+}
+
+/// An InvokerApproval that was used.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct UsedApproval {
+    /// Stands for the approval by what it says, not by its uid: one that is restored from a backup
+    /// is the same.
+    pub approval: String,
+    /// Hash of the plan that it let through.
+    pub plan: String,
+    /// When the write was decided on.
+    pub at: MicroTime,
+    /// Name of the InvokerChange.
+    pub change: String,
+    /// The approval cannot work after this time anyway, and need not be remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<MicroTime>,
 }
 
 /// A removal that waits for somebody to agree.
@@ -169,6 +190,22 @@ pub struct PendingChange {
     /// Who made the drift that it undoes, as far as the audit log told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift_by: Option<ChangedBy>,
+    /// The approvals that let it through. They are used once the write is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<PendingApproval>,
+}
+
+/// An InvokerApproval that lets a write through.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingApproval {
+    /// As the record will have it.
+    pub record: ChangeApproval,
+    /// As `usedApprovals` will have it.
+    pub approval: String,
+    /// The approval cannot work after this time anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<MicroTime>,
 }
 
 fn is_zero(n: &i64) -> bool {

@@ -6,6 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
+mod approval;
 #[expect(
     clippy::duplicated_attributes,
     reason = "kube's derive takes one attribute per column"
@@ -24,14 +25,17 @@ mod ledger;
 mod policy;
 mod reason;
 
+pub use approval::{ApprovalState, InvokerApproval, InvokerApprovalSpec, InvokerApprovalStatus};
 pub use change::{
-    ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy, InvokerChange,
-    InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+    ChangeApproval, ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy,
+    InvokerChange, InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
 };
-pub use guardrail::{InheritedAccess, InvokerGuardrail, InvokerGuardrailSpec, PublicAccess};
+pub use guardrail::{
+    ApprovedBy, InheritedAccess, InvokerGuardrail, InvokerGuardrailSpec, PublicAccess,
+};
 pub use ledger::{
     HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember,
-    LedgerOwner, PendingChange,
+    LedgerOwner, PendingApproval, PendingChange, UsedApproval,
 };
 pub use policy::{
     ConditionSpec, InheritedGrantStatus, InheritedStatus, InvokerPolicy, InvokerPolicySpec,
@@ -48,6 +52,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         InvokerGuardrail::crd(),
         InvokerChange::crd(),
         InvokerLedger::crd(),
+        InvokerApproval::crd(),
     ];
     let versions = all.iter_mut().flat_map(|crd| &mut crd.spec.versions);
     let schemas = versions.filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());

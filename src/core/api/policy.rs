@@ -434,9 +434,12 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift_by: Option<ChangedBy>,
     /// Hash that lets exactly the plan through that is held here: the value for the annotation
-    /// run-invoker.dev/approve.
+    /// run-invoker.dev/approve. Empty where only an approver can agree.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub approve: String,
+    /// Hash of the plan that is held here, for spec.plan of an InvokerApproval.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub plan: String,
     /// More in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

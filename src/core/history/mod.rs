@@ -32,6 +32,9 @@ use text::{bounded_list, grant, is_whole};
 /// The most policies that one record names.
 const MAX_POLICIES: usize = 64;
 
+/// The most approvals that let one write through: one for each policy that is shown a part of it.
+const MAX_APPROVALS: usize = 16;
+
 /// How long records are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -133,6 +136,8 @@ pub fn pending(
             uid: id.uid.to_string(),
             generation: *generation,
         });
+    let approvals = plan.approvals.iter().chain(&plan.reached_by);
+    let approvals = approvals.map(|a| a.pending());
     Pending {
         name: name(&plan.service, &live.etag, at),
         reason: reason(plan, claims),
@@ -145,6 +150,7 @@ pub fn pending(
         drift: plan.corrections().cloned().collect(),
         policies: policies.collect(),
         drift_by: drift_by.cloned(),
+        approvals: approvals.take(MAX_APPROVALS).collect(),
     }
 }
 
@@ -157,6 +163,7 @@ pub fn records(
     home: &str,
 ) -> Vec<InvokerChange> {
     let (before, omitted) = bounded_list(&pending.before);
+    let approvals = pending.approvals.iter().map(|a| a.record.clone());
     let spec = InvokerChangeSpec {
         project: service.project.to_string(),
         region: service.region.to_string(),
@@ -172,6 +179,7 @@ pub fn records(
         before_omitted: omitted + pending.before_omitted,
         etag_before: pending.etag_before.clone(),
         drift_by: pending.drift_by.clone(),
+        approvals: approvals.collect(),
         outcome,
     };
     let mut namespaces: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -224,6 +232,7 @@ pub fn left_open(name: &str, spec: &InvokerChangeSpec) -> Pending {
         drift: BTreeSet::new(),
         policies: spec.policies.clone(),
         drift_by: spec.drift_by.clone(),
+        approvals: vec![],
     }
 }
 

@@ -49,6 +49,7 @@ fn write(added: &[&str], removed: &[&str]) -> Pending {
         drift: BTreeSet::new(),
         policies: vec![],
         drift_by: None,
+        approvals: vec![],
     }
 }
 

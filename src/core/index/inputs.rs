@@ -7,10 +7,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::Index;
+use super::{Index, approvals::without_used};
 use crate::{
     iam::{Grant, Policy, RunService, ServiceInfo},
-    ledger::{Ledger, Version},
+    intent::Agreement,
+    ledger::{Ledger, Pending, Version},
     plan::{
         Input, Owners, PolicyOnService, RejectedMember, Settings, UnansweredSelectors, claim,
         drift::Memory,
@@ -78,6 +79,17 @@ impl PlanInputs {
     /// Whether there is something to reconcile that no policy asks for.
     pub fn is_left_behind(&self, now: Timestamp) -> bool {
         self.left_behind_from.is_some_and(|from| from <= now)
+    }
+
+    /// A write that was open was made, or may have been: its approvals work no more.
+    pub fn spend(&mut self, pending: &Pending) {
+        self.ledger.spend(pending);
+        let used = &self.ledger.used;
+        for claim in &mut self.claims {
+            without_used(&mut claim.agreements, used);
+            let is_on_record = |a: &Arc<Agreement>| used.iter().any(|u| u.approval == *a.digest);
+            claim.reached_by = claim.reached_by.take().filter(|a| !is_on_record(a));
+        }
     }
 
     /// Stands for exactly these declarations.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::names::Interner;
 use crate::{
-    api::{HeldRemoval, InvokerLedger},
+    api::{HeldRemoval, InvokerLedger, UsedApproval},
     iam::{Grant, RunService},
     intent::PolicyId,
     ledger::{Corrected, Ledger, Pending, Version, from_object, service_of},
@@ -45,6 +45,7 @@ struct Rest {
     corrected_under: Option<u64>,
     held: Option<HeldRemoval>,
     approvals: BTreeSet<Arc<str>>,
+    used: Vec<UsedApproval>,
 }
 
 /// Services with a grant of one policy.
@@ -61,6 +62,8 @@ pub struct Ledgers {
     by_service: HashMap<RunService, Entry>,
     /// Services with a grant of a policy, by its uid.
     by_owner: HashMap<Arc<str>, Owned>,
+    /// Services on which an approval of a plan was used, by the plan.
+    by_plan: HashMap<Arc<str>, BTreeSet<RunService>>,
     /// Counts changes of what belongs to anybody.
     changes: u64,
     /// What a list in progress has shown.
@@ -151,7 +154,18 @@ impl Ledgers {
         self.by_service.remove(service);
     }
 
+    /// Takes a ledger out of what is found by owner and by plan.
     fn disown(&mut self, service: &RunService) {
+        let rest = self.by_service.get(service).and_then(|k| k.rest.as_ref());
+        let plans: Vec<Arc<str>> = rest.map_or(vec![], |r| plans(&r.used).collect());
+        for plan in plans {
+            if let Some(services) = self.by_plan.get_mut(&plan) {
+                services.remove(service);
+                if services.is_empty() {
+                    self.by_plan.remove(&plan);
+                }
+            }
+        }
         let owners = self
             .by_service
             .get(service)
@@ -206,6 +220,7 @@ impl Ledgers {
             corrected_under: ledger.corrected_under,
             held: ledger.held.clone(),
             approvals: ledger.approvals.clone(),
+            used: ledger.used.clone(),
         };
         let is_plain = rest == Rest::default();
         let entry = Entry {
@@ -216,6 +231,10 @@ impl Ledgers {
             unreadable: None,
             deleted: false,
         };
+        for plan in plans(&ledger.used) {
+            let services = self.by_plan.entry(plan).or_default();
+            services.insert(service.clone());
+        }
         for id in ids.values() {
             let owned = self.by_owner.entry(id.uid.clone()).or_default();
             self.changes += 1;
@@ -257,6 +276,7 @@ impl Ledgers {
             corrected_under,
             held,
             approvals,
+            used,
         } = entry.rest.as_deref().cloned().unwrap_or_default();
         (
             Ledger {
@@ -267,6 +287,7 @@ impl Ledgers {
                 written_at: entry.written_at,
                 held,
                 approvals,
+                used,
             },
             entry.version.clone().filter(|_| !entry.deleted),
         )
@@ -350,6 +371,23 @@ impl Ledgers {
             .flat_map(|r| &r.approvals)
     }
 
+    /// Approvals that were used on a service.
+    pub fn used(&self, service: &RunService) -> &[UsedApproval] {
+        let rest = self.by_service.get(service).and_then(|k| k.rest.as_ref());
+        rest.map_or(&[], |r| &r.used)
+    }
+
+    /// Every use of an approval of this plan, with the service.
+    pub fn uses(&self, plan: &str) -> impl Iterator<Item = (&RunService, &UsedApproval)> {
+        let services = self.by_plan.get(plan).into_iter().flatten();
+        services.flat_map(move |service| {
+            let rest = self.by_service.get(service).and_then(|k| k.rest.as_ref());
+            let used = rest.into_iter().flat_map(|r| &r.used);
+            used.filter(move |u| u.plan == plan)
+                .map(move |u| (service, u))
+        })
+    }
+
     /// Services on which a removal waits, and no policy is left to say so.
     pub fn held(&self) -> impl Iterator<Item = &RunService> {
         self.by_service
@@ -392,6 +430,11 @@ impl Ledgers {
             .flat_map(|c| c.at.iter().copied())
             .collect()
     }
+}
+
+/// The plans that approvals were used for.
+fn plans(used: &[UsedApproval]) -> impl Iterator<Item = Arc<str>> + '_ {
+    used.iter().map(|u| Arc::from(u.plan.as_str()))
 }
 
 #[cfg(test)]

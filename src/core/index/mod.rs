@@ -14,8 +14,10 @@
 //! | [`service_accounts`] | the Google service accounts that ServiceAccounts stand for |
 //! | [`selector_impact`] | how far selectors reach, and what is not known of them yet |
 //! | [`inputs`] | all that the plan for one service depends on |
+//! | [`approvals`] | what approvers agreed to, and what became of it |
 //! | [`rollbacks`] | the way back that a policy asks for |
 
+pub mod approvals;
 pub mod discovery;
 mod guardrails;
 mod inherited;
@@ -46,6 +48,7 @@ use crate::{
     ledger::{Ledger, Version},
     plan::{OwnerState, Owners, PolicyOnService, RevokeCause},
 };
+pub use approvals::Approvals;
 pub use discovery::{Listing, Project, Scope};
 use guardrails::Guardrails;
 pub use inputs::PlanInputs;
@@ -64,6 +67,7 @@ pub struct Index {
     guardrails: Guardrails,
     accounts: ServiceAccounts,
     inherited: Inherited,
+    approvals: Approvals,
     /// Services on which a removal waits for the listing of their project.
     waiting: BTreeSet<RunService>,
     names: Interner,

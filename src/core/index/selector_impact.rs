@@ -1,13 +1,16 @@
 //! How far selectors reach: which services are new to a policy, and when that is too far without
 //! approval.
 
-use std::{collections::BTreeSet, sync::PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+};
 
 use super::{Index, PolicyKey, policies::Record};
 use crate::{
     iam::RunService,
-    intent::Target,
-    plan::{SelectorImpact, UnansweredSelectors, guard},
+    intent::{Agreement, Target},
+    plan::{SelectorImpact, UnansweredSelectors, effect::reach_hash, guard},
     status::ReachedServices,
 };
 
@@ -56,7 +59,7 @@ impl Index {
             || record.targets().len() <= record.terms().max_new_services()
             || !intent.enforces()
             || intent.deleting
-            || record.released.contains(service)
+            || record.released.contains_key(service)
             || record
                 .observation(service)
                 .is_some_and(|o| o.result.as_ref().is_ok_and(|f| f.in_sync()))
@@ -115,6 +118,7 @@ impl Index {
             Some(ReachedServices {
                 spread: reach.spread(record)?,
                 services: reach.wanting.clone(),
+                approver: record.terms().approver(),
             })
         })
     }
@@ -135,9 +139,19 @@ impl Index {
         {
             return BTreeSet::new();
         }
+        let mut by = None;
         let free = self.with_reach(record, |reach| match reach.spread(record) {
-            Some(SelectorImpact::Held { hash, .. }) if record.intent.approvals.contains(&hash) => {
-                reach.wanting.clone()
+            Some(SelectorImpact::Held { hash, plan, .. }) => {
+                let annotated =
+                    record.terms().approver().is_none() && record.intent.approvals.contains(&hash);
+                if !annotated {
+                    by = self.reach_agreed(record, &plan, &reach.wanting);
+                }
+                if annotated || by.is_some() {
+                    reach.wanting.clone()
+                } else {
+                    BTreeSet::new()
+                }
             }
             Some(_) => BTreeSet::new(),
             // Few enough; those that were seen while it was still being counted come up again.
@@ -146,10 +160,40 @@ impl Index {
         if !free.is_empty()
             && let Some(record) = self.policies.get_mut(key)
         {
-            record.released.extend(free.iter().cloned());
+            let free = free.iter().map(|s| (s.clone(), by.clone()));
+            record.released.extend(free);
             record.reach = None.into();
         }
         free
+    }
+
+    /// The approval that is for a reach, or for one of which this is what is left: a process that
+    /// ends in the middle goes on where it was.
+    fn reach_agreed(
+        &self,
+        record: &Record,
+        plan: &Arc<str>,
+        wanting: &BTreeSet<RunService>,
+    ) -> Option<Arc<Agreement>> {
+        let is_for = |a: &Agreement| {
+            if self.is_spent(a, None) {
+                return false;
+            }
+            let reached: BTreeSet<&RunService> = self
+                .ledgers
+                .uses(&a.plan)
+                .filter(|(_, used)| used.approval == *a.digest)
+                .map(|(service, _)| service)
+                .collect();
+            if reached.is_empty() {
+                return *a.plan == **plan;
+            }
+            let all = wanting.iter().chain(reached.iter().copied());
+            wanting.iter().all(|s| !reached.contains(s))
+                && reach_hash(&record.intent, all) == a.plan
+        };
+        let agreements = self.approvals.of(&record.intent.id.key());
+        agreements.iter().find(|a| is_for(a)).cloned()
     }
 
     /// Whether a policy's selectors may mean a service that they do not mean as far as is known:

@@ -7,7 +7,7 @@ use wildmatch::WildMatch;
 
 use super::{Declared, parse_interval};
 use crate::{
-    api::{InheritedAccess, InvokerGuardrail, PublicAccess},
+    api::{ApprovedBy, InheritedAccess, InvokerGuardrail, PublicAccess},
     iam::{Principal, PrincipalKind, RunService},
 };
 
@@ -22,6 +22,8 @@ pub struct Limits {
     pub max_new_services: usize,
     /// Namespaces that no guardrail selects may declare nothing.
     pub require_guardrail: bool,
+    /// Only an InvokerApproval lets a held plan through.
+    pub approver: bool,
 }
 
 impl Default for Limits {
@@ -31,6 +33,7 @@ impl Default for Limits {
             max_removals: 20,
             max_new_services: 50,
             require_guardrail: false,
+            approver: false,
         }
     }
 }
@@ -109,6 +112,7 @@ pub struct Guardrail {
     max_lifetime: Option<Duration>,
     max_removals: Option<usize>,
     inherited: Option<InheritedAccess>,
+    approvals: Option<ApprovedBy>,
     /// It cannot be read, and this is why.
     unreadable: Option<String>,
 }
@@ -152,6 +156,7 @@ impl Guardrail {
             max_lifetime,
             max_removals: spec.max_removals.map(|n| n as usize),
             inherited: spec.inherited,
+            approvals: spec.approvals,
             unreadable: None,
         }
     }
@@ -169,6 +174,7 @@ impl Guardrail {
             max_lifetime: None,
             max_removals: None,
             inherited: None,
+            approvals: None,
             unreadable: Some(why),
         }
     }
@@ -348,6 +354,17 @@ impl Terms {
             .unwrap_or(self.limits.max_removals)
     }
 
+    /// Who says that only an InvokerApproval lets a held plan through, in words; `None`: whoever may
+    /// write the policy may agree as well.
+    pub fn approver(&self) -> Option<Arc<str>> {
+        let asks = |g: &&Arc<Guardrail>| g.approvals == Some(ApprovedBy::Approver);
+        if let Some(rail) = self.rails.iter().find(asks) {
+            return Some(format!("guardrail {}", rail.name).into());
+        }
+        let is_said = self.rails.iter().any(|g| g.approvals.is_some());
+        (self.limits.approver && !is_said).then(|| "the operator's setting".into())
+    }
+
     /// The most services that one discovery may add to a policy without approval.
     pub fn max_new_services(&self) -> usize {
         self.limits.max_new_services
@@ -381,6 +398,32 @@ mod tests {
     fn refused(t: &Terms, member: &str) -> bool {
         t.refuse_grant(&declared(member, None), NOW.parse().unwrap())
             .is_some()
+    }
+
+    #[test]
+    fn one_guardrail_that_wants_an_approver_is_enough_and_the_setting_holds_where_none_speaks() {
+        let (tenant, approver) = (
+            rail("t", json!({"approvals": "Tenant"})),
+            rail("a", json!({"approvals": "Approver"})),
+        );
+        let silent = rail("s", json!({}));
+        let says = |rails: &[Arc<Guardrail>], default: bool| {
+            let limits = Limits {
+                approver: default,
+                ..Limits::default()
+            };
+            Terms::of("team-a", rails, limits).approver()
+        };
+        assert_eq!(says(&[], false), None);
+        assert_eq!(
+            says(std::slice::from_ref(&silent), true).as_deref(),
+            Some("the operator's setting")
+        );
+        assert_eq!(says(&[silent, tenant.clone()], true), None);
+        assert_eq!(
+            says(&[tenant, approver], false).as_deref(),
+            Some("guardrail a")
+        );
     }
 
     #[test]

@@ -46,4 +46,6 @@ keys! {
     AccountKey;
     /// Namespace and name of an InvokerChange.
     ChangeKey;
+    /// Namespace and name of an InvokerApproval.
+    ApprovalKey;
 }

@@ -5,6 +5,7 @@
 //! rules catch nearly all of them, but an object may have been stored before a rule existed.
 
 mod account;
+mod approval;
 mod condition;
 mod guardrail;
 mod invokers;
@@ -25,8 +26,9 @@ use crate::{
 };
 
 pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
+pub use approval::{Agreement, digest};
 pub use guardrail::{Guardrail, Limits, Refusal, Terms};
-pub use keys::{AccountKey, ChangeKey, PolicyKey};
+pub use keys::{AccountKey, ApprovalKey, ChangeKey, PolicyKey};
 
 /// A policy by name and uid: one that is made again under its name is another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +98,8 @@ pub struct Declared {
 pub struct Intent {
     pub id: PolicyId,
     pub generation: i64,
+    /// Stands for the spec, also before it is in any cluster: what an approval of a plan is for.
+    pub spec_digest: Arc<str>,
     pub project: Arc<str>,
     pub targets: Vec<Target>,
     /// Sorted, each once. A slice, not a set: thousands of policies with a few members each are
@@ -167,6 +171,7 @@ impl Intent {
                 uid: meta.uid.as_deref().unwrap_or_default().into(),
             },
             generation: meta.generation.unwrap_or_default(),
+            spec_digest: spec_digest(spec),
             project: spec.project.as_str().into(),
             targets,
             declared,
@@ -234,6 +239,22 @@ impl Intent {
             .iter()
             .any(|t| matches!(t, Target::Selected { .. }))
     }
+}
+
+/// Stands for a spec, in which a field that is absent and one that has its default are the same.
+fn spec_digest(spec: &InvokerPolicySpec) -> Arc<str> {
+    fn tidy(value: &mut serde_json::Value) {
+        if let serde_json::Value::Object(map) = value {
+            map.values_mut().for_each(tidy);
+            map.retain(|_, v| !v.is_null());
+        } else if let serde_json::Value::Array(list) = value {
+            list.iter_mut().for_each(tidy);
+        }
+    }
+    let mut value = serde_json::to_value(spec).unwrap_or_default();
+    tidy(&mut value);
+    value.sort_all_objects();
+    digest([value.to_string().as_str()])
 }
 
 /// The words of an annotation that holds a list. More than a few dozen are nobody's intention.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use crate::{
     iam::{Grant, RunService},
-    intent::{Declared, Intent, Refusal, Terms},
+    intent::{Agreement, Declared, Intent, Refusal, Terms},
 };
 
 /// Why a policy is not carried out on a service that a selector found for it.
@@ -22,7 +22,10 @@ pub enum SelectorImpact {
     Held {
         services: usize,
         limit: usize,
+        /// What the annotation names.
         hash: Arc<str>,
+        /// What an InvokerApproval names.
+        plan: Arc<str>,
     },
 }
 
@@ -47,6 +50,10 @@ pub struct PolicyOnService {
     pub stopped: Option<Arc<str>>,
     /// It means the service no more; something there still belongs to it.
     pub left: bool,
+    /// Approvals of plans of the policy that were not used yet, the earliest first.
+    pub agreements: Vec<Arc<Agreement>>,
+    /// The approval that lets its selectors reach the service, until that is on record there.
+    pub reached_by: Option<Arc<Agreement>>,
 }
 
 impl PolicyOnService {
@@ -59,6 +66,8 @@ impl PolicyOnService {
             rollback: None,
             stopped: None,
             left: false,
+            agreements: Vec::new(),
+            reached_by: None,
         }
     }
 

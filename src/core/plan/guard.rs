@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Change, Input, Plan, RevokeCause, Withheld, WithheldReason, claim::SelectorImpact};
+use super::{
+    Change, Effects, Input, Plan, RevokeCause, View, Withheld, WithheldReason,
+    claim::SelectorImpact,
+    effect::{agreement, effects, reach_hash},
+};
 use crate::{
     iam::{Grant, Invocation, PrincipalKind, RunService},
     intent::Intent,
@@ -14,8 +18,13 @@ use crate::{
 /// What a person is asked to agree to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
-    /// Stands for exactly this plan on exactly this reality.
+    /// Stands for exactly this plan on exactly this reality: what the annotation names.
     pub hash: Arc<str>,
+    /// Stands for what the plan does, for each policy that is shown a part of it: what an
+    /// InvokerApproval names.
+    pub effects: Arc<Effects>,
+    /// Who says that only an InvokerApproval counts, if somebody does.
+    pub approver: Option<Arc<str>>,
     /// Invokers that would lose access.
     pub removals: usize,
     /// The most that may be removed without asking.
@@ -55,6 +64,8 @@ fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
 /// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay:
 /// they only add what was declared.
 pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
+    plan.approved = None;
+    plan.approvals.clear();
     let counted: BTreeSet<Grant> = plan
         .revokes
         .iter()
@@ -113,13 +124,17 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
     let name = input.service.resource_name();
     let head = ["removals", name.as_str(), input.live.etag.0.as_str()];
     let hash = digest(head.into_iter().chain(lines.iter().map(String::as_str)));
+    let views = super::views(input);
+    let acting = input.claims.iter().filter(|c| c.intent.enforces());
     let approval = Approval {
         hash,
+        effects: effects(&views, &counted, last, input).into(),
+        approver: acting.filter_map(|c| c.terms.approver()).next(),
         removals: counted.len(),
         limit,
         last,
     };
-    let agreed = agreed(plan, &approval.hash, &counted, input);
+    let agreed = agreed(plan, &approval, &views, &counted, input);
     for grant in counted.difference(&agreed).cloned() {
         plan.revokes.remove(&grant);
         plan.withheld.push(Withheld {
@@ -136,25 +151,31 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
 /// What somebody agreed to who was shown it: a policy is shown what it would take away, the ledger
 /// what belongs to nobody any more. Nobody agrees for another tenant to what only that one sees.
 fn agreed(
-    plan: &Plan,
-    hash: &Arc<str>,
+    plan: &mut Plan,
+    approval: &Approval,
+    views: &[View],
     counted: &BTreeSet<Grant>,
     input: &Input<'_>,
 ) -> BTreeSet<Grant> {
-    let on_ledger = input.approvals.contains(hash);
-    let nobodys = counted
-        .iter()
-        .filter(|g| on_ledger && plan.is_nobodys(g))
-        .cloned();
-    let agreeing = input
-        .claims
-        .iter()
-        .filter(|c| c.intent.enforces() && c.intent.approvals.contains(hash));
-    let shown = agreeing.flat_map(|c| super::view(c, input).unexpected);
-    shown
-        .filter(|g| counted.contains(g))
-        .chain(nobodys)
-        .collect()
+    let on_ledger = input.approvals.contains(&approval.hash);
+    let nobodys = |g: &&Grant| on_ledger && plan.is_nobodys(g);
+    let mut agreed: BTreeSet<Grant> = counted.iter().filter(nobodys).cloned().collect();
+    let acting = input.claims.iter().zip(views);
+    for (claim, view) in acting.filter(|(c, _)| c.intent.enforces()) {
+        let Some(effect) = approval.effects.get(&claim.intent.id) else {
+            continue;
+        };
+        let annotated =
+            approval.approver.is_none() && claim.intent.approvals.contains(&approval.hash);
+        match agreement(claim, effect, input.now) {
+            _ if annotated => {}
+            Some(agreement) => plan.approvals.push(agreement.clone()),
+            None => continue,
+        }
+        let shown = view.unexpected.iter().filter(|g| counted.contains(g));
+        agreed.extend(shown.cloned());
+    }
+    agreed
 }
 
 /// Who may invoke the service once a plan is carried out.
@@ -234,5 +255,6 @@ pub fn spread(
         services: wanting.len(),
         limit,
         hash,
+        plan: reach_hash(intent, wanting),
     })
 }

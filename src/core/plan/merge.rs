@@ -25,7 +25,8 @@ pub struct Desired {
     /// Grants that are declared and that a guardrail refuses to these policies. Somebody else may
     /// list them, and be allowed to.
     pub refused: BTreeMap<Grant, (Refusal, BTreeSet<PolicyId>)>,
-    /// Conditions that policies use, by role. A binding under any other condition is foreign.
+    /// Conditions that policies may use and do, by role. A binding under any other condition is
+    /// foreign: what a guardrail refuses makes nobody else's condition ours.
     pub conditions: BTreeSet<(Role, Condition)>,
 }
 
@@ -60,9 +61,6 @@ impl Desired {
     /// One entry of a policy: ended, refused by a guardrail, or listed.
     fn declare(&mut self, claim: &PolicyOnService, declared: &Declared, input: &Input<'_>) {
         let (grant, id) = (&declared.grant, &claim.intent.id);
-        if let Some(c) = &grant.condition {
-            self.conditions.insert((grant.role, c.as_ref().clone()));
-        }
         if declared.expires.is_some_and(|e| e <= input.now) {
             if claim.enforces() {
                 self.expired.insert(grant.clone());
@@ -74,6 +72,9 @@ impl Desired {
             let (_, by) = entry.or_insert_with(|| (refusal, BTreeSet::new()));
             by.insert(id.clone());
             return;
+        }
+        if let Some(c) = &grant.condition {
+            self.conditions.insert((grant.role, c.as_ref().clone()));
         }
         let listed = self.listed.entry(grant.clone()).or_default();
         listed.insert(id.clone());

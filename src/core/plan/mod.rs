@@ -7,6 +7,7 @@ mod check;
 pub mod claim;
 pub mod diff;
 pub mod drift;
+pub mod effect;
 pub mod guard;
 pub mod merge;
 pub mod ownership;
@@ -27,7 +28,7 @@ use jiff::Timestamp;
 use crate::{
     api::HeldRemoval,
     iam::{Grant, MAX_MEMBERS, Policy, PrincipalKind, RunService},
-    intent::{Limits, PolicyId},
+    intent::{Agreement, Limits, PolicyId},
 };
 
 pub use check::check;
@@ -36,6 +37,7 @@ pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};
+pub use effect::Effects;
 pub use guard::Approval;
 pub use merge::{Desired, merge};
 pub use ownership::{Lines, OwnerState, Owners, stored_size};
@@ -146,6 +148,10 @@ pub struct Plan {
     pub drift: BTreeSet<Grant>,
     /// Somebody agreed to this.
     pub approved: Option<Approval>,
+    /// The InvokerApprovals that let its removals through.
+    pub approvals: Vec<Arc<Agreement>>,
+    /// The InvokerApprovals that let selectors reach the service.
+    pub reached_by: Vec<Arc<Agreement>>,
     /// Grants of which one at least has to be made with the removals, or nobody could invoke the
     /// service any more.
     pub replacements: BTreeSet<Grant>,
@@ -162,6 +168,8 @@ impl Plan {
             lines: Lines::new(),
             drift: BTreeSet::new(),
             approved: None,
+            approvals: Vec::new(),
+            reached_by: Vec::new(),
             replacements: BTreeSet::new(),
         }
     }
@@ -171,6 +179,10 @@ impl Plan {
         let mut part = self.clone();
         part.grants.retain(|g, _| batch.grants.contains(g));
         part.revokes.retain(|g, _| batch.revokes.contains(g));
+        // Removals are written together, and with them what they were approved by.
+        if part.revokes.is_empty() {
+            part.approvals.clear();
+        }
         part
     }
 
@@ -281,6 +293,8 @@ pub fn plan(input: &Input<'_>) -> Plan {
     let desired = merge(input);
     let live = input.live.grants();
     let mut plan = Plan::nothing(input.service);
+    let acting = input.claims.iter().filter(|c| c.enforces());
+    plan.reached_by = acting.filter_map(|c| c.reached_by.clone()).collect();
     grant_missing(&mut plan, input, &desired, &live);
     withhold_refused(&mut plan, &desired, &live);
     revoke_unlisted(&mut plan, input, &desired, &live);

@@ -10,7 +10,7 @@ use crate::{api::Reason, iam::ServiceInfo};
 use crate::{
     api::{Membership, Mode, OnDelete},
     iam::{Condition, Ingress, Principal, Role},
-    intent::{Declared, Guardrail, Intent, Terms},
+    intent::{Agreement, Declared, Guardrail, Intent, Terms},
 };
 
 const NOW: &str = "2026-11-23T12:00:00Z";
@@ -29,6 +29,7 @@ fn intent(name: &str, members: &[&str]) -> Intent {
             uid: format!("uid-{name}").into(),
         },
         generation: 1,
+        spec_digest: "spec".into(),
         project: "acme".into(),
         targets: vec![],
         declared: members
@@ -76,6 +77,7 @@ struct Case {
     unanswered: UnansweredSelectors,
     /// Approvals on the ledger.
     approvals: BTreeSet<Arc<str>>,
+    agreements: Vec<Arc<Agreement>>,
 }
 impl Case {
     fn new(intents: Vec<Intent>, live: Policy) -> Self {
@@ -98,6 +100,7 @@ impl Case {
             doubtful: BTreeSet::new(),
             unanswered: UnansweredSelectors::default(),
             approvals: BTreeSet::new(),
+            agreements: vec![],
         }
     }
     fn claims(&self) -> Vec<PolicyOnService> {
@@ -110,7 +113,12 @@ impl Case {
         };
         self.intents
             .iter()
-            .map(|i| PolicyOnService::new(Arc::new(i.clone()), terms(i)))
+            .map(|i| {
+                let mut claim = PolicyOnService::new(Arc::new(i.clone()), terms(i));
+                let all = self.agreements.iter().filter(|a| a.policy == i.id.name);
+                claim.agreements = all.cloned().collect();
+                claim
+            })
             .collect()
     }
     fn with<R>(&self, f: impl FnOnce(&Input<'_>) -> R) -> R {
@@ -498,6 +506,116 @@ fn a_plan_that_takes_too_much_is_held_until_exactly_it_is_approved() {
     assert!(again.revokes.is_empty() && again.withheld[0].why.hash() != Some(&hash));
 }
 
+/// A held plan, with the hash of what it does for each policy.
+fn held(case: &Case) -> BTreeMap<String, Arc<str>> {
+    let plan = case.plan();
+    assert!(plan.revokes.is_empty(), "{:?}", plan.revokes);
+    let why = plan.withheld.iter().map(|w| &w.why);
+    let mut approvals = why.filter_map(|w| match w {
+        WithheldReason::Approval(a) => Some(a),
+        _ => None,
+    });
+    let effects = approvals.next().unwrap().effects.iter();
+    effects
+        .map(|(id, hash)| (id.name.to_string(), hash.clone()))
+        .collect()
+}
+
+fn agreement(policy: &str, plan: &Arc<str>) -> Arc<Agreement> {
+    let spec = json!({"policy": policy, "plan": &**plan, "reason": "CHG-1"});
+    let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval", "spec": spec,
+        "metadata": {"namespace": "ns", "name": "chg-1", "uid": "u", "creationTimestamp": NOW}});
+    Agreement::from_object(&serde_json::from_value(object).unwrap())
+        .unwrap()
+        .into()
+}
+
+fn three_too_many() -> Case {
+    let mut members = many(3);
+    members.push("user:a@acme.com".into());
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&refs(&members)),
+    );
+    case.settings.limits.max_removals = 2;
+    case.rails = vec![rail("strict", json!({"approvals": "Approver"}))];
+    case
+}
+
+#[test]
+fn where_an_approver_is_wanted_the_annotation_counts_for_nothing() {
+    let mut case = three_too_many();
+    let hash = case.plan().withheld[0].why.hash().cloned().unwrap();
+    case.intents[0].approvals = [hash].into();
+    let effect = held(&case)["a"].clone();
+    case.agreements = vec![
+        agreement("other", &effect),
+        agreement("a", &"0".repeat(40).into()),
+    ];
+    held(&case);
+    case.agreements = vec![agreement("a", &effect)];
+    let plan = case.plan();
+    assert_eq!((plan.revokes.len(), plan.approvals.len()), (3, 1));
+    // Its time is over.
+    let mut late = Agreement::clone(&case.agreements[0]);
+    late.not_after = Some(now());
+    case.agreements = vec![late.into()];
+    held(&case);
+}
+
+#[test]
+fn the_hash_of_an_effect_is_about_the_effect_and_about_nothing_else() {
+    let case = three_too_many;
+    let of = |change: &dyn Fn(&mut Case)| {
+        let mut case = case();
+        change(&mut case);
+        held(&case)["a"].clone()
+    };
+    let usual = of(&|_| {});
+    // Elsewhere in the same policy, in its version, and what is there already or not.
+    assert_eq!(usual, of(&|c| c.live.etag = crate::iam::Etag("F".into())));
+    assert_eq!(
+        usual,
+        of(&|c| c.live.bindings[0]
+            .members
+            .push("user:other@acme.com".into()))
+    );
+    assert_eq!(
+        usual,
+        of(&|c| c.live.bindings[1]
+            .members
+            .retain(|m| m != "user:a@acme.com"))
+    );
+    assert_eq!(usual, of(&|c| c.intents[0].generation = 7));
+    assert_eq!(usual, of(&|c| c.intents[0].id.uid = "made again".into()));
+    let others: [&dyn Fn(&mut Case); 5] = [
+        &|c| c.live.bindings[1].members.push("user:x@acme.com".into()),
+        &|c| {
+            c.live.bindings[1].members.remove(0);
+            c.settings.limits.max_removals = 1;
+        },
+        &|c| c.intents[0].spec_digest = "another spec".into(),
+        &|c| {
+            let declared = [Declared {
+                grant: grant("user:b@acme.com"),
+                expires: None,
+            }];
+            c.intents[0].declared = declared.into();
+        },
+        &|c| {
+            c.rails
+                .push(rail("members", json!({"members": ["*@elsewhere.org"]})))
+        },
+    ];
+    let mut seen = BTreeSet::from([usual]);
+    for (i, other) in others.into_iter().enumerate() {
+        assert!(
+            seen.insert(of(other)),
+            "change {i} leaves the hash as it was"
+        );
+    }
+}
+
 /// Another role leaves behind what was granted with the first, and whoever is held for too many is
 /// told so as with any other removal.
 #[test]
@@ -672,6 +790,37 @@ fn an_approval_on_the_ledger_is_about_what_is_nobodys() {
     assert_eq!(agreed.held_alone(), None);
     case.intents[0].approvals = [hash.as_str().into()].into();
     assert_eq!(case.plan().revokes.len(), 2);
+}
+
+#[test]
+fn what_a_guardrail_refuses_makes_nobody_elses_condition_ours() {
+    let theirs = Grant {
+        condition: Some(std::sync::Arc::new(Condition::new(
+            "theirs",
+            "",
+            "request.path == '/x'",
+        ))),
+        ..grant("user:x@evil.org")
+    };
+    let mut case = Case::new(
+        vec![intent("a", &["user:a@acme.com"])],
+        live(&["user:a@acme.com"]),
+    );
+    case.live = case
+        .live
+        .with_changes(&[theirs.clone()].into(), &BTreeSet::new());
+    let before = case.plan().revokes;
+    // Another policy declares it, as a way back does with what was there, and may not.
+    let mut copy = intent("b", &[]);
+    copy.membership = Membership::Additive;
+    copy.declared = [Declared {
+        grant: theirs,
+        expires: None,
+    }]
+    .into();
+    case.intents.push(copy);
+    case.rails = vec![rail("strict", json!({"members": ["*@acme.com"]}))];
+    assert_eq!(case.plan().revokes, before);
 }
 
 #[test]
@@ -999,6 +1148,7 @@ fn any_case() -> impl Strategy<Value = Case> {
             doubtful: BTreeSet::new(),
             unanswered: UnansweredSelectors::default(),
             approvals: BTreeSet::new(),
+            agreements: vec![],
         },
     )
 }

@@ -154,6 +154,7 @@ impl Before<'_> {
             contested: false,
             drift_by: None,
             approve: String::new(),
+            plan: String::new(),
             message: String::new(),
             since: self
                 .get(service)
@@ -170,7 +171,11 @@ fn observed_entry(
     observation: &Observation,
 ) -> ServiceStatus {
     let reached = facts.reach.filter(|r| r.services.contains(service));
-    let waits = reached.is_some_and(|r| matches!(r.spread, SelectorImpact::Held { .. }));
+    let reached_plan = reached.and_then(|r| match &r.spread {
+        SelectorImpact::Held { plan, .. } => Some(plan),
+        SelectorImpact::Counting { .. } => None,
+    });
+    let waits = reached_plan.is_some();
     let state = if waits {
         ServiceState::Held
     } else {
@@ -194,11 +199,18 @@ fn observed_entry(
                 _ => None,
             },
             approve: found.approve.as_deref().unwrap_or_default().to_owned(),
+            plan: reached_plan
+                .or(found.plan.as_ref())
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             message: message(facts, service, found, waits),
             ..entry
         },
     }
 }
+
+/// Said of a service that a selector newly reaches, and that waits for approval.
+pub const NEW_TO_POLICY: &str = "new to this policy; waits for approval";
 
 /// What a person should know of a service that could be read.
 fn message(facts: &StatusInput<'_>, service: &RunService, found: &Findings, waits: bool) -> String {
@@ -216,7 +228,7 @@ fn message(facts: &StatusInput<'_>, service: &RunService, found: &Findings, wait
         ));
     }
     if waits {
-        words.push("new to this policy; waits for approval".to_owned());
+        words.push(NEW_TO_POLICY.to_owned());
     }
     words.extend(found.notes.iter().cloned());
     listed_with(&words, 5, "; ")

@@ -25,13 +25,13 @@ use crate::{
 };
 use conditions::ConditionInput;
 pub use conditions::propagated_at;
+pub use entries::{NEW_TO_POLICY, shortened, state_of};
 use entries::{denied_services, needs_person};
-pub use entries::{shortened, state_of};
 pub use inherited::InheritedView;
 pub use observation::{
     Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written,
 };
-pub use text::{approve_with, whole_seconds};
+pub use text::{how_to_agree, whole_seconds};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct DeniedTarget {
 pub struct ReachedServices {
     pub spread: SelectorImpact,
     pub services: BTreeSet<RunService>,
+    /// Who says that only an InvokerApproval counts, if somebody does.
+    pub approver: Option<Arc<str>>,
 }
 
 /// All that the status of a policy depends on.

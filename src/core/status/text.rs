@@ -4,12 +4,18 @@ use jiff::Timestamp;
 
 use crate::{iam::RunService, intent::Intent};
 
-/// The command that agrees to a plan.
-pub fn approve_with(intent: &Intent, hash: &str) -> String {
-    format!(
-        "kubectl invoker approve {} -n {} --hash {hash}",
-        intent.id.name, intent.id.namespace
-    )
+/// How somebody lets a plan through, and whom to ask. `approver`: who says that only an
+/// InvokerApproval counts.
+pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> String {
+    let (namespace, name) = (&intent.id.namespace, &intent.id.name);
+    match approver {
+        None => format!(
+            "To let exactly this through: kubectl invoker approve {name} -n {namespace} --hash {hash}"
+        ),
+        Some(who) => format!(
+            "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker approve {name} -n {namespace} --reason WHY"
+        ),
+    }
 }
 
 /// The command that ends a rollback.

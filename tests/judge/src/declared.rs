@@ -279,6 +279,8 @@ pub struct Guardrail {
     public: bool,
     lifetime: bool,
     pub max_removals: Option<usize>,
+    /// Only an InvokerApproval counts.
+    pub approver: bool,
 }
 
 impl Guardrail {
@@ -299,6 +301,7 @@ impl Guardrail {
             public: spec["public"] == "Allow",
             lifetime: spec["maxLifetime"].is_string(),
             max_removals: spec["maxRemovals"].as_u64().map(|n| n as usize),
+            approver: spec["approvals"] == "Approver",
         }
     }
 

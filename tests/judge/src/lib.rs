@@ -6,6 +6,7 @@
 //! what must never happen, L for what must come about once everybody rests.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
+mod agreed;
 pub mod declared;
 pub mod iam;
 mod liveness;
@@ -115,6 +116,8 @@ pub struct Judge {
     /// Hash of a held plan, and the policy that was shown it (none: the ledger), to the service and
     /// those who would lose access as far as that was shown.
     published: BTreeMap<(String, Option<Place>), (Service, BTreeSet<String>)>,
+    /// InvokerApprovals that somebody created.
+    agreements: Vec<agreed::Agreement>,
     /// Hashes that somebody agreed to on a ledger.
     agreed_on_ledgers: BTreeSet<String>,
     /// Services on which a removal waits for approval although no policy is left, as the ledger
@@ -162,6 +165,7 @@ impl Judge {
             made: BTreeMap::new(),
             let_go: BTreeSet::new(),
             published: BTreeMap::new(),
+            agreements: Vec::new(),
             agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
             last_write: None,
@@ -221,6 +225,12 @@ impl Judge {
             "invokerpolicies" => Kind::Policy,
             "invokerguardrails" => Kind::Guardrail,
             "serviceaccounts" => Kind::Account,
+            "invokerapprovals" => {
+                if by == By::Somebody && !gone {
+                    self.note_agreement(key, object);
+                }
+                return;
+            }
             "leases" => return self.lease(at, &key.1, object, gone),
             "invokerchanges" | "invokerledgers" => {
                 self.records.stored(by, plural, object, gone);
@@ -322,7 +332,8 @@ impl Judge {
             .flatten()
         {
             let text = |k: &str| s[k].as_str().unwrap_or_default().to_owned();
-            if let Some(hash) = s["approve"].as_str().filter(|h| !h.is_empty()) {
+            let hashes = [text("approve"), text("plan")];
+            for hash in hashes.into_iter().filter(|h| !h.is_empty()) {
                 let service = (project.to_owned(), text("region"), text("name"));
                 let members = s["unexpected"]
                     .as_array()
@@ -332,7 +343,7 @@ impl Judge {
                 let members: BTreeSet<String> = members
                     .map(|m| iam::member_key(m.split(' ').next().unwrap_or(m)))
                     .collect();
-                let shown = (hash.to_owned(), Some(key.clone()));
+                let shown = (hash, Some(key.clone()));
                 let entry = self
                     .published
                     .entry(shown)

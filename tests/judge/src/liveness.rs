@@ -348,7 +348,7 @@ impl Judge {
 
     /// Whether a plan on the service waits for approval, and somebody is told.
     fn is_held(&self, service: &Service) -> bool {
-        let asks = |e: &Value| e["approve"].as_str().is_some_and(|a| !a.is_empty());
+        let asks = |e: &Value| e["plan"].as_str().is_some_and(|a| !a.is_empty());
         self.held_alone.contains(service)
             || self
                 .store

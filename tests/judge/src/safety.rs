@@ -36,6 +36,14 @@ struct Change {
     left: BTreeSet<Grant>,
 }
 
+/// What of a write needs approval.
+struct Needed<'a> {
+    what: String,
+    counted: BTreeSet<&'a Grant>,
+    /// The annotation on a policy counts for nothing.
+    approver: bool,
+}
+
 impl Judge {
     /// S7: a status that says that IAM had the time to act everywhere, a moment after a write. What
     /// was on its way when the write arrived is not held against it.
@@ -125,6 +133,7 @@ impl Judge {
         if verdicts.iter().all(|v| !v.is_empty()) {
             found.extend(verdicts.into_iter().next().into_iter().flatten());
         }
+        self.note_use(w, &change);
         if !self.records.is_open(&w.service, &w.before["etag"]) {
             found.push(("S5", "no open record stood before the write".into()));
         }
@@ -269,6 +278,39 @@ impl Judge {
         w: &Write,
         change: &Change,
     ) -> Option<String> {
+        let needed = self.needed(policies, d, w, change)?;
+        let mut agreed = self.agreed(d, &w.service, !needed.approver);
+        agreed.extend(self.approved(&w.service));
+        let agreed = needed.counted.iter().all(|g| agreed.contains(&g.member));
+        let who: Vec<String> = needed.counted.iter().map(ToString::to_string).collect();
+        let what = needed.what;
+        (!agreed).then(|| format!("takes {what} away without approval: {}", who.join(", ")))
+    }
+
+    /// Approvals work once: those that a write needed, whatever the operator knew, are used.
+    fn note_use(&mut self, w: &Write, change: &Change) {
+        let needs = |k: &Known| {
+            let d = &k.declared;
+            let needed = self.needed(&self.about(k, &w.service), d, w, change)?;
+            let agreed = self.agreed(d, &w.service, !needed.approver);
+            let open = needed.counted.iter().map(|g| &g.member);
+            let open: BTreeSet<String> = open.filter(|m| !agreed.contains(m)).cloned().collect();
+            (!open.is_empty()).then_some(open)
+        };
+        let open: Option<Vec<BTreeSet<String>>> = w.known.iter().map(|k| needs(k)).collect();
+        for taken in open.unwrap_or_default() {
+            self.use_approvals(&w.service, &taken);
+        }
+    }
+
+    /// What of a write needs approval; `None`: nothing.
+    fn needed<'a>(
+        &self,
+        policies: &[&Policy],
+        d: &Declared,
+        w: &Write,
+        change: &'a Change,
+    ) -> Option<Needed<'a>> {
         // A policy lists what its spec says, and what it went back to.
         let forbidden = |g: &Grant| {
             let listed_by = |p: &&&Policy| {
@@ -328,36 +370,17 @@ impl Judge {
         if counted.len() <= limit && !emptied {
             return None;
         }
-        // Whoever agrees does so for what was shown there, and for nothing else.
-        let shown = |key: &(String, Option<(String, String)>)| {
-            self.published
-                .get(key)
-                .filter(|(s, _)| *s == w.service)
-                .map(|(_, members)| members)
-        };
-        let by_policies = d.readable().flat_map(|p| {
-            let place = (p.namespace.clone(), p.name.clone());
-            p.approvals
-                .iter()
-                .map(move |hash| (hash.clone(), Some(place.clone())))
-        });
-        let by_ledgers = self
-            .agreed_on_ledgers
-            .iter()
-            .map(|hash| (hash.clone(), None));
-        let agreed: BTreeSet<&String> = by_policies
-            .chain(by_ledgers)
-            .filter_map(|k| shown(&k))
-            .flatten()
-            .collect();
-        let agreed = counted.iter().all(|g| agreed.contains(&g.member));
         let what = if emptied {
             "the last invoker".to_owned()
         } else {
             format!("{} of at most {limit}", counted.len())
         };
-        let who: Vec<String> = counted.iter().map(ToString::to_string).collect();
-        (!agreed).then(|| format!("takes {what} away without approval: {}", who.join(", ")))
+        let mut concerned = acting.iter().copied().chain(&answering);
+        Some(Needed {
+            what,
+            counted,
+            approver: concerned.any(|p| d.rails(&p.namespace).any(|g| g.approver)),
+        })
     }
 
     /// No write after the Lease could have been somebody else's.

@@ -498,7 +498,12 @@ fn platform(dice: &Dice, length_ms: u64) -> Vec<Action> {
             1 => spec["members"] = json!(["user:*@acme.com"]),
             2 => spec["services"] = json!(["api*"]),
             3 => spec["projects"] = json!(["acme-prod"]),
-            4 => spec["maxRemovals"] = json!(d.below(3)),
+            4 => {
+                spec["maxRemovals"] = json!(d.below(3));
+                if d.chance(0.5) {
+                    spec["approvals"] = json!("Approver");
+                }
+            }
             _ => spec["public"] = json!("Allow"),
         }
         let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});

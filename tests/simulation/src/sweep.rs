@@ -192,6 +192,14 @@ impl Teller {
                     how: crate::story::Agreement::Shown,
                 });
             }
+            "approveAs" => {
+                let (namespace, name) = policy(&text("policy"));
+                self.does(What::Approve {
+                    namespace,
+                    name,
+                    how: crate::story::Agreement::Shown,
+                });
+            }
             "rollBack" => {
                 let (namespace, name) = policy(&text("policy"));
                 let newest = given["newest"].as_u64().map(|n| n as usize);

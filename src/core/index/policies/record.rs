@@ -1,7 +1,7 @@
 //! What is kept of one policy.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use crate::{
     api::{FINALIZER, InvokerPolicy, InvokerPolicyStatus, StatusSummary},
     iam::RunService,
     index::{RollbackState, selector_impact::Reach},
-    intent::{Intent, Terms},
+    intent::{Agreement, Intent, Terms},
     status::{DeniedTarget, Observation},
 };
 
@@ -32,8 +32,9 @@ pub struct Record {
     pub(super) denied: Box<[DeniedTarget]>,
     /// Services that its selectors match and that it may not touch.
     pub(super) outside: usize,
-    /// Services for which somebody agreed that a discovery may reach them.
-    pub(in crate::index) released: HashSet<RunService>,
+    /// Services for which somebody agreed that a discovery may reach them, and by which approval
+    /// where it was one.
+    pub(in crate::index) released: HashMap<RunService, Option<Arc<Agreement>>>,
     /// How far its selectors reach, once somebody asked.
     pub(in crate::index) reach: Mutex<Option<Box<Reach>>>,
     pub(super) rollback: RollbackState,
@@ -119,7 +120,7 @@ impl Record {
             terms,
             denied: [].into(),
             outside: 0,
-            released: HashSet::new(),
+            released: HashMap::new(),
             reach: Mutex::default(),
             rollback: RollbackState::None,
             last_change: None,
@@ -152,6 +153,10 @@ impl Record {
         if let Some(previous) = previous {
             self.observations = previous.observations;
             self.released = previous.released;
+            // An approval is for one spec; by whatever else it was agreed, that is as it was.
+            if previous.intent.spec_digest != self.intent.spec_digest {
+                self.released.retain(|_, by| by.is_none());
+            }
             self.last_change = previous.last_change;
         }
     }

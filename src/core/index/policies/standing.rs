@@ -201,6 +201,8 @@ impl Index {
         if !left && !self.is_established(record, service) {
             word.spread = self.spread(record);
         }
+        word.agreements = self.agreements(record, service);
+        word.reached_by = self.reached_by(record, service);
         word
     }
 

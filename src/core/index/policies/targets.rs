@@ -85,7 +85,7 @@ impl Index {
         record
             .observations
             .retain(|s, _| targets.contains(s) || self.ledgers.owns(uid, s));
-        record.released.retain(|s| targets.contains(s));
+        record.released.retain(|s, _| targets.contains(s));
     }
 
     /// The services that an intent means now, and of them those that it may touch.

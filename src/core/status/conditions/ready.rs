@@ -10,7 +10,7 @@ use crate::{
     intent::{Intent, Rejection},
     plan::SelectorImpact,
     status::{
-        Held, Members, StatusInput, approve_with, is_suspended, needs_person,
+        Held, Members, StatusInput, how_to_agree, is_suspended, needs_person,
         text::{and_more, listed, listed_with, place, retain_with, services_in_words},
     },
 };
@@ -162,12 +162,13 @@ fn selector_impact(facts: &StatusInput<'_>) -> Option<Verdict> {
             services,
             limit,
             hash,
+            ..
         } => {
             let names: Vec<String> = reach.services.iter().map(place).collect();
             let message = format!(
-                "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. To let exactly these through: {}",
+                "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. {}",
                 listed(&names, 5),
-                approve_with(facts.intent, hash)
+                how_to_agree(facts.intent, hash, reach.approver.as_deref())
             );
             Verdict::new(Truth::False, Reason::ApprovalRequired, message).stalled()
         }

@@ -8,7 +8,7 @@ use crate::{
     iam::Grant,
     intent::Intent,
     plan::{Input, PolicyOnService, Withheld, WithheldReason},
-    status::approve_with,
+    status::how_to_agree,
 };
 
 /// The most things held back that an observation keeps one by one.
@@ -59,6 +59,8 @@ pub struct Findings {
     pub held_more: usize,
     /// Hash that lets through what is held for approval.
     pub approve: Option<Arc<str>>,
+    /// Hash of that plan, for an InvokerApproval.
+    pub plan: Option<Arc<str>>,
     /// Grants that somebody else keeps changing, in words.
     pub contested: Members,
     /// Members that may invoke by other roles, with the role.
@@ -169,8 +171,8 @@ pub(super) fn held(intent: &Intent, concerned: &[&Withheld]) -> (Vec<Held>, usiz
                 member: waiting.listed(NAMED),
                 reason: Reason::ApprovalRequired,
                 message: format!(
-                    "{why}. To let exactly this through: {}",
-                    approve_with(intent, &approval.hash)
+                    "{why}. {}",
+                    how_to_agree(intent, &approval.hash, approval.approver.as_deref())
                 ),
             },
         );

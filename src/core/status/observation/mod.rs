@@ -202,6 +202,10 @@ impl Reconciled<'_> {
         });
         let drift = self.drift.seen_by(claim);
         let (held, held_more) = held(&claim.intent, &concerned);
+        let approval = concerned.iter().find_map(|w| match &w.why {
+            WithheldReason::Approval(a) => Some(a),
+            _ => None,
+        });
         Findings {
             missing: view.missing.iter().collect(),
             unexpected: view.unexpected.iter().collect(),
@@ -209,10 +213,10 @@ impl Reconciled<'_> {
             drift: drift.missing.iter().chain(&drift.unexpected).collect(),
             held,
             held_more,
-            approve: concerned.iter().find_map(|w| match &w.why {
-                WithheldReason::Approval(a) => Some(a.hash.clone()),
-                _ => None,
-            }),
+            approve: approval
+                .filter(|a| a.approver.is_none())
+                .map(|a| a.hash.clone()),
+            plan: approval.and_then(|a| a.effects.get(&claim.intent.id).cloned()),
             contested: contested.collect(),
             also: input
                 .live
@@ -314,10 +318,18 @@ fn changed_at(
 
 /// When the last of these writes that were made was over. How long one was on its way is not known:
 /// from then on IAM has had it.
-pub fn last_write(applied: &[Applied]) -> Option<Timestamp> {
-    let real = applied.iter().filter(|a| a.is_real());
-    real.filter_map(|a| Some(a.outcome.closed_at.as_ref()?.0))
-        .max()
+fn last_write(applied: &[Applied]) -> Option<Timestamp> {
+    applied.iter().filter_map(|a| written_at(&a.outcome)).max()
+}
+
+/// When a write was over, if any of it was made.
+pub fn written_at(outcome: &ChangeOutcome) -> Option<Timestamp> {
+    let is_real = matches!(outcome.phase, ChangePhase::Applied | ChangePhase::Partial);
+    outcome
+        .closed_at
+        .as_ref()
+        .filter(|_| is_real)
+        .map(|at| at.0)
 }
 
 /// What a policy observes of a service that could not be reconciled. What was written before is not

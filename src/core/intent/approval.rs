@@ -1,0 +1,150 @@
+//! From a raw `InvokerApproval` to what it agrees to, and until when.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use sha2::{Digest as _, Sha256};
+
+use super::{ApprovalKey, PolicyKey};
+use crate::api::{ChangeApproval, InvokerApproval, PendingApproval};
+
+/// How long an approval without `notAfter` may be used.
+const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Somebody who may approve agreed to a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreement {
+    pub key: ApprovalKey,
+    pub uid: Arc<str>,
+    /// Name of the policy, in the namespace of the approval.
+    pub policy: Arc<str>,
+    /// Hash of the plan.
+    pub plan: Arc<str>,
+    /// Why, in the words of whoever agreed.
+    pub reason: Arc<str>,
+    pub created: Timestamp,
+    /// `notAfter`, where it is given.
+    pub not_after: Option<Timestamp>,
+    /// Stands for the approval by what it says: the same object restored from a backup has another
+    /// uid, another creation time, and this digest.
+    pub digest: Arc<str>,
+}
+
+impl Agreement {
+    /// Reads an approval.
+    ///
+    /// # Errors
+    /// The field that cannot be understood, in words; then it agrees to nothing.
+    pub fn from_object(object: &InvokerApproval) -> Result<Self, String> {
+        let (meta, spec) = (&object.metadata, &object.spec);
+        let not_after = match &spec.not_after {
+            None => None,
+            Some(text) => Some(
+                text.parse::<Timestamp>()
+                    .map_err(|e| format!("spec.notAfter {text:?} is no time: {e}"))?,
+            ),
+        };
+        let key = ApprovalKey::of(meta);
+        let until = spec.not_after.as_deref().unwrap_or_default();
+        let parts = [
+            &*key.namespace,
+            &*key.name,
+            &spec.policy,
+            &spec.plan,
+            &spec.reason,
+            until,
+        ];
+        Ok(Self {
+            digest: digest(parts),
+            key,
+            uid: meta.uid.as_deref().unwrap_or_default().into(),
+            policy: spec.policy.as_str().into(),
+            plan: spec.plan.as_str().into(),
+            reason: spec.reason.as_str().into(),
+            created: meta
+                .creation_timestamp
+                .as_ref()
+                .map_or(Timestamp::MIN, |t| t.0),
+            not_after,
+        })
+    }
+
+    /// The policy whose plan it is about.
+    pub fn policy(&self) -> PolicyKey {
+        PolicyKey::new(self.key.namespace.clone(), self.policy.clone())
+    }
+
+    /// When it may be used no more.
+    pub fn ends(&self) -> Timestamp {
+        let default = || self.created.checked_add(LIFETIME).unwrap_or(Timestamp::MAX);
+        self.not_after.unwrap_or_else(default)
+    }
+
+    /// As a write that it lets through has it in the ledger.
+    pub fn pending(&self) -> PendingApproval {
+        PendingApproval {
+            record: ChangeApproval {
+                namespace: self.key.namespace.to_string(),
+                name: self.key.name.to_string(),
+                uid: self.uid.to_string(),
+                policy: self.policy.to_string(),
+                plan: self.plan.to_string(),
+                reason: self.reason.chars().take(512).collect(),
+            },
+            approval: self.digest.to_string(),
+            not_after: self.not_after.map(MicroTime),
+        }
+    }
+}
+
+/// Forty hexadecimal digits over `parts`, each closed by a zero byte. Tenants choose what goes in,
+/// so it has to withstand a search for two plans with one hash.
+pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
+    use std::fmt::Write as _;
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part.as_bytes());
+        hasher.update([0]);
+    }
+    let mut text = String::with_capacity(40);
+    for byte in hasher.finalize().iter().take(20) {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(uid: &str, spec: Value) -> Result<Agreement, String> {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
+            "metadata": {"namespace": "n", "name": "a", "uid": uid, "creationTimestamp": "2026-11-26T12:00:00Z"},
+            "spec": spec});
+        Agreement::from_object(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn an_approval_restored_from_a_backup_is_the_same_one() {
+        let spec = json!({"policy": "p", "plan": "a".repeat(40), "reason": "CHG-1"});
+        let (old, new) = (read("1", spec.clone()).unwrap(), read("2", spec).unwrap());
+        assert!(old.digest == new.digest && old.uid != new.uid);
+        let other = json!({"policy": "p", "plan": "a".repeat(40), "reason": "CHG-2"});
+        assert_ne!(read("1", other).unwrap().digest, old.digest);
+    }
+
+    #[test]
+    fn it_ends_when_it_says_or_after_a_week() {
+        let mut spec = json!({"policy": "p", "plan": "a".repeat(40), "reason": "CHG-1"});
+        let week = read("1", spec.clone()).unwrap().ends();
+        assert_eq!(week.to_string(), "2026-12-03T12:00:00Z");
+        spec["notAfter"] = json!("2026-11-27T00:00:00+02:00");
+        let said = read("1", spec.clone()).unwrap().ends();
+        assert_eq!(said.to_string(), "2026-11-26T22:00:00Z");
+        spec["notAfter"] = json!("2026-02-30T00:00:00Z");
+        assert!(read("1", spec).unwrap_err().contains("spec.notAfter"));
+    }
+}
