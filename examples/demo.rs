@@ -643,7 +643,7 @@ async fn main() -> anyhow::Result<()> {
         .context("no hash")?
         .to_owned();
     stage.command(&format!(
-        "kubectl -n shop annotate ivp archive run-invoker.dev/approve={hash}"
+        "kubectl invoker approve archive -n shop --hash {hash}"
     ));
     stage
         .merge(

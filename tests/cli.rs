@@ -71,7 +71,7 @@ async fn put(client: &Client, object: &Value) {
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("shop");
     let mut object = object.clone();
     let version = match kind {
-        "ServiceAccount" => "v1",
+        "ServiceAccount" | "Pod" => "v1",
         "Lease" => "coordination.k8s.io/v1",
         k if k.starts_with("Role") => "rbac.authorization.k8s.io/v1",
         _ => "run-invoker.dev/v1alpha1",
@@ -83,6 +83,7 @@ async fn put(client: &Client, object: &Value) {
         "InvokerChange" => ApiResource::erase::<InvokerChange>(&()),
         "Role" => ApiResource::erase::<k8s_openapi::api::rbac::v1::Role>(&()),
         "RoleBinding" => ApiResource::erase::<k8s_openapi::api::rbac::v1::RoleBinding>(&()),
+        "Pod" => ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()),
         "Lease" => ApiResource::erase::<k8s_openapi::api::coordination::v1::Lease>(&()),
         "ServiceAccount" => ApiResource::erase::<k8s_openapi::api::core::v1::ServiceAccount>(&()),
         other => panic!("{other}"),
@@ -93,7 +94,12 @@ async fn put(client: &Client, object: &Value) {
         Api::namespaced_with(client.clone(), namespace, &resource)
     };
     let name = object["metadata"]["name"].as_str().unwrap().to_owned();
-    let status = object.as_object_mut().unwrap().remove("status");
+    // The sandbox's Pods have their status inline.
+    let status = if kind == "Pod" {
+        None
+    } else {
+        object.as_object_mut().unwrap().remove("status")
+    };
     api.patch(
         &name,
         &PatchParams::apply("tests").force(),
@@ -147,6 +153,8 @@ impl Plugin {
             .env_clear()
             .env("KUBECONFIG", self.folder.join("kubeconfig"))
             .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &self.endpoint)
+            // As on a terminal of this width.
+            .env("COLUMNS", "80")
             .envs(environment.iter().copied())
             .env("KUBECTL_INVOKER_NOW", NOW)
             .stdin(Stdio::null())
@@ -168,17 +176,20 @@ impl Drop for Plugin {
     }
 }
 
-/// Words of a command line; quotes hold words together.
+/// Words of a command line; quotes hold words together, and are a word where nothing is in them.
 fn words(line: &str) -> Vec<String> {
-    let (mut words, mut quoted) = (vec![String::new()], false);
+    let (mut words, mut word, mut quoted) = (Vec::new(), None::<String>, false);
     for c in line.chars() {
         match c {
-            '\'' => quoted = !quoted,
-            ' ' if !quoted => words.push(String::new()),
-            c => words.last_mut().unwrap().push(c),
+            '\'' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            ' ' if !quoted => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
         }
     }
-    words.retain(|w| !w.is_empty());
+    words.extend(word);
     words
 }
 
@@ -237,9 +248,10 @@ async fn transcript(folder: &Path) -> String {
     let mut out = format!("{}\n", case.description);
     for line in &case.script {
         let args = words(line);
-        let ran = plugin
-            .run(&args.iter().map(String::as_str).collect::<Vec<_>>())
-            .await;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let width = if line.contains("--help") { "100" } else { "80" };
+        let environment = [("RUN_INVOKER_ANONYMOUS", "true"), ("COLUMNS", width)];
+        let ran = plugin.run_with(&args, &environment).await;
         out.push_str(&format!("\n$ kubectl invoker {line}\n{}", ran.stdout));
         for line in ran.stderr.lines() {
             out.push_str(&format!("[stderr] {line}\n"));
@@ -248,13 +260,14 @@ async fn transcript(folder: &Path) -> String {
         if line.contains("--help") {
             continue;
         }
-        for line in ran
-            .stdout
-            .lines()
-            .filter(|_| !line.contains("-o ") && !line.contains("export"))
-        {
-            // A member or a command is one word, and is not broken.
-            let long_word = line.split_whitespace().any(|w| w.chars().count() > 50);
+        for line in ran.stdout.lines().filter(|_| {
+            !["-o ", "export", "complet"]
+                .iter()
+                .any(|w| line.contains(w))
+        }) {
+            // A member or a command is one word, and is not broken; a table of names is rather wider.
+            let long_word = line.split_whitespace().any(|w| w.chars().count() > 50)
+                || ran.stdout.starts_with("CHANGE ");
             assert!(
                 line.chars().count() <= 80 || long_word || line.contains("gcloud "),
                 "wider than 80 columns: {line}"
@@ -264,6 +277,7 @@ async fn transcript(folder: &Path) -> String {
     // Ports and the like differ from run to run.
     out.replace(&plugin.folder.display().to_string(), "FOLDER")
         .replace(&plugin.endpoint, "CLOUD_RUN")
+        .replace(&sandbox.kube_url(), "API_SERVER")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -710,6 +724,164 @@ async fn a_plan_over_a_thousand_services_is_small_and_within_the_budget() {
         peak / 1024
     );
     assert!(peak < 100 * 1024, "{peak} KiB");
+}
+
+/// kubectl itself asks our script while somebody types.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn kubectl_completes_the_plugin() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let plugin = Plugin::new(&sandbox);
+    let script = plugin.run(&["completion", "kubectl"]).await.stdout;
+    let path = plugin.folder.join("kubectl_complete-invoker");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_kubectl-invoker"));
+    let folders = [&plugin.folder, program.parent().unwrap()].map(|f| f.display().to_string());
+    let rest = std::env::var("PATH").unwrap_or_default();
+    let complete = async |words: &[&str]| {
+        let output = tokio::process::Command::new("kubectl")
+            .arg("__complete")
+            .arg("invoker")
+            .args(words)
+            .env("PATH", format!("{}:{rest}", folders.join(":")))
+            .env("KUBECONFIG", plugin.folder.join("kubeconfig"))
+            .output()
+            .await
+            .expect("kubectl; make tools fetches it");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let found = complete(&["re"]).await;
+    for command in ["reconcile", "resume"] {
+        assert!(found.contains(command), "{found}");
+    }
+    let found = complete(&["status", "--all"]).await;
+    assert!(found.contains("--all-namespaces"), "{found}");
+    assert!(found.ends_with(":4\n"), "{found}");
+}
+
+/// Without a terminal nothing wraps: a program reads it, or `less -S`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_piped_does_not_wrap() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let message = "a message that is rather long ".repeat(20);
+    let condition = json!({"type": "Ready", "status": "True", "reason": "InSync", "message": message.trim(),
+        "lastTransitionTime": NOW, "observedGeneration": 1});
+    let name = format!("web-{}", "0123456789".repeat(5));
+    let policy = json!({"kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}], "invokers": [{"member": "user:a@acme.com"}]},
+        "status": {"conditions": [condition]}});
+    put(&client, &policy).await;
+    let plugin = Plugin::new(&sandbox);
+    let lines = async |columns: &'static str| {
+        let environment = [("COLUMNS", columns)];
+        let ran = plugin.run_with(&["status", &name], &environment).await;
+        assert!(ran.stdout.contains(&name), "{}", ran.stdout);
+        ran.stdout.lines().count()
+    };
+    assert_eq!(lines("").await, 5);
+    assert!(lines("80").await > 10);
+}
+
+/// With a real terminal, its width counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_width_is_that_of_the_terminal() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let plugin = Plugin::new(&sandbox);
+    let script = "import os, pty, sys, fcntl, struct, termios
+pid, fd = pty.fork()
+if pid == 0:
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 40, int(sys.argv[1]), 0, 0))
+    os.execv(sys.argv[2], sys.argv[2:])
+text = b''
+while True:
+    try:
+        part = os.read(fd, 65536)
+    except OSError:
+        break
+    if not part:
+        break
+    text += part
+sys.stdout.write(text.decode().replace('\\r', ''))";
+    let widest = async |columns: &str| {
+        let output = tokio::process::Command::new("python3")
+            .args(["-c", script, columns, env!("CARGO_BIN_EXE_kubectl-invoker")])
+            .args(["doctor", "--color", "never"])
+            .env_remove("COLUMNS")
+            .env("KUBECONFIG", plugin.folder.join("kubeconfig"))
+            .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", &plugin.endpoint)
+            .env("RUN_INVOKER_ANONYMOUS", "true")
+            .output()
+            .await
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("invokerpolicies.run-invoker.dev"), "{text}");
+        text.lines().map(|l| l.chars().count()).max().unwrap()
+    };
+    let (narrow, wide) = (widest("60").await, widest("160").await);
+    assert!(
+        narrow <= 60 && (100..=160).contains(&wide),
+        "{narrow} {wide}"
+    );
+}
+
+/// Drift that came and was corrected between two looks is shown, by its record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn drift_that_was_corrected_at_once_is_seen_by_whoever_watches() {
+    let (project, region) = ("acme-prod", "europe-west1");
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    sandbox.run.deploy(project, region, "web", &[]);
+    let policy = json!({"kind": "InvokerPolicy", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"project": project, "services": [{"name": "web", "region": region}], "mode": "Enforce", "interval": "10s", "invokers": [{"member": "user:a@acme.com"}]}});
+    put(&client, &policy).await;
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    looked_at(&client).await;
+    let plugin = Plugin::new(&sandbox);
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"))
+        .args(["drift", "--watch", "-A"])
+        .env("KUBECONFIG", plugin.folder.join("kubeconfig"))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap());
+    let mut shown = String::new();
+    let until = async |lines: &mut tokio::io::BufReader<_>, shown: &mut String, wanted: &str| {
+        let read = async {
+            while !shown.contains(wanted) {
+                tokio::io::AsyncBufReadExt::read_line(lines, shown)
+                    .await
+                    .unwrap();
+            }
+        };
+        let done = tokio::time::timeout(Duration::from_secs(40), read).await;
+        assert!(done.is_ok(), "{wanted:?} was not shown: {shown}");
+    };
+    until(&mut lines, &mut shown, "no drift").await;
+    sandbox.run.add_member(
+        project,
+        region,
+        "web",
+        "roles/run.invoker",
+        "user:x@evil.org",
+    );
+    let again = plugin.run(&["reconcile", "-A"]).await;
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(
+        again
+            .stdout
+            .starts_with("default/web reconciled: Ready=True"),
+        "{}",
+        again.stdout
+    );
+    until(&mut lines, &mut shown, "- user:x@evil.org (revoked)").await;
+    assert!(shown.contains("drift corrected"), "{shown}");
+    operator.stop().await;
 }
 
 /// The page that `make browser` opens.

@@ -64,6 +64,57 @@ fn every_field_is_explained_and_every_list_of_the_spec_is_bounded() {
 }
 
 #[test]
+fn every_default_is_stated_where_kubectl_explain_shows_it() {
+    let mut seen = 0;
+    for crd in api::definitions() {
+        let crd = serde_json::to_value(crd).unwrap();
+        let mut all = Vec::new();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        fields(schema, "", &mut all);
+        for (path, schema) in all
+            .iter()
+            .filter(|(p, s)| p.starts_with(".spec") && !s["default"].is_null())
+        {
+            if schema["default"] == "" {
+                continue;
+            }
+            seen += 1;
+            let default = schema["default"].as_str().map(str::to_owned);
+            let default = default.unwrap_or_else(|| schema["default"].to_string());
+            let text = schema["description"].as_str().unwrap();
+            assert!(
+                text.ends_with(&format!("Default: {default}.")),
+                "{path}: {text}"
+            );
+        }
+    }
+    assert!(seen >= 7, "only {seen} defaults");
+}
+
+/// What a printer column shows before any operator has seen the object.
+#[test]
+fn no_column_is_empty_after_an_apply() {
+    let policies = api::definitions().into_iter().next().unwrap();
+    let crd = serde_json::to_value(policies).unwrap();
+    let version = &crd["spec"]["versions"][0];
+    let schema = &version["schema"]["openAPIV3Schema"]["properties"];
+    let status = &schema["status"]["default"];
+    for column in version["additionalPrinterColumns"].as_array().unwrap() {
+        let path = column["jsonPath"].as_str().unwrap();
+        let shown = match path.strip_prefix(".status.") {
+            // Those of -o wide may have nothing to say yet.
+            Some("lastChange") => continue,
+            Some("conditions[?(@.type==\"Ready\")].status") => &status["conditions"][0]["status"],
+            Some("conditions[?(@.type==\"Ready\")].reason") => &status["conditions"][0]["reason"],
+            Some(path) => path.split('.').fold(status, |v, key| &v[key]),
+            None if path == ".spec.mode" => &schema["spec"]["properties"]["mode"]["default"],
+            None => continue,
+        };
+        assert!(!shown.is_null(), "{path}");
+    }
+}
+
+#[test]
 fn every_rule_has_a_message_that_says_what_to_do() {
     fn walk(v: &Value, seen: &mut usize) {
         if let Some(list) = v["x-kubernetes-validations"].as_array() {

@@ -426,7 +426,7 @@ impl World {
             .map(|s| s.approve.clone())
             .find(|h| !h.is_empty());
         let of_message = status.conditions.iter().find_map(|c| {
-            let (_, rest) = c.message.split_once("run-invoker.dev/approve=")?;
+            let (_, rest) = c.message.split_once(" --hash ")?;
             Some(rest.chars().take_while(char::is_ascii_hexdigit).collect())
         });
         of_service

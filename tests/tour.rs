@@ -80,7 +80,7 @@ const APART: [&str; 1] = ["docs/cookbook.md"];
 const STARTED: [&str; 3] = ["make demo", "make demo KEEP=1", "make sandbox"];
 
 /// Programs whose commands a page may have.
-const PROGRAMS: [&str; 37] = [
+const PROGRAMS: [&str; 38] = [
     "apt-get",
     "awk",
     "base64",
@@ -105,6 +105,7 @@ const PROGRAMS: [&str; 37] = [
     "jq",
     "kubectl",
     "make",
+    "chmod",
     "mkdir",
     "perl",
     "read",
@@ -498,7 +499,7 @@ fn filled_in(command: &str) -> String {
 
 /// What may differ from run to run.
 fn normal(text: &str) -> String {
-    const DIFFERS: [(&str, &str); 11] = [
+    const DIFFERS: [(&str, &str); 12] = [
         (r"\x1b\[[0-9;]*m", ""),
         (r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z", "TIME"),
         (r"\b\d{2}:\d{2}:\d{2}Z?\b", "TIME"),
@@ -507,7 +508,8 @@ fn normal(text: &str) -> String {
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"\b(\d+d)?(\d+h)?(\d+m)?\d+(ms|s|m|h|d)\b", "AGE"),
         (r"\b\d+\.\d+ s\b", "AGE"),
-        (r"\S+ works on it", "HOLDER works on it"),
+        (r"\S+ renewed its Lease", "HOLDER renewed its Lease"),
+        (r"replica: run-invoker/\S+", "replica: run-invoker/HOLDER"),
         // A poll may find it before its event comes; the demo itself insists on the name.
         (
             "by whom the audit log has not told|actor unknown|by [^ ]+ with gcloud at TIME",

@@ -288,12 +288,12 @@ fn cli() -> String {
     let mut page = String::from(
         "# kubectl invoker\n\nThe plugin: put `kubectl-invoker` on your PATH, and `kubectl invoker` runs it. It shares gathering, planning and rendering with \
          the operator, so what it shows is what the operator would do.\n\n\
-         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`), 3 it could not be told, or not everything could be seen (`diagnose`).\n\n\
-         **Output**: for people by default, within 80 columns (`COLUMNS` for more); colours on a terminal only, none with `NO_COLOR`. \
+         **Exit codes**: 0 nothing to do, 1 error, 2 there are differences (`plan`, `status`, `drift`), a cause was found (`diagnose`), 3 it could not be told, or not everything could be seen (`diagnose`, `doctor`).\n\n\
+         **Output**: for people by default, within the width of the terminal (or `COLUMNS`), and without wrapping where the output is piped; names are never split; colours on a terminal only, none with `NO_COLOR`. \
          `-o json` and `-o yaml` are for programs: every document has `kind` and `version`; within a version fields are added, never changed or \
-         removed.\n\n**Completion** of `kubectl-invoker`: `source <(kubectl-invoker completion bash)`, and likewise for zsh, fish and others.\n",
+         removed.\n\n**Names** are `NAME` or `NAMESPACE/NAME`, as `-A` prints them. Lists take `-l SELECTOR` and `-o wide`, `name` and `jsonpath=TEMPLATE` (kubectl's form, over the document of `-o json`).\n\n**Completion** with kubectl's own: `kubectl invoker completion kubectl > ~/.local/bin/kubectl_complete-invoker && chmod +x ~/.local/bin/kubectl_complete-invoker`.\n",
     );
-    let mut command = cli::Args::command();
+    let mut command = cli::help::command();
     command.build();
     let global: Vec<String> = command
         .get_arguments()
@@ -304,7 +304,10 @@ fn cli() -> String {
     for arg in command.get_arguments().filter(|a| !a.is_hide_set()) {
         page.push_str(&option_row(arg));
     }
-    for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+    for sub in command
+        .get_subcommands()
+        .filter(|s| s.get_name() != "help" && !s.is_hide_set())
+    {
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         let _ = write!(page, "\n## {}\n\n{about}.\n", sub.get_name());
         if let Some(examples) = sub.get_after_help() {

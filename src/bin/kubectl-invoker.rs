@@ -2,11 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 use run_invoker::cli::{self, Args};
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match cli::help::command()
+        .try_get_matches()
+        .and_then(|found| Args::from_arg_matches(&found))
+    {
         Ok(args) => args,
         Err(e) => {
             // clap's own code for mistakes is 2, which means differences here.

@@ -9,10 +9,13 @@ use serde::Serialize;
 use super::{
     Exit, WorldArgs,
     context::{Context, print},
-    effective::{EffectiveArgs, look_above, stands_for},
+    effective::{EffectiveArgs, Searched, look_above, stands_for},
+    reach::one_of_many,
+    select::google_name,
     world::{ClusterSnapshot, Sources, list_project, read_services},
 };
 use crate::{
+    cloudrun::CloudRun,
     iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
     render::{Format, Style, Tone, count, data, html, table},
 };
@@ -29,16 +32,20 @@ pub enum AccessOutput {
 #[derive(Clone, Debug, clap::Args)]
 pub struct AccessCommand {
     /// Projects to read; those of the cluster's policies if none is given.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
     pub project: Vec<String>,
 
     /// Only this region.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub region: Option<String>,
 
+    /// Only services of this name.
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
+    pub service: Vec<String>,
+
     /// Only this member, as IAM writes it.
-    #[arg(long)]
-    pub member: Option<String>,
+    #[arg(long, value_parser = member)]
+    pub member: Option<Principal>,
 
     #[command(flatten)]
     pub effective: EffectiveArgs,
@@ -178,21 +185,14 @@ impl Invoker {
 }
 
 pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
-    let cloud = context.limited(&command.world.cloud).await?;
     let sources = Sources {
         files: &[],
         offline: command.offline,
         approved: true,
     };
     let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
-    let projects: Vec<Arc<str>> = if command.project.is_empty() {
-        world.index.policies().projects().cloned().collect()
-    } else {
-        command.project.iter().map(|p| p.as_str().into()).collect()
-    };
-    if projects.is_empty() {
-        anyhow::bail!("no policy names a project; give --project");
-    }
+    let cloud = context.limited(&command.world.cloud).await?;
+    let projects = projects(&world, command)?;
     let asked = command.effective.asked()?;
     let mut notes = Vec::new();
     let mut failed = false;
@@ -210,39 +210,27 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         );
     }
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
-    let mut infos: Vec<ServiceInfo> = Vec::new();
-    for project in &projects {
-        let listing = list_project(&cloud, project, command.region.as_deref()).await?;
-        let unreachable = listing.unreachable.iter();
-        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
-        infos.extend(listing.services.iter().cloned());
-        // What selectors mean is known by the labels of the services.
-        world.index.apply_listing(project, 1, Ok(listing));
-    }
-    infos.sort_by(|a, b| a.service.cmp(&b.service));
+    let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
-    let mut services = Vec::new();
+    let (mut services, mut unread) = (Vec::new(), false);
     for (info, live) in read {
-        match live {
-            Ok(live) => {
-                let mut found = access(&world, &info, &live, command.member.as_deref());
-                if let Some(above) = &above {
-                    let claims = world.index.words(&info.service);
-                    let inherited = above.invokers(&info.service.project, &claims);
-                    found.invokers.extend(inherited);
-                }
-                if let Some(asked) = &asked {
-                    found.invokers.retain(|i| stands_for(&i.member, asked));
-                }
-                services.push(found);
-            }
+        let live = match live {
+            Ok(live) => live,
             Err(fault) => {
-                failed = true;
-                let why = fault.advice();
+                unread = true;
+                let why = one_of_many(&fault);
                 notes.push(format!("{} could not be read: {why}", info.service));
+                continue;
             }
-        }
+        };
+        let mut found = access(&world, &info, &live, command.member.as_ref());
+        add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
+        services.push(found);
+    }
+    if unread {
+        failed = true;
+        notes.push(format!("{}.", context.servers().google_asked()));
     }
     if command.member.is_some() || asked.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
@@ -255,6 +243,86 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// The projects that are asked about, or those of the policies.
+fn projects(world: &ClusterSnapshot, command: &AccessCommand) -> anyhow::Result<Vec<Arc<str>>> {
+    let projects: Vec<Arc<str>> = if command.project.is_empty() {
+        world.index.policies().projects().cloned().collect()
+    } else {
+        command.project.iter().map(|p| p.as_str().into()).collect()
+    };
+    if projects.is_empty() {
+        anyhow::bail!("no policy names a project; give --project");
+    }
+    Ok(projects)
+}
+
+/// Who may invoke from above, beside those on the service; of all of them only the one asked for.
+fn add_inherited(
+    found: &mut ServiceAccess,
+    world: &ClusterSnapshot,
+    info: &ServiceInfo,
+    above: Option<&Searched>,
+    asked: Option<&Principal>,
+) {
+    if let Some(above) = above {
+        let claims = world.index.words(&info.service);
+        let inherited = above.invokers(&info.service.project, &claims);
+        found.invokers.extend(inherited);
+    }
+    if let Some(asked) = asked {
+        found.invokers.retain(|i| stands_for(&i.member, asked));
+    }
+}
+
+/// The services of the projects that are meant. What selectors mean is known by their labels, so the
+/// world learns of all of them.
+async fn list<C: CloudRun>(
+    world: &mut ClusterSnapshot,
+    cloud: &C,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<ServiceInfo>> {
+    let mut infos: Vec<ServiceInfo> = Vec::new();
+    for project in projects {
+        let listing = list_project(cloud, project, command.region.as_deref()).await?;
+        let unreachable = listing.unreachable.iter();
+        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
+        // What selectors declare is known once their services are.
+        infos.extend(listing.services.iter().cloned());
+        world.index.apply_listing(project, 1, Ok(listing));
+    }
+    only_named(&mut infos, command, projects)?;
+    Ok(infos)
+}
+
+/// A member, as an argument.
+fn member(text: &str) -> Result<Principal, String> {
+    Principal::parse(text).map_err(|e| format!("{text:?} {e}"))
+}
+
+/// Keeps the services that are named.
+fn only_named(
+    infos: &mut Vec<ServiceInfo>,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+) -> anyhow::Result<()> {
+    if command.service.is_empty() {
+        return Ok(());
+    }
+    let is_there = |name: &&String| infos.iter().any(|i| *i.service.name == **name);
+    if let Some(absent) = command.service.iter().find(|n| !is_there(n)) {
+        let region = command.region.as_ref().map(|r| format!(" in {r}"));
+        anyhow::bail!(
+            "there is no service {absent}{} in {}",
+            region.unwrap_or_default(),
+            projects.join(", ")
+        );
+    }
+    infos.retain(|i| command.service.iter().any(|n| **n == *i.service.name));
+    Ok(())
 }
 
 fn rendered(
@@ -275,10 +343,9 @@ fn access(
     world: &ClusterSnapshot,
     info: &ServiceInfo,
     live: &Policy,
-    member: Option<&str>,
+    wanted: Option<&Principal>,
 ) -> ServiceAccess {
     let claims = world.index.words(&info.service);
-    let wanted = member.map(Principal::from_live);
     let mut invokers: Vec<Invoker> = live
         .grants()
         .iter()
@@ -320,7 +387,7 @@ fn access(
         inherited_from: None,
     }));
     if let Some(wanted) = wanted {
-        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == wanted;
+        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == *wanted;
         invokers.retain(is);
     }
     ServiceAccess {

@@ -1,4 +1,4 @@
-//! `reconcile`, `suspend`, `resume`, `rollback`: through annotations and fields that the
+//! `reconcile`, `suspend`, `resume`: through annotations and fields that the
 //! operator acts on, so that guardrails and the record hold.
 
 use kube::{
@@ -10,36 +10,48 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, Kube, print},
-    show::policy,
+    select::{ObjectName, Selection},
 };
-use crate::{
-    api::{ChangeGrant, InvokerChange, InvokerPolicy, REQUESTED_AT, ROLLBACK},
-    render::Style,
-};
+use crate::api::{InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT};
 
 /// Writes as this field manager.
 pub(super) const MANAGER: &str = "kubectl-invoker";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct NameCommand {
-    /// Name of the policy.
-    pub name: String,
+    #[command(flatten)]
+    pub chosen: Selection,
 }
 
-#[derive(Clone, Debug, clap::Args)]
-pub struct RollbackCommand {
-    /// Name of the InvokerChange to go back behind; history shows them.
-    #[arg(required_unless_present = "end")]
-    pub change: Option<String>,
-    /// The policy, where several are behind the change.
-    #[arg(long)]
-    pub policy: Option<String>,
-    /// End the rollback of the policy: its spec rules again.
-    #[arg(long, requires = "policy", conflicts_with = "change")]
-    pub end: bool,
-    /// Ask nothing.
-    #[arg(long, short)]
-    pub yes: bool,
+impl NameCommand {
+    /// The policies that are meant: nothing is done to all of a namespace because no name was given.
+    async fn policies(&self, context: &Context, kube: &Kube) -> anyhow::Result<Vec<InvokerPolicy>> {
+        if !self.chosen.is_explicit() {
+            anyhow::bail!("name policies, or choose them with -l or -A");
+        }
+        let found = self.chosen.policies(kube).await?;
+        if found.is_empty() {
+            context.complain(&self.chosen.nothing("policies", &kube.namespace));
+        }
+        Ok(found)
+    }
+}
+
+/// `NAMESPACE/NAME`.
+pub(super) fn full_name(policy: &InvokerPolicy) -> String {
+    format!(
+        "{}/{}",
+        policy.namespace().unwrap_or_default(),
+        policy.name_any()
+    )
+}
+
+/// The cluster in the namespace of an object.
+fn at(kube: &Kube, policy: &InvokerPolicy) -> Kube {
+    kube.in_namespace_of(&ObjectName {
+        namespace: policy.namespace(),
+        name: policy.name_any(),
+    })
 }
 
 pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Result<()> {
@@ -56,36 +68,54 @@ pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
     json!({"metadata": {"annotations": {name: value}}})
 }
 
+/// Asks for a reconcile of each policy, and then waits for all of them.
 pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    policy(&kube, &command.name).await?;
+    let found = command.policies(context, &kube).await?;
     let value = context.now.to_string();
-    patch(&kube, &command.name, annotation(REQUESTED_AT, Some(&value))).await?;
-    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    for _ in 0..300 {
-        let status = api.get(&command.name).await?.status.unwrap_or_default();
-        if status.last_handled_requested_at.as_deref() == Some(&value) {
-            let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
-            let text = ready.map_or(String::new(), |c| {
-                format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
-            });
-            print(&format!(
-                "{}\n",
-                context
-                    .style()
-                    .wrap(0, &format!("{} was looked at{text}", command.name))
-            ));
-            return Ok(if ready.is_some_and(|c| c.status == "True") {
-                Exit::Nothing
-            } else {
-                Exit::Differences
-            });
+    let asked = annotation(REQUESTED_AT, Some(&value));
+    for policy in &found {
+        patch(&at(&kube, policy), &policy.name_any(), asked.clone()).await?;
+    }
+    let mut exit = Exit::Nothing;
+    let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
+    for policy in &found {
+        let (kube, name) = (at(&kube, policy), policy.name_any());
+        let waiting = answered(&kube, &name, &value);
+        let Ok(status) = tokio::time::timeout_at(deadline, waiting).await else {
+            anyhow::bail!(
+                "{} was not reconciled within {} s; is the operator running? See kubectl invoker doctor",
+                full_name(policy),
+                ANSWER_WITHIN.as_secs()
+            );
+        };
+        let status = status?;
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let text = ready.map_or(String::new(), |c| {
+            format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
+        });
+        let line = format!("{} reconciled{text}", full_name(policy));
+        print(&format!("{}\n", context.style().wrap(0, &line)));
+        if ready.is_none_or(|c| c.status != "True") {
+            exit = Exit::Differences;
+        }
+    }
+    Ok(exit)
+}
+
+/// How long a reconcile that was asked for is waited for.
+const ANSWER_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The status once it echoes the request.
+async fn answered(kube: &Kube, name: &str, value: &str) -> anyhow::Result<InvokerPolicyStatus> {
+    let api: Api<InvokerPolicy> = kube.api(false);
+    loop {
+        let status = api.get(name).await?.status.unwrap_or_default();
+        if status.last_handled_requested_at.as_deref() == Some(value) {
+            return Ok(status);
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    anyhow::bail!(
-        "the operator has not answered within 30 s; is it running? (kubectl get lease -A | grep run-invoker)"
-    )
 }
 
 pub async fn suspend(
@@ -94,115 +124,23 @@ pub async fn suspend(
     suspend: bool,
 ) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = policy(&kube, &command.name).await?;
-    if found.spec.suspend == suspend {
-        context.complain(&format!(
-            "{} is {} already",
-            command.name,
-            if suspend { "suspended" } else { "active" }
-        ));
-        return Ok(Exit::Nothing);
-    }
-    patch(&kube, &command.name, json!({"spec": {"suspend": suspend}})).await?;
-    print(&format!(
-        "{} {}\n",
-        command.name,
-        if suspend { "suspended" } else { "resumed" }
-    ));
-    if found.metadata.labels.as_ref().is_some_and(|l| {
-        l.keys()
-            .any(|k| k.contains("fluxcd.io") || k.contains("argocd.argoproj.io"))
-    }) {
-        context
-            .complain("note: this policy comes from Git; what is there will win at the next sync");
-    }
-    Ok(Exit::Nothing)
-}
-
-pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::Result<Exit> {
-    let kube = context.kube().await?;
-    if command.end {
-        let name = command.policy.clone().unwrap_or_default();
-        policy(&kube, &name).await?;
-        patch(&kube, &name, annotation(ROLLBACK, None)).await?;
-        print(&format!("{name}: the spec rules again\n"));
-        return Ok(Exit::Nothing);
-    }
-    let change_name = command.change.clone().unwrap_or_default();
-    let api: Api<InvokerChange> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    let Some(change) = api.get_opt(&change_name).await? else {
-        anyhow::bail!(
-            "namespace {} has no InvokerChange {change_name}; kubectl invoker history shows them",
-            kube.namespace
-        )
-    };
-    let name = policy_behind(&change, &kube.namespace, command.policy.as_deref())?;
-    let found = policy(&kube, &name).await?;
-    print(&restored(&change, &context.style()));
-    if found.spec.mode != crate::api::Mode::Enforce || found.spec.suspend {
-        context.complain(&format!(
-            "note: {name} is not enforced, so nothing will be written until it is"
-        ));
-    }
-    if !context.confirm("Go back?", command.yes)? {
-        context.complain("nothing was changed");
-        return Ok(Exit::Error);
-    }
-    // Other services may be gone back on already.
-    let before = found.annotations().get(ROLLBACK);
-    let before = before.map(String::as_str).unwrap_or_default();
-    let mut names: Vec<&str> = before.split([',', ' ']).filter(|w| !w.is_empty()).collect();
-    if !names.contains(&change_name.as_str()) {
-        names.push(&change_name);
-    }
-    patch(&kube, &name, annotation(ROLLBACK, Some(&names.join(",")))).await?;
-    let done = format!("{name} goes back; kubectl invoker rollback --end --policy {name} ends it");
-    print(&format!("{}\n", context.style().wrap(0, &done)));
-    Ok(Exit::Nothing)
-}
-
-/// The policy that goes back behind a change: the one that was asked for, or the only one.
-fn policy_behind(
-    change: &InvokerChange,
-    namespace: &str,
-    wanted: Option<&str>,
-) -> anyhow::Result<String> {
-    let own = change.spec.policies.iter();
-    let own = own.filter(|p| p.namespace == namespace);
-    let behind: Vec<&str> = own.map(|p| p.name.as_str()).collect();
-    match (wanted, behind.as_slice()) {
-        (Some(name), list) if list.contains(&name) => Ok(name.to_owned()),
-        (Some(name), list) => {
-            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
+    for found in command.policies(context, &kube).await? {
+        let full = full_name(&found);
+        if found.spec.suspend == suspend {
+            let state = if suspend { "suspended" } else { "active" };
+            context.complain(&format!("{full} is {state} already"));
+            continue;
         }
-        (None, [one]) => Ok((*one).to_owned()),
-        (None, []) => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
-        (None, several) => anyhow::bail!(
-            "several policies are behind that change; name one with --policy: {}",
-            several.join(", ")
-        ),
+        let spec = json!({"spec": {"suspend": suspend}});
+        patch(&at(&kube, &found), &found.name_any(), spec).await?;
+        let done = if suspend { "suspended" } else { "resumed" };
+        print(&format!("{full} {done}\n"));
+        let mut labels = found.labels().keys();
+        if labels.any(|k| k.contains("fluxcd.io") || k.contains("argocd.argoproj.io")) {
+            context.complain(&format!(
+                "note: {full} comes from Git; the next sync restores what is there"
+            ));
+        }
     }
-}
-
-/// What a service had before a change, for the person who is asked.
-fn restored(change: &InvokerChange, style: &Style) -> String {
-    let spec = &change.spec;
-    let head = format!(
-        "{} ({}) goes back to what it had before {}:",
-        spec.service,
-        spec.region,
-        change.name_any()
-    );
-    let line = |g: &ChangeGrant| {
-        let condition = g.condition.as_ref();
-        let condition = condition.map(|c| format!(" if {}", c.title));
-        format!("    {}{}\n", g.member, condition.unwrap_or_default())
-    };
-    let before: String = spec.before.iter().map(line).collect();
-    let note = "As long as the annotation is there, this stands in for spec.invokers on that service; guardrails and approval hold as always.";
-    format!(
-        "{}\n{before}{}\n",
-        style.wrap(0, &head),
-        style.wrap(2, note)
-    )
+    Ok(Exit::Nothing)
 }

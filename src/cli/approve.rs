@@ -5,9 +5,9 @@ use kube::{Api, ResourceExt as _, api::PostParams};
 
 use super::{
     Exit,
-    act::{MANAGER, annotation, patch},
+    act::{MANAGER, annotation, full_name, patch},
     context::{Context, Kube, print},
-    show::policy,
+    select::{ObjectName, policy},
 };
 use crate::{
     api::{
@@ -23,8 +23,9 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ApproveCommand {
-    /// Name of the policy.
-    pub name: String,
+    /// Names of policies, each NAME or NAMESPACE/NAME.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<ObjectName>,
     /// Agree to this hash and no other; without it, to what is held now and shown.
     #[arg(long)]
     pub hash: Option<String>,
@@ -35,28 +36,44 @@ pub struct ApproveCommand {
     /// where it was not used.
     #[arg(long, requires = "reason")]
     pub wait: bool,
-    /// Ask nothing.
+    /// Do not ask.
     #[arg(long, short)]
     pub yes: bool,
 }
 
 pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = policy(&kube, &command.name).await?;
+    let mut exit = Exit::Nothing;
+    for name in &command.names {
+        let kube = kube.in_namespace_of(name);
+        if approve_one(context, command, &kube, &name.name).await? != Exit::Nothing {
+            exit = Exit::Error;
+        }
+    }
+    Ok(exit)
+}
+
+async fn approve_one(
+    context: &Context,
+    command: &ApproveCommand,
+    kube: &Kube,
+    name: &str,
+) -> anyhow::Result<Exit> {
+    let found = policy(kube, name).await?;
+    let full = full_name(&found);
     let mut held = held_plans(&found.status.unwrap_or_default());
     if let Some(wanted) = &command.hash {
         held.retain(|plan| plan.annotation == *wanted || plan.plan == *wanted);
         if held.is_empty() {
             anyhow::bail!(
-                "{} holds no plan {wanted} now: reality or the policy has changed; look again",
-                command.name
+                "{full} holds no plan {wanted} now: the live policy or the spec has changed; see kubectl invoker status {name} -n {}",
+                kube.namespace
             );
         }
     }
     if held.is_empty() {
         context.complain(&format!(
-            "{} holds no plan; there is nothing to agree to",
-            command.name
+            "{full} holds no plan; there is nothing to approve"
         ));
         return Ok(Exit::Nothing);
     }
@@ -67,21 +84,21 @@ pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Res
     if wants_approver && command.reason.is_none() {
         anyhow::bail!("an approver has to agree here, and says why: add --reason TEXT");
     }
-    if !context.confirm("Let exactly this through?", command.yes)? {
+    if !context.confirm(&format!("Approve exactly this for {full}?"), command.yes)? {
         context.complain("nothing was changed");
         return Ok(Exit::Error);
     }
     if let Some(reason) = &command.reason {
-        let names = create(context, &kube, &command.name, &held, reason).await?;
+        let names = create(context, kube, name, &held, reason).await?;
         if command.wait {
-            return wait(context, &kube, &names).await;
+            return wait(context, kube, &names).await;
         }
         return Ok(Exit::Nothing);
     }
     let hashes: Vec<&str> = held.iter().map(|plan| plan.annotation.as_str()).collect();
     let approved = annotation(APPROVE, Some(&hashes.join(",")));
-    patch(&kube, &command.name, approved).await?;
-    print(&format!("{} approved\n", command.name));
+    patch(kube, name, approved).await?;
+    print(&format!("{full} approved\n"));
     Ok(Exit::Nothing)
 }
 
@@ -204,6 +221,9 @@ impl HeldPlan {
     }
 }
 
+/// What stands before the hash in the command that a condition's message names.
+const HASH: &str = " --hash ";
+
 /// Plans that are held on a service, or for the reach of a selector.
 fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
     let waits = |s: &&ServiceStatus| !s.approve.is_empty() || !s.plan.is_empty();
@@ -223,10 +243,9 @@ fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
         });
     }
     // The annotation for a selector stands in the message of the condition alone.
-    let mark = format!("{APPROVE}=");
     for c in &status.conditions {
-        for (at, _) in c.message.match_indices(&mark) {
-            let rest = &c.message[at + mark.len()..];
+        for (at, _) in c.message.match_indices(HASH) {
+            let rest = &c.message[at + HASH.len()..];
             let hash: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
             if hash.is_empty() || held.iter().any(|plan| plan.annotation == hash) {
                 continue;
@@ -237,7 +256,13 @@ fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
             held.push(HeldPlan {
                 annotation: hash,
                 plan,
-                what: c.message.clone(),
+                // This is the command that the message names.
+                what: c
+                    .message
+                    .split(" To let exactly this through")
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
             });
         }
     }
@@ -250,6 +275,6 @@ fn on_service(s: &ServiceStatus) -> HeldPlan {
     HeldPlan {
         annotation: s.approve.clone(),
         plan: s.plan.clone(),
-        what: format!("{} ({}): takes away{members}", s.name, s.region),
+        what: format!("{} ({}): revokes{members}", s.name, s.region),
     }
 }

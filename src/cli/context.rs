@@ -3,18 +3,26 @@
 use std::{
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::{
-    Client,
+    Api, Client, Resource,
     config::{KubeConfigOptions, Kubeconfig},
+    core::NamespaceResourceScope,
 };
 
-use super::{Args, Colour};
+use super::{
+    Args, Colour,
+    reach::{Server, Servers, google_identity},
+    select::ObjectName,
+};
 use crate::{
     cloudrun::{
         Method, Observer,
@@ -23,21 +31,53 @@ use crate::{
     },
     config::CloudArgs,
     fault::Fault,
-    render::Style,
+    render::{Style, UNLIMITED, neutral::outgoing},
 };
+
+/// Whether what is printed may have colours.
+static COLOURED: AtomicBool = AtomicBool::new(false);
 
 pub struct Context {
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     namespace: Option<String>,
     colour: Colour,
+    /// When the command began, or the time that counts instead.
     pub now: Timestamp,
+    frozen: bool,
+    /// The servers that were asked, for messages.
+    servers: Servers,
 }
 
 /// A Kubernetes client, and the namespace that counts when none is given.
+#[derive(Clone)]
 pub struct Kube {
     pub client: Client,
     pub namespace: String,
+}
+
+impl Kube {
+    /// The same cluster in the namespace of a name, where it has one.
+    pub fn in_namespace_of(&self, name: &ObjectName) -> Self {
+        let namespace = name.namespace.clone();
+        let namespace = namespace.unwrap_or_else(|| self.namespace.clone());
+        Self {
+            client: self.client.clone(),
+            namespace,
+        }
+    }
+
+    /// The objects of the namespace, or of every namespace.
+    pub fn api<K>(&self, all_namespaces: bool) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        if all_namespaces {
+            Api::all(self.client.clone())
+        } else {
+            Api::namespaced(self.client.clone(), &self.namespace)
+        }
+    }
 }
 
 /// Nobody listens to the calls of a command.
@@ -54,6 +94,17 @@ impl Context {
             namespace: args.namespace.clone(),
             colour: args.color,
             now: args.now.unwrap_or_else(Timestamp::now),
+            frozen: args.now.is_some(),
+            servers: Servers::default(),
+        }
+    }
+
+    /// The present, for commands that go on for long.
+    pub fn present(&self) -> Timestamp {
+        if self.frozen {
+            self.now
+        } else {
+            Timestamp::now()
         }
     }
 
@@ -67,11 +118,42 @@ impl Context {
             Colour::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
         };
         let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
-        let width = columns.unwrap_or(80usize).clamp(40, 200);
+        let of_terminal = || terminal_size::terminal_size().map(|(width, _)| width.0.into());
+        let of_terminal = || if terminal { of_terminal() } else { None };
+        let width = columns
+            .or_else(of_terminal)
+            .map_or(UNLIMITED, |w: usize| w.max(40));
+        COLOURED.store(wanted, Ordering::Relaxed);
         Style {
             colour: wanted,
             width,
         }
+    }
+
+    /// The namespace that counts, without reaching the cluster.
+    pub fn namespace(&self) -> String {
+        let of_kubeconfig = || {
+            let kubeconfig = match &self.kubeconfig {
+                Some(path) => Kubeconfig::read_from(path),
+                None => Kubeconfig::read(),
+            };
+            let kubeconfig = kubeconfig.ok()?;
+            let name = self
+                .context
+                .as_ref()
+                .or(kubeconfig.current_context.as_ref())?;
+            let mut contexts = kubeconfig.contexts.iter();
+            contexts
+                .find(|c| c.name == *name)?
+                .context
+                .as_ref()?
+                .namespace
+                .clone()
+        };
+        self.namespace
+            .clone()
+            .or_else(of_kubeconfig)
+            .unwrap_or_else(|| "default".into())
     }
 
     /// The namespace that was asked for, or the one that counts without a cluster.
@@ -92,6 +174,10 @@ impl Context {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
         };
+        let identity = read
+            .as_ref()
+            .ok()
+            .map(|k| identity(k, self.context.as_deref()));
         let config = match read {
             Ok(kubeconfig) => kube::Config::from_custom_kubeconfig(kubeconfig, &options).await,
             Err(e) => Err(e),
@@ -103,6 +189,15 @@ impl Context {
             .namespace
             .clone()
             .unwrap_or_else(|| config.default_namespace.clone());
+        let server = Server {
+            host: config
+                .cluster_url
+                .to_string()
+                .trim_end_matches('/')
+                .to_owned(),
+            identity: identity.unwrap_or_default(),
+        };
+        let _ = self.servers.kubernetes.set(server);
         let client = Client::try_from(config).context("reaching the cluster")?;
         Ok(Kube { client, namespace })
     }
@@ -113,6 +208,11 @@ impl Context {
     /// # Errors
     /// When there are no credentials, or they have expired.
     pub async fn google(&self, args: &CloudArgs) -> anyhow::Result<Google> {
+        let server = Server {
+            host: args.cloud_run_endpoint.clone(),
+            identity: google_identity(args.anonymous),
+        };
+        let _ = self.servers.google.set(server);
         let credentials = google::credentials(args.anonymous).map_err(|f| no_credentials(&f))?;
         let google = Google::connect(google::Options {
             endpoint: args.cloud_run_endpoint.clone(),
@@ -140,10 +240,20 @@ impl Context {
         ))
     }
 
+    /// An error in words: where and as whom, and what to do.
+    pub fn explain(&self, error: &anyhow::Error) -> String {
+        self.servers.explain(error)
+    }
+
+    /// The servers that were asked, for messages.
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
     /// Says something that is not the answer.
     pub fn complain(&self, text: &str) {
         let mut stderr = std::io::stderr().lock();
-        let _ = writeln!(stderr, "{}", text.trim_end());
+        let _ = writeln!(stderr, "{}", outgoing(text.trim_end(), false));
     }
 
     /// Asks for agreement: with `--yes`, or on a terminal.
@@ -155,7 +265,7 @@ impl Context {
             return Ok(true);
         }
         if !std::io::stdin().is_terminal() {
-            anyhow::bail!("{question} Nobody can be asked here; say --yes to agree");
+            anyhow::bail!("{question} stdin is not a terminal; pass --yes to agree");
         }
         let mut stderr = std::io::stderr().lock();
         write!(stderr, "{question} [y/N] ")?;
@@ -164,6 +274,17 @@ impl Context {
         std::io::stdin().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// Whom a kubeconfig stands for, by the names in it.
+fn identity(kubeconfig: &Kubeconfig, context: Option<&str>) -> String {
+    let name = context.or(kubeconfig.current_context.as_deref());
+    let name = name.unwrap_or_default();
+    let mut contexts = kubeconfig.contexts.iter();
+    let found = contexts.find(|c| c.name == name);
+    let user = found.and_then(|c| c.context.as_ref()?.user.clone());
+    let user = user.unwrap_or_else(|| "nobody".into());
+    format!("{user} (context {name})")
 }
 
 /// Credentials for Google that are not there or do not work, in two lines.
@@ -180,7 +301,7 @@ pub fn no_credentials(fault: &Fault) -> anyhow::Error {
 pub fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout
-        .write_all(text.as_bytes())
+        .write_all(outgoing(text, COLOURED.load(Ordering::Relaxed)).as_bytes())
         .and_then(|()| stdout.flush());
 }
 

@@ -9,6 +9,7 @@ use kube::{Api, api::ListParams, core::PartialObjectMeta};
 use super::{
     Exit, Output,
     context::{Context, Kube, no_credentials, print},
+    select::google_name,
     world::list_all,
 };
 use crate::{
@@ -36,13 +37,13 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct DiagnoseCommand {
     /// Project of the service.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub project: Option<String>,
     /// Region of the service.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub region: Option<String>,
     /// Name of the service.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub service: Option<String>,
 
     /// Who calls, as IAM writes it: serviceAccount:EMAIL, user:EMAIL, ...
@@ -85,7 +86,7 @@ pub struct DiagnoseCommand {
     #[arg(short, long, value_enum, default_value = "text")]
     pub output: Output,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = crate::cli::help::GOOGLE)]
     pub cloud: CloudArgs,
 }
 
@@ -153,7 +154,10 @@ async fn consult_cluster(context: &Context, facts: &mut Facts) {
     match context.kube().await {
         Ok(kube) => {
             if let Err(e) = ask_cluster(&kube, facts).await {
-                context.complain(&format!("note: the cluster's policies are left out: {e:#}"));
+                context.complain(&format!(
+                    "note: the cluster's policies are left out: {}",
+                    context.explain(&e)
+                ));
             }
         }
         Err(_) => context.complain(

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::core::{Selector, SelectorExt as _};
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, print},
+    select::google_name,
     world,
 };
 use crate::{
@@ -27,11 +29,11 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExportCommand {
     /// Projects to read.
-    #[arg(long, value_delimiter = ',', required_unless_present = "from")]
+    #[arg(long, value_delimiter = ',', required_unless_present = "from", value_parser = google_name)]
     pub project: Vec<String>,
 
     /// Only this region.
-    #[arg(long)]
+    #[arg(long, value_parser = google_name)]
     pub region: Option<String>,
 
     /// Only services with these labels, as in team=shop,tier in (web,api).
@@ -48,7 +50,7 @@ pub struct ExportCommand {
     #[arg(long, value_name = "PATH")]
     pub from: Vec<PathBuf>,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = crate::cli::help::GOOGLE)]
     pub cloud: CloudArgs,
 }
 
@@ -125,7 +127,7 @@ async fn read_iam(
     services.retain(|s| selector.as_ref().is_none_or(|sel| sel.matches(&s.labels)));
     for (info, live) in world::read_services(&cloud, services).await {
         let live: Policy =
-            live.map_err(|f| anyhow::anyhow!("reading {}: {}", info.service, f.advice()))?;
+            live.with_context(|| format!("cannot read the IAM policy of {}", info.service))?;
         if info.invoker_iam_disabled {
             unmapped.add(format!(
                 "{}: its IAM check is switched off, so anyone can call it whatever IAM says",

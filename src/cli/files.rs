@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use jsonschema::error::ValidationErrorKind;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::cel::Validator;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -46,8 +47,18 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Namespace of objects that name none.
     pub namespace: String,
-    /// Objects of other kinds, which are none of our business.
-    pub others: usize,
+    /// What was not taken into account: files that are no YAML or JSON, objects of other kinds.
+    pub ignored: Vec<String>,
+}
+
+impl Loaded {
+    /// Whether there is nothing to plan in it, and nothing wrong.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+            && self.guardrails.is_empty()
+            && self.approvals.is_empty()
+            && self.problems.is_empty()
+    }
 }
 
 /// Reads files, folders (every `.yaml`, `.yml` and `.json` in them, in order) and `-` for the
@@ -67,7 +78,10 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
             read(&mut loaded, "standard input", &text, namespace);
             continue;
         }
-        for file in files_of(path)? {
+        let (files, others) = files_of(path)?;
+        let ignored = others.iter().map(|f| f.display().to_string());
+        loaded.ignored.extend(ignored);
+        for file in files {
             let text = fs::read_to_string(&file)
                 .with_context(|| format!("{} cannot be read", file.display()))?;
             read(&mut loaded, &file.display().to_string(), &text, namespace);
@@ -76,25 +90,29 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
     Ok(loaded)
 }
 
-fn files_of(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The files of a folder that are read, in order, and those that are not.
+fn files_of(path: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let about = || format!("{} cannot be read", path.display());
     if !fs::metadata(path).with_context(about)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
+        return Ok((vec![path.to_owned()], Vec::new()));
     }
-    let mut found = Vec::new();
+    let (mut found, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(path).with_context(about)? {
         let entry = entry.with_context(about)?.path();
         if entry.is_dir() {
-            found.extend(files_of(&entry)?);
-        } else if entry
-            .extension()
-            .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
-        {
-            found.push(entry);
+            let (inner, ignored) = files_of(&entry)?;
+            found.extend(inner);
+            others.extend(ignored);
+            continue;
         }
+        let is_read = entry
+            .extension()
+            .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+        if is_read { &mut found } else { &mut others }.push(entry);
     }
     found.sort();
-    Ok(found)
+    others.sort();
+    Ok((found, others))
 }
 
 /// The documents of a YAML stream. A separator is a line of its own, so one in a text block is
@@ -127,8 +145,12 @@ fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
             Ok(value) => value,
             Err(e) => {
                 let message = format!(
-                    "is no YAML: {}",
-                    e.to_string().lines().next().unwrap_or_default()
+                    "invalid YAML: {}",
+                    e.to_string()
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .trim_start_matches("error: ")
                 );
                 loaded.problems.push(Problem {
                     place,
@@ -156,14 +178,14 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
     let kind = value["kind"].as_str().unwrap_or_default().to_owned();
     if !group.starts_with("run-invoker.dev/") {
         let problem = (kind.is_empty() || group.is_empty())
-            .then_some("is no Kubernetes object: apiVersion or kind is missing");
+            .then_some("not a Kubernetes object: apiVersion or kind is missing");
         match problem {
             Some(message) => loaded.problems.push(Problem {
                 place: place.into(),
                 object: String::new(),
                 message: message.into(),
             }),
-            None => loaded.others += 1,
+            None => loaded.ignored.push(format!("{place}: {kind}")),
         }
         return;
     }
@@ -193,7 +215,15 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
         return;
     }
     match kind.as_str() {
-        "InvokerPolicy" => match read_as(value) {
+        "InvokerPolicy" => match read_as::<InvokerPolicy>(value) {
+            Ok(policy)
+                if loaded
+                    .policies
+                    .iter()
+                    .any(|p| is_same(&p.metadata, &policy.metadata)) =>
+            {
+                loaded.problems.push(twice(place, &object));
+            }
             Ok(policy) => loaded.policies.push(policy),
             Err(e) => complain(e),
         },
@@ -205,8 +235,20 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
             Ok(approval) => loaded.approvals.push(approval),
             Err(e) => complain(e),
         },
-        "InvokerChange" | "InvokerLedger" => loaded.others += 1,
+        "InvokerChange" | "InvokerLedger" => loaded.ignored.push(format!("{place}: {object}")),
         _ => complain(format!("there is no kind {kind} in run-invoker.dev")),
+    }
+}
+
+fn is_same(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    one.name == other.name && one.namespace == other.namespace
+}
+
+fn twice(place: &str, object: &str) -> Problem {
+    Problem {
+        place: place.into(),
+        object: object.into(),
+        message: "is in these files twice; keep one".into(),
     }
 }
 
@@ -434,7 +476,7 @@ mod tests {
         assert_eq!(
             (
                 loaded.guardrails.len(),
-                loaded.others,
+                loaded.ignored.len(),
                 loaded.problems.len()
             ),
             (1, 1, 1)

@@ -6,14 +6,20 @@
 mod access;
 mod act;
 mod approve;
+mod completion;
 mod context;
 mod diagnose;
 mod doctor;
 mod effective;
 mod export;
 pub mod files;
+pub mod help;
+mod output;
 mod plan;
+mod reach;
 mod review;
+mod rollback;
+mod select;
 mod show;
 mod world;
 
@@ -28,7 +34,7 @@ use crate::{
 use context::Context;
 
 const EXAMPLES: &str = "Exit codes: 0 nothing to do, 1 error, 2 there are differences, 3 not everything could be seen
-(diagnose).
+(diagnose, doctor).
 
 Kubernetes is reached by your kubeconfig, as kubectl does; Google with Application Default Credentials
 (gcloud auth application-default login).";
@@ -38,19 +44,19 @@ Kubernetes is reached by your kubeconfig, as kubectl does; Google with Applicati
 #[command(name = "kubectl-invoker", bin_name = "kubectl invoker", version, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
     /// Path of the kubeconfig.
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = help::GLOBAL)]
     pub kubeconfig: Option<PathBuf>,
 
     /// Context of the kubeconfig.
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = help::GLOBAL)]
     pub context: Option<String>,
 
     /// Namespace; the context's if not given.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, value_parser = select::namespace, help_heading = help::GLOBAL)]
     pub namespace: Option<String>,
 
     /// Colours: on a terminal only, always, or never. NO_COLOR switches them off.
-    #[arg(long, global = true, value_enum, default_value = "auto")]
+    #[arg(long, global = true, value_enum, default_value = "auto", help_heading = help::GLOBAL)]
     pub color: Colour,
 
     /// The time that counts as now (RFC 3339); for tests and for looking ahead.
@@ -92,7 +98,8 @@ impl From<Output> for Format {
 pub enum Command {
     /// What applying these files would do to IAM, without doing it.
     #[command(after_help = "Examples:
-  kubectl invoker plan -f policies/                     # with the cluster's other policies and its guardrails
+  kubectl invoker plan -f policies/                     # what these files change, beside what is in the cluster
+  kubectl invoker plan -f policies/ --all               # the whole state, with these files applied
   kubectl invoker plan -f policies/ --offline           # no cluster needed: files and Google only
   kubectl invoker plan                                  # what the operator would do now
   kubectl invoker plan -f policies/ -o markdown --fail-on held,exposed      # for a pull request
@@ -102,7 +109,9 @@ pub enum Command {
     /// How policies stand.
     #[command(after_help = "Examples:
   kubectl invoker status -A
-  kubectl invoker status checkout -n shop")]
+  kubectl invoker status checkout -n shop
+  kubectl invoker status -A -l team=shop -o wide
+  kubectl invoker status -A -o jsonpath='{range .policies[*]}{.namespace}/{.name} {.reason}{\"\\n\"}{end}'")]
     Status(show::StatusCommand),
 
     /// What is off, since when, and what the operator says about it.
@@ -126,14 +135,18 @@ pub enum Command {
   kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
     Export(export::ExportCommand),
 
-    /// Agrees to the plan that a policy holds, after showing it. Where a guardrail wants an
-    /// approver, or with --reason, by an InvokerApproval.
+    /// Approve the plan that a policy holds, after showing it. Where a guardrail wants an approver,
+    /// or with --reason, by an InvokerApproval.
     #[command(after_help = "Examples:
-  kubectl invoker approve checkout
-  kubectl invoker approve checkout --reason 'CHG-42: batch moves to its own account'")]
+  kubectl invoker approve checkout -n shop
+  kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes
+  kubectl invoker approve checkout -n shop --reason 'CHG-42: batch moves to its own account'")]
     Approve(approve::ApproveCommand),
 
-    /// Asks the operator to look now.
+    /// Asks the operator to reconcile now, and waits for it.
+    #[command(after_help = "Examples:
+  kubectl invoker reconcile checkout -n shop
+  kubectl invoker reconcile -A")]
     Reconcile(act::NameCommand),
 
     /// Stops everything that a policy does, until it is resumed.
@@ -149,11 +162,11 @@ pub enum Command {
   kubectl invoker history -A --service checkout")]
     History(show::HistoryCommand),
 
-    /// Goes back behind a change, as long as you want.
+    /// Restores the state before a change until you end the rollback, after showing the difference.
     #[command(after_help = "Examples:
   kubectl invoker rollback checkout-20261123-120000123-1f3a9c -n shop
-  kubectl invoker rollback --end --policy checkout -n shop      # the spec rules again")]
-    Rollback(act::RollbackCommand),
+  kubectl invoker rollback --end --policy checkout -n shop      # back to the spec")]
+    Rollback(Box<rollback::RollbackCommand>),
 
     /// Who can invoke what, and how: a matrix.
     #[command(after_help = "Examples:
@@ -168,11 +181,13 @@ pub enum Command {
   kubectl invoker doctor --project acme-prod --event-subscription projects/acme-ops/subscriptions/run-invoker-events")]
     Doctor(Box<doctor::DoctorCommand>),
 
-    /// Completion for a shell: source <(kubectl invoker completion bash)
-    Completion {
-        #[arg(value_enum)]
-        shell: clap_complete::Shell,
-    },
+    /// Completion for kubectl, or for a shell without kubectl.
+    #[command(after_help = completion::HOW)]
+    Completion(completion::CompletionCommand),
+
+    /// What kubectl asks for while somebody types.
+    #[command(name = "__complete", hide = true, disable_help_flag = true)]
+    Complete(completion::CompleteCommand),
 }
 
 /// How Google is reached.
@@ -197,36 +212,19 @@ pub async fn run(args: Args) -> ExitCode {
         Command::Reconcile(c) => act::reconcile(&context, &c).await,
         Command::Suspend(c) => act::suspend(&context, &c, true).await,
         Command::Resume(c) => act::suspend(&context, &c, false).await,
-        Command::Rollback(c) => act::rollback(&context, &c).await,
+        Command::Rollback(c) => rollback::rollback(&context, &c).await,
         Command::Access(c) => access::run(&context, &c).await,
         Command::Doctor(c) => doctor::run(&context, &c).await,
-        Command::Completion { shell } => completion(shell),
+        Command::Completion(c) => completion::run(&c),
+        Command::Complete(c) => completion::complete(&context, &c).await,
     };
     match result {
         Ok(code) => code.into(),
         Err(error) => {
-            context.complain(&format!("error: {}", words(&error)));
+            context.complain(&format!("error: {}", context.explain(&error)));
             Exit::Error.into()
         }
     }
-}
-
-/// An error with its causes, each once; of the API server's only the message.
-fn words(error: &anyhow::Error) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for cause in error.chain() {
-        let part = match cause.downcast_ref::<kube::Error>() {
-            Some(kube::Error::Api(status)) => status.message.clone(),
-            _ => cause.to_string(),
-        };
-        if !parts.iter().any(|p| p.contains(&part)) {
-            parts.push(part);
-        }
-        if cause.downcast_ref::<kube::Error>().is_some() {
-            break;
-        }
-    }
-    parts.join(": ")
 }
 
 /// How a run ended.
@@ -250,19 +248,11 @@ impl From<Exit> for ExitCode {
     }
 }
 
-fn completion(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
-    use clap::CommandFactory as _;
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "kubectl-invoker", &mut text);
-    context::print(&String::from_utf8_lossy(&text));
-    Ok(Exit::Nothing)
-}
-
 /// Both what plans depend on and how Google is reached.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WorldArgs {
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = help::GOOGLE)]
     pub cloud: CloudArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = help::LIMITS)]
     pub plan: PlanArgs,
 }

@@ -7,27 +7,36 @@ use clap::ValueEnum;
 use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
+    files::{self, Loaded},
+    reach::one_of_many,
     review::{self, Review},
-    world::{ClusterSnapshot, Sources},
+    world::ClusterSnapshot,
 };
 use crate::{
     api::Mode,
     iam::{Grant, RunService},
     index::policies::Record,
-    intent::PolicyId,
+    intent::{Guardrail, PolicyId, PolicyKey},
     plan::{
         self, Change, HeldPlan, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact,
         Withheld, WithheldReason,
     },
-    render::plan::{Action, FailOn, Line, NeededApproval, PlanDocument, PolicyNote, ServicePlan},
+    render::{
+        count,
+        plan::{Action, FailOn, Line, NeededApproval, PlanDocument, PolicyNote, ServicePlan},
+    },
 };
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanCommand {
     /// Files or folders with policies and guardrails; - is the standard input. They count as
-    /// applied.
+    /// applied, and the plan is that of the services they change.
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
     pub files: Vec<PathBuf>,
+
+    /// With -f: the plan of the whole state, not only of what the files change.
+    #[arg(long, requires = "files")]
+    pub all: bool,
 
     /// Look at no cluster: files and Google only. What the operator granted before is not known
     /// then.
@@ -82,14 +91,23 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     if command.offline && command.files.is_empty() {
         anyhow::bail!("--offline needs files to plan: give -f PATH");
     }
-    let sources = Sources {
-        files: &command.files,
-        offline: command.offline,
-        approved: command.approvals.is_none(),
+    let loaded = load(context, command)?;
+    let kube = if command.offline {
+        None
+    } else {
+        Some(context.kube().await?)
     };
-    let (mut world, loaded) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
+    let mut world = ClusterSnapshot::with(
+        context,
+        &command.world,
+        kube.as_ref(),
+        &loaded,
+        command.approvals.is_none(),
+    )
+    .await?;
     let cloud = context.limited(&command.world.cloud).await?;
-    world.read(&cloud).await;
+    let about = (!command.files.is_empty() && !command.all).then(|| about(&world, &loaded));
+    world.read(&cloud, about.as_ref()).await?;
     let document = document(&world);
     print(
         &document
@@ -109,10 +127,9 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     for note in &world.notes {
         context.complain(&format!("note: {note}"));
     }
-    for problem in &loaded.problems {
-        context.complain(&format!("error: {problem}"));
-    }
-    if !loaded.problems.is_empty() || document.summary.failed > 0 {
+    if document.summary.failed > 0 {
+        let asked = context.servers().google_asked();
+        context.complain(&format!("note: {asked}"));
         return Ok(Exit::Error);
     }
     let kinds: Vec<FailOn> = match command.fail_on.as_slice() {
@@ -126,17 +143,65 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     })
 }
 
+/// Reads the files, and says what is wrong in them before anything else is read.
+fn load(context: &Context, command: &PlanCommand) -> anyhow::Result<Loaded> {
+    let loaded = files::load(&command.files, &context.namespace())?;
+    for ignored in &loaded.ignored {
+        context.complain(&format!("note: ignored: {ignored}"));
+    }
+    for problem in &loaded.problems {
+        context.complain(&format!("error: {problem}"));
+    }
+    let paths: Vec<String> = command
+        .files
+        .iter()
+        .map(|p| p.display().to_string())
+        .collect();
+    if !loaded.problems.is_empty() {
+        let n = count(loaded.problems.len(), "problem");
+        anyhow::bail!("{n} in {}; nothing was planned", paths.join(", "));
+    }
+    if loaded.is_empty() && !paths.is_empty() {
+        anyhow::bail!(
+            "no InvokerPolicy and no InvokerGuardrail in {}",
+            paths.join(", ")
+        );
+    }
+    Ok(loaded)
+}
+
+/// The policies that files change: those in them, and those of the namespaces that a guardrail in
+/// them selects.
+fn about(world: &ClusterSnapshot, loaded: &Loaded) -> BTreeSet<PolicyKey> {
+    let rails: Vec<Guardrail> = loaded
+        .guardrails
+        .iter()
+        .map(Guardrail::from_object)
+        .collect();
+    let own = loaded.policies.iter().map(|p| PolicyKey::of(&p.metadata));
+    let all = world.index.policies().iter().map(|(key, _)| key);
+    let selected = all.filter(|k| rails.iter().any(|g| g.selects(&k.namespace)));
+    own.chain(selected.cloned()).collect()
+}
+
 /// The plan of a world.
 pub fn document(world: &ClusterSnapshot) -> PlanDocument {
     let services = world
         .live
         .keys()
+        .filter(|s| world.focus.as_ref().is_none_or(|f| f.services.contains(s)))
         .map(|service| service_plan(world, service))
         .collect();
     let mut policies: Vec<_> = world.index.policies().iter().collect();
     policies.sort_by_key(|(key, _)| *key);
     let mut notes = Vec::new();
-    for (_, record) in policies {
+    let is_meant = |key: &PolicyKey| {
+        world
+            .focus
+            .as_ref()
+            .is_none_or(|f| f.policies.contains(key))
+    };
+    for (_, record) in policies.into_iter().filter(|(key, _)| is_meant(key)) {
         let messages = messages(world, record).into_iter();
         notes.extend(messages.map(|message| PolicyNote {
             policy: record.intent.id.to_string(),
@@ -179,7 +244,7 @@ fn messages(world: &ClusterSnapshot, record: &Record) -> Vec<String> {
     messages
 }
 
-fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
+pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
     let shown = ServicePlan {
         project: service.project.to_string(),
         region: service.region.to_string(),
@@ -194,7 +259,7 @@ fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePlan {
         let fault = read.and_then(|l| l.as_ref().err());
         return ServicePlan {
             policies: names(&world.index.words(service)),
-            error: fault.map(crate::fault::Fault::advice),
+            error: fault.map(one_of_many),
             ..shown
         };
     };
@@ -318,7 +383,7 @@ impl Lines {
         };
         for grant in input.live.grants() {
             if !declared(&grant) && !self.grants.contains(&grant) {
-                let why = "nobody lists it, and no authoritative policy may take it";
+                let why = "not listed, and no authoritative policy may revoke it";
                 self.add(Action::Leave, &grant, why);
             }
         }
@@ -341,7 +406,9 @@ fn line(action: Action, grant: &Grant, reason: String) -> Line {
 fn why_revoked(cause: RevokeCause) -> &'static str {
     match cause {
         RevokeCause::Unlisted => "no policy lists it, and an enforced one is authoritative",
-        RevokeCause::NoLongerDeclared => "the operator granted it, and its policy lists it no more",
+        RevokeCause::NoLongerDeclared => {
+            "the operator granted it, and its policy no longer lists it"
+        }
         RevokeCause::Expired => "its end has passed",
         RevokeCause::PolicyDeleted => "its policy is being deleted",
         RevokeCause::Refused => "the operator granted it, and a guardrail refuses it now",

@@ -1,10 +1,11 @@
 //! All that a command plans on: policies, guardrails, ledger and links in an index like the
 //! operator's, and the live state.
 
+mod live;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
     time::Duration,
 };
 
@@ -24,12 +25,13 @@ use crate::{
     api::{InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
     cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
-    iam::{Policy, RunService, ServiceInfo},
-    index::{Index, PlanInputs, Scope},
+    iam::{Policy, RunService, ServiceInfo, is_region, nearest_region},
+    index::{Index, Scope},
     intent::{AccountKey, Agreement, ApprovalKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
-    plan::{self, Plan, Settings},
-    status::{Findings, Observation},
+    plan::Settings,
 };
+
+pub use live::Focus;
 
 /// Objects in one page of a list.
 const PAGE: u32 = 250;
@@ -45,13 +47,8 @@ pub struct ClusterSnapshot {
     pub approvals: BTreeMap<ApprovalKey, InvokerApproval>,
     /// What was read, or why it could not be.
     pub live: BTreeMap<RunService, Result<Policy, Fault>>,
-}
-
-/// One service, planned.
-pub struct Planned<'a> {
-    pub inputs: PlanInputs,
-    pub live: &'a Policy,
-    pub plan: Plan,
+    /// The policies that were asked about, and their services; none: all.
+    pub focus: Option<Focus>,
 }
 
 /// Every object of a kind, page by page.
@@ -69,7 +66,7 @@ where
                 K::plural(&())
             )
         }
-        other => other.with_context(|| format!("listing {}", K::plural(&()))),
+        other => other.with_context(|| format!("cannot list {}", K::plural(&()))),
     }
 }
 
@@ -99,9 +96,19 @@ pub async fn list_project<C: CloudRun>(
     region: Option<&str>,
 ) -> anyhow::Result<Listing> {
     let scope = region.map_or(Scope::AllRegions, |r| Scope::Region(r.into()));
-    list_services(cloud, project, &scope)
-        .await
-        .map_err(|f| anyhow::anyhow!("listing the services of {project}: {}", f.advice()))
+    let listed = list_services(cloud, project, &scope).await;
+    let listing = listed.with_context(|| format!("cannot list the services of {project}"))?;
+    if let Some(region) = region
+        && listing.services.is_empty()
+        && !is_region(region)
+    {
+        let near = nearest_region(region);
+        let near = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+        anyhow::bail!(
+            "{region} is no region of Cloud Run that is known, and {project} has no service there{near}"
+        );
+    }
+    Ok(listing)
 }
 
 /// The IAM policies of services, in no order, with progress on the terminal.
@@ -152,6 +159,21 @@ impl ClusterSnapshot {
             .as_ref()
             .map_or_else(|| context.offline_namespace(), |k| k.namespace.clone());
         let loaded = files::load(sources.files, &namespace)?;
+        let this = Self::with(context, args, kube.as_ref(), &loaded, sources.approved).await?;
+        Ok((this, loaded))
+    }
+
+    /// The same for objects that were read already. `approved`: approvals count.
+    ///
+    /// # Errors
+    /// When the cluster cannot be read.
+    pub async fn with(
+        context: &Context,
+        args: &WorldArgs,
+        kube: Option<&Kube>,
+        loaded: &Loaded,
+        approved: bool,
+    ) -> anyhow::Result<Self> {
         let settings = args.plan.settings();
         let mut this = Self {
             index: Index::new(settings.limits),
@@ -160,9 +182,10 @@ impl ClusterSnapshot {
             notes: Vec::new(),
             approvals: BTreeMap::new(),
             live: BTreeMap::new(),
+            focus: None,
         };
-        this.fill(kube.as_ref(), &loaded, sources.approved).await?;
-        Ok((this, loaded))
+        this.fill(kube, loaded, approved).await?;
+        Ok(this)
     }
 
     async fn fill(
@@ -331,98 +354,6 @@ impl ClusterSnapshot {
         }
         self.index.set_rollbacks(key, &asked, Ok(found), self.now);
         Ok(())
-    }
-
-    /// Lists every project that a policy is about, and reads the IAM policy of every service that
-    /// one means or that the ledger knows: what the operator would read, in the same budget.
-    pub async fn read<C: CloudRun>(&mut self, cloud: &C) {
-        let projects: Vec<Arc<str>> = self.index.policies().projects().cloned().collect();
-        let bar = progress("listing projects", projects.len());
-        let wanted: Vec<(Arc<str>, Vec<Scope>)> = projects
-            .into_iter()
-            .map(|p| (p.clone(), self.index.scopes(&p)))
-            .filter(|(_, s)| !s.is_empty())
-            .collect();
-        let listings: Vec<_> = futures::stream::iter(wanted)
-            .map(|(project, scopes)| async move {
-                let mut whole = Listing::default();
-                for scope in &scopes {
-                    match list_services(cloud, &project, scope).await {
-                        Ok(part) => {
-                            whole.services.extend(part.services);
-                            whole.unreachable.extend(part.unreachable);
-                        }
-                        Err(fault) => return (project, Err(fault)),
-                    }
-                }
-                (project, Ok(whole))
-            })
-            .buffer_unordered(16)
-            .inspect(|_| bar.inc(1))
-            .collect()
-            .await;
-        bar.finish_and_clear();
-        for (project, result) in listings {
-            self.index.apply_listing(&project, 1, result);
-        }
-        let services: Vec<RunService> = self
-            .index
-            .services()
-            .into_iter()
-            .filter(|s| PlanInputs::of(s, &self.index).needs_read(self.now))
-            .collect();
-        let bar = progress("reading IAM", services.len());
-        self.live = futures::stream::iter(services)
-            .map(|service| async move {
-                let live = cloud.read_policy(&service).await;
-                (service, live)
-            })
-            .buffer_unordered(64)
-            .inspect(|_| bar.inc(1))
-            .collect()
-            .await;
-        bar.finish_and_clear();
-        self.settle_reach();
-    }
-
-    /// How far a selector reaches is known once everything that it found was read.
-    fn settle_reach(&mut self) {
-        for (service, live) in &self.live {
-            let inputs = PlanInputs::of(service, &self.index);
-            let views = live
-                .as_ref()
-                .map(|live| plan::views(&inputs.input(live, &self.settings, self.now)));
-            for (place, claim) in inputs.claims.iter().enumerate() {
-                let intent = &claim.intent;
-                let result = match &views {
-                    Ok(views) => {
-                        Ok(views
-                            .get(place)
-                            .map_or_else(Findings::default, |view| Findings {
-                                missing: view.missing.iter().collect(),
-                                unexpected: view.unexpected.iter().collect(),
-                                ..Findings::default()
-                            }))
-                    }
-                    Err(fault) => Err((*fault).clone()),
-                };
-                let observation = Observation {
-                    generation: intent.generation,
-                    requested_at: intent.requested_at.clone(),
-                    result,
-                    changed_at: None,
-                };
-                self.index.observe(&intent.id.key(), service, observation);
-            }
-        }
-    }
-
-    /// The plan of a service that could be read.
-    pub fn plan(&self, service: &RunService) -> Option<Planned<'_>> {
-        let live = self.live.get(service)?.as_ref().ok()?;
-        let inputs = PlanInputs::of(service, &self.index);
-        let plan = plan::plan(&inputs.input(live, &self.settings, self.now));
-        Some(Planned { inputs, live, plan })
     }
 }
 

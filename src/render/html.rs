@@ -76,7 +76,8 @@ pub struct Cell {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
+    super::neutral(text)
+        .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")

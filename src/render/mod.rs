@@ -2,10 +2,13 @@
 //! Decides nothing.
 
 pub mod html;
+pub mod neutral;
 pub mod plan;
 pub mod table;
 
 use serde::Serialize;
+
+pub use neutral::neutral;
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,11 +21,14 @@ pub enum Format {
     Html,
 }
 
+/// The width of what is no terminal: nothing wraps.
+pub const UNLIMITED: usize = usize::MAX;
+
 /// How texts look.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
     pub colour: bool,
-    /// Columns.
+    /// Columns of the terminal; [`UNLIMITED`] where the reader is a program.
     pub width: usize,
 }
 
@@ -48,8 +54,9 @@ pub enum Tone {
 impl Style {
     /// The text in a colour, where colours are wanted.
     pub fn paint(&self, tone: Tone, text: &str) -> String {
+        let text = neutral(text);
         if !self.colour {
-            return text.to_owned();
+            return text.into_owned();
         }
         let code = match tone {
             Tone::Good => 32,
@@ -71,7 +78,7 @@ impl Style {
             // Names are not broken at their hyphens: they are there to be copied.
             .word_separator(textwrap::WordSeparator::AsciiSpace)
             .word_splitter(textwrap::WordSplitter::NoHyphenation);
-        textwrap::fill(text, options)
+        textwrap::fill(&neutral(text), options)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::{Format, Style, Tone, count, data};
+use super::{Format, Style, Tone, count, data, neutral};
 
 /// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or
 /// removed, within `version` 1.
@@ -141,29 +141,17 @@ impl ServicePlan {
             let line = style.wrap(2, &format!("by {}", self.policies.join(", ")));
             let _ = writeln!(text, "{}", style.paint(Tone::Dim, &line));
         }
+        // The policies are named above the lines.
+        let known = format!("declared by {}", self.policies.join(", "));
         for line in &self.changes {
-            let (sign, tone) = line.sign();
-            let change = style.paint(tone, &format!("{sign} {}", line.grant()));
-            let _ = writeln!(text, "  {change}");
-            if !line.reason.is_empty() {
-                let reason = style.wrap(6, &line.reason);
-                let _ = writeln!(text, "{}", style.paint(Tone::Dim, &reason));
-            }
+            line.push_text(text, style, line.reason != known);
         }
         for by in &self.approved_by {
             let _ = writeln!(text, "{}", style.wrap(4, &format!("approved by {by}")));
         }
-        if let Some(hash) = &self.approve {
-            let line = format!("to agree: run-invoker.dev/approve={hash}");
-            let _ = writeln!(text, "{}", style.wrap(4, &line));
-        } else {
-            for needed in &self.approvals {
-                let line = format!(
-                    "to agree, an approver: InvokerApproval for {}, plan {}",
-                    needed.policy, needed.plan
-                );
-                let _ = writeln!(text, "{}", style.wrap(4, &line));
-            }
+        for command in self.commands() {
+            // A command is there to be copied: it does not wrap.
+            let _ = writeln!(text, "    to approve: {}", neutral(&command));
         }
         if let Some(why) = &self.exposed {
             let line = style.wrap(2, &format!("EXPOSED: {why}"));
@@ -174,6 +162,27 @@ impl ServicePlan {
             let _ = writeln!(text, "{}", style.paint(Tone::Bad, &line));
         }
         text.push('\n');
+    }
+}
+
+impl ServicePlan {
+    /// The commands that let through what is held: one hash, or an approval for each policy.
+    fn commands(&self) -> Vec<String> {
+        let command = |policy: &str, how: &str| {
+            let (namespace, name) = policy.split_once('/').unwrap_or(("default", policy));
+            format!("kubectl invoker approve {name} -n {namespace} --hash {how}")
+        };
+        match (&self.approve, self.policies.first()) {
+            (Some(hash), Some(policy)) => vec![command(policy, hash)],
+            (Some(_), None) => Vec::new(),
+            // Only somebody who may create InvokerApprovals, and says why.
+            (None, _) => {
+                let approvals = self.approvals.iter();
+                let needed =
+                    approvals.map(|a| command(&a.policy, &format!("{} --reason WHY", a.plan)));
+                needed.collect()
+            }
+        }
     }
 }
 
@@ -358,6 +367,17 @@ impl PlanDocument {
 }
 
 impl Line {
+    /// The change, with its reason below it.
+    pub fn push_text(&self, text: &mut String, style: &Style, with_reason: bool) {
+        let (sign, tone) = self.sign();
+        let change = style.paint(tone, &format!("{sign} {}", self.grant()));
+        let _ = writeln!(text, "  {change}");
+        if with_reason && !self.reason.is_empty() {
+            let reason = style.wrap(6, &self.reason);
+            let _ = writeln!(text, "{}", style.paint(Tone::Dim, &reason));
+        }
+    }
+
     fn sign(&self) -> (char, Tone) {
         match self.action {
             Action::Grant => ('+', Tone::Good),

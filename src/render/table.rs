@@ -1,22 +1,39 @@
 //! Tables as kubectl has them: a head in capitals, no lines, cells that wrap instead of running out
 //! of the terminal.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 
-use super::Style;
+use super::{Style, UNLIMITED, neutral};
 
-/// A table; empty columns at the end of lines leave no blanks behind.
+/// Blanks between columns.
+const GAP: u16 = 2;
+
+/// A table. Cells wrap between words; a word is never split, because names are there to be copied:
+/// the table is rather wider than the terminal. Empty columns at the end of lines leave no blanks behind.
 pub fn table(style: &Style, head: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(style.width).unwrap_or(80));
+    if style.width == UNLIMITED {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    } else {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(u16::try_from(style.width).unwrap_or(u16::MAX));
+    }
     table.set_header(head.iter().map(|h| h.to_uppercase()));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| neutral(cell)));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for (n, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, GAP));
+        let cells = rows.iter().filter_map(|row| row.get(n));
+        let words = cells.flat_map(|cell| cell.lines()).flat_map(words);
+        let longest = words
+            .chain(head.get(n).copied())
+            .map(|w| neutral(w).chars().count())
+            .max();
+        let longest = u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX);
+        let width = Width::Fixed(longest.saturating_add(GAP));
+        column.set_constraint(ColumnConstraint::LowerBoundary(width));
     }
     let text = table.to_string();
     text.lines()
@@ -24,9 +41,17 @@ pub fn table(style: &Style, head: &[&str], rows: &[Vec<String>]) -> String {
         .collect()
 }
 
+/// The words of a line; a sign stays with the name behind it.
+fn words(line: &str) -> Vec<&str> {
+    if line.starts_with("+ ") || line.starts_with("- ") {
+        return vec![line];
+    }
+    line.split_whitespace().collect()
+}
+
 /// The same as Markdown.
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
-    let cell = |text: &String| text.replace('|', "\\|").replace('\n', " ");
+    let cell = |text: &String| neutral(text).replace('|', "\\|").replace('\n', " ");
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
     let mut text = line(head.iter().map(|h| (*h).to_owned()).collect());
     text.push_str(&line(head.iter().map(|_| "---".to_owned()).collect()));
@@ -54,5 +79,34 @@ mod tests {
             "{text}"
         );
         assert!(text.lines().count() > 2);
+    }
+
+    #[test]
+    fn a_name_is_never_split_and_piped_nothing_wraps() {
+        let name = format!("checkout-{}", "20261124-100000000-aaaaaa".repeat(2));
+        let member = "serviceAccount:frontend-of-the-shop@acme-prod.iam.gserviceaccount.com";
+        let row = vec![
+            name.clone(),
+            "2h".into(),
+            member.to_owned(),
+            "three words here".repeat(9),
+        ];
+        let head = ["change", "age", "member", "why"];
+        for width in [40, 80, 200] {
+            let style = Style {
+                colour: false,
+                width,
+            };
+            let text = table(&style, &head, std::slice::from_ref(&row));
+            assert!(
+                text.contains(&name) && text.contains(member),
+                "{width}:\n{text}"
+            );
+        }
+        let style = Style {
+            colour: false,
+            width: UNLIMITED,
+        };
+        assert_eq!(table(&style, &head, &[row]).lines().count(), 2);
     }
 }

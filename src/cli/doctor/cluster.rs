@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::coordination::v1::Lease,
+    api::{coordination::v1::Lease, core::v1::Pod},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -18,6 +18,7 @@ use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON, InvokerPolicy, definitions},
     cli::{
         context::{Context, Kube},
+        select::ObjectName,
         world::list_all,
     },
     render::count,
@@ -49,7 +50,11 @@ pub(super) fn fields(schema: &Value, path: &str, into: &mut BTreeSet<String>) {
     }
 }
 
-pub(super) async fn definitions_are_current(kube: &Kube, findings: &mut Findings) {
+pub(super) async fn definitions_are_current(
+    context: &Context,
+    kube: &Kube,
+    findings: &mut Findings,
+) {
     let api: Api<CustomResourceDefinition> = Api::all(kube.client.clone());
     for ours in definitions() {
         let name = ours.name_any();
@@ -62,14 +67,21 @@ pub(super) async fn definitions_are_current(kube: &Kube, findings: &mut Findings
                 "it is not installed",
                 INSTALL,
             ),
-            Err(why) => findings.add(
-                DEFINITION,
-                name,
-                Outcome::Unknown,
-                why.to_string(),
-                "needs get on customresourcedefinitions",
-            ),
+            Err(why) => {
+                // The others are refused in the same way.
+                let fix = "needs get on customresourcedefinitions";
+                let evidence = refusal(context, &why.into());
+                return findings.add(DEFINITION, name, Outcome::Unknown, evidence, fix);
+            }
         }
+    }
+}
+
+/// Why something could not be seen; as whom it was asked is said once, below all findings.
+fn refusal(context: &Context, error: &anyhow::Error) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => context.explain(error),
     }
 }
 
@@ -138,7 +150,7 @@ pub(super) async fn operator_works(
                 OPERATOR,
                 place,
                 Outcome::Unknown,
-                why.to_string(),
+                refusal(context, &why),
                 "needs list on leases in the operator's namespace",
             );
         }
@@ -163,7 +175,9 @@ pub(super) async fn operator_works(
     }
     for lease in shards {
         let name = format!("{}/{}", command.release_namespace, lease.name_any());
-        shard_is_led(context.now, lease, name, findings);
+        if let Some(holder) = shard_is_led(context.now, lease, &name, findings) {
+            holder_is_a_pod(context, kube, command, &holder, findings).await;
+        }
     }
     for lease in &leases {
         state_is_good(&command.release, lease, findings);
@@ -172,19 +186,86 @@ pub(super) async fn operator_works(
 
 pub(super) const OPERATOR: &str = "operator";
 
-fn shard_is_led(now: Timestamp, lease: &Lease, name: String, findings: &mut Findings) {
+/// Whether a Lease is renewed, and by whom.
+fn shard_is_led(
+    now: Timestamp,
+    lease: &Lease,
+    name: &str,
+    findings: &mut Findings,
+) -> Option<String> {
     let spec = lease.spec.clone().unwrap_or_default();
     let holder = spec.holder_identity.filter(|h| !h.is_empty());
     let age = spec.renew_time.map(|t| now.duration_since(t.0).as_secs());
     let evidence = match (holder, age) {
-        (Some(holder), Some(age)) if age <= STALE => {
-            return findings.pass(OPERATOR, name, format!("{holder} works on it"));
+        // A Lease from the future was not renewed by a clock that anybody shares.
+        (Some(holder), Some(age)) if (-STALE..=STALE).contains(&age) => {
+            let evidence = format!("{holder} renewed its Lease {}s ago", age.max(0));
+            findings.pass(OPERATOR, name, evidence);
+            return Some(holder);
         }
         (Some(holder), Some(age)) => format!("{holder} has not renewed its Lease for {age}s"),
-        _ => "nobody works on it".to_owned(),
+        _ => "no replica holds its Lease".to_owned(),
     };
     let fix = "look at the Pods of the release and their logs";
     findings.add(OPERATOR, name, Outcome::Fail, evidence, fix);
+    None
+}
+
+const REPLICA: &str = "replica";
+
+/// Whoever may write Leases can renew one without being an operator: the holder has to be a Pod
+/// that is ready.
+async fn holder_is_a_pod(
+    context: &Context,
+    kube: &Kube,
+    command: &DoctorCommand,
+    holder: &str,
+    findings: &mut Findings,
+) {
+    let namespace = &command.release_namespace;
+    let subject = format!("{namespace}/{holder}");
+    let api: Api<Pod> = Api::namespaced(kube.client.clone(), namespace);
+    let mut add = |outcome, evidence: String, fix: String| {
+        findings.add(REPLICA, subject.clone(), outcome, evidence, fix);
+    };
+    let Ok(name) = holder.parse::<ObjectName>() else {
+        let evidence = "the holder of the Lease is no name of a Pod: it was not written by an operator in this cluster";
+        return add(Outcome::Fail, evidence.into(), WHO_WRITES.into());
+    };
+    match api.get_opt(&name.name).await {
+        Ok(Some(pod)) if is_ready(&pod) => {
+            add(Outcome::Pass, "its Pod is ready".into(), String::new())
+        }
+        Ok(Some(_)) => {
+            let fix = format!("kubectl describe pod {holder} -n {namespace}");
+            add(Outcome::Fail, "its Pod is not ready".into(), fix);
+        }
+        Ok(None) => {
+            let evidence = "there is no such Pod: the operator runs outside of this cluster, or the Lease is forged";
+            add(Outcome::Unknown, evidence.into(), WHO_WRITES.into());
+        }
+        Err(why) => {
+            let why = refusal(context, &why.into());
+            let evidence = format!(
+                "known by its Lease only, which whoever may write Leases there can forge: {why}"
+            );
+            let fix = format!("needs get on pods in namespace {namespace}");
+            add(Outcome::Unknown, evidence, fix);
+        }
+    }
+}
+
+const WHO_WRITES: &str =
+    "look at the operator itself, and at who may write Leases in its namespace";
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Leases of the release that say that its circuit is open, or that its events are not reliable.
@@ -196,7 +277,7 @@ fn state_is_good(release: &str, lease: &Lease, findings: &mut Findings) {
             "circuit breaker",
             name,
             Outcome::Warn,
-            "it is open: corrections of drift rest",
+            "open: drift is not corrected",
             "find who changes so much; it closes by itself, or when this Lease is deleted",
         );
     } else if name == format!("{release}-events") {
@@ -211,7 +292,11 @@ fn state_is_good(release: &str, lease: &Lease, findings: &mut Findings) {
     }
 }
 
-pub(super) async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<InvokerPolicy> {
+pub(super) async fn policies_stand(
+    context: &Context,
+    kube: &Kube,
+    findings: &mut Findings,
+) -> Vec<InvokerPolicy> {
     const CHECK: &str = "policies";
     let all: Api<InvokerPolicy> = Api::all(kube.client.clone());
     let policies = match list_all(&all, ListParams::default()).await {
@@ -221,7 +306,7 @@ pub(super) async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<
                 CHECK,
                 "all namespaces",
                 Outcome::Unknown,
-                why.to_string(),
+                refusal(context, &why),
                 "needs list on invokerpolicies in every namespace",
             );
             return vec![];
@@ -233,7 +318,7 @@ pub(super) async fn policies_stand(kube: &Kube, findings: &mut Findings) -> Vec<
         let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
         if ready.is_none_or(|r| r.status != "True") {
             *reasons
-                .entry(ready.map_or("never looked at".into(), |r| r.reason.clone()))
+                .entry(ready.map_or("never reconciled".into(), |r| r.reason.clone()))
                 .or_default() += 1;
         }
     }

@@ -6,7 +6,9 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 pub(super) enum Outcome {
     Pass,
-    /// Cannot be seen from here.
+    /// Nobody asked for it.
+    Skipped,
+    /// It could not be seen: `doctor` does not succeed then.
     Unknown,
     Warn,
     Fail,

@@ -262,7 +262,7 @@ pub(super) fn quota_suffices(
     let budget = f64::from(command.cloud.reads_per_minute);
     let subject = format!("{} ({})", place.project, place.region);
     let evidence = format!(
-        "the fullest of all: {} with {rate:.1} reads a minute; the operator lets itself have {budget:.0}, and half of the limit once Google names one (run_invoker_cloud_limit_per_minute)",
+        "busiest region: {}, {rate:.1} of {budget:.0} reads/min",
         count(services, "service")
     );
     if rate > budget * 0.8 {

@@ -1,33 +1,35 @@
 //! `drift`: what differs from what is declared, and what was corrected lately.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
-use kube::ResourceExt as _;
+use kube::{ResourceExt as _, api::ListParams};
 use serde::Serialize;
 
-use super::{ago, policies};
+use super::{ago, status::resource_names, tabulated};
 use crate::{
-    api::{ChangedBy, InvokerPolicy, ServiceState},
+    api::{ChangeReason, ChangedBy, InvokerChange, InvokerPolicy, REASON_LABEL, ServiceState},
     cli::{
-        Exit, Output,
-        context::{Context, print},
+        Exit,
+        context::{Context, Kube, print},
+        output::ListOutput,
+        select::Selection,
+        world::list_all,
     },
-    render::{Format, Tone, data, table},
+    render::Tone,
 };
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct DriftCommand {
-    /// Name of a policy; all of the namespace if not given.
-    pub name: Option<String>,
-    /// Every namespace.
-    #[arg(long, short = 'A')]
-    pub all_namespaces: bool,
-    /// Show it again whenever it changes, until interrupted.
+    #[command(flatten)]
+    pub chosen: Selection,
+    /// Show it again whenever it changes, until interrupted; also drift that was corrected between
+    /// two reads.
     #[arg(long, short)]
     pub watch: bool,
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
+    #[arg(short, long, default_value = "text", value_name = "FORM")]
+    pub output: ListOutput,
 }
 
 /// `drift -o json`, version 1.
@@ -37,6 +39,24 @@ struct DriftDocument {
     pub(super) kind: &'static str,
     pub(super) version: u32,
     pub(super) services: Vec<DriftLine>,
+    /// With --watch: corrections since what was shown last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    corrected: Vec<Correction>,
+}
+
+/// Drift that was corrected, as its InvokerChange has it.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Correction {
+    namespace: String,
+    change: String,
+    region: String,
+    service: String,
+    at: Timestamp,
+    granted: Vec<String>,
+    revoked: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift_by: Option<ChangedBy>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -62,13 +82,20 @@ struct DriftLine {
 
 pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
+    // What is on record before the first look is no news.
+    let mut records = Records::default();
+    if command.watch {
+        records.news(context, &kube, command, &[]).await?;
+    }
     let mut last = None;
     loop {
-        let found = policies(&kube, command.name.as_deref(), command.all_namespaces).await?;
-        let document = drift_document(&found);
-        if last.as_ref() != Some(&document) {
-            let text = drift_text(context, command, &document)?;
-            print(&text);
+        let found = command.chosen.policies(&kube).await?;
+        let mut document = drift_document(&found);
+        if command.watch && last.is_some() {
+            document.corrected = records.news(context, &kube, command, &found).await?;
+        }
+        if last.as_ref() != Some(&document.services) || !document.corrected.is_empty() {
+            show(context, command, &document, &found, &kube.namespace)?;
         }
         if !command.watch {
             return Ok(if document.services.is_empty() {
@@ -77,9 +104,101 @@ pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<
                 Exit::Differences
             });
         }
-        last = Some(document);
+        last = Some(document.services);
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
+}
+
+/// Corrections of drift that are on record and were seen.
+#[derive(Default)]
+struct Records {
+    seen: BTreeSet<String>,
+    hidden: bool,
+}
+
+impl Records {
+    /// Those of these policies that were not there the last time.
+    async fn news(
+        &mut self,
+        context: &Context,
+        kube: &Kube,
+        command: &DriftCommand,
+        policies: &[InvokerPolicy],
+    ) -> anyhow::Result<Vec<Correction>> {
+        if self.hidden {
+            return Ok(Vec::new());
+        }
+        let several = command.chosen.names.iter().any(|n| n.namespace.is_some());
+        let api = kube.api::<InvokerChange>(command.chosen.all_namespaces || several);
+        let labels = format!("{REASON_LABEL}={}", ChangeReason::Drift.as_str());
+        let listed = list_all(&api, ListParams::default().labels(&labels)).await;
+        let changes = match listed {
+            Ok(changes) => changes,
+            Err(why) => {
+                self.hidden = true;
+                let why = context.explain(&why);
+                context.complain(&format!("note: corrections are not shown: {why}"));
+                return Ok(Vec::new());
+            }
+        };
+        let chosen: BTreeSet<(String, String)> = policies
+            .iter()
+            .map(|p| (p.namespace().unwrap_or_default(), p.name_any()))
+            .collect();
+        let mut news: Vec<Correction> = Vec::new();
+        for change in changes {
+            let mut behind = change.spec.policies.iter();
+            let is_chosen = behind.any(|p| chosen.contains(&(p.namespace.clone(), p.name.clone())));
+            // One write may have a record in several namespaces.
+            if self.seen.insert(change.name_any()) && is_chosen {
+                news.push(correction(&change));
+            }
+        }
+        news.sort_by_key(|c| c.at);
+        Ok(news)
+    }
+}
+
+fn correction(change: &InvokerChange) -> Correction {
+    let spec = &change.spec;
+    Correction {
+        namespace: change.namespace().unwrap_or_default(),
+        change: change.name_any(),
+        region: spec.region.clone(),
+        service: spec.service.clone(),
+        at: spec.at.0,
+        granted: spec.added.iter().map(|g| g.member.clone()).collect(),
+        revoked: spec.removed.iter().map(|g| g.member.clone()).collect(),
+        drift_by: spec.drift_by.clone(),
+    }
+}
+
+/// Prints a document in the form that was asked for.
+fn show(
+    context: &Context,
+    command: &DriftCommand,
+    document: &DriftDocument,
+    found: &[InvokerPolicy],
+    namespace: &str,
+) -> anyhow::Result<()> {
+    let off = |p: &&InvokerPolicy| {
+        let mut lines = document.services.iter();
+        lines.any(|l| Some(&l.namespace) == p.namespace().as_ref() && l.policy == p.name_any())
+    };
+    let off: Vec<InvokerPolicy> = found.iter().filter(off).cloned().collect();
+    if let Some(text) = command
+        .output
+        .for_programs(document, resource_names(&off))?
+    {
+        print(&text);
+        return Ok(());
+    }
+    if found.is_empty() {
+        context.complain(&command.chosen.nothing("policies", namespace));
+        return Ok(());
+    }
+    print(&drift_text(context, command, document));
+    Ok(())
 }
 
 fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
@@ -120,26 +239,20 @@ fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
         kind: "Drift",
         version: 1,
         services,
+        corrected: Vec::new(),
     }
 }
 
-fn drift_text(
-    context: &Context,
-    command: &DriftCommand,
-    document: &DriftDocument,
-) -> anyhow::Result<String> {
-    match Format::from(command.output) {
-        format @ (Format::Json | Format::Yaml) => {
-            data(document, format).map_err(anyhow::Error::msg)
-        }
-        _ if document.services.is_empty() => Ok("as declared everywhere\n".into()),
-        Format::Markdown => {
-            let head = ["policy", "service", "state", "since", "what"];
-            let rows: Vec<Vec<String>> = document.services.iter().map(drift_row).collect();
-            Ok(table::markdown(&head, &rows))
-        }
-        _ => Ok(drift_lines(context, document)),
+fn drift_text(context: &Context, command: &DriftCommand, document: &DriftDocument) -> String {
+    if document.services.is_empty() && document.corrected.is_empty() {
+        return "no drift\n".into();
     }
+    if command.output == ListOutput::Text {
+        return drift_lines(context, document);
+    }
+    let head = ["policy", "service", "state", "since", "what"];
+    let rows: Vec<Vec<String>> = document.services.iter().map(drift_row).collect();
+    tabulated(context, &command.output, &head, &rows)
 }
 
 /// What differs on a service, each in a few words.
@@ -172,7 +285,7 @@ fn drift_lines(context: &Context, document: &DriftDocument) -> String {
     let mut text = String::new();
     for l in &document.services {
         let head = format!("{} ({})", l.service, l.region);
-        let since = ago(context.now, l.since);
+        let since = ago(context.present(), l.since);
         text.push_str(&style.paint(Tone::Strong, &head));
         text.push_str(&format!(
             "  {:?} since {since}, policy {}/{}\n",
@@ -189,8 +302,40 @@ fn drift_lines(context: &Context, document: &DriftDocument) -> String {
         }
         text.push('\n');
     }
-    let legend = "+ declared and not there, - there and not declared. By whom: where audit events tell (docs/events.md).";
-    text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
+    for c in &document.corrected {
+        text.push_str(&corrected_lines(context, c));
+    }
+    if !document.services.is_empty() {
+        let legend = "+ declared and not granted, - granted and not declared. By whom: needs audit events (docs/events.md).";
+        text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
+        text.push('\n');
+    }
+    text
+}
+
+/// Drift that was corrected: what it was, and what was done about it.
+fn corrected_lines(context: &Context, c: &Correction) -> String {
+    let style = context.style();
+    let head = format!("{} ({})", c.service, c.region);
+    let mut text = style.paint(Tone::Strong, &head);
+    let ago = ago(context.present(), c.at);
+    let place = format!(
+        "  drift corrected {ago} ago, change {}/{}\n",
+        c.namespace, c.change
+    );
+    text.push_str(&place);
+    let granted = c
+        .granted
+        .iter()
+        .map(|m| (Tone::Good, format!("+ {m} (granted again)")));
+    let revoked = c
+        .revoked
+        .iter()
+        .map(|m| (Tone::Bad, format!("- {m} (revoked)")));
+    let by = c.drift_by.iter().map(|by| (Tone::Dim, format!("by {by}")));
+    for (tone, line) in granted.chain(revoked).chain(by) {
+        text.push_str(&format!("{}\n", style.paint(tone, &style.wrap(2, &line))));
+    }
     text.push('\n');
     text
 }

@@ -5,63 +5,16 @@ mod history;
 mod status;
 
 use jiff::Timestamp;
-use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{
-    context::{Context, Kube},
-    world::list_all,
-};
+use super::{context::Context, output::ListOutput};
 use crate::{
-    api::{InvokerPolicy, InvokerPolicyStatus},
-    render::{Format, table},
+    api::InvokerPolicyStatus,
+    render::{Format, UNLIMITED, table},
 };
 
 pub use drift::{DriftCommand, drift};
 pub use history::{HistoryCommand, history};
 pub use status::{StatusCommand, status};
-
-async fn policies(
-    kube: &Kube,
-    name: Option<&str>,
-    all: bool,
-) -> anyhow::Result<Vec<InvokerPolicy>> {
-    if let Some(name) = name {
-        if all {
-            anyhow::bail!("give either a name or -A, not both");
-        }
-        return Ok(vec![policy(kube, name).await?]);
-    }
-    let api = if all {
-        Api::all(kube.client.clone())
-    } else {
-        Api::namespaced(kube.client.clone(), &kube.namespace)
-    };
-    let mut found = list_all(&api, ListParams::default()).await?;
-    found.sort_by_key(|p: &InvokerPolicy| (p.namespace(), p.name_any()));
-    Ok(found)
-}
-
-/// One policy of the namespace.
-///
-/// # Errors
-/// When it is not there, with what there is.
-pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
-    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    if let Some(found) = api.get_opt(name).await? {
-        return Ok(found);
-    }
-    let there = list_all(&api, ListParams::default()).await?;
-    let names: Vec<String> = there.iter().map(|p| p.name_any()).take(10).collect();
-    let hint = if names.is_empty() {
-        "it has no policies; -n names another".to_owned()
-    } else {
-        format!("it has {}", names.join(", "))
-    };
-    anyhow::bail!(
-        "namespace {} has no InvokerPolicy {name}; {hint}",
-        kube.namespace
-    )
-}
 
 /// `3m`, `2h5m`, `4d`: the two largest units.
 pub fn ago(now: Timestamp, at: Timestamp) -> String {
@@ -89,11 +42,20 @@ fn condition<'a>(
     status.conditions.iter().find(|c| c.type_ == type_)
 }
 
-fn tabulated(context: &Context, format: Format, head: &[&str], rows: &[Vec<String>]) -> String {
-    if format == Format::Markdown {
-        table::markdown(head, rows)
-    } else {
-        table::table(&context.style(), head, rows)
+/// A table in the form that was asked for. The wide one does not wrap, as kubectl's does not.
+fn tabulated(
+    context: &Context,
+    output: &ListOutput,
+    head: &[&str],
+    rows: &[Vec<String>],
+) -> String {
+    let mut style = context.style();
+    if *output == ListOutput::Wide {
+        style.width = UNLIMITED;
+    }
+    match output.table_format() {
+        Format::Markdown => table::markdown(head, rows),
+        _ => table::table(&style, head, rows),
     }
 }
 

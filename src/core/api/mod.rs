@@ -58,9 +58,56 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     let schemas = versions.filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
     schemas.for_each(|schema| {
         unwrap_descriptions(schema);
+        state_defaults(schema);
         name_operators(schema);
     });
+    let policy = all[0].spec.versions.iter_mut().next();
+    let schema = policy.and_then(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+    let status = schema.and_then(|s| s.properties.as_mut()?.get_mut("status"));
+    if let Some(status) = status {
+        status.default = Some(JSON(status_before_the_first()));
+    }
     all
+}
+
+/// The status of a policy that no operator has reconciled yet, so that no column is empty after an
+/// apply, also where no operator runs. The Gateway API does the same.
+///
+/// Source: <https://gateway-api.sigs.k8s.io/reference/spec/> (default of `status.conditions`).
+fn status_before_the_first() -> serde_json::Value {
+    serde_json::json!({
+        "conditions": [{
+            "type": "Ready",
+            "status": "Unknown",
+            "reason": "Progressing",
+            "message": "waiting for the operator",
+            "lastTransitionTime": "1970-01-01T00:00:00Z",
+            "observedGeneration": 0,
+        }],
+        "summary": {
+            "services": 0, "inSync": 0, "drifted": 0, "failed": 0, "held": 0, "missing": 0, "unexpected": 0,
+        },
+    })
+}
+
+/// `kubectl explain` shows the description, and not the default.
+fn state_defaults(schema: &mut JSONSchemaProps) {
+    for property in schema.properties.iter_mut().flat_map(|p| p.values_mut()) {
+        if let (Some(text), Some(JSON(default))) = (&mut property.description, &property.default)
+            && !default.is_object()
+            && !default.is_array()
+            && default != ""
+        {
+            let default = default
+                .as_str()
+                .map_or_else(|| default.to_string(), str::to_owned);
+            text.push_str(&format!(" Default: {default}."));
+        }
+        state_defaults(property);
+        if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut property.items {
+            state_defaults(items);
+        }
+    }
 }
 
 /// Lines end where the source is narrow; `kubectl explain` and editors wrap by themselves.

@@ -292,7 +292,7 @@ pub struct InvokerPolicyStatus {
     /// Name of the last InvokerChange.
     #[serde(default)]
     pub last_change: Option<String>,
-    /// Ready, Reconciling, Stalled, Drifted, Propagated, Contested, Exposed, Bypassed.
+    /// Ready, Reconciling, Stalled, RolledBack, Drifted, Propagated, Contested, Exposed, Bypassed.
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
     #[serde(default)]
     pub conditions: Vec<StatusCondition>,

@@ -60,6 +60,8 @@ names! {
         InvalidSpec,
         /// Somebody whom no policy lists may invoke by a grant above the services.
         InheritedAccess,
+        /// A rollback is in force: on some services the state before a change stands in for the spec.
+        RolledBack,
     }
 }
 
@@ -83,6 +85,8 @@ names! {
         /// Somebody whom no policy lists may invoke by a grant on the project, a folder or the
         /// organization. Present only where the operator searches for it.
         Bypassed,
+        /// Present and True only while a rollback is in force.
+        RolledBack,
     }
 }
 
@@ -102,6 +106,10 @@ names! {
         /// Nobody whom no policy lists may any more.
         InheritedAccessEnded,
         InvalidMember,
+        /// A rollback is in force.
+        RolledBack,
+        /// The spec is in force again.
+        RollbackEnded,
         /// An entry's expires has passed.
         Expired,
         CloudError,

@@ -14,5 +14,5 @@ pub use condition::{Condition, EXPIRY_TITLE, is_whole};
 pub use grant::{Grant, Role};
 pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, UNTOUCHED, carries_invoke};
 pub use principal::{Invocation, Principal, PrincipalError, PrincipalKind};
-pub use region::nearest_region;
+pub use region::{is_region, nearest_region};
 pub use service::{Ingress, RunService, ServiceInfo, ServiceSettings};

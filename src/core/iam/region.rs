@@ -50,6 +50,11 @@ const REGIONS: &[&str] = &[
     "us-west4",
 ];
 
+/// Whether the region is known here.
+pub fn is_region(region: &str) -> bool {
+    REGIONS.contains(&region)
+}
+
 /// The known region that is nearest to one that is not known; `None`: it is known, or nothing is
 /// near.
 pub fn nearest_region(region: &str) -> Option<&'static str> {

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
     By, Findings, Observation, StatusInput, is_suspended,
-    text::{listed_with, whole_seconds},
+    text::{end_rollback_with, listed_with, whole_seconds},
 };
 use crate::{
     api::{
@@ -97,6 +97,10 @@ pub(super) fn service_entries(
     facts: &StatusInput<'_>,
     old: &InvokerPolicyStatus,
 ) -> Vec<ServiceStatus> {
+    // Nobody reads them: what was found before is not the truth of now.
+    if is_suspended(facts.intent) {
+        return Vec::new();
+    }
     let before = Before(
         old.services
             .iter()
@@ -219,7 +223,8 @@ fn message(facts: &StatusInput<'_>, service: &RunService, found: &Findings, wait
     }
     if let Some((_, change)) = facts.back.iter().find(|(s, _)| *s == service) {
         words.push(format!(
-            "gone back behind {change}; the spec rules again when the annotation run-invoker.dev/rollback is removed"
+            "rolled back to before {change}; to end it: {}",
+            end_rollback_with(facts.intent)
         ));
     }
     if waits {
@@ -236,6 +241,7 @@ pub(super) fn summarise(facts: &StatusInput<'_>, services: &[ServiceStatus]) -> 
             .observations
             .values()
             .flatten()
+            .filter(|_| !is_suspended(facts.intent))
             .filter_map(|l| l.result.as_ref().ok())
             .map(|s| f(s) as i64)
             .sum()

@@ -138,6 +138,7 @@ pub fn announcements(
         notes.push(Note::normal(EventReason::Expired, text));
     }
     notes.extend(bypass(old, new));
+    notes.extend(rollback(old, new));
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
     let (Some(now), before) = (ready(new), ready(old)) else {
         return notes;
@@ -165,6 +166,25 @@ fn bypass(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus) -> Option<Note> 
     match now.status.as_str() {
         "True" if !was => Some(Note::warning(EventReason::InheritedAccess, now.message)),
         "False" if was => Some(Note::normal(EventReason::InheritedAccessEnded, now.message)),
+        _ => None,
+    }
+}
+
+/// The event when a rollback comes into force, and when it ends.
+fn rollback(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus) -> Option<Note> {
+    let message = |s: &InvokerPolicyStatus| {
+        let mut all = s.conditions.iter();
+        all.find(|c| c.type_ == "RolledBack")
+            .map(|c| c.message.clone())
+    };
+    match (message(old), message(new)) {
+        (was, Some(now)) if was.as_ref() != Some(&now) => {
+            Some(Note::warning(EventReason::RolledBack, now))
+        }
+        (Some(_), None) => {
+            let text = "rollback ended: the spec is in force".to_owned();
+            Some(Note::normal(EventReason::RollbackEnded, text))
+        }
         _ => None,
     }
 }

@@ -1,7 +1,10 @@
 use serde_json::json;
 
 use super::*;
-use crate::{api::ServiceState, fault::FaultClass};
+use crate::{
+    api::{EventReason, ServiceState},
+    fault::FaultClass,
+};
 
 fn intent(spec: serde_json::Value, generation: i64) -> Intent {
     let mut full = json!({"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],
@@ -267,6 +270,120 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
         ["InvalidMember", "Exposed"]
     );
     assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
+}
+
+#[test]
+fn in_audit_nobody_says_that_the_rest_is_applied() {
+    let held = Held {
+        member: "user:x@acme.com".into(),
+        reason: Reason::GuardrailViolated,
+        message: "not allowed by guardrail staff".into(),
+    };
+    let seen = Findings {
+        missing: ["user:x@acme.com"].into_iter().collect(),
+        held: vec![held],
+        ..Default::default()
+    };
+    let ready = |mode: &str| {
+        let i = intent(json!({"mode": mode}), 1);
+        let s = run(&i, ok(seen.clone()), &Default::default(), T0);
+        s.conditions[0].message.clone()
+    };
+    assert!(ready("Enforce").ends_with("; everything else is applied"));
+    assert!(ready("Audit").ends_with("; audit only, nothing is written"));
+    let bad = json!({"mode": "Audit", "invokers": [{"member": "user:a@acme.com", "expires": "2026-02-30T00:00:00Z"}]});
+    let s = run(
+        &intent(bad, 1),
+        ok(Findings::default()),
+        &Default::default(),
+        T0,
+    );
+    let message = &s.conditions[0].message;
+    assert!(
+        message.ends_with("; audit only, nothing is written"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_suspended_policy_does_not_show_what_was_found_before() {
+    let found = Findings {
+        unexpected: ["user:b@acme.com"].into_iter().collect(),
+        ..Default::default()
+    };
+    let suspended = intent(json!({"suspend": true}), 2);
+    let s = run(&suspended, ok(found), &Default::default(), T0);
+    assert_eq!(cond(&s, "Ready"), Some(("Unknown", "Suspended")));
+    assert_eq!(cond(&s, "Drifted"), Some(("Unknown", "Suspended")));
+    let summary = s.summary.unwrap();
+    assert_eq!(
+        (s.services.len(), summary.unexpected, summary.drifted),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn a_rollback_in_force_has_a_reason_a_condition_and_an_event_at_its_begin_and_end() {
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let (seen, i) = (ok(Findings::default()).unwrap(), intent(json!({}), 1));
+    let observations: Looks<'_> = BTreeMap::from([(service.clone(), Some(&seen))]);
+    let plain = facts(&i, &observations, T0);
+    let back = [(&service, "web-1")];
+    let rolled = StatusInput {
+        back: &back,
+        ..facts(&i, &observations, T0)
+    };
+    let before = compute_status(&plain, &Default::default());
+    let during = compute_status(&rolled, &before);
+    kstatus::check(&during, 1).unwrap();
+    assert_eq!(cond(&during, "Ready"), Some(("True", "RolledBack")));
+    assert_eq!(cond(&during, "RolledBack"), Some(("True", "RolledBack")));
+    let reasons = |old, new| -> Vec<EventReason> {
+        let notes = events::announcements(old, new, false);
+        notes.iter().map(|n| n.reason).collect()
+    };
+    assert_eq!(reasons(&before, &during), [EventReason::RolledBack]);
+    assert_eq!(reasons(&during, &during), []);
+    let after = compute_status(&plain, &during);
+    assert_eq!(cond(&after, "RolledBack"), None);
+    assert_eq!(reasons(&during, &after), [EventReason::RollbackEnded]);
+    let audited = intent(json!({"mode": "Audit"}), 1);
+    let rolled = StatusInput {
+        back: &back,
+        ..facts(&audited, &observations, T0)
+    };
+    let audited = compute_status(&rolled, &before);
+    assert_eq!(cond(&audited, "RolledBack"), None, "nothing is written");
+}
+
+#[test]
+fn drift_that_was_corrected_is_named_by_its_members() {
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let written = Written {
+        granted: ["user:a@acme.com"].into_iter().collect(),
+        revoked: ["user:x@evil.org", "allUsers"].into_iter().collect(),
+        corrects_drift: true,
+    };
+    let notes = events::changes(&service, &[written]);
+    let corrected = notes
+        .iter()
+        .find(|n| n.reason == EventReason::DriftCorrected);
+    let text = &corrected.unwrap().text;
+    for member in ["granted user:a@acme.com", "user:x@evil.org", "allUsers"] {
+        assert!(text.contains(member), "{text}");
+    }
+}
+
+/// The definition's default status is no observation: the first real one has a time of its own.
+#[test]
+fn the_default_of_the_definition_leaves_no_time_behind() {
+    let crd = serde_json::to_value(&crate::api::definitions()[0]).unwrap();
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let default = schema["properties"]["status"]["default"].clone();
+    let default: InvokerPolicyStatus = serde_json::from_value(default).unwrap();
+    kstatus::check(&default, 1).unwrap();
+    let s = run(&intent(json!({}), 1), None, &default, T0);
+    assert_eq!(s.conditions[0].last_transition_time.0, at(T0));
 }
 
 /// A service in each state, by name.

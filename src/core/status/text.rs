@@ -10,13 +10,20 @@ pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> Stri
     let (namespace, name) = (&intent.id.namespace, &intent.id.name);
     match approver {
         None => format!(
-            "To let exactly this through: kubectl -n {namespace} annotate --overwrite ivp {name} {}={hash}",
-            crate::api::APPROVE
+            "To let exactly this through: kubectl invoker approve {name} -n {namespace} --hash {hash}"
         ),
         Some(who) => format!(
-            "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker -n {namespace} approve {name} --reason WHY"
+            "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker approve {name} -n {namespace} --reason WHY"
         ),
     }
+}
+
+/// The command that ends a rollback.
+pub(super) fn end_rollback_with(intent: &Intent) -> String {
+    format!(
+        "kubectl invoker rollback --end --policy {} -n {}",
+        intent.id.name, intent.id.namespace
+    )
 }
 
 /// The command that lets go of a policy without taking anything away.

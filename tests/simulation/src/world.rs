@@ -824,9 +824,7 @@ impl World {
                 .into_iter()
                 .flatten();
             let told = conditions.filter_map(|c| {
-                let (_, rest) = c["message"]
-                    .as_str()?
-                    .split_once("run-invoker.dev/approve=")?;
+                let (_, rest) = c["message"].as_str()?.split_once(" --hash ")?;
                 Some(
                     rest.chars()
                         .take_while(char::is_ascii_hexdigit)

@@ -7,6 +7,7 @@ mod drifted;
 mod exposed;
 mod propagated;
 mod ready;
+mod rolled_back;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -33,6 +34,7 @@ pub(super) fn all(input: &ConditionInput<'_>) -> Vec<StatusCondition> {
     let facts = input.facts;
     let mut conditions = Conditions::new(&input.old.conditions, facts.intent.generation, facts.now);
     ready::set(&mut conditions, input);
+    rolled_back::set(&mut conditions, facts);
     drifted::set(&mut conditions, input);
     propagated::set(&mut conditions, input);
     exposed::set(&mut conditions, facts);
@@ -87,6 +89,8 @@ impl<'a> Conditions<'a> {
             .old
             .iter()
             .find(|c| c.type_ == type_.as_str() && c.status == truth.as_str())
+            // That of the definition's default is no time at which anything changed.
+            .filter(|c| c.last_transition_time.0 != Timestamp::UNIX_EPOCH)
             .map_or(Time(self.now), |c| c.last_transition_time.clone());
         let (message, _) = message.split_at(message.floor_char_boundary(MAX_MESSAGE));
         self.new.push(StatusCondition {

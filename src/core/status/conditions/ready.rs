@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::{ConditionInput, Conditions, Truth};
+use super::{ConditionInput, Conditions, Truth, rolled_back::rolled_back};
 use crate::{
     api::{ConditionType, Mode, Reason, ServiceState, ServiceStatus},
     fault::Retry,
@@ -122,11 +122,20 @@ fn bad_entry(intent: &Intent) -> Option<Verdict> {
     let say = |all: &[Rejection], reason| {
         let first = all.first()?;
         let (field, why, more) = (&first.field, &first.message, and_more(all.len()));
-        let message = format!("{field}: {why}{more}; the other entries are applied");
+        let rest = the_rest(intent, "the other entries are applied");
+        let message = format!("{field}: {why}{more}; {rest}");
         Some(Verdict::new(Truth::False, reason, message).stalled())
     };
     say(&intent.rejections, Reason::InvalidSpec)
         .or_else(|| say(unlinked, Reason::NoGoogleServiceAccount))
+}
+
+/// What happens to everything that nothing is said about: in Audit nothing is applied at all.
+fn the_rest<'a>(intent: &Intent, applied: &'a str) -> &'a str {
+    match intent.mode {
+        Mode::Enforce => applied,
+        Mode::Audit => "audit only, nothing is written",
+    }
 }
 
 fn denied_target(facts: &StatusInput<'_>) -> Option<Verdict> {
@@ -205,10 +214,11 @@ fn held_entries<'a>(
 fn held(facts: &StatusInput<'_>) -> Option<Verdict> {
     let (service, held) = held_entries(facts).min_by_key(|(service, h)| (h.reason, *service))?;
     let message = format!(
-        "{} on {}: {}; everything else is applied",
+        "{} on {}: {}; {}",
         held.member,
         place(service),
-        held.message
+        held.message,
+        the_rest(facts.intent, "everything else is applied")
     );
     Some(Verdict::new(Truth::False, held.reason, message).stalled())
 }
@@ -251,8 +261,14 @@ fn applied(input: &ConditionInput<'_>) -> Verdict {
             Verdict::new(Truth::False, Reason::Drifted, message).reconciling()
         }
         Mode::Enforce => {
-            let message = format!("{all} as declared{warning}");
-            Verdict::new(Truth::True, Reason::InSync, message)
+            let (reason, message) = match rolled_back(facts) {
+                Some(back) => (
+                    Reason::RolledBack,
+                    format!("{back}; {all} in sync{warning}"),
+                ),
+                None => (Reason::InSync, format!("{all} as declared{warning}")),
+            };
+            Verdict::new(Truth::True, reason, message)
         }
     }
 }
@@ -277,12 +293,6 @@ fn warnings(facts: &StatusInput<'_>) -> String {
         text.push_str(&format!(
             "; {} matching services are outside of what guardrails allow and left alone",
             facts.outside
-        ));
-    }
-    if let Some((service, change)) = facts.back.first() {
-        text.push_str(&format!(
-            "; {} has gone back behind {change}",
-            place(service)
         ));
     }
     text

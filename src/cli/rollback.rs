@@ -1,0 +1,250 @@
+//! `rollback`: restores the state before a change, and ends that again. Both show the difference
+//! that the operator will make, and ask.
+
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use super::{
+    Exit, WorldArgs,
+    act::{annotation, patch},
+    context::{Context, Kube, print},
+    files::Loaded,
+    plan::service_plan,
+    select::{ObjectName, policy},
+    world::ClusterSnapshot,
+};
+use crate::{
+    api::{ChangeGrant, InvokerChange, InvokerPolicy, Mode, ROLLBACK},
+    history,
+    iam::RunService,
+    intent::PolicyKey,
+    render::{
+        Style, Tone,
+        plan::{Action, ServicePlan},
+    },
+};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct RollbackCommand {
+    /// The InvokerChange before which the state is restored, NAME or NAMESPACE/NAME; history shows
+    /// them.
+    #[arg(required_unless_present = "end")]
+    pub change: Option<ObjectName>,
+    /// The policy, where several are behind the change.
+    #[arg(long, value_name = "NAME")]
+    pub policy: Option<ObjectName>,
+    /// End the rollback of the policy: its spec is in force again.
+    #[arg(long, requires = "policy", conflicts_with = "change")]
+    pub end: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub world: WorldArgs,
+}
+
+pub async fn rollback(context: &Context, command: &RollbackCommand) -> anyhow::Result<Exit> {
+    let kube = context.kube().await?;
+    match (&command.change, &command.policy) {
+        (None, Some(name)) => end(context, command, &kube.in_namespace_of(name), &name.name).await,
+        (Some(change), _) => begin(context, command, &kube.in_namespace_of(change), change).await,
+        (None, None) => anyhow::bail!("give the change to roll back, or --end --policy NAME"),
+    }
+}
+
+async fn begin(
+    context: &Context,
+    command: &RollbackCommand,
+    kube: &Kube,
+    change: &ObjectName,
+) -> anyhow::Result<Exit> {
+    let (namespace, change) = (&kube.namespace, &change.name);
+    let Some(record) = kube.api::<InvokerChange>(false).get_opt(change).await? else {
+        anyhow::bail!(
+            "namespace {namespace} has no InvokerChange {change}; kubectl invoker history -n {namespace} shows them"
+        )
+    };
+    let wanted = command.policy.as_ref().map(|p| p.name.as_str());
+    let name = policy_behind(&record, namespace, wanted)?;
+    let found = policy(kube, &name).await?;
+    let mut names = rolled_back(&found);
+    if !names.contains(change) {
+        names.push(change.clone());
+    }
+    let value = names.join(",");
+    let service = history::service(&record.spec);
+    let style = context.style();
+    let head = format!(
+        "{} ({}): to its state before {change}",
+        service.name, service.region
+    );
+    print(&format!(
+        "{}\n",
+        style.paint(Tone::Strong, &style.wrap(0, &head))
+    ));
+    let planned = difference(context, command, kube, &found, &value, &[service]).await;
+    print(&match planned {
+        Ok(services) => shown(&services, &style),
+        Err(why) => {
+            context.complain(&format!(
+                "note: the difference is that of the record, because the live policy cannot be read: {}",
+                context.explain(&why)
+            ));
+            recorded(&record, &style)
+        }
+    });
+    if found.spec.mode != Mode::Enforce || found.spec.suspend {
+        context.complain(&format!(
+            "note: {namespace}/{name} is not enforced, so nothing is written until it is"
+        ));
+    }
+    let note = "Until the rollback ends this takes the place of spec.invokers on that service; guardrails and approval hold.";
+    print(&format!("{}\n", style.wrap(0, note)));
+    if !context.confirm("Roll back?", command.yes)? {
+        context.complain("nothing was changed");
+        return Ok(Exit::Error);
+    }
+    patch(kube, &name, annotation(ROLLBACK, Some(&value))).await?;
+    print(&format!(
+        "{namespace}/{name} rolled back; to end it:\n  kubectl invoker rollback --end --policy {name} -n {namespace}\n"
+    ));
+    Ok(Exit::Nothing)
+}
+
+async fn end(
+    context: &Context,
+    command: &RollbackCommand,
+    kube: &Kube,
+    name: &str,
+) -> anyhow::Result<Exit> {
+    let namespace = &kube.namespace;
+    let found = policy(kube, name).await?;
+    let names = rolled_back(&found);
+    if names.is_empty() {
+        context.complain(&format!("{namespace}/{name} is not rolled back"));
+        return Ok(Exit::Nothing);
+    }
+    let mut services = Vec::new();
+    for change in &names {
+        let record = kube.api::<InvokerChange>(false).get_opt(change).await?;
+        services.extend(record.map(|r| history::service(&r.spec)));
+    }
+    services.sort();
+    services.dedup();
+    let style = context.style();
+    let head = format!(
+        "{namespace}/{name}: back to its spec, ending the rollback of {}",
+        names.join(", ")
+    );
+    print(&format!(
+        "{}\n",
+        style.paint(Tone::Strong, &style.wrap(0, &head))
+    ));
+    match difference(context, command, kube, &found, "", &services).await {
+        Ok(planned) => print(&shown(&planned, &style)),
+        Err(why) => context.complain(&format!(
+            "note: what changes is not known, because the live policy cannot be read: {}",
+            context.explain(&why)
+        )),
+    }
+    if !context.confirm("End the rollback?", command.yes)? {
+        context.complain("nothing was changed");
+        return Ok(Exit::Error);
+    }
+    patch(kube, name, annotation(ROLLBACK, None)).await?;
+    print(&format!(
+        "{namespace}/{name}: rollback ended, its spec is in force\n"
+    ));
+    Ok(Exit::Nothing)
+}
+
+/// The changes that a policy's annotation names.
+fn rolled_back(found: &InvokerPolicy) -> Vec<String> {
+    let before = found.annotations().get(ROLLBACK);
+    let before = before.map(String::as_str).unwrap_or_default();
+    let names = before.split([',', ' ']).filter(|w| !w.is_empty());
+    names.map(str::to_owned).collect()
+}
+
+/// What the operator will do on services once the annotation has this value.
+async fn difference(
+    context: &Context,
+    command: &RollbackCommand,
+    kube: &Kube,
+    found: &InvokerPolicy,
+    value: &str,
+    services: &[RunService],
+) -> anyhow::Result<Vec<ServicePlan>> {
+    let mut policy = found.clone();
+    let annotations = json!({ROLLBACK: value});
+    policy.metadata.annotations = serde_json::from_value(annotations)?;
+    let loaded = Loaded {
+        policies: vec![policy],
+        ..Loaded::default()
+    };
+    let mut world =
+        ClusterSnapshot::with(context, &command.world, Some(kube), &loaded, true).await?;
+    let cloud = context.limited(&command.world.cloud).await?;
+    let key = PolicyKey::of(&found.metadata);
+    world.read(&cloud, Some(&[key].into())).await?;
+    if let Some(fault) = services
+        .iter()
+        .find_map(|s| world.live.get(s)?.as_ref().err())
+    {
+        return Err(fault.clone().into());
+    }
+    Ok(services.iter().map(|s| service_plan(&world, s)).collect())
+}
+
+fn shown(services: &[ServicePlan], style: &Style) -> String {
+    let mut text = String::new();
+    for service in services {
+        let changes = service.changes.iter().filter(|l| l.action != Action::Leave);
+        let mut none = true;
+        for line in changes {
+            none = false;
+            line.push_text(&mut text, style, line.action == Action::Hold);
+        }
+        if none {
+            text.push_str("  nothing to grant or revoke\n");
+        }
+    }
+    text
+}
+
+/// The difference between before and after a change, as its record has it.
+fn recorded(change: &InvokerChange, style: &Style) -> String {
+    let spec = &change.spec;
+    let words = |sign: char, g: &ChangeGrant| {
+        let condition = g.condition.as_ref();
+        let condition = condition.map(|c| format!(" if {}", c.title));
+        format!("{sign} {}{}", g.member, condition.unwrap_or_default())
+    };
+    let back = spec.removed.iter().map(|g| (Tone::Good, words('+', g)));
+    let gone = spec.added.iter().map(|g| (Tone::Bad, words('-', g)));
+    let line = |(tone, text): (Tone, String)| format!("  {}\n", style.paint(tone, &text));
+    back.chain(gone).map(line).collect()
+}
+
+/// The policy whose change is rolled back: the one that was asked for, or the only one.
+fn policy_behind(
+    change: &InvokerChange,
+    namespace: &str,
+    wanted: Option<&str>,
+) -> anyhow::Result<String> {
+    let own = change.spec.policies.iter();
+    let own = own.filter(|p| p.namespace == namespace);
+    let behind: Vec<&str> = own.map(|p| p.name.as_str()).collect();
+    match (wanted, behind.as_slice()) {
+        (Some(name), list) if list.contains(&name) => Ok(name.to_owned()),
+        (Some(name), list) => {
+            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
+        }
+        (None, [one]) => Ok((*one).to_owned()),
+        (None, []) => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
+        (None, several) => anyhow::bail!(
+            "several policies are behind that change; name one with --policy: {}",
+            several.join(", ")
+        ),
+    }
+}

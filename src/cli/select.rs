@@ -1,0 +1,221 @@
+//! Which objects a command is about: names as `-A` prints them, namespaces, labels.
+
+use std::{fmt, str::FromStr};
+
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use super::{context::Kube, world::list_all};
+use crate::api::InvokerPolicy;
+
+/// `NAME` or `NAMESPACE/NAME`; what `-o name` prints is taken as well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectName {
+    pub namespace: Option<String>,
+    pub name: String,
+}
+
+impl ObjectName {
+    /// The one of the namespace that counts.
+    pub fn here(name: &str) -> Self {
+        Self {
+            namespace: None,
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl FromStr for ObjectName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (before, name) = match text.split_once('/') {
+            // A resource, as in invokerpolicy.run-invoker.dev/NAME: no namespace has a dot.
+            Some((resource, name)) if resource.ends_with(".run-invoker.dev") => (None, name),
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text),
+        };
+        Ok(Self {
+            namespace: before.map(namespace).transpose()?,
+            name: object_name(name)?,
+        })
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// Letters, digits and hyphens within labels, with dots between them.
+///
+/// Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/names/>.
+fn is_name(text: &str, most: usize, dots: bool) -> bool {
+    // Whether letters may be capital is for the API server to say.
+    let inner = |c: char| c.is_ascii_alphanumeric();
+    let label = |l: &str| {
+        l.starts_with(inner) && l.ends_with(inner) && l.chars().all(|c| inner(c) || c == '-')
+    };
+    text.len() <= most && (dots || !text.contains('.')) && text.split('.').all(label)
+}
+
+/// The name of an object: it becomes a part of a URL, so nothing else goes through.
+fn object_name(text: &str) -> Result<String, String> {
+    let rule = "is no name of an object: letters, digits, hyphens and dots";
+    let valid = is_name(text, 253, true);
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("{text:?} {rule}"))
+}
+
+/// The name of a namespace, as an argument.
+///
+/// # Errors
+/// What a namespace may be called.
+pub fn namespace(text: &str) -> Result<String, String> {
+    let rule = "is no namespace: letters, digits and hyphens, at most 63";
+    let valid = is_name(text, 63, false);
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("{text:?} {rule}"))
+}
+
+/// A part of a Google resource's name, as an argument: a project, a region or a service. It becomes
+/// a part of a URL, so nothing else goes through.
+///
+/// # Errors
+/// What it may consist of.
+pub fn google_name(text: &str) -> Result<String, String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    let valid = !text.is_empty() && text.len() <= 63 && text.chars().all(inner);
+    let valid = valid && text != "." && text != "..";
+    let rule = "is no id: letters, digits and hyphens (projects also DOMAIN:ID)";
+    valid
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("{text:?} {rule}"))
+}
+
+/// Policies by name, by namespace or by label.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Selection {
+    /// Names of policies, each NAME or NAMESPACE/NAME; all of the namespace if none is given.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<ObjectName>,
+    /// Every namespace.
+    #[arg(long, short = 'A', conflicts_with = "names")]
+    pub all_namespaces: bool,
+    /// Only policies with these labels, as in team=shop,tier in (web,api).
+    #[arg(long, short = 'l', value_name = "SELECTOR", conflicts_with = "names")]
+    pub selector: Option<String>,
+}
+
+impl Selection {
+    /// Whether something was chosen, as opposed to all of a namespace by default.
+    pub fn is_explicit(&self) -> bool {
+        !self.names.is_empty() || self.all_namespaces || self.selector.is_some()
+    }
+
+    /// Whether names are shown with their namespaces.
+    pub fn shows_namespaces(&self) -> bool {
+        self.all_namespaces || self.names.iter().any(|n| n.namespace.is_some())
+    }
+
+    /// The labels, as the API server is asked for them.
+    pub fn list_params(&self) -> ListParams {
+        match &self.selector {
+            Some(labels) => ListParams::default().labels(labels),
+            None => ListParams::default(),
+        }
+    }
+
+    /// That nothing was found, and where to look.
+    pub fn nothing(&self, what: &str, namespace: &str) -> String {
+        let labels = self.selector.as_ref().map(|l| format!(" with labels {l}"));
+        let labels = labels.unwrap_or_default();
+        if self.all_namespaces {
+            format!("no {what}{labels} in any namespace")
+        } else {
+            format!("no {what}{labels} in namespace {namespace}; see -A for every namespace")
+        }
+    }
+
+    /// The policies that are meant, by namespace and name.
+    ///
+    /// # Errors
+    /// When one that is named is not there, or they cannot be read.
+    pub async fn policies(&self, kube: &Kube) -> anyhow::Result<Vec<InvokerPolicy>> {
+        let mut found = Vec::new();
+        if self.names.is_empty() {
+            let api = kube.api(self.all_namespaces);
+            found = list_all(&api, self.list_params()).await?;
+        }
+        for name in &self.names {
+            found.push(policy(&kube.in_namespace_of(name), &name.name).await?);
+        }
+        found.sort_by_key(|p: &InvokerPolicy| (p.namespace(), p.name_any()));
+        found.dedup_by_key(|p| (p.namespace(), p.name_any()));
+        Ok(found)
+    }
+}
+
+/// One policy of the namespace.
+///
+/// # Errors
+/// When it is not there, with what there is.
+pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
+    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
+    if let Some(found) = api.get_opt(name).await? {
+        return Ok(found);
+    }
+    let there = list_all(&api, ListParams::default()).await?;
+    let names: Vec<String> = there.iter().map(|p| p.name_any()).take(10).collect();
+    let hint = if names.is_empty() {
+        "it has no policies; see kubectl invoker status -A".to_owned()
+    } else {
+        format!("it has {}", names.join(", "))
+    };
+    anyhow::bail!(
+        "namespace {} has no InvokerPolicy {name}; {hint}",
+        kube.namespace
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_as_they_are_printed_and_nothing_else_gets_into_a_url() {
+        let read = |text: &str| text.parse::<ObjectName>().map(|n| n.to_string());
+        assert_eq!(read("web").as_deref(), Ok("web"));
+        assert_eq!(read("shop/web-2.a").as_deref(), Ok("shop/web-2.a"));
+        assert_eq!(
+            read("invokerpolicy.run-invoker.dev/web").as_deref(),
+            Ok("web")
+        );
+        for bad in [
+            "",
+            "/web",
+            "shop/",
+            "..",
+            "a/../b",
+            "a/b/c",
+            "web?x=1",
+            "web#",
+            "we%62",
+            "w b",
+            "a.b/web",
+            "-web",
+            "web\u{1b}[2J",
+        ] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+        assert!(google_name("acme.com:shop").is_ok() && google_name("europe-west1").is_ok());
+        for bad in ["", "..", "a/b", "a?b", "a%2fb", "a#", "a b"] {
+            assert!(google_name(bad).is_err(), "{bad:?}");
+        }
+    }
+}
