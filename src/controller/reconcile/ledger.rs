@@ -52,9 +52,13 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             ledger.lines.is_empty() && ledger.pending.is_empty() && inputs.version.is_some();
         if is_bare && inputs.claims.is_empty() {
             // What approvals did outlives what they did it to.
-            let next = Ledger {
-                used: ledger.used.clone(),
-                ..Ledger::default()
+            let next = match ledger.used.is_empty() {
+                true => Ledger::default(),
+                false => Ledger {
+                    used: ledger.used.clone(),
+                    written_at: ledger.written_at,
+                    ..Ledger::default()
+                },
             };
             if next == *ledger && !next.is_empty() {
                 return Ok(());

@@ -236,7 +236,9 @@ impl Judge {
                 self.records.stored(by, plural, object, gone);
                 if plural == "invokerledgers" {
                     self.note_held(object, gone);
-                    if gone {
+                    let spec = &object["spec"];
+                    let forgets = records::only_uses(spec) && spec["writtenAt"].is_null();
+                    if gone || forgets {
                         // Nothing is left there that the operator answers for: what it took away
                         // is nothing that anybody who comes later waits for.
                         let spec =

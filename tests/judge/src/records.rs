@@ -25,6 +25,13 @@ fn service(spec: &Value) -> Service {
     (text("project"), text("region"), text("service"))
 }
 
+/// Whether a ledger holds nothing but approvals that were used, which outlive what they were for.
+pub fn only_uses(ledger: &Value) -> bool {
+    let is_bare = |k: &str| ledger[k].as_array().is_none_or(Vec::is_empty);
+    let rest = ["grants", "pending", "corrections"];
+    !is_bare("usedApprovals") && rest.iter().all(|k| is_bare(k)) && ledger["held"].is_null()
+}
+
 /// Grants of a list in a record.
 fn grants(list: &Value) -> BTreeSet<iam::Grant> {
     let bindings: Vec<Value> = list
@@ -106,7 +113,7 @@ impl Records {
     pub fn stored(&mut self, by: By, plural: &str, object: &Value, gone: bool) {
         let spec = &object["spec"];
         if plural == "invokerledgers" {
-            if gone {
+            if gone || only_uses(spec) {
                 self.remembered.remove(&service(spec));
             } else {
                 self.remembered.insert(service(spec));

@@ -167,7 +167,9 @@ impl Teller {
             "remove" => {
                 let kind = text("kind");
                 let namespace = match (kind.as_str(), given["namespace"].as_str()) {
-                    ("InvokerGuardrail" | "Namespace", _) => String::new(),
+                    ("InvokerGuardrail" | "Namespace" | "CustomResourceDefinition", _) => {
+                        String::new()
+                    }
                     (_, given) => given.unwrap_or("team-a").to_owned(),
                 };
                 self.does(What::Delete {

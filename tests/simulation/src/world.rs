@@ -973,6 +973,9 @@ pub fn path(kind: &str, namespace: &str, name: &str) -> String {
         "InvokerLedger" => format!("{group}/invokerledgers/{name}"),
         "ServiceAccount" => format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}"),
         "Namespace" => format!("/api/v1/namespaces/{name}"),
+        "CustomResourceDefinition" => {
+            format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+        }
         other => panic!("no idea what a {other} is"),
     }
 }
