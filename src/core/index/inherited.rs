@@ -51,7 +51,7 @@ impl Index {
     pub fn unplaced_projects(&self) -> Vec<Arc<str>> {
         let projects = self.policies.projects();
         projects
-            .filter(|p| self.inherited.above(p) == Above::Unplaced)
+            .filter(|p| self.inherited.needs_place(p))
             .cloned()
             .collect()
     }

@@ -212,6 +212,15 @@ impl Inherited {
         }
     }
 
+    /// Whether something is searched for a project, and no search shows where it is: somebody has to
+    /// be asked, and asked again, because projects move.
+    pub fn needs_place(&self, project: &str) -> bool {
+        let name = format!("projects/{project}");
+        let is_shown = self.found().any(|f| f.ancestors.contains_key(&*name));
+        let is_searched = self.found().next().is_some();
+        is_searched && !is_shown && !self.scopes.contains_key(&*name)
+    }
+
     /// Whether a grant above the services of a project lets everybody in.
     pub fn lets_everybody_in(&self, project: &str) -> bool {
         let Ok((path, _)) = self.path(project) else {

@@ -164,6 +164,9 @@ fn a_project_without_any_grant_is_placed_by_its_ancestry() {
         names(&known.above("bare")),
         ["user:root@acme.com (roles/owner on organizations/1)"]
     );
+    assert!(known.needs_place("bare"), "it may move");
+    known.place("bare", vec!["organizations/2".into()]);
+    assert_eq!(known.above("bare"), Above::Unplaced);
     // Nothing is known of another organization.
     known.place("strange", ancestry("2"));
     assert_eq!(known.above("strange"), Above::Unplaced);
