@@ -425,13 +425,13 @@ async fn main() -> anyhow::Result<()> {
 
     let config = stage.folder.join("kubeconfig");
     std::fs::write(&config, stage.sandbox.kubeconfig())?;
-    for file in [
-        "invokerpolicies.yaml",
-        "invokerguardrails.yaml",
-        "invokerchanges.yaml",
-        "invokerledgers.yaml",
-    ] {
-        stage.apply(&root.join("crds").join(file)).await?;
+    let definitions = std::fs::read_dir(root.join("crds"))?;
+    let mut definitions: Vec<_> = definitions
+        .map(|e| Ok(e?.path()))
+        .collect::<std::io::Result<_>>()?;
+    definitions.sort();
+    for definition in definitions {
+        stage.apply(&definition).await?;
     }
     stage
         .apply(&root.join("samples/00-namespaces.yaml"))

@@ -159,18 +159,9 @@ impl Bench {
     }
 
     async fn define(&self) {
-        for file in [
-            "invokerpolicies.yaml",
-            "invokerguardrails.yaml",
-            "invokerchanges.yaml",
-            "invokerledgers.yaml",
-        ] {
-            let text = std::fs::read_to_string(
-                std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-                    .join("crds")
-                    .join(file),
-            )
-            .unwrap();
+        let crds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+        for file in std::fs::read_dir(crds).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
             let crd: Value = serde_saphyr::from_str(&text).unwrap();
             self.put(
                 &format!(
