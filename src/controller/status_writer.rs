@@ -396,7 +396,10 @@ pub(super) fn gauges(
     for (key, record) in index.policies().iter() {
         if ours(&record.intent.project) {
             counted.add(record, &index.reached(key), now);
-            counted.exposed.extend(index.opened_from_above(record));
+            let opened = index.opened_from_above(record, now).into_iter();
+            counted
+                .exposed
+                .extend(opened.map(|(service, _)| service.clone()));
         }
     }
     let held = index.ledgers().held().filter(|s| ours(&s.project));

@@ -5,12 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use jiff::Timestamp;
+
 use super::{Index, policies::Record};
 use crate::{
     fault::Fault,
     iam::{RunService, ServiceInfo},
     inherited::{Above, Inherited, InheritedGrant, Level, Search, SearchScope},
-    intent::PolicyKey,
+    intent::{Declared, PolicyKey},
     status::InheritedView,
 };
 
@@ -69,7 +71,11 @@ impl Index {
 
     /// What a policy is told of grants above its services; `None` where nobody asks, or where it
     /// has no services.
-    pub(super) fn inherited_view(&self, record: &Record) -> Option<InheritedView<'_>> {
+    pub(super) fn inherited_view(
+        &self,
+        record: &Record,
+        now: Timestamp,
+    ) -> Option<InheritedView<'_>> {
         let is_asked = self.inherited.is_on()
             && !record.targets().is_empty()
             && !record.terms().ignores_inherited();
@@ -85,28 +91,12 @@ impl Index {
                 unseen,
                 unsearched,
             } => {
-                let lists = self.lists_on(record.targets());
+                let lists = self.lists_on(record.targets(), now);
                 let is_listed =
                     |g: &InheritedGrant| lists.values().all(|l| l.contains(g.principal.key()));
-                let public = grants
-                    .iter()
-                    .filter(|g| g.principal.is_public() && !is_listed(g));
-                let words = |g: &InheritedGrant| -> Vec<String> {
-                    let opened = self.opened_by(g, record.targets()).into_iter();
-                    opened
-                        .map(|(service, from)| {
-                            format!(
-                                "{} ({}): {} may invoke it by {} on {}, {from}",
-                                service.name, service.region, g.principal, g.role, g.resource
-                            )
-                        })
-                        .collect()
-                };
-                let public = public.flat_map(|g| words(g)).collect();
                 let grants = grants.into_iter().map(|g| (g, is_listed(g))).collect();
                 InheritedView::Known {
                     grants,
-                    public,
                     unseen,
                     unsearched,
                 }
@@ -115,8 +105,13 @@ impl Index {
     }
 
     /// The services of a policy that anybody can call by a public grant above them, which is not
-    /// declared.
-    pub fn opened_from_above(&self, record: &Record) -> Vec<RunService> {
+    /// declared: by which, and from where. Whoever does not want to hear of grants above hears of
+    /// these.
+    pub fn opened_from_above<'a>(
+        &self,
+        record: &'a Record,
+        now: Timestamp,
+    ) -> Vec<(&'a RunService, String)> {
         let project = &record.intent.project;
         if !self.inherited.is_on() || !self.inherited.lets_everybody_in(project) {
             return Vec::new();
@@ -124,45 +119,54 @@ impl Index {
         let Above::Known { grants, .. } = self.inherited.above(project) else {
             return Vec::new();
         };
-        let public = grants.into_iter().filter(|g| g.principal.is_public());
-        public
-            .flat_map(|g| self.opened_by(g, record.targets()))
-            .map(|(service, _)| service.clone())
-            .collect()
+        let public = || grants.iter().filter(|g| g.principal.is_public());
+        let opened = record.targets().iter().filter_map(|service| {
+            let from = ServiceInfo::open_to(self.info(service))?;
+            let listed = self.listed(self.policies.keys_on(service), now);
+            let grant = public().find(|g| !listed.contains(g.principal.key()))?;
+            let (role, resource) = (&grant.role, &grant.resource);
+            let how = format!(
+                "{} may invoke it by {role} on {resource}, {from}",
+                grant.principal
+            );
+            Some((service, how))
+        });
+        opened.collect()
     }
 
     /// Everybody whom a policy lists, by service; services that the same policies are about share
     /// one list.
-    fn lists_on(&self, services: &BTreeSet<RunService>) -> BTreeMap<&[PolicyKey], HashSet<&str>> {
+    fn lists_on(
+        &self,
+        services: &BTreeSet<RunService>,
+        now: Timestamp,
+    ) -> BTreeMap<&[PolicyKey], HashSet<&str>> {
         let mut lists: BTreeMap<&[PolicyKey], HashSet<&str>> = BTreeMap::new();
         for service in services {
             let policies = self.policies.keys_on(service);
-            if lists.contains_key(policies) {
-                continue;
-            }
-            let records = policies.iter().filter_map(|k| self.policies.get(k));
-            let listed = records
-                .filter(|r| !r.intent.deleting)
-                .flat_map(|r| r.intent.declared.iter())
-                .map(|d| d.grant.principal.key())
-                .collect();
-            lists.insert(policies, listed);
+            lists
+                .entry(policies)
+                .or_insert_with(|| self.listed(policies, now));
         }
         lists
     }
 
-    /// The services that anybody can call by a public grant above them, and from where.
-    fn opened_by<'a>(
-        &self,
-        grant: &InheritedGrant,
-        services: &'a BTreeSet<RunService>,
-    ) -> Vec<(&'a RunService, &'static str)> {
-        let opened = services.iter().filter_map(|service| {
-            let lists = self.lists_on(&BTreeSet::from([service.clone()]));
-            let is_meant = lists.values().all(|l| l.contains(grant.principal.key()));
-            let from = ServiceInfo::open_to(self.info(service)).filter(|_| !is_meant)?;
-            Some((service, from))
-        });
-        opened.collect()
+    /// Everybody who is declared to invoke now, without a condition but an end, by a policy that is
+    /// in force and may do so: nobody vouches for what a guardrail refuses, what has ended, or what
+    /// is suspended.
+    fn listed(&self, policies: &[PolicyKey], now: Timestamp) -> HashSet<&str> {
+        let records = policies.iter().filter_map(|k| self.policies.get(k));
+        let vouching = records.filter(|r| !r.intent.deleting && !r.intent.suspended);
+        let declared = vouching.flat_map(|r| r.intent.declared.iter().map(move |d| (r, d)));
+        let counts = |(record, declared): &(&Record, &Declared)| {
+            let condition = declared.grant.condition.as_ref();
+            condition.is_none_or(|c| c.expiry().is_some())
+                && declared.expires.is_none_or(|e| e > now)
+                && record.terms().refuse_grant(declared, now).is_none()
+        };
+        declared
+            .filter(counts)
+            .map(|(_, d)| d.grant.principal.key())
+            .collect()
     }
 }

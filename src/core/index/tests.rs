@@ -184,14 +184,53 @@ fn bypassed(index: &Index, name: &str) -> (Option<i64>, usize) {
     let record = index.policies().get(&id(name).key()).unwrap();
     (
         status.inherited.map(|i| i.unlisted),
-        index.opened_from_above(record).len(),
+        index.opened_from_above(record, Timestamp::UNIX_EPOCH).len(),
     )
+}
+
+/// Nobody is vouched for by an entry that is refused, that has ended, that holds only sometimes, or
+/// that is suspended; and a guardrail that ignores what is above ignores no public service.
+#[test]
+fn only_entries_that_are_in_force_vouch_for_who_gets_in_from_above() {
+    use crate::{inherited::SearchScope, intent::Guardrail};
+    let named = |name: &str, spec: serde_json::Value| {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
+        Guardrail::from_object(&serde_json::from_value(object).unwrap())
+    };
+    let mut index = Index::new(Limits::default());
+    index.expect_inherited(&[SearchScope::parse("projects/acme-prod").unwrap()]);
+    index.apply_policy(&policy("p", 1, &json!({})), Duration::ZERO);
+    searched(&mut index, &["allUsers", "user:b@acme.com"]);
+    let unlisted = (Some(2), 1);
+    assert_eq!(bypassed(&index, "p"), unlisted);
+    let b = json!({"member": "user:b@acme.com"});
+    let ended = json!({"member": "user:b@acme.com", "expires": "1969-01-01T00:00:00Z"});
+    let office = json!({"member": "user:b@acme.com", "condition": {"title": "office", "expression": "false"}});
+    for spec in [
+        json!({"invokers": [{"member": "allUsers"}]}),
+        json!({"invokers": [ended]}),
+        json!({"invokers": [office]}),
+        json!({"invokers": [b], "suspend": true}),
+    ] {
+        index.apply_policy(&policy("q", 1, &spec), Duration::ZERO);
+        assert_eq!(bypassed(&index, "p"), unlisted, "{spec}");
+    }
+    index.apply_policy(&policy("q", 2, &json!({"invokers": [b]})), Duration::ZERO);
+    assert_eq!(bypassed(&index, "p"), (Some(1), 1));
+    let narrow = json!({"members": ["user:a@acme.com"]});
+    index.apply_guardrail(named("narrow", narrow));
+    assert_eq!(bypassed(&index, "p"), unlisted);
+    index.apply_guardrail(named("quiet", json!({"inherited": "Ignore"})));
+    assert_eq!(bypassed(&index, "p"), (None, 1));
 }
 
 #[test]
 fn only_whom_no_policy_lists_on_every_service_bypasses_a_policy() {
     use crate::inherited::SearchScope;
-    let mut index = Index::new(Limits::default());
+    let mut index = Index::new(Limits {
+        public: true,
+        ..Limits::default()
+    });
     let both = json!({"services": [{"name": "web", "region": "europe-west1"}, {"name": "api", "region": "europe-west1"}]});
     index.apply_policy(&policy("p", 1, &both), Duration::ZERO);
     let api = json!({"services": [{"name": "api", "region": "europe-west1"}], "invokers": [{"member": "user:b@acme.com"}]});

@@ -21,8 +21,6 @@ pub enum InheritedView<'a> {
     Known {
         /// Each with whether a policy lists the principal on every service of this one.
         grants: Vec<(&'a InheritedGrant, bool)>,
-        /// Services that anybody can call by such a grant, with the grant and from where.
-        public: Vec<String>,
         /// Why something that may show more could not be searched.
         unseen: Option<&'a Fault>,
         /// What is above and in no scope, in words.

@@ -78,6 +78,8 @@ pub struct StatusInput<'a> {
     pub last_change: Option<&'a str>,
     /// What is known of grants above its services; `None` where nobody asks.
     pub inherited: Option<&'a InheritedView<'a>>,
+    /// Services that anybody can call by a grant above them: by which, and from where.
+    pub opened: &'a [(&'a RunService, String)],
     /// The last write to any of its services that the ledgers know of.
     pub written_at: Option<Timestamp>,
     /// How long IAM may take to act on a change.

@@ -35,6 +35,7 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         back: &[],
         last_change: None,
         inherited: None,
+        opened: &[],
         written_at: None,
         propagation: Duration::from_secs(420),
         now: at(now),

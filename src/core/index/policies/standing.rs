@@ -294,7 +294,8 @@ impl Index {
             None
         };
         let unmatched = self.unmatched(record);
-        let inherited = self.inherited_view(record);
+        let inherited = self.inherited_view(record, now);
+        let opened = self.opened_from_above(record, now);
         let input = StatusInput {
             intent,
             observations: &observations,
@@ -308,6 +309,7 @@ impl Index {
             back: &back,
             last_change: record.last_change.as_deref(),
             inherited: inherited.as_ref(),
+            opened: &opened,
             written_at: self.written_at(record),
             propagation,
             now,

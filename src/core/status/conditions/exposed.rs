@@ -4,7 +4,7 @@ use super::{Conditions, Truth};
 use crate::{
     api::{ConditionType, Reason},
     status::{
-        InheritedView, StatusInput,
+        StatusInput,
         text::{listed, place},
     },
 };
@@ -15,9 +15,8 @@ pub(super) fn set(conditions: &mut Conditions<'_>, facts: &StatusInput<'_>) {
         .filter_map(|(service, found)| Some((service, found.exposed.as_ref()?)))
         .map(|(service, why)| format!("{}: {why}", place(service)))
         .collect();
-    if let Some(InheritedView::Known { public, .. }) = facts.inherited {
-        exposed.extend(public.iter().cloned());
-    }
+    let opened = facts.opened.iter();
+    exposed.extend(opened.map(|(service, how)| format!("{}: {how}", place(service))));
     if !exposed.is_empty() {
         let message = format!("anyone can call {}", listed(&exposed, 5));
         conditions.set(
