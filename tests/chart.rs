@@ -742,7 +742,7 @@ async fn live(ground: &Ground, shards: usize, patience: Duration) -> Result<(), 
         )
         .await
         .unwrap();
-    expect("api", "Ready", "InSync").await?;
+    expect("api", "Ready", "RolledBack").await?;
     comes_true(patience, "the approval is used", || async {
         let status = approvals
             .get("chg-1")

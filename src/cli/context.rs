@@ -252,8 +252,7 @@ impl Context {
 
     /// Says something that is not the answer.
     pub fn complain(&self, text: &str) {
-        let mut stderr = std::io::stderr().lock();
-        let _ = writeln!(stderr, "{}", outgoing(text.trim_end(), false));
+        complain(text);
     }
 
     /// Asks for agreement: with `--yes`, or on a terminal.
@@ -317,4 +316,10 @@ pub fn progress(what: &str, of: usize) -> indicatif::ProgressBar {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
     bar
+}
+
+/// Says something on the standard error.
+pub fn complain(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    let _ = writeln!(stderr, "{}", outgoing(text.trim_end(), false));
 }

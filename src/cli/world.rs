@@ -13,12 +13,16 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ServiceAccount, apimachinery::pkg::apis::meta::v1::Time};
-use kube::{Api, Client, Resource, api::ListParams, core::PartialObjectMeta};
+use kube::{
+    Api, Client, Resource,
+    api::ListParams,
+    core::{DeserializeGuard, ObjectList, PartialObjectMeta, error_boundary::InvalidObject},
+};
 use serde::de::DeserializeOwned;
 
 use super::{
     WorldArgs,
-    context::{Context, Kube, progress},
+    context::{Context, Kube, complain, progress},
     files::{self, Loaded},
 };
 use crate::{
@@ -77,13 +81,37 @@ where
     let mut found = Vec::new();
     let mut params = params.limit(PAGE);
     loop {
-        let page = api.list(&params).await?;
-        found.extend(page.items);
+        let request = kube::core::Request::new(api.resource_url()).list(&params);
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let page: ObjectList<DeserializeGuard<K>> =
+            api.clone().into_client().request(request).await?;
+        for object in page.items {
+            match object.0 {
+                Ok(object) => found.push(object),
+                // One that cannot be read hides no other.
+                Err(invalid) => complain(&unreadable::<K>(&invalid)),
+            }
+        }
         match page.metadata.continue_.filter(|c| !c.is_empty()) {
             Some(next) => params = params.continue_token(&next),
             None => return Ok(found),
         }
     }
+}
+
+/// Names an object that cannot be read, and why.
+fn unreadable<K: Resource<DynamicType = ()>>(invalid: &InvalidObject) -> String {
+    let meta = &invalid.metadata;
+    let name = meta.name.as_deref().unwrap_or_default();
+    let place = match meta.namespace.as_deref() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    };
+    let why: String = invalid.error.to_string().chars().take(300).collect();
+    format!(
+        "note: {} {place} cannot be read and is left out: {why}",
+        K::kind(&())
+    )
 }
 
 /// The services of a project, in one region or in all.

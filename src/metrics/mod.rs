@@ -143,7 +143,7 @@ impl FindingMetrics {
 
 impl InheritedMetrics {
     fn new(registrar: &mut Registrar) -> Result<Self> {
-        Ok(Self {
+        let metrics = Self {
             inherited_searches_total: registrar.counters(
                 "inherited_searches_total",
                 "Searches for grants on projects, folders and organizations, by whether they came to their end.",
@@ -162,7 +162,16 @@ impl InheritedMetrics {
                 "bypassed_policies",
                 "Policies whose services somebody may invoke by a grant above them whom no policy lists.",
             )?,
-        })
+        };
+        // Series that alerts are about are there from the start.
+        for result in ["success", "error"] {
+            metrics
+                .inherited_searches_total
+                .with_label_values(&[result]);
+        }
+        let nobody = Level::ALL.into_iter().map(|level| (level, 0));
+        metrics.principals(&nobody.collect());
+        Ok(metrics)
     }
 
     /// A search ended.

@@ -29,7 +29,10 @@ impl Drop for Guard {
 /// # Errors
 /// When the filter cannot be read, the exporter cannot be built, or tracing was set up before.
 pub fn init(filter: &str, format: LogFormat, otlp: Option<&str>) -> anyhow::Result<Guard> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
+    // The client writes whole objects into the log that it cannot read; who reads them says so, in a
+    // line. What the filter says of it by name goes before.
+    let quiet = format!("kube_client=error,{filter}");
+    let filter = EnvFilter::try_new(quiet).with_context(|| {
         format!("--log {filter:?} is not a filter such as info or run_invoker=debug")
     })?;
     let logs = tracing_subscriber::fmt::layer().with_writer(redaction::Redacting);

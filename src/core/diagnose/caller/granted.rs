@@ -66,13 +66,13 @@ impl Walk<'_> {
             let evidence = evidence(&here, principal);
             self.step("grants on the service", Outcome::Maybe, evidence);
             self.step("grants on the project", Outcome::Pass, how);
-            return self.granted();
+            return self.let_in();
         }
         if let Some(how) = self.granted_above() {
             let evidence = evidence(&here, principal);
             self.step("grants on the service", Outcome::Maybe, evidence);
             self.step("grants above the service", Outcome::Pass, how);
-            return self.granted();
+            return self.let_in();
         }
         let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
         let maybe: Vec<String> = both.cloned().chain(self.maybe_above()).collect();
@@ -216,9 +216,14 @@ impl Walk<'_> {
 
     /// IAM lets it through; what is left to refuse it?
     fn granted(&mut self) {
-        if self.may_be_too_young() {
-            return;
+        // What is known of the last change is about the service's own policy.
+        if !self.may_be_too_young() {
+            self.let_in();
         }
+    }
+
+    /// Somebody grants it, on the service or above.
+    fn let_in(&mut self) {
         let symptom = &self.facts.symptom;
         if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
             let fix = self.mint("Send its token, and give it here with --token if it is refused still; then look at deny policies (Policy Troubleshooter).");

@@ -356,8 +356,17 @@ pub fn track_update(
     schema: Option<&Schema>,
     now: &str,
 ) {
-    let before = old.map(ownable).unwrap_or_else(|| json!({}));
-    let after = ownable(new);
+    let mut before = old.map(ownable).unwrap_or_else(|| json!({}));
+    let mut after = ownable(new);
+    // A write to the object owns nothing of its status, not what a schema's defaults put there
+    // either (reset fields of the main resource).
+    if manager.subresource.is_empty() {
+        for side in [&mut before, &mut after] {
+            if let Some(side) = side.as_object_mut() {
+                side.remove("status");
+            }
+        }
+    }
     let (was, is) = (
         fields_of_object(&before, schema),
         fields_of_object(&after, schema),
