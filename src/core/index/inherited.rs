@@ -90,6 +90,7 @@ impl Index {
                 grants,
                 unseen,
                 unsearched,
+                stale,
             } => {
                 let lists = self.lists_on(record.targets(), now);
                 let is_listed =
@@ -99,6 +100,7 @@ impl Index {
                     grants,
                     unseen,
                     unsearched,
+                    stale,
                 }
             }
         })

@@ -91,6 +91,8 @@ pub enum Above<'a> {
         unseen: Option<&'a Fault>,
         /// What is above the project and in no scope that was searched, in words.
         unsearched: Option<String>,
+        /// The last search failed somewhere: an earlier one showed this.
+        stale: bool,
     },
 }
 
@@ -209,6 +211,10 @@ impl Inherited {
             grants: grants.into_iter().collect(),
             unseen: failed.filter_map(|s| s.fault.as_ref()).next(),
             unsearched,
+            stale: self
+                .scopes
+                .values()
+                .any(|s| s.found.is_some() && s.fault.is_some()),
         }
     }
 
@@ -234,7 +240,10 @@ impl Inherited {
 
     /// Whether it is known that nobody may invoke in a project by a grant above its services.
     pub fn lets_nobody_in(&self, project: &str) -> bool {
-        let everything = self.scopes.values().all(|s| s.found.is_some());
+        let everything = self
+            .scopes
+            .values()
+            .all(|s| s.found.is_some() && s.fault.is_none());
         let nothing = |(path, _): (Vec<&Arc<str>>, bool)| {
             let mut here = self
                 .found()

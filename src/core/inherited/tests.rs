@@ -127,6 +127,10 @@ fn a_search_that_fails_forgets_nothing_and_one_that_never_worked_says_why() {
     assert!(!known.apply(&organization(), Ok(search(&[owner]))));
     assert!(known.apply(&organization(), Err(denied)));
     assert_eq!(names(&known.above("shop")).len(), 1);
+    assert!(matches!(
+        known.above("shop"),
+        Above::Known { stale: true, .. }
+    ));
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub enum InheritedView<'a> {
         unseen: Option<&'a Fault>,
         /// What is above and in no scope, in words.
         unsearched: Option<String>,
+        /// The last search failed: an earlier one showed this.
+        stale: bool,
     },
 }
 

@@ -24,6 +24,13 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
         reason,
         message,
     } = before.unwrap_or_else(|| now(view));
+    let age = match view {
+        InheritedView::Known { stale: true, .. } => {
+            "; the last search failed, so this is what an earlier one showed"
+        }
+        _ => "",
+    };
+    let message = format!("{message}{age}");
     conditions.set(ConditionType::Bypassed, truth, reason, &message);
 }
 
