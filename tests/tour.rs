@@ -45,7 +45,7 @@ const NEEDS: [(&str, &[&str]); 5] = [
 ];
 
 /// Kinds that pages name and that are not the operator's.
-const BUILT_IN: [&str; 24] = [
+const BUILT_IN: [&str; 25] = [
     "all",
     "clusterrole",
     "clusterrolebinding",
@@ -62,6 +62,7 @@ const BUILT_IN: [&str; 24] = [
     "pods",
     "podmonitor",
     "quota",
+    "rolebinding",
     "secret",
     "serviceaccount",
     "servicemonitor",
