@@ -414,12 +414,9 @@ impl Ledgers {
         })
     }
 
-    /// When the last write to a service that was made was over, or one began whose end is not on
-    /// record yet.
+    /// When the last write to a service that was made was over.
     pub fn written_at(&self, service: &RunService) -> Option<Timestamp> {
-        let entry = self.by_service.get(service)?;
-        let pending = entry.rest.iter().flat_map(|r| &r.pending).map(|p| p.at);
-        pending.max().max(entry.written_at)
+        self.by_service.get(service)?.written_at
     }
 
     /// When drift was corrected on one service.

@@ -82,6 +82,9 @@ pub struct StatusInput<'a> {
     pub opened: &'a [(&'a RunService, String)],
     /// The last write to any of its services that the ledgers know of.
     pub written_at: Option<Timestamp>,
+    /// A write to one of its services is under way, or its end is not on record: it may be sent, or
+    /// sent again, at any moment.
+    pub writing: bool,
     /// How long IAM may take to act on a change.
     pub propagation: Duration,
     pub now: Timestamp,

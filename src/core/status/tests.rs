@@ -37,6 +37,7 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         inherited: None,
         opened: &[],
         written_at: None,
+        writing: false,
         propagation: Duration::from_secs(420),
         now: at(now),
     }

@@ -254,16 +254,19 @@ impl Index {
             })
     }
 
-    /// When the operator last wrote to a service that a policy targets, as far as the ledgers know.
-    fn written_at(&self, record: &Record) -> Option<Timestamp> {
-        let written = record.targets.iter().map(|s| self.ledgers.written_at(s));
+    /// When the operator last wrote to a service that a policy targets, or where something still
+    /// belongs to it, as far as the ledgers know.
+    fn written_at(&self, key: &PolicyKey) -> Option<Timestamp> {
+        let services = self.services_of(key);
+        let written = services.iter().map(|s| self.ledgers.written_at(s));
         written.flatten().max()
     }
 
-    /// When it last changed what a policy targets.
-    pub fn changed_at(&self, record: &Record) -> Option<Timestamp> {
+    /// When it last changed what concerns a policy.
+    pub fn changed_at(&self, key: &PolicyKey) -> Option<Timestamp> {
+        let record = self.policies.get(key)?;
         let seen = record.observations().filter_map(|(_, o)| o.changed_at);
-        seen.max().max(self.written_at(record))
+        seen.max().max(self.written_at(key))
     }
 
     /// The status that a policy should have now.
@@ -310,7 +313,8 @@ impl Index {
             last_change: record.last_change.as_deref(),
             inherited: inherited.as_ref(),
             opened: &opened,
-            written_at: self.written_at(record),
+            written_at: self.written_at(key),
+            writing: observations.keys().any(|s| self.ledgers.is_pending(s)),
             propagation,
             now,
         };

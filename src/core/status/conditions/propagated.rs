@@ -25,6 +25,10 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     let mut set = |truth, reason, message: &str| {
         conditions.set(ConditionType::Propagated, truth, reason, message);
     };
+    if facts.writing {
+        let message = "a change is being made, or its end is not on record yet";
+        return set(Truth::False, Reason::Progressing, message);
+    }
     match until.map(whole_seconds) {
         Some(until) => set(
             Truth::False,
