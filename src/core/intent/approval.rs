@@ -58,7 +58,7 @@ impl Agreement {
             until,
         ];
         Ok(Self {
-            digest: digest(parts),
+            digest: digest(WITHSTANDS, parts),
             key,
             uid: meta.uid.as_deref().unwrap_or_default().into(),
             policy: spec.policy.as_str().into(),
@@ -117,17 +117,21 @@ impl Agreement {
     }
 }
 
-/// Forty hexadecimal digits over `parts`, each closed by a zero byte. Tenants choose what goes in,
-/// so it has to withstand a search for two plans with one hash.
-pub fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
+/// Bytes of a hash that has to withstand a search for two plans with one hash: tenants choose what
+/// goes in.
+pub const WITHSTANDS: usize = 20;
+
+/// The first `bytes` (at most 32) of a hash over `parts`, in hexadecimal digits; each part is closed
+/// by a zero byte, so that none can run into the next.
+pub fn digest<'a>(bytes: usize, parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
     use std::fmt::Write as _;
     let mut hasher = Sha256::new();
     for part in parts {
         hasher.update(part.as_bytes());
         hasher.update([0]);
     }
-    let mut text = String::with_capacity(40);
-    for byte in hasher.finalize().iter().take(20) {
+    let mut text = String::with_capacity(2 * bytes);
+    for byte in hasher.finalize().iter().take(bytes) {
         let _ = write!(text, "{byte:02x}");
     }
     text.into()

@@ -26,7 +26,7 @@ use crate::{
 };
 
 pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
-pub use approval::{Agreement, digest};
+pub use approval::{Agreement, WITHSTANDS, digest};
 pub use guardrail::{Guardrail, Limits, Refusal, Terms};
 pub use keys::{AccountKey, ApprovalKey, ChangeKey, PolicyKey};
 
@@ -254,7 +254,7 @@ fn spec_digest(spec: &InvokerPolicySpec) -> Arc<str> {
     let mut value = serde_json::to_value(spec).unwrap_or_default();
     tidy(&mut value);
     value.sort_all_objects();
-    digest([value.to_string().as_str()])
+    digest(WITHSTANDS, [value.to_string().as_str()])
 }
 
 /// The words of an annotation that holds a list. More than a few dozen are nobody's intention.

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{Input, PolicyOnService, View};
 use crate::{
     iam::{Grant, RunService},
-    intent::{Agreement, Declared, Intent, PolicyId, digest},
+    intent::{Agreement, Declared, Intent, PolicyId, WITHSTANDS, digest},
 };
 
 /// The most changes that are written out for a person.
@@ -104,7 +104,7 @@ impl<'a> Effect<'a> {
         let granted = self.granted.iter().map(|g| format!("+{}", written(g)));
         let revoked = self.revoked.iter().map(|g| format!("-{}", written(g)));
         let parts: Vec<String> = head.into_iter().chain(granted).chain(revoked).collect();
-        digest(parts.iter().map(String::as_str))
+        digest(WITHSTANDS, parts.iter().map(String::as_str))
     }
 }
 
@@ -184,7 +184,7 @@ pub fn reach_hash<'a>(
     let granted = intent.declared.iter();
     let granted = granted.map(|d| format!("+{}", written(&d.grant)));
     let parts: Vec<String> = head.into_iter().chain(names).chain(granted).collect();
-    digest(parts.iter().map(String::as_str))
+    digest(WITHSTANDS, parts.iter().map(String::as_str))
 }
 
 /// The first of the policy's approvals that is for this plan and in time.

@@ -3,8 +3,6 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use sha2::{Digest as _, Sha256};
-
 use super::{
     Change, Effects, Input, Plan, RevokeCause, View, Withheld, WithheldReason,
     claim::SelectorImpact,
@@ -12,7 +10,7 @@ use super::{
 };
 use crate::{
     iam::{Grant, Invocation, PrincipalKind, RunService},
-    intent::Intent,
+    intent::{Intent, digest},
 };
 
 /// What a person is asked to agree to.
@@ -33,21 +31,8 @@ pub struct Approval {
     pub last: bool,
 }
 
-/// Twelve hexadecimal digits over `parts`; each part is closed by a zero byte, so that none can run
-/// into the next.
-fn digest<'a>(parts: impl IntoIterator<Item = &'a str>) -> Arc<str> {
-    use std::fmt::Write as _;
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update(part.as_bytes());
-        hasher.update([0]);
-    }
-    let mut text = String::with_capacity(12);
-    for byte in hasher.finalize().iter().take(6) {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text.into()
-}
+/// Bytes of the hash that the annotation names: enough against an accident.
+const NAMED: usize = 6;
 
 /// Removals that count: access that is in force now and that nobody asked to end at a time, nor the
 /// platform team by a guardrail. What a guardrail refuses goes without asking, or a tenant could
@@ -123,7 +108,10 @@ pub(super) fn hold_blast(plan: &mut Plan, input: &Input<'_>) {
         .collect();
     let name = input.service.resource_name();
     let head = ["removals", name.as_str(), input.live.etag.0.as_str()];
-    let hash = digest(head.into_iter().chain(lines.iter().map(String::as_str)));
+    let hash = digest(
+        NAMED,
+        head.into_iter().chain(lines.iter().map(String::as_str)),
+    );
     let views = super::views(input);
     let acting = input.claims.iter().filter(|c| c.intent.enforces());
     let approval = Approval {
@@ -250,7 +238,10 @@ pub fn spread(
     let generation = intent.generation.to_string();
     let names: Vec<String> = wanting.iter().map(RunService::resource_name).collect();
     let head = ["spread", &*intent.id.uid, generation.as_str()];
-    let hash = digest(head.into_iter().chain(names.iter().map(String::as_str)));
+    let hash = digest(
+        NAMED,
+        head.into_iter().chain(names.iter().map(String::as_str)),
+    );
     Some(SelectorImpact::Held {
         services: wanting.len(),
         limit,
