@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::access::{InheritedFrom, Invoker};
 use crate::{
     cloudrun::{
-        assets::{AssetSearch, search},
+        assets::{ancestors, search},
         google::Google,
     },
-    iam::{Invocation, Principal, PrincipalKind},
-    inherited::{Above, Inherited, InheritedGrant, SearchScope, read_ancestry},
+    iam::{Principal, PrincipalKind},
+    inherited::{Above, Inherited, InheritedGrant, SearchScope},
     plan::PolicyOnService,
 };
 
@@ -91,8 +91,7 @@ pub async fn look_above(
         if inherited.above(project) != Above::Unplaced {
             continue;
         }
-        let answer = google.ancestry(project).await;
-        if let Some(above) = answer.ok().and_then(|a| read_ancestry(&a).ok()) {
+        if let Ok(above) = ancestors(google, project).await {
             inherited.place(project, above);
         }
         if inherited.above(project) == Above::Unplaced {
@@ -118,10 +117,7 @@ impl Searched {
         let Above::Known { grants, .. } = self.inherited.above(project) else {
             return Vec::new();
         };
-        let living = grants
-            .into_iter()
-            .filter(|g| g.principal.kind() != PrincipalKind::Deleted);
-        living.map(|g| invoker(g, claims)).collect()
+        grants.into_iter().map(|g| invoker(g, claims)).collect()
     }
 }
 
@@ -142,7 +138,8 @@ fn invoker(grant: &InheritedGrant, claims: &[PolicyOnService]) -> Invoker {
         until: None,
         ended: false,
         public: grant.principal.is_public(),
-        cannot_invoke: grant.principal.invocation() == Invocation::Unsupported,
+        // Who cannot invoke is not among those that searches show.
+        cannot_invoke: false,
         inherited_from: Some(InheritedFrom {
             level: grant.level.as_str(),
             resource: grant.resource.to_string(),

@@ -1,11 +1,13 @@
 //! Grants above the services, by Cloud Asset. Only ever read.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 
 use super::{MAX_PAGES, endless};
 use crate::{
     fault::{Fault, FaultClass},
-    inherited::{Search, SearchScope, read_page},
+    inherited::{Search, SearchScope, read_ancestry, read_page},
 };
 
 /// Cloud Asset, for grants above the services.
@@ -37,12 +39,7 @@ pub async fn search(client: &dyn AssetSearch, scope: &SearchScope) -> Result<Sea
     let mut token = String::new();
     for _ in 0..MAX_PAGES {
         let answer = client.search_page(scope, &token).await?;
-        let page = read_page(&answer).map_err(|why| {
-            Fault::new(
-                FaultClass::ForeignAnswer,
-                format!("the answer of Cloud Asset is not as documented: {why}"),
-            )
-        })?;
+        let page = read_page(&answer).map_err(|why| undocumented("Cloud Asset", &why))?;
         token.clone_from(&page.next);
         search.add(page);
         if token.is_empty() {
@@ -50,4 +47,19 @@ pub async fn search(client: &dyn AssetSearch, scope: &SearchScope) -> Result<Sea
         }
     }
     Err(endless())
+}
+
+/// The names of the folders and the organization above a project, the nearest first.
+///
+/// # Errors
+/// Those of [`AssetSearch::ancestry`], and [`FaultClass::ForeignAnswer`] for an answer that is not as
+/// documented.
+pub async fn ancestors(client: &dyn AssetSearch, project: &str) -> Result<Vec<Arc<str>>, Fault> {
+    let answer = client.ancestry(project).await?;
+    read_ancestry(&answer).map_err(|why| undocumented("the Resource Manager", &why))
+}
+
+fn undocumented(who: &str, why: &str) -> Fault {
+    let message = format!("the answer of {who} is not as documented: {why}");
+    Fault::new(FaultClass::ForeignAnswer, message)
 }

@@ -5,14 +5,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Controller, reconcile::backoff};
+use super::{Controller, due::Due, reconcile::backoff};
 use crate::{
     cloudrun::{
         CloudRun,
-        assets::{AssetSearch, search},
+        assets::{AssetSearch, ancestors, search},
     },
     fault::Fault,
-    inherited::{Search, SearchScope, read_ancestry},
+    inherited::{Search, SearchScope},
     intent::PolicyKey,
 };
 
@@ -28,45 +28,40 @@ pub struct InheritedOptions {
     pub search: Arc<dyn AssetSearch>,
 }
 
-/// When a scope is searched next.
-struct Due {
-    scope: SearchScope,
-    at: Instant,
-    failures: u32,
-}
-
 impl<C: CloudRun> Controller<C> {
     /// Searches while anything is worked on here.
     pub(super) async fn search_inherited(self: Arc<Self>) {
         let Some(options) = self.options.inherited.clone() else {
             return std::future::pending().await;
         };
-        let begin = |scope: &SearchScope| Due {
-            scope: scope.clone(),
-            at: Instant::now(),
-            failures: 0,
-        };
-        let mut asked = HashMap::new();
-        let mut scopes: Vec<Due> = options.scopes.iter().map(begin).collect();
-        loop {
-            let Some(next) = scopes.iter_mut().min_by_key(|d| d.at) else {
-                return std::future::pending().await;
-            };
-            tokio::time::sleep_until(next.at).await;
+        let (mut due, mut failures, mut asked) = (Due::default(), HashMap::new(), HashMap::new());
+        for scope in &options.scopes {
+            due.no_later(scope, Instant::now());
+        }
+        while let Some(at) = due.wake(|_| true) {
+            tokio::time::sleep_until(at).await;
             if !self.takes_part() {
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 continue;
             }
-            let result = search(options.search.as_ref(), &next.scope).await;
-            next.failures = if result.is_ok() { 0 } else { next.failures + 1 };
-            let pause = match next.failures {
-                0 => options.interval,
-                n => backoff(n, self.options.seed, next.scope.as_str()).min(options.interval),
+            let Some(scope) = due.take(Instant::now(), |_| true) else {
+                continue;
             };
-            next.at = Instant::now() + pause;
-            self.searched(&next.scope, result);
+            let result = search(options.search.as_ref(), &scope).await;
+            let pause = if result.is_ok() {
+                failures.remove(&scope);
+                options.interval
+            } else {
+                let failed = failures.entry(scope.clone()).or_default();
+                *failed += 1;
+                backoff(*failed, self.options.seed, scope.as_str()).min(options.interval)
+            };
+            due.no_later(&scope, Instant::now() + pause);
+            self.searched(&scope, result);
             self.place_projects(&options, &mut asked).await;
         }
+        // This task must not end.
+        std::future::pending().await
     }
 
     /// Asks once in a while where projects are that no search shows: nobody has a grant there.
@@ -83,17 +78,13 @@ impl<C: CloudRun> Controller<C> {
             .filter(|p| self.works_on(p) && !asked.contains_key(p));
         for project in ours.take(ASKED_AT_ONCE).collect::<Vec<_>>() {
             asked.insert(project.clone(), Instant::now());
-            let above = match options.search.ancestry(&project).await {
-                Ok(answer) => read_ancestry(&answer),
-                Err(fault) => Err(fault.to_string()),
-            };
-            match above {
+            match ancestors(options.search.as_ref(), &project).await {
                 Ok(above) => {
                     let policies = self.index.with(|i| i.place_project(&project, above));
                     self.tell(policies);
                 }
-                Err(why) => {
-                    tracing::debug!(%project, why, "where a project is could not be read");
+                Err(fault) => {
+                    tracing::debug!(%project, %fault, "where a project is could not be read");
                 }
             }
         }

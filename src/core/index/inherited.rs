@@ -22,28 +22,18 @@ impl Index {
         self.inherited = Inherited::of(scopes);
     }
 
-    /// A search came to its end. Returns the policies whose status may change: of projects for
-    /// which something changed, and of those where somebody may invoke from above, since others may
-    /// have begun or ceased to list them.
+    /// A search came to its end. Returns the policies whose status may change: all where something
+    /// is another than before, and else those of projects where somebody may invoke from above, since
+    /// others may have begun or ceased to list them.
     pub fn apply_inherited(
         &mut self,
         scope: &SearchScope,
         result: Result<Search, Fault>,
     ) -> BTreeSet<PolicyKey> {
-        let quiet = |index: &Self| -> BTreeSet<Arc<str>> {
-            let projects = index.policies.projects();
-            projects
-                .filter(|p| index.inherited.lets_nobody_in(p))
-                .cloned()
-                .collect()
-        };
-        let before = quiet(self);
-        self.inherited.apply(scope, result);
-        let stays = quiet(self);
-        let stays: BTreeSet<&Arc<str>> = stays.intersection(&before).collect();
+        let is_news = self.inherited.apply(scope, result);
         self.policies
             .projects()
-            .filter(|p| !stays.contains(p))
+            .filter(|p| is_news || !self.inherited.lets_nobody_in(p))
             .flat_map(|p| self.policies.keys_of_project(p))
             .cloned()
             .collect()
