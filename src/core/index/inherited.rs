@@ -72,28 +72,17 @@ impl Index {
         if !is_asked {
             return None;
         }
-        Some(match self.inherited.above(&record.intent.project) {
-            Above::Waiting => InheritedView::Waiting,
-            Above::Unplaced => InheritedView::Unplaced,
-            Above::Unknown(fault) => InheritedView::Unknown(fault),
-            Above::Known {
-                grants,
-                unseen,
-                unsearched,
-                stale,
-            } => {
+        let above = self.inherited.above(&record.intent.project);
+        let listed = match &above {
+            Above::Known { grants, .. } => {
                 let lists = self.lists_on(record.targets(), now);
                 let is_listed =
-                    |g: &InheritedGrant| lists.values().all(|l| l.contains(g.principal.key()));
-                let grants = grants.into_iter().map(|g| (g, is_listed(g))).collect();
-                InheritedView::Known {
-                    grants,
-                    unseen,
-                    unsearched,
-                    stale,
-                }
+                    |g: &&InheritedGrant| lists.values().all(|l| l.contains(g.principal.key()));
+                grants.iter().map(is_listed).collect()
             }
-        })
+            _ => Vec::new(),
+        };
+        Some(InheritedView { above, listed })
     }
 
     /// The services of a policy that anybody can call by a public grant above them, which is not

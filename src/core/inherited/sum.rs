@@ -67,7 +67,7 @@ struct Scope {
     fault: Option<Fault>,
 }
 
-/// What all searches show. `None` where nothing is searched.
+/// What all searches show.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inherited {
     scopes: BTreeMap<Arc<str>, Scope>,

@@ -1,10 +1,11 @@
 //! What a policy is told of grants above its services.
 
+use std::collections::BTreeSet;
+
 use super::{StatusInput, conditions::Truth};
 use crate::{
     api::{ConditionType, InheritedGrantStatus, InheritedStatus, InvokerPolicyStatus, Reason},
-    fault::Fault,
-    inherited::InheritedGrant,
+    inherited::{Above, InheritedGrant},
 };
 
 /// Grants that a status shows.
@@ -12,22 +13,11 @@ const SHOWN: usize = 20;
 
 /// What is known of grants above the services of one policy.
 #[derive(Clone, Debug, PartialEq)]
-pub enum InheritedView<'a> {
-    /// No search has come to its end yet: what was said before stands.
-    Waiting,
-    /// No search showed where the project is.
-    Unplaced,
-    Unknown(&'a Fault),
-    Known {
-        /// Each with whether a policy lists the principal on every service of this one.
-        grants: Vec<(&'a InheritedGrant, bool)>,
-        /// Why something that may show more could not be searched.
-        unseen: Option<&'a Fault>,
-        /// What is above and in no scope, in words.
-        unsearched: Option<String>,
-        /// The last search failed: an earlier one showed this.
-        stale: bool,
-    },
+pub struct InheritedView<'a> {
+    pub above: Above<'a>,
+    /// For each of the grants in their order whether a policy lists the principal on every service of
+    /// this one.
+    pub listed: Vec<bool>,
 }
 
 /// What a condition says of them: what, why, and in which words.
@@ -38,29 +28,30 @@ pub(super) struct Bypass {
 }
 
 impl InheritedView<'_> {
+    fn grants(&self) -> impl Iterator<Item = (&InheritedGrant, bool)> {
+        let grants = match &self.above {
+            Above::Known { grants, .. } => grants.as_slice(),
+            _ => &[],
+        };
+        grants.iter().copied().zip(self.listed.iter().copied())
+    }
+
     /// How many grants are of somebody whom no policy lists, and the first of them in words.
     pub(super) fn unlisted(&self, most: usize) -> (usize, Vec<String>) {
-        let Self::Known { grants, .. } = self else {
-            return (0, Vec::new());
-        };
-        let unlisted = || grants.iter().filter(|(_, listed)| !listed);
+        let unlisted = || self.grants().filter(|(_, listed)| !listed);
         let words = unlisted().take(most).map(|(grant, _)| grant.words());
         (unlisted().count(), words.collect())
     }
 
-    fn status(&self) -> Option<InheritedStatus> {
-        let Self::Known { grants, .. } = self else {
-            return None;
-        };
+    fn status(&self) -> InheritedStatus {
         let principals = |wanted: &dyn Fn(bool) -> bool| {
-            let wanted = grants.iter().filter(|(_, listed)| wanted(*listed));
-            let keys: std::collections::BTreeSet<&str> =
-                wanted.map(|(g, _)| g.principal.key()).collect();
+            let wanted = self.grants().filter(|(_, listed)| wanted(*listed));
+            let keys: BTreeSet<&str> = wanted.map(|(g, _)| g.principal.key()).collect();
             keys.len() as i64
         };
-        let mut shown: Vec<&(&InheritedGrant, bool)> = grants.iter().collect();
+        let mut shown: Vec<(&InheritedGrant, bool)> = self.grants().collect();
         shown.sort_by_key(|(_, listed)| *listed);
-        let entry = |(grant, listed): &&(&InheritedGrant, bool)| InheritedGrantStatus {
+        let entry = |(grant, listed): &(&InheritedGrant, bool)| InheritedGrantStatus {
             member: grant.principal.to_string(),
             role: grant.role.to_string(),
             level: grant.level.as_str().into(),
@@ -68,11 +59,11 @@ impl InheritedView<'_> {
             listed: *listed,
             conditional: grant.conditional,
         };
-        Some(InheritedStatus {
+        InheritedStatus {
             principals: principals(&|_| true),
             unlisted: principals(&|listed| !listed),
             grants: shown.iter().take(SHOWN).map(entry).collect(),
-        })
+        }
     }
 }
 
@@ -82,9 +73,11 @@ pub(super) fn status(
     facts: &StatusInput<'_>,
     old: &InvokerPolicyStatus,
 ) -> Option<InheritedStatus> {
-    match facts.inherited? {
-        InheritedView::Waiting => old.inherited.clone(),
-        view => view.status(),
+    let view = facts.inherited?;
+    match view.above {
+        Above::Waiting => old.inherited.clone(),
+        Above::Known { .. } => Some(view.status()),
+        Above::Unplaced | Above::Unknown(_) => None,
     }
 }
 

@@ -5,6 +5,7 @@ use super::{ConditionInput, Conditions, Truth};
 use crate::{
     api::{ConditionType, Reason},
     fault::Fault,
+    inherited::Above,
     status::{
         InheritedView,
         inherited::{Bypass, said_before},
@@ -18,14 +19,14 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     let Some(view) = input.facts.inherited else {
         return;
     };
-    let before = said_before(input.old).filter(|_| *view == InheritedView::Waiting);
+    let before = said_before(input.old).filter(|_| view.above == Above::Waiting);
     let Bypass {
         truth,
         reason,
         message,
     } = before.unwrap_or_else(|| now(view));
-    let age = match view {
-        InheritedView::Known { stale: true, .. } => {
+    let age = match view.above {
+        Above::Known { stale: true, .. } => {
             "; the last search failed, so this is what an earlier one showed"
         }
         _ => "",
@@ -50,21 +51,21 @@ fn now(view: &InheritedView<'_>) -> Bypass {
             ),
         };
     }
-    match view {
-        InheritedView::Waiting => unknown(
+    match &view.above {
+        Above::Waiting => unknown(
             Reason::Progressing,
             "grants above the services are being searched for".into(),
         ),
-        InheritedView::Unplaced => unknown(
+        Above::Unplaced => unknown(
             Reason::Progressing,
             "no search shows where the project is: either it is below none of --inherited-scope, or reading that takes resourcemanager.projects.get".into(),
         ),
-        InheritedView::Unknown(fault)
-        | InheritedView::Known {
+        Above::Unknown(fault)
+        | Above::Known {
             unseen: Some(fault),
             ..
         } => unknown(fault.class.row().reason, not_seen(fault)),
-        InheritedView::Known {
+        Above::Known {
             unseen: None,
             unsearched,
             ..
