@@ -38,7 +38,6 @@ impl<C: CloudRun> Controller<C> {
             blame,
             attributed: self.options.events.is_some(),
             info: inputs.info.as_ref(),
-            written_at: inputs.ledger.written_at,
         };
         let mut drifted = Drift::default();
         for (place, claim) in inputs.claims.iter().enumerate() {
@@ -70,7 +69,6 @@ impl<C: CloudRun> Controller<C> {
                     claim,
                     fault,
                     &report.applied,
-                    inputs.ledger.written_at,
                     before,
                 ))
             });

@@ -322,7 +322,7 @@ impl<C: CloudRun> Controller<C> {
             .get(key)
             .filter(|r| self.works_on(&r.intent.project))?;
         let next = index.status_of(key, self.options.propagation, now)?;
-        let changed = index.changed_at(key);
+        let changed = index.changed_at(record);
         Some(Outgoing {
             intent: record.intent.clone(),
             old: record.status().clone(),

@@ -80,8 +80,8 @@ pub struct StatusInput<'a> {
     pub inherited: Option<&'a InheritedView<'a>>,
     /// Services that anybody can call by a grant above them: by which, and from where.
     pub opened: &'a [(&'a RunService, String)],
-    /// The last write to any of its services that the ledgers know of.
-    pub written_at: Option<Timestamp>,
+    /// When the operator last changed what concerns it.
+    pub changed_at: Option<Timestamp>,
     /// A write to one of its services is under way, or its end is not on record: it may be sent, or
     /// sent again, at any moment.
     pub writing: bool,

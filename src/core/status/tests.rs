@@ -36,7 +36,11 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         last_change: None,
         inherited: None,
         opened: &[],
-        written_at: None,
+        changed_at: observations
+            .values()
+            .flatten()
+            .filter_map(|o| o.changed_at)
+            .max(),
         writing: false,
         propagation: Duration::from_secs(420),
         now: at(now),

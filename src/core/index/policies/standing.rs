@@ -254,19 +254,14 @@ impl Index {
             })
     }
 
-    /// When the operator last wrote to a service that a policy targets, or where something still
-    /// belongs to it, as far as the ledgers know.
-    fn written_at(&self, key: &PolicyKey) -> Option<Timestamp> {
-        let services = self.services_of(key);
-        let written = services.iter().map(|s| self.ledgers.written_at(s));
-        written.flatten().max()
-    }
-
-    /// When it last changed what concerns a policy.
-    pub fn changed_at(&self, key: &PolicyKey) -> Option<Timestamp> {
-        let record = self.policies.get(key)?;
+    /// When the operator last changed a service that is a policy's business: as was seen for it, and
+    /// as the ledgers know.
+    pub fn changed_at(&self, record: &Record) -> Option<Timestamp> {
         let seen = record.observations().filter_map(|(_, o)| o.changed_at);
-        seen.max().max(self.written_at(key))
+        let owned = self.ledgers.owned_by(&record.intent.id.uid);
+        let services = record.targets.iter().chain(owned);
+        let written = services.filter_map(|s| self.ledgers.written_at(s));
+        seen.chain(written).max()
     }
 
     /// The status that a policy should have now.
@@ -313,7 +308,7 @@ impl Index {
             last_change: record.last_change.as_deref(),
             inherited: inherited.as_ref(),
             opened: &opened,
-            written_at: self.written_at(key),
+            changed_at: self.changed_at(record),
             writing: observations.keys().any(|s| self.ledgers.is_pending(s)),
             propagation,
             now,

@@ -13,12 +13,7 @@ use crate::{
 pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
     let facts = input.facts;
     let window = SignedDuration::try_from(facts.propagation).unwrap_or_default();
-    let observations = facts.observations.values().flatten();
-    let last = observations
-        .filter_map(|o| o.changed_at)
-        .max()
-        .max(facts.written_at)
-        .max(reported_before(input.old));
+    let last = facts.changed_at.max(reported_before(input.old));
     let until = last
         .map(|at| at + window)
         .filter(|until| *until > facts.now);

@@ -88,8 +88,6 @@ pub struct Reconciled<'a> {
     /// There are audit events, so that whoever made a drift could be known.
     pub attributed: bool,
     pub info: Option<&'a ServiceInfo>,
-    /// The last write before those of this reconcile, as the ledger has it.
-    pub written_at: Option<Timestamp>,
 }
 
 /// What somebody else changed, which way.
@@ -164,7 +162,7 @@ impl Reconciled<'_> {
             generation: intent.generation,
             requested_at: intent.requested_at.clone(),
             result: Ok(findings),
-            changed_at: changed_at(self.applied, self.written_at, before),
+            changed_at: changed_at(self.applied, before),
         };
         Some(News {
             observation,
@@ -306,20 +304,11 @@ impl Reconciled<'_> {
     }
 }
 
-/// By these writes, by those that the ledger knows of, or by one that it has forgotten since.
-fn changed_at(
-    applied: &[Applied],
-    written_at: Option<Timestamp>,
-    before: Before<'_>,
-) -> Option<Timestamp> {
-    let seen = before.seen().and_then(|b| b.changed_at);
-    last_write(applied).max(written_at).max(seen)
-}
-
-/// When the last of these writes that were made was over. How long one was on its way is not known:
-/// from then on IAM has had it.
-fn last_write(applied: &[Applied]) -> Option<Timestamp> {
-    applied.iter().filter_map(|a| written_at(&a.outcome)).max()
+/// By the last of these writes that was made, or as this process saw before. How long a write was on
+/// its way is not known: from its end on IAM has had it.
+fn changed_at(applied: &[Applied], before: Before<'_>) -> Option<Timestamp> {
+    let last = applied.iter().filter_map(|a| written_at(&a.outcome)).max();
+    last.or(before.seen().and_then(|b| b.changed_at))
 }
 
 /// When a write was over, if any of it was made.
@@ -339,7 +328,6 @@ pub fn failed(
     claim: &PolicyOnService,
     fault: &Fault,
     applied: &[Applied],
-    written_at: Option<Timestamp>,
     before: Before<'_>,
 ) -> News {
     let intent = &claim.intent;
@@ -351,7 +339,7 @@ pub fn failed(
         generation: intent.generation,
         requested_at: intent.requested_at.clone(),
         result: Err(before.first_reported(fault)),
-        changed_at: changed_at(applied, written_at, before),
+        changed_at: changed_at(applied, before),
     };
     News {
         observation,
