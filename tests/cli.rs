@@ -209,25 +209,18 @@ async fn transcript(folder: &Path) -> String {
     for (project, bindings) in &case.projects {
         sandbox.run.set_project_bindings(project, bindings);
     }
-    let control = async |what: &str, body: &Value| {
-        let url = format!("{}/{what}", sandbox.control_url());
-        let answer = reqwest::Client::new().post(url).json(body).send();
-        let answer = answer.await.unwrap();
-        let status = answer.status();
-        assert!(status.is_success(), "{}", answer.text().await.unwrap());
-    };
     for (what, body) in [("hierarchy", &case.hierarchy), ("world", &case.world)] {
         if !body.is_null() {
-            control(what, body).await;
+            common::control(&sandbox, what, body).await;
         }
     }
     for (resource, bindings) in &case.above {
         let policy = json!({"resource": resource, "bindings": bindings});
-        control("policies", &policy).await;
+        common::control(&sandbox, "policies", &policy).await;
     }
     for (resource, policies) in &case.deny {
         let attached = json!({"resource": resource, "policies": policies});
-        control("deny", &attached).await;
+        common::control(&sandbox, "deny", &attached).await;
     }
     for object in &case.objects {
         put(&client, object).await;

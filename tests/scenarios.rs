@@ -490,15 +490,6 @@ impl World {
         list
     }
 
-    /// Tells the sandbox about the world beyond services.
-    async fn control(&self, what: &str, body: &Value) {
-        let url = format!("{}/{what}", self.sandbox.control_url());
-        let request = reqwest::Client::new().post(url).body(body.to_string());
-        let answer = request.send().await.unwrap();
-        let status = answer.status();
-        assert!(status.is_success(), "{}", answer.text().await.unwrap());
-    }
-
     fn calls(&self) -> (usize, usize, usize) {
         let count = |f: &dyn Fn(&sandbox::Entry) -> bool| {
             self.sandbox
@@ -632,10 +623,12 @@ impl World {
                 }
             }
             Step::DeleteIdentity { member, uid } => self.sandbox.run.delete_identity(member, *uid),
-            Step::Hierarchy(hierarchy) => self.control("hierarchy", hierarchy).await,
+            Step::Hierarchy(hierarchy) => {
+                common::control(&self.sandbox, "hierarchy", hierarchy).await
+            }
             Step::PolicyAbove { resource, bindings } => {
                 let policy = json!({"resource": resource, "bindings": bindings});
-                self.control("policies", &policy).await;
+                common::control(&self.sandbox, "policies", &policy).await;
             }
             Step::Searches(most) => {
                 let searches = self
@@ -645,7 +638,7 @@ impl World {
                 assert!((1..=*most).contains(&searches), "{searches} searches");
             }
             Step::World(change) => {
-                self.control("world", change).await;
+                common::control(&self.sandbox, "world", change).await;
             }
             Step::Fault(rule) => self.sandbox.faults.add(rule.clone()),
             Step::ClearFaults => self.sandbox.faults.clear(),

@@ -62,13 +62,16 @@ fn is_name(text: &str, most: usize, dots: bool) -> bool {
     text.len() <= most && (dots || !text.contains('.')) && text.split('.').all(label)
 }
 
-/// The name of an object: it becomes a part of a URL, so nothing else goes through.
-fn object_name(text: &str) -> Result<String, String> {
-    let rule = "is no name of an object: letters, digits, hyphens and dots";
-    let valid = is_name(text, 253, true);
+fn accept(text: &str, valid: bool, rule: &str) -> Result<String, String> {
     valid
         .then(|| text.to_owned())
         .ok_or_else(|| format!("{text:?} {rule}"))
+}
+
+/// The name of an object: it becomes a part of a URL, so nothing else goes through.
+fn object_name(text: &str) -> Result<String, String> {
+    let rule = "is no name of an object: letters, digits, hyphens and dots";
+    accept(text, is_name(text, 253, true), rule)
 }
 
 /// The name of a namespace, as an argument.
@@ -77,10 +80,7 @@ fn object_name(text: &str) -> Result<String, String> {
 /// What a namespace may be called.
 pub fn namespace(text: &str) -> Result<String, String> {
     let rule = "is no namespace: letters, digits and hyphens, at most 63";
-    let valid = is_name(text, 63, false);
-    valid
-        .then(|| text.to_owned())
-        .ok_or_else(|| format!("{text:?} {rule}"))
+    accept(text, is_name(text, 63, false), rule)
 }
 
 /// A part of a Google resource's name, as an argument: a project, a region or a service. It becomes
@@ -93,9 +93,7 @@ pub fn google_name(text: &str) -> Result<String, String> {
     let valid = !text.is_empty() && text.len() <= 63 && text.chars().all(inner);
     let valid = valid && text != "." && text != "..";
     let rule = "is no id: letters, digits and hyphens (projects also DOMAIN:ID)";
-    valid
-        .then(|| text.to_owned())
-        .ok_or_else(|| format!("{text:?} {rule}"))
+    accept(text, valid, rule)
 }
 
 /// Policies by name, by namespace or by label.

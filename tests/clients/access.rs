@@ -41,19 +41,7 @@ async fn sandbox() -> Sandbox {
             json!({"resource": "folders/10", "policies": [{"id": "no", "rules": [rule]}]}),
         ),
     ] {
-        let url = format!("{}/{path}", sandbox.control_url());
-        let answer = reqwest::Client::new()
-            .post(url)
-            .json(&body)
-            .send()
-            .await
-            .unwrap();
-        let status = answer.status();
-        assert!(
-            status.is_success(),
-            "{path}: {}",
-            answer.text().await.unwrap()
-        );
+        common::control(&sandbox, path, &body).await;
     }
     sandbox
 }

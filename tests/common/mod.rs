@@ -185,6 +185,19 @@ pub struct Envtest {
     port: u16,
 }
 
+/// Tells the sandbox's control API something about its world.
+pub async fn control(sandbox: &sandbox::Sandbox, what: &str, body: &serde_json::Value) {
+    let url = format!("{}/{what}", sandbox.control_url());
+    let answer = reqwest::Client::new().post(url).json(body).send().await;
+    let answer = answer.unwrap();
+    let status = answer.status();
+    assert!(
+        status.is_success(),
+        "{what}: {}",
+        answer.text().await.unwrap()
+    );
+}
+
 /// A path that no other test has, of this process or another. A port that is free would not do: it can
 /// be free for two at once.
 pub fn own_path(what: &str) -> PathBuf {

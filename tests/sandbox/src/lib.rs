@@ -14,6 +14,7 @@ pub mod google;
 pub mod journal;
 pub mod kube;
 pub mod pubsub;
+mod quota;
 pub mod run;
 pub mod server;
 

@@ -1,10 +1,7 @@
 //! What stands before a call of an API other than Cloud Run: credentials, whether the API is on,
 //! its quota, the caller's rights.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::{
     exchange::Call,
@@ -71,17 +68,9 @@ impl State {
             .used
             .entry((consumer.clone(), api.service))
             .or_default();
-        let now = Instant::now();
-        while used
-            .front()
-            .is_some_and(|t| now - *t >= Duration::from_secs(60))
-        {
-            used.pop_front();
-        }
-        if used.len() >= quota {
+        if !used.spend(quota) {
             return Err(exhausted(api, &consumer, quota));
         }
-        used.push_back(now);
         Ok(())
     }
 

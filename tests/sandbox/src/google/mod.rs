@@ -21,10 +21,9 @@ mod setup;
 mod tests;
 mod troubleshooter;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use tokio::time::Instant;
 
 pub use request::{Request, rpc};
 
@@ -50,7 +49,7 @@ pub(crate) struct Google {
     /// Apart from those of Cloud Run, whose etags do not depend on what else is changed.
     etags: Etags,
     /// Times of requests by consumer and service, for quotas.
-    used: BTreeMap<(String, &'static str), VecDeque<Instant>>,
+    used: BTreeMap<(String, &'static str), crate::quota::Minute>,
 }
 
 /// Answers a request.

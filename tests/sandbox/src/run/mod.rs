@@ -10,7 +10,7 @@ pub mod policy;
 pub(crate) mod rest;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,7 +18,6 @@ use std::{
 use axum::{body::Body, http::Response};
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::{
     clock::Clock,
@@ -125,7 +124,7 @@ pub(crate) struct State {
     uids: u64,
     etags: Etags,
     /// Times of requests by (project, region, is write), for quotas.
-    used: BTreeMap<(String, String, bool), VecDeque<Instant>>,
+    used: BTreeMap<(String, String, bool), crate::quota::Minute>,
 }
 
 /// Etags of policies: 0x07 and the time of the change in microseconds, as etags in public samples
@@ -500,14 +499,7 @@ impl State {
                 .used
                 .entry((project.to_owned(), region.to_owned(), write))
                 .or_default();
-            let now = Instant::now();
-            while used
-                .front()
-                .is_some_and(|t| now - *t >= Duration::from_secs(60))
-            {
-                used.pop_front();
-            }
-            if used.len() >= quota {
+            if !used.spend(quota) {
                 let kind = if write { "Write" } else { "Read" };
                 let mut p = Problem::new(
                     429,
@@ -528,7 +520,6 @@ impl State {
                 ];
                 return Err(p);
             }
-            used.push_back(now);
         }
         Ok(())
     }
