@@ -185,6 +185,7 @@ impl Invoker {
 }
 
 pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
+    let asked = command.effective.asked()?;
     let sources = Sources {
         files: &[],
         offline: command.offline,
@@ -193,7 +194,6 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
     let projects = projects(&world, command)?;
-    let asked = command.effective.asked()?;
     let mut notes = Vec::new();
     let mut failed = false;
     let mut above = None;

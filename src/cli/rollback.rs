@@ -1,7 +1,6 @@
 //! `rollback`: restores the state before a change, and ends that again. Both show the difference
 //! that the operator will make, and ask.
 
-use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::{
@@ -17,7 +16,7 @@ use crate::{
     api::{ChangeGrant, InvokerChange, InvokerPolicy, Mode, ROLLBACK},
     history,
     iam::RunService,
-    intent::PolicyKey,
+    intent::{Intent, PolicyKey},
     render::{
         Style, Tone,
         plan::{Action, ServicePlan},
@@ -160,10 +159,8 @@ async fn end(
 
 /// The changes that a policy's annotation names.
 fn rolled_back(found: &InvokerPolicy) -> Vec<String> {
-    let before = found.annotations().get(ROLLBACK);
-    let before = before.map(String::as_str).unwrap_or_default();
-    let names = before.split([',', ' ']).filter(|w| !w.is_empty());
-    names.map(str::to_owned).collect()
+    let rollbacks = Intent::from_policy(found).rollbacks;
+    rollbacks.iter().map(ToString::to_string).collect()
 }
 
 /// What the operator will do on services once the annotation has this value.
