@@ -753,6 +753,31 @@ async fn kubectl_completes_the_plugin() {
 }
 
 /// Without a terminal nothing wraps: a program reads it, or `less -S`.
+/// Stored under an older definition, one object cannot be read: it is named, and the others are shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_object_that_cannot_be_read_hides_no_other() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    common::loosen_policies(&client).await;
+    common::namespace(&client, "shop").await;
+    let policy = |name: &str, interval: Value| {
+        json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"project": "acme-prod", "interval": interval, "services": [{"name": "web", "region": "europe-west1"}], "invokers": []}})
+    };
+    put(&client, &policy("fine", json!("5m"))).await;
+    put(&client, &policy("broken", json!(7))).await;
+    let plugin = Plugin::new(&sandbox);
+    for command in ["status", "drift"] {
+        let ran = plugin.run(&[command, "-A"]).await;
+        let named = "note: InvokerPolicy shop/broken cannot be read and is left out";
+        assert!(ran.stderr.contains(named), "{command}: {}", ran.stderr);
+        assert_ne!(ran.code, 1, "{command}: {}", ran.stderr);
+    }
+    let ran = plugin.run(&["status", "-A"]).await;
+    assert!(ran.stdout.contains("fine"), "{}", ran.stdout);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_is_piped_does_not_wrap() {
     let sandbox = Sandbox::start(Default::default()).await.unwrap();

@@ -517,24 +517,13 @@ async fn a_replica_cut_off_from_the_api_server_stops_before_another_may_start() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_object_that_cannot_be_read_is_marked_and_stops_nobody_else() {
     let (sandbox, client) = sandbox().await;
-    // Stored under an older definition that let more through.
-    let loose = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "invokerpolicies.run-invoker.dev"},
-        "spec": {"group": "run-invoker.dev", "scope": "Namespaced", "names": {"kind": "InvokerPolicy", "listKind": "InvokerPolicyList", "plural": "invokerpolicies", "singular": "invokerpolicy"},
-            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}},
-                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
+    common::loosen_policies(&client).await;
     let put = |path: &str, body: &Value| {
         http::Request::patch(format!("{path}?fieldManager=old&force=true"))
             .header("content-type", "application/apply-patch+yaml")
             .body(body.to_string().into_bytes())
             .unwrap()
     };
-    client
-        .request::<Value>(put(
-            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/invokerpolicies.run-invoker.dev",
-            &loose,
-        ))
-        .await
-        .unwrap();
     let broken = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": "broken", "finalizers": ["run-invoker.dev/revoke"]}, "spec": {"project": 7}});
     client
         .request::<Value>(put(

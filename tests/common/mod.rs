@@ -185,6 +185,20 @@ pub struct Envtest {
     port: u16,
 }
 
+/// Puts an older definition of InvokerPolicy in place, which lets everything through.
+pub async fn loosen_policies(client: &Client) {
+    let loose = serde_json::json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "invokerpolicies.run-invoker.dev"},
+        "spec": {"group": "run-invoker.dev", "scope": "Namespaced", "names": {"kind": "InvokerPolicy", "listKind": "InvokerPolicyList", "plural": "invokerpolicies", "singular": "invokerpolicy"},
+            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}]}});
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/invokerpolicies.run-invoker.dev?fieldManager=old&force=true";
+    let request = http::Request::patch(path)
+        .header("content-type", "application/apply-patch+yaml")
+        .body(loose.to_string().into_bytes())
+        .unwrap();
+    client.request::<serde_json::Value>(request).await.unwrap();
+}
+
 /// Tells the sandbox's control API something about its world.
 pub async fn control(sandbox: &sandbox::Sandbox, what: &str, body: &serde_json::Value) {
     let url = format!("{}/{what}", sandbox.control_url());
