@@ -283,19 +283,20 @@ impl Judge {
             .filter(|p| p.acts() && !d.is_frozen(&p.namespace))
             .collect();
         for p in active.iter().filter(|p| !self.is_stopped(p)) {
-            for g in wants(p)
-                .iter()
-                .filter(|g| !live.contains(g) && !end.refused.contains(&g.member))
-            {
-                if !held {
-                    accuse(
-                        "L1",
-                        format!(
-                            "{}/{} wants {g} on {}, and it is not there",
-                            p.namespace, p.name, service.2
-                        ),
-                    );
-                }
+            let wanted = wants(p);
+            // A plan that waits for somebody takes less away and grants all the same; what selectors
+            // newly reach gets nothing until somebody agreed.
+            let may_be_new = p.has_selector() && !wanted.iter().any(|g| live.contains(g));
+            if held && may_be_new {
+                continue;
+            }
+            let absent = |g: &&Grant| !live.contains(g) && !end.refused.contains(&g.member);
+            for g in wanted.iter().filter(absent) {
+                let what = format!(
+                    "{}/{} wants {g} on {}, and it is not there",
+                    p.namespace, p.name, service.2
+                );
+                accuse("L1", what);
             }
         }
         // What anybody lists may stay, what a spec lists that is gone back from too.
