@@ -60,9 +60,9 @@ cargo_home=${CARGO_HOME:-$HOME/.cargo}
 RUSTFLAGS="-Ctarget-feature=+crt-static --remap-path-prefix=$cut=. --remap-path-prefix=$cargo_home=cargo" \
 CFLAGS="-ffile-prefix-map=$cut=. -ffile-prefix-map=$cargo_home=cargo" \
 CARGO_INCREMENTAL=0 SOURCE_DATE_EPOCH=0 \
-  ${CARGO:-cargo} rustc --release --locked --no-default-features --features otlp --bin run-invoker --target "$host" --target-dir "$built" \
+  ${CARGO:-cargo} rustc --profile dist --locked --no-default-features --features otlp --bin run-invoker --target "$host" --target-dir "$built" \
   -- "${link[@]}"
-program=$built/$host/release/run-invoker
+program=$built/$host/dist/run-invoker
 
 mkdir -p "$out"
 tree=$out/root
