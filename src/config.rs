@@ -196,6 +196,12 @@ pub struct Args {
     #[arg(long = "inherited-scope", env = "RUN_INVOKER_INHERITED_SCOPES", value_delimiter = ',', value_parser = SearchScope::parse)]
     pub inherited_scopes: Vec<SearchScope>,
 
+    /// Take the annotation run-invoker.dev/created-by for who created an approval, and write it into
+    /// the records of changes. Only where admission policies see to it that it is true, as those of
+    /// the chart do: else anybody may write any name there.
+    #[arg(long, env = "RUN_INVOKER_ADMISSION_STAMPS")]
+    pub admission_stamps: bool,
+
     /// How often each scope is searched: one paged query each time, whatever the number of services.
     #[arg(long, env = "RUN_INVOKER_INHERITED_INTERVAL", default_value = "15m", value_parser = duration)]
     pub inherited_interval: Duration,

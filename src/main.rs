@@ -118,6 +118,7 @@ async fn options(args: &Args) -> anyhow::Result<Options> {
         breaker: args.breaker(),
         events: (!args.event_subscriptions.is_empty()).then_some(events),
         retention: args.retention(),
+        stamped: args.admission_stamps,
         workers: args.cloud.concurrency as usize,
         now: Arc::new(jiff::Timestamp::now),
         seed: 0,

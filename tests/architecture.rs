@@ -232,6 +232,7 @@ const PURE: &[&str] = &[
     "jiff",
     "k8s-openapi",
     "kube",
+    "regex",
     "schemars",
     "serde",
     "serde_json",

@@ -30,8 +30,9 @@ use kube::{
 };
 use run_invoker::{
     api::{
-        self, ApprovalState, ChangePhase, InvokerApproval, InvokerChange, InvokerGuardrail,
-        InvokerLedger, InvokerPolicy, OUTCOME_LABEL, ROLLBACK, StatusCondition,
+        self, ApprovalState, ChangePhase, InvokerAccessRequest, InvokerApproval, InvokerChange,
+        InvokerGuardrail, InvokerLedger, InvokerPolicy, OUTCOME_LABEL, ROLLBACK, RequestPhase,
+        StatusCondition,
     },
     config::Args,
     controller::audit_events::EventOptions,
@@ -627,7 +628,8 @@ async fn live(ground: &Ground, shards: usize, patience: Duration) -> Result<(), 
         .times(1),
     );
     let operator = ground.operator(&setup).await;
-    let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {}});
+    let rail = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"},
+        "spec": {"requests": {"maxDuration": "1h", "autoApprove": ["*@acme.com"]}}});
     let rails: Api<InvokerGuardrail> = Api::all(client.clone());
     rails
         .create(
@@ -752,6 +754,32 @@ async fn live(ground: &Ground, shards: usize, patience: Duration) -> Result<(), 
         match status.as_ref().and_then(|s| s.state) {
             Some(ApprovalState::Used) => Ok(()),
             _ => Err(format!("{status:?}")),
+        }
+    })
+    .await?;
+    // Access on request, ended early.
+    let request = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerAccessRequest",
+        "metadata": {"name": "inc-1", "namespace": "default"},
+        "spec": {"project": "acme-prod", "services": [{"name": "api", "region": "europe-west1"}],
+            "member": "user:ada@acme.com", "duration": "1h", "reason": "INC-1"}});
+    let requests: Api<InvokerAccessRequest> = Api::namespaced(client.clone(), "default");
+    let request = serde_json::from_value(request).unwrap();
+    let asked = requests.create(&PostParams::default(), &request).await;
+    asked.unwrap();
+    comes_true(patience, "the request is granted", || async {
+        let found = requests.get("inc-1").await.map_err(|e| e.to_string())?;
+        match found.status.as_ref().and_then(|s| s.phase) {
+            Some(RequestPhase::Active) => Ok(()),
+            _ => Err(format!("{:?}", found.status)),
+        }
+    })
+    .await?;
+    let gone = requests.delete("inc-1", &DeleteParams::default()).await;
+    gone.unwrap();
+    comes_true(patience, "the request is gone", || async {
+        match requests.get_opt("inc-1").await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
         }
     })
     .await?;
@@ -897,6 +925,7 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         ("team-a", "viewer", "view"),
         ("team-b", "editor", "edit"),
         ("team-a", "approver", "run-invoker-approver"),
+        ("team-a", "requester", "run-invoker-requester"),
     ] {
         common::namespace(&admin, namespace).await;
         let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": account},
@@ -919,6 +948,7 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
     let viewer = common::client(&sandbox.kubeconfig_of("team-a", "viewer")).await;
     let other = common::client(&sandbox.kubeconfig_of("team-b", "editor")).await;
     let approver = common::client(&sandbox.kubeconfig_of("team-a", "approver")).await;
+    let requester = common::client(&sandbox.kubeconfig_of("team-a", "requester")).await;
     let policy = |namespace: &str, name: &str| {
         json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy", "metadata": {"name": name, "namespace": namespace},
             "spec": {"project": "acme-prod", "services": [{"name": name, "region": "europe-west1"}], "mode": "Enforce",
@@ -980,6 +1010,20 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         answer(&approver, "POST", &approvals, "", &approval).await,
         201
     );
+    let request = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerAccessRequest", "metadata": {"name": "inc-1"},
+        "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],
+            "member": "user:ada@acme.com", "duration": "1h", "reason": "INC-1"}});
+    let (requests, inc) = (
+        at("team-a", "invokeraccessrequests"),
+        one("team-a", "invokeraccessrequests", "inc-1"),
+    );
+    let asked = answer(&requester, "POST", &requests, "", &request).await;
+    assert_eq!(asked, 201);
+    let (inc_status, requests_of_b) = (
+        format!("{inc}/status"),
+        at("team-b", "invokeraccessrequests"),
+    );
+    let granted = json!({"status": {"phase": "Active", "until": "2040-01-01T00:00:00Z"}});
     let (chg_status, approvals_of_b) = (format!("{chg}/status"), at("team-b", "invokerapprovals"));
     let none = Value::Null;
     let (ledgers, changes) = (
@@ -1049,6 +1093,16 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         (&approver, "POST", &policies, &applied),
         (&approver, "POST", &approvals_of_b, &approval),
         (&approver, "GET", &ledger, &none),
+        // Who may ask grants nothing, and nobody grants by hand.
+        (&requester, "PATCH", &inc_status, &granted),
+        (&editor, "PATCH", &inc_status, &granted),
+        (&approver, "PATCH", &inc_status, &granted),
+        (&approver, "POST", &requests, &request),
+        (&requester, "POST", &approvals, &approval),
+        (&requester, "POST", &policies, &applied),
+        (&requester, "POST", &requests_of_b, &request),
+        (&requester, "GET", &web, &none),
+        (&other, "GET", &inc, &none),
     ];
     for (who, method, path, body) in refused {
         let code = answer(who, method, path, MERGE, body).await;
@@ -1088,6 +1142,10 @@ async fn a_tenant_with_the_roles_of_the_chart(ground: &Ground) {
         (&approver, "GET", &web, &none),
         (&approver, "GET", &changes, &none),
         (&approver, "DELETE", &chg, &none),
+        (&approver, "GET", &inc, &none),
+        (&viewer, "GET", &inc, &none),
+        (&requester, "GET", &requests, &none),
+        (&requester, "DELETE", &inc, &none),
         (&editor, "DELETE", &web, &none),
     ];
     for (who, method, path, body) in allowed {

@@ -36,8 +36,8 @@ use kube::{
 };
 use run_invoker::{
     api::{
-        APPROVE, InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy,
-        REQUESTED_AT, ROLLBACK,
+        APPROVE, InvokerAccessRequest, InvokerApproval, InvokerChange, InvokerGuardrail,
+        InvokerLedger, InvokerPolicy, REQUESTED_AT, ROLLBACK,
     },
     inherited::SearchScope,
     status::kstatus,
@@ -98,6 +98,11 @@ enum Step {
     /// Creates an InvokerApproval, in the policy's namespace, for the plan that the policy's status
     /// says is held, or for the one that was remembered last.
     ApproveAs(ApproveAs),
+    /// Creates an InvokerApproval in team-a for the plan that the status of a request shows, or for
+    /// the one that was remembered last.
+    AnswerRequest(AnswerRequest),
+    /// Remembers the plan that the status of a request shows.
+    RememberRequest(String),
     /// Remembers the plan that the policy's status says is held.
     RememberPlan(String),
     /// Deletes an object and makes it again from what is left of it in a backup.
@@ -212,8 +217,21 @@ struct ApproveAs {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AnswerRequest {
+    request: String,
+    name: String,
+    #[serde(default)]
+    deny: bool,
+    #[serde(default)]
+    remembered: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Expect {
     policy: Option<String>,
+    /// A request in team-a.
+    request: Option<String>,
     /// Type to `Status Reason`, or `absent`.
     #[serde(default)]
     conditions: BTreeMap<String, String>,
@@ -228,7 +246,7 @@ struct Expect {
     /// `project/region/name` to invokers: `MEMBER`, `MEMBER if TITLE`, `ROLE: MEMBER`.
     #[serde(default)]
     iam: BTreeMap<String, BTreeSet<String>>,
-    /// Reasons of events on the policy, each at least once.
+    /// Reasons of events on the policy, or on the request where one is given, each at least once.
     #[serde(default)]
     events: Vec<String>,
     /// How many events of a reason there are, exactly (repeats on one event do not count).
@@ -251,6 +269,9 @@ struct Expect {
     /// Approvals in team-a to `STATE` or `STATE: WORDS OF THE MESSAGE`.
     #[serde(default)]
     approvals: BTreeMap<String, String>,
+    /// Requests in team-a to `PHASE` or `PHASE: WORDS OF THE MESSAGE`, or `gone`.
+    #[serde(default)]
+    requests: BTreeMap<String, String>,
     /// The records of changes in the policy's namespace, oldest first: `REASON OUTCOME +ADDED
     /// -REMOVED`, and ` by APPROVAL` for each.
     changes: Option<Vec<String>>,
@@ -350,6 +371,7 @@ impl World {
         let (resource, scoped) = match kind {
             "InvokerPolicy" => (ApiResource::erase::<InvokerPolicy>(&()), true),
             "InvokerApproval" => (ApiResource::erase::<InvokerApproval>(&()), true),
+            "InvokerAccessRequest" => (ApiResource::erase::<InvokerAccessRequest>(&()), true),
             "CustomResourceDefinition" => {
                 (ApiResource::erase::<CustomResourceDefinition>(&()), false)
             }
@@ -482,6 +504,47 @@ impl World {
         Ok(())
     }
 
+    fn requests(&self) -> Api<InvokerAccessRequest> {
+        Api::namespaced(self.client.clone(), "team-a")
+    }
+
+    async fn requested_plan(&self, name: &str) -> String {
+        let status = self.requests().get(name).await.unwrap().status;
+        let plan = status.clone().unwrap_or_default().plan;
+        plan.unwrap_or_else(|| panic!("{name} shows no plan: {status:?}"))
+    }
+
+    async fn answer_request(&self, answer: &AnswerRequest) {
+        let plan = match answer.remembered {
+            true => self.remembered.clone(),
+            false => self.requested_plan(&answer.request).await,
+        };
+        let decision = if answer.deny { "Deny" } else { "Approve" };
+        let object = json!({"kind": "InvokerApproval", "metadata": {"name": answer.name},
+            "spec": {"request": answer.request, "plan": plan, "reason": "CHG-1", "decision": decision}});
+        self.apply(&object).await.unwrap();
+    }
+
+    async fn requests_stand(&self, wanted: &BTreeMap<String, String>) -> Result<(), String> {
+        for (name, wanted) in wanted {
+            let found = self.requests().get_opt(name).await;
+            let Some(found) = found.map_err(|e| e.to_string())? else {
+                if wanted == "gone" {
+                    continue;
+                }
+                return Err(format!("there is no request {name}"));
+            };
+            let status = found.status.unwrap_or_default();
+            let (phase, text) = wanted.split_once(": ").unwrap_or((wanted, ""));
+            let have = status.phase.map_or("", |p| p.as_str());
+            let message = status.message.clone().unwrap_or_default();
+            if have != phase || !message.contains(text) {
+                return Err(format!("request {name} is {status:?}, wanted {wanted}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The records of changes in a namespace, oldest first.
     async fn changes(&self, namespace: &str) -> Vec<InvokerChange> {
         let api: Api<InvokerChange> = Api::namespaced(self.client.clone(), namespace);
@@ -562,6 +625,8 @@ impl World {
                 self.annotate(policy, APPROVE, &hash).await;
             }
             Step::ApproveAs(approval) => self.approve_as(approval).await,
+            Step::AnswerRequest(answer) => self.answer_request(answer).await,
+            Step::RememberRequest(name) => self.remembered = self.requested_plan(name).await,
             Step::RememberPlan(policy) => self.remembered = self.held_plan(policy).await,
             Step::Restore { kind, name } => self.restore(kind, name).await,
             Step::RollBack { policy, newest } => {
@@ -770,6 +835,38 @@ impl World {
         .await;
     }
 
+    /// The events of a policy, or of a request.
+    async fn events_hold(&self, expect: &Expect, about: &str) -> Result<(), String> {
+        if expect.events.is_empty() && expect.event_count.is_empty() {
+            return Ok(());
+        }
+        let (ns, name) = self.split(about);
+        let kind = match expect.request {
+            Some(_) => "InvokerAccessRequest",
+            None => "InvokerPolicy",
+        };
+        let events: Api<k8s_openapi::api::events::v1::Event> =
+            Api::namespaced(self.client.clone(), ns);
+        let list = events.list(&ListParams::default()).await;
+        let list = list.map_err(|e| e.to_string())?.items.into_iter();
+        let is_about = |e: &k8s_openapi::api::events::v1::Event| {
+            let regarding = e.regarding.as_ref();
+            regarding
+                .is_some_and(|r| r.name.as_deref() == Some(name) && r.kind.as_deref() == Some(kind))
+        };
+        let reasons: Vec<String> = list.filter(is_about).filter_map(|e| e.reason).collect();
+        if let Some(absent) = expect.events.iter().find(|r| !reasons.contains(r)) {
+            return Err(format!("no event {absent}, only {reasons:?}"));
+        }
+        for (reason, n) in &expect.event_count {
+            let have = reasons.iter().filter(|r| *r == reason).count();
+            if have != *n {
+                return Err(format!("{have} events {reason}, not {n}"));
+            }
+        }
+        Ok(())
+    }
+
     async fn holds(&self, expect: &Expect) -> Result<(), String> {
         if let Some(policy) = &expect.policy {
             let (ns, name) = self.split(policy);
@@ -784,29 +881,10 @@ impl World {
                 (_, None) => return Err("not there".into()),
                 (_, Some(p)) => self.policy_holds(expect, &p)?,
             }
-            if !expect.events.is_empty() || !expect.event_count.is_empty() {
-                let events: Api<k8s_openapi::api::events::v1::Event> =
-                    Api::namespaced(self.client.clone(), ns);
-                let list = events
-                    .list(&ListParams::default())
-                    .await
-                    .map_err(|e| e.to_string())?;
-                let reasons: Vec<String> = list
-                    .items
-                    .into_iter()
-                    .filter(|e| e.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some(name))
-                    .filter_map(|e| e.reason)
-                    .collect();
-                if let Some(absent) = expect.events.iter().find(|r| !reasons.contains(r)) {
-                    return Err(format!("no event {absent}, only {reasons:?}"));
-                }
-                for (reason, n) in &expect.event_count {
-                    let have = reasons.iter().filter(|r| *r == reason).count();
-                    if have != *n {
-                        return Err(format!("{have} events {reason}, not {n}"));
-                    }
-                }
-            }
+        }
+        let about = expect.request.as_deref().or(expect.policy.as_deref());
+        if let Some(about) = about {
+            self.events_hold(expect, about).await?;
         }
         if let Some(wanted) = &expect.changes {
             let namespace = expect
@@ -833,6 +911,7 @@ impl World {
             }
         }
         self.approvals_hold(&expect.approvals).await?;
+        self.requests_stand(&expect.requests).await?;
         for (service, wanted) in &expect.iam {
             let (p, r, n) = parts(service);
             let policy = self
@@ -1033,6 +1112,20 @@ impl World {
                 .delete_collection(&DeleteParams::default(), &ListParams::default())
                 .await
                 .ok();
+            let requests: Api<InvokerAccessRequest> = Api::namespaced(self.client.clone(), ns);
+            let left = requests.list(&ListParams::default()).await;
+            for request in left.iter().flatten() {
+                let (name, none) = (
+                    request.name_any(),
+                    json!({"metadata": {"finalizers": null}}),
+                );
+                let params = PatchParams::default();
+                requests.delete(&name, &DeleteParams::default()).await.ok();
+                requests
+                    .patch(&name, &params, &Patch::Merge(none))
+                    .await
+                    .ok();
+            }
             let changes: Api<InvokerChange> = Api::namespaced(self.client.clone(), ns);
             changes
                 .delete_collection(&DeleteParams::default(), &ListParams::default())

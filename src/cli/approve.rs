@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     api::{
-        APPROVE, ApprovalState, InvokerApproval, InvokerApprovalSpec, InvokerApprovalStatus,
-        InvokerPolicyStatus, ServiceStatus,
+        APPROVE, ApprovalState, Decision, InvokerApproval, InvokerApprovalSpec,
+        InvokerApprovalStatus, InvokerPolicyStatus, ServiceStatus,
     },
     render::{Style, Tone},
     status::{NEW_TO_POLICY, whole_seconds},
@@ -179,7 +179,9 @@ pub(super) fn approval(policy: &str, plan: &str, reason: &str, now: Timestamp) -
         now.strftime("%Y%m%d-%H%M%S")
     );
     let spec = InvokerApprovalSpec {
-        policy: policy.to_owned(),
+        policy: Some(policy.to_owned()),
+        request: None,
+        decision: Decision::Approve,
         plan: plan.to_owned(),
         reason: reason.to_owned(),
         not_after: now

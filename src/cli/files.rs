@@ -204,9 +204,8 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
     if name.is_empty() {
         return complain("metadata.name is missing".into());
     }
-    if matches!(kind.as_str(), "InvokerPolicy" | "InvokerApproval")
-        && value["metadata"]["namespace"].is_null()
-    {
+    let namespaced = ["InvokerPolicy", "InvokerApproval", "InvokerAccessRequest"];
+    if namespaced.contains(&kind.as_str()) && value["metadata"]["namespace"].is_null() {
         value["metadata"]["namespace"] = json!(namespace);
     }
     let found = check(&kind, &value);
@@ -235,7 +234,10 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
             Ok(approval) => loaded.approvals.push(approval),
             Err(e) => complain(e),
         },
-        "InvokerChange" | "InvokerLedger" => loaded.ignored.push(format!("{place}: {object}")),
+        // A request is for a time, and waits for somebody: no file decides what it comes to.
+        "InvokerChange" | "InvokerLedger" | "InvokerAccessRequest" => {
+            loaded.ignored.push(format!("{place}: {object}"))
+        }
         _ => complain(format!("there is no kind {kind} in run-invoker.dev")),
     }
 }

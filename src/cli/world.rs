@@ -26,12 +26,18 @@ use super::{
     files::{self, Loaded},
 };
 use crate::{
-    api::{InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger, InvokerPolicy},
+    api::{
+        InvokerAccessRequest, InvokerApproval, InvokerChange, InvokerGuardrail, InvokerLedger,
+        InvokerPolicy,
+    },
     cloudrun::{CloudRun, Listing, list_services},
     fault::Fault,
     iam::{Policy, RunService, ServiceInfo, is_region, nearest_region},
     index::{Index, Scope},
-    intent::{AccountKey, Agreement, ApprovalKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, PolicyKey},
+    intent::{
+        AccessRequest, AccountKey, Agreement, ApprovalKey, GOOGLE_SERVICE_ACCOUNT, Guardrail,
+        PolicyKey,
+    },
     plan::Settings,
 };
 
@@ -222,7 +228,10 @@ impl ClusterSnapshot {
         loaded: &Loaded,
         approved: bool,
     ) -> anyhow::Result<()> {
-        let mut objects = Objects::default();
+        let mut objects = Objects {
+            requests_known: true,
+            ..Objects::default()
+        };
         if let Some(kube) = kube {
             objects = self.list_objects(kube).await?;
         }
@@ -254,6 +263,16 @@ impl ClusterSnapshot {
             }
         }
         self.approvals = objects.approvals;
+        self.index.begin_request_list();
+        for object in &objects.requests {
+            if let Ok(request) = AccessRequest::from_object(object) {
+                let status = object.status.clone().unwrap_or_default();
+                let _ = self.index.apply_request(request, status, Duration::ZERO);
+            }
+        }
+        if objects.requests_known {
+            self.index.end_request_list();
+        }
         self.link_accounts(client).await?;
         for key in rollbacks {
             self.load_rollbacks(client, &key).await?;
@@ -295,6 +314,18 @@ impl ClusterSnapshot {
             Err(kube::Error::Api(s)) if s.code == 404 => Vec::new(),
             found => self.permitted(found.map_err(Into::into), without)?,
         };
+        let all = Api::all(client.clone());
+        let without =
+            "you may not list requests for access, so what is granted by them stays in every plan";
+        match list_pages::<InvokerAccessRequest>(&all, ListParams::default()).await {
+            // An older installation does not have the kind: nothing is granted by it.
+            Err(kube::Error::Api(s)) if s.code == 404 => objects.requests_known = true,
+            Ok(found) => {
+                objects.requests = found;
+                objects.requests_known = true;
+            }
+            Err(e) => objects.requests = self.permitted(Err(e.into()), without)?,
+        }
         let keyed = approvals.into_iter();
         objects.approvals = keyed.map(|a| (ApprovalKey::of(&a.metadata), a)).collect();
         Ok(objects)
@@ -392,6 +423,9 @@ struct Objects {
     policies: BTreeMap<PolicyKey, InvokerPolicy>,
     ledgers: Vec<InvokerLedger>,
     approvals: BTreeMap<ApprovalKey, InvokerApproval>,
+    requests: Vec<InvokerAccessRequest>,
+    /// Those are all that there are.
+    requests_known: bool,
 }
 
 impl Objects {

@@ -10,10 +10,7 @@ use serde_json::json;
 
 use super::{Cluster, exists, fault, if_there, is_gone};
 use crate::{
-    api::{
-        ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL,
-        POLICY_LABEL_PREFIX,
-    },
+    api::{ChangeOutcome, ChangePhase, FIELD_MANAGER, InvokerChange, OUTCOME_LABEL, change_label},
     fault::Fault,
     intent::{ChangeKey, PolicyKey},
 };
@@ -130,7 +127,7 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses or cannot be reached.
     pub async fn changes_of(&self, policy: &PolicyKey) -> Result<Vec<(String, Timestamp)>, Fault> {
-        let label = format!("{POLICY_LABEL_PREFIX}{}", policy.name);
+        let label = change_label(&policy.name);
         let params = ListParams::default().labels(&label);
         let list = self
             .within(self.changes(&policy.namespace).list_metadata(&params))

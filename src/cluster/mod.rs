@@ -6,6 +6,7 @@ mod changes;
 mod ledgers;
 mod marks;
 mod permissions;
+mod requests;
 pub mod watch;
 
 use std::{
@@ -20,7 +21,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{
-    Api, Client, Resource as _,
+    Api, Client,
     api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
 pub use ledgers::{LedgerWrite, StoredLedger};
@@ -29,7 +30,9 @@ use permissions::Denied;
 use serde_json::json;
 
 use crate::{
-    api::{FIELD_MANAGER, FINALIZER, InvokerPolicy, InvokerPolicyStatus, Reason},
+    api::{
+        FIELD_MANAGER, FINALIZER, InvokerAccessRequest, InvokerPolicy, InvokerPolicyStatus, Reason,
+    },
     fault::{Fault, FaultClass},
     intent::PolicyId,
     status::{events::Note, whole_seconds},
@@ -171,6 +174,16 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &id.namespace)
     }
 
+    /// The kind of the object that declares, the way to it, and its name.
+    fn declaring<'a>(&self, id: &'a PolicyId) -> (ApiResource, Api<DynamicObject>, &'a str) {
+        let (kind, name) = match id.request() {
+            Some(name) => (ApiResource::erase::<InvokerAccessRequest>(&()), name),
+            None => (ApiResource::erase::<InvokerPolicy>(&()), &*id.name),
+        };
+        let api = Api::namespaced_with(self.client.clone(), &id.namespace, &kind);
+        (kind, api, name)
+    }
+
     /// Replaces the status. A policy that is gone meanwhile is no failure.
     ///
     /// # Errors
@@ -226,9 +239,9 @@ impl Cluster {
         present: bool,
         generation: Option<i64>,
     ) -> Result<FinalizerWrite, Fault> {
-        let api = self.policies(id);
+        let (kind, api, name) = self.declaring(id);
         for _ in 0..5 {
-            let meta = match if_there(self.within(api.get_metadata(&id.name)).await)? {
+            let meta = match if_there(self.within(api.get_metadata(name)).await)? {
                 Some(object) if object.metadata.uid.as_deref() == Some(&id.uid) => object.metadata,
                 Some(_) => return Ok(FinalizerWrite::Replaced),
                 None => return Ok(FinalizerWrite::Gone),
@@ -254,7 +267,7 @@ impl Cluster {
                 ..PatchParams::default()
             };
             match self
-                .within(api.patch_metadata(&id.name, &params, &Patch::Merge(patch)))
+                .within(api.patch_metadata(name, &params, &Patch::Merge(patch)))
                 .await
             {
                 Ok(_) => return Ok(FinalizerWrite::Done),
@@ -265,7 +278,10 @@ impl Cluster {
         }
         Err(Fault::new(
             FaultClass::Conflict,
-            "the InvokerPolicy keeps changing; its finalizer could not be set",
+            format!(
+                "the {} keeps changing; its finalizer could not be set",
+                kind.kind
+            ),
         ))
     }
 
@@ -309,7 +325,7 @@ impl Cluster {
             .map_err(fault)
     }
 
-    /// Publishes an event on a policy. The same words on the same policy are counted on the event
+    /// Publishes an event on a policy or a request. The same words on the same one are counted on the event
     /// that is there; other words are an event of their own, so that no drift hides behind an
     /// earlier one.
     ///
@@ -319,7 +335,8 @@ impl Cluster {
         let api: Api<Event> = Api::namespaced(self.client.clone(), &id.namespace);
         let mut hasher = DefaultHasher::new();
         (&id.uid, note.reason.as_str(), &note.text).hash(&mut hasher);
-        let name = format!("{}.{:016x}", id.name, hasher.finish());
+        let (kind, _, object) = self.declaring(id);
+        let name = format!("{object}.{:016x}", hasher.finish());
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -334,10 +351,10 @@ impl Cluster {
             reporting_controller: Some(FIELD_MANAGER.into()),
             reporting_instance: Some(self.instance.clone()),
             regarding: Some(ObjectReference {
-                api_version: Some(InvokerPolicy::api_version(&()).into()),
-                kind: Some(InvokerPolicy::kind(&()).into()),
+                api_version: Some(kind.api_version),
+                kind: Some(kind.kind),
                 namespace: Some(id.namespace.to_string()),
-                name: Some(id.name.to_string()),
+                name: Some(object.to_owned()),
                 uid: Some(id.uid.to_string()),
                 ..ObjectReference::default()
             }),

@@ -12,7 +12,9 @@ use kube::{
     },
 };
 
-use crate::api::{InvokerApproval, InvokerGuardrail, InvokerLedger, InvokerPolicy};
+use crate::api::{
+    InvokerAccessRequest, InvokerApproval, InvokerGuardrail, InvokerLedger, InvokerPolicy,
+};
 
 /// A change of what is cached.
 #[derive(Debug)]
@@ -129,6 +131,11 @@ pub fn guardrails(client: Client) -> impl Stream<Item = Change<InvokerGuardrail>
 
 /// Changes of approvals in every namespace.
 pub fn approvals(client: Client) -> impl Stream<Item = Change<InvokerApproval>> + Send {
+    changes(Api::all(client))
+}
+
+/// Changes of requests for access in every namespace.
+pub fn requests(client: Client) -> impl Stream<Item = Change<InvokerAccessRequest>> + Send {
     changes(Api::all(client))
 }
 

@@ -125,7 +125,10 @@ impl<C: CloudRun> Controller<C> {
                 self.set_in_motion(&effect, Priority::Declared, FOLD);
                 refused(why)
             }
-            Ok(agreement) => {
+            Ok(mut agreement) => {
+                if !self.options.stamped {
+                    agreement.by = "".into();
+                }
                 let taken = self
                     .index
                     .with(|i| i.apply_approval(agreement.clone(), stored.clone(), now));

@@ -7,6 +7,7 @@
 //! | [`listings`] | when projects are listed |
 //! | [`inherited`] | who may invoke by a grant above the services |
 //! | [`approvals`] | what approvers agreed to, and what became of it |
+//! | [`requests`] | requests for access, and where each stands |
 //! | [`rollbacks`] | records that policies want to go back behind |
 //! | [`audit_events`] | what the audit log says, and whether it can be relied on |
 //! | [`queue`] | which service is worked on next |
@@ -31,6 +32,7 @@ mod observation;
 mod owned;
 pub mod queue;
 mod reconcile;
+mod requests;
 mod rollbacks;
 mod service_memory;
 mod shards;
@@ -82,6 +84,8 @@ pub struct Options {
     pub inherited: Option<inherited::InheritedOptions>,
     /// How long records of changes are kept.
     pub retention: Retention,
+    /// Admission sees to it that approvals say truly who created them.
+    pub stamped: bool,
     /// Services that were taken up lately and are not done.
     pub workers: usize,
     /// The wall clock.
@@ -114,6 +118,7 @@ pub struct Controller<C> {
     listings: listings::Listings,
     rollbacks: rollbacks::Rollbacks,
     approvals: approvals::ApprovalStatuses,
+    requests: requests::RequestStatuses,
     statuses: status_writer::StatusWriter,
     /// The zero of the slots in which services are read.
     started: Instant,
@@ -154,6 +159,7 @@ impl<C: CloudRun> Controller<C> {
             listings: listings::Listings::default(),
             rollbacks: rollbacks::Rollbacks::default(),
             approvals: approvals::ApprovalStatuses::default(),
+            requests: requests::RequestStatuses::default(),
             statuses: status_writer::StatusWriter::default(),
             cloud,
             options,
@@ -253,6 +259,9 @@ impl<C: CloudRun> Controller<C> {
         let (unkept, to_tell) = Self::unkept();
         tasks.spawn(self.clone().watch_approvals(unkept));
         tasks.spawn(self.clone().tend_approvals(to_tell));
+        let (unkept, to_tell) = Self::unkept_requests();
+        tasks.spawn(self.clone().watch_requests(unkept));
+        tasks.spawn(self.clone().tend_requests(to_tell));
         tasks.spawn(self.clone().follow_shards());
         tasks.spawn(self.clone().watch_circuit());
         tasks.spawn(self.clone().watch_events());

@@ -19,6 +19,7 @@ pub(super) enum Rank {
     Rollbacks,
     Listings,
     Approvals,
+    Requests,
     StatusWriter,
     /// Asks the budgets of `cloudrun::limit`, which have a lock of their own and ask nobody.
     Queue,

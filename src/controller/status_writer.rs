@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Controller,
+    Controller, Priority,
     due::Due,
     owned::{Owned, Rank},
     reconcile::backoff,
@@ -287,7 +287,9 @@ impl<C: CloudRun> Controller<C> {
         self.index
             .with(|i| i.set_gauges(&intent.id, Gauges::of(&next)));
         let serialized = SerializedStatus::of(&next);
-        if serialized != old {
+        // What is said of a request is in its own status.
+        let is_request = key.request().is_some();
+        if serialized != old && !is_request {
             for note in status::events::announcements(&old.get(), &next, wide) {
                 self.statuses.note(intent.id.clone(), note);
             }
@@ -304,9 +306,19 @@ impl<C: CloudRun> Controller<C> {
                 != FinalizerWrite::Changed
         {
             self.index.with(|i| i.set_finalizer(&intent.id, false));
+            if intent.deleting && is_request {
+                let effect = self.index.with(|i| i.release_request(&intent.id));
+                self.statuses.forget(key);
+                self.set_in_motion(&effect, Priority::Declared, Duration::ZERO);
+            }
             if intent.deleting {
                 return Ok(());
             }
+        }
+        if is_request {
+            self.index.with(|i| i.set_status(&intent.id, serialized));
+            self.requests.add(key, Duration::ZERO);
+            return Ok(());
         }
         if serialized == old {
             return Ok(());
@@ -420,7 +432,7 @@ pub(super) fn gauges(
     let mut policies: Vec<_> = index
         .policies()
         .iter()
-        .filter(|(_, r)| ours(&r.intent.project))
+        .filter(|(key, r)| key.request().is_none() && ours(&r.intent.project))
         .collect();
     policies.sort_by_key(|(key, _)| *key);
     PolicySeries::of(policies.iter().map(|(key, r)| {

@@ -36,6 +36,9 @@ impl<C: CloudRun> Controller<C> {
         for key in &effect.policies {
             self.statuses.add(key, soon);
             self.ask_approvals(key);
+            if key.request().is_some() {
+                self.requests.add(key, soon);
+            }
         }
         self.rollbacks.load(&effect.rollbacks);
     }

@@ -13,7 +13,7 @@ use crate::{
     api::{
         APPROVE, ChangePolicy, ChangeReason, ChangedBy, ConditionSpec, HeldRemoval, InvokerLedger,
         InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember, LedgerOwner,
-        PendingApproval, PendingChange, UsedApproval,
+        PendingApproval, PendingChange, UsedApproval, request_of,
     },
     iam::{Condition, Grant, Principal, Role, RunService},
     intent::PolicyId,
@@ -85,9 +85,12 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The uses of its approvals, from when it is made.
+    /// The uses of its approvals, from when it is made. That of a request is not remembered: it is
+    /// for one object, which says itself that it was granted.
     fn uses(&self) -> impl Iterator<Item = UsedApproval> {
-        self.approvals.iter().map(|a| UsedApproval {
+        let of_plans = self.approvals.iter();
+        let of_plans = of_plans.filter(|a| request_of(&a.record.policy).is_none());
+        of_plans.map(|a| UsedApproval {
             approval: a.approval.clone(),
             plan: a.record.plan.clone(),
             at: MicroTime(self.at),

@@ -542,6 +542,7 @@ impl Operator {
                 }),
                 seed: 7,
                 stuck_after: setup.stuck_after,
+                stamped: true,
                 grace: Duration::from_secs(10),
             },
             metrics.clone(),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{ago, tabulated};
 use crate::{
-    api::{ChangePhase, InvokerChange, InvokerChangeSpec, POLICY_LABEL_PREFIX},
+    api::{ChangePhase, InvokerChange, InvokerChangeSpec, change_label},
     cli::{
         Exit,
         context::{Context, Kube, print},
@@ -65,7 +65,7 @@ async fn changes(kube: &Kube, chosen: &Selection) -> anyhow::Result<Vec<InvokerC
     let mut found: Vec<InvokerChange> = Vec::new();
     for name in &chosen.names {
         let api = kube.in_namespace_of(name).api::<InvokerChange>(false);
-        let labels = format!("{POLICY_LABEL_PREFIX}{}", name.name);
+        let labels = change_label(&name.name);
         let params = kube::api::ListParams::default().labels(&labels);
         let of_policy = list_all(&api, params).await?;
         found.extend(of_policy);

@@ -1,11 +1,11 @@
-//! `InvokerApproval`: somebody with the right to agrees to one plan, once.
+//! `InvokerApproval`: somebody with the right to agrees to one plan or request, once, or says no.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Agrees to one plan of one policy, once.
+/// Agrees to one plan of one policy, or to one request, once; or denies it.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "run-invoker.dev",
@@ -17,9 +17,11 @@ use serde::{Deserialize, Serialize};
     category = "run-invoker",
     status = "InvokerApprovalStatus",
     derive = "PartialEq",
-    doc = "InvokerApproval agrees to one plan of one policy of its namespace, once. Who may create one may approve: the right is a role of its own. It waits for the plan until notAfter, may come before it, and cannot be changed.",
+    doc = "InvokerApproval agrees to one plan of one policy of its namespace, or to one InvokerAccessRequest, once; with decision: Deny it says no. Who may create one may approve: the right is a role of its own. It waits for the plan until notAfter, may come before it, and cannot be changed.",
     validation = Rule::new("self.metadata.name.size() <= 100").message("metadata.name must be at most 100 characters"),
     printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policy"),
+    printcolumn(name = "Request", type_ = "string", json_path = ".spec.request"),
+    printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ends", type_ = "string", json_path = ".status.ends"),
     printcolumn(name = "Change", type_ = "string", json_path = ".status.change"),
@@ -34,20 +36,33 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self == oldSelf")
-        .message("an InvokerApproval cannot be changed; delete it and create another under another name")
+        .message("an InvokerApproval cannot be changed; delete it and create another under another name"),
+    validation = Rule::new("has(self.policy) != has(self.request)")
+        .message("give either policy (the name of an InvokerPolicy) or request (the name of an InvokerAccessRequest)")
 )]
 pub struct InvokerApprovalSpec {
-    /// Name of the InvokerPolicy, in this namespace, whose plan is approved.
+    /// Name of the InvokerPolicy, in this namespace, whose plan is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
         .message("policy must be the name of an InvokerPolicy of this namespace"))]
-    pub policy: String,
-    /// Hash of the plan, as status.services[].plan of the policy shows it. It stands for what is
-    /// granted and revoked, where, and for the spec of the policy; another plan needs another
-    /// approval.
+    pub policy: Option<String>,
+    /// Name of the InvokerAccessRequest, in this namespace, that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 50))]
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("request must be the name of an InvokerAccessRequest of this namespace"))]
+    pub request: Option<String>,
+    /// Approve: the plan is let through, once. Deny: a request is over, and no approval lets a plan
+    /// through while this one may be used.
+    #[serde(default)]
+    pub decision: Decision,
+    /// Hash of the plan, as status.services[].plan of the policy or status.plan of the request shows
+    /// it. It stands for what is granted and revoked, where, and for the spec; another plan needs
+    /// another approval.
     #[schemars(length(min = 40, max = 40))]
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f]{40}$')")
-        .message("plan must be the hash of a plan: 40 hexadecimal digits, as status.services[].plan of the policy shows it"))]
+        .message("plan must be the hash of a plan: 40 hexadecimal digits, as status.services[].plan of the policy or status.plan of the request shows it"))]
     pub plan: String,
     /// Why, for the record.
     #[schemars(length(min = 1, max = 512))]
@@ -75,6 +90,14 @@ fn effect(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "description": "What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals writes it. Where it is given it must be what the plan of this hash does, or the approval does not count.",
         "items": {"type": "string", "maxLength": 700},
     })
+}
+
+/// What somebody who may approve says to a plan or a request.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Decision {
+    #[default]
+    Approve,
+    Deny,
 }
 
 /// What became of an approval. Written by the operator only.
@@ -113,6 +136,8 @@ pub enum ApprovalState {
     Used,
     /// Its plan went through with another approval.
     Superseded,
+    /// It said no, and that holds.
+    Denies,
     /// Its time is over.
     Expired,
     /// It does not count: its namespace has too many of them, or it cannot be read.

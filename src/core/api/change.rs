@@ -16,6 +16,14 @@ pub const REASON_LABEL: &str = "run-invoker.dev/reason";
 /// change.
 pub const POLICY_LABEL_PREFIX: &str = "policy.run-invoker.dev/";
 
+/// The label of the records of a policy, or of a request, by its name among those of policies.
+pub fn change_label(name: &str) -> String {
+    match super::request_of(name) {
+        Some(request) => format!("request.run-invoker.dev/{request}"),
+        None => format!("{POLICY_LABEL_PREFIX}{name}"),
+    }
+}
+
 /// One write to the IAM policy of a Cloud Run service. Written by the operator before the write,
 /// closed after it, and never changed again.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -267,6 +275,10 @@ pub struct ChangeApproval {
     /// Why, in the words of the approver.
     #[schemars(length(max = 512))]
     pub reason: String,
+    /// Who approved, where the cluster's admission stamps it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 512))]
+    pub by: String,
 }
 
 /// A grant on the service.

@@ -93,6 +93,36 @@ pub struct InvokerGuardrailSpec {
     /// InvokerApproval; the annotation counts for nothing. Omitted: the operator's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<ApprovedBy>,
+    /// What InvokerAccessRequests may ask for. Without it a guardrail says nothing of them; where no
+    /// guardrail that selects a namespace has it, there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<RequestTerms>,
+}
+
+/// What requests for access may ask for.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestTerms {
+    /// The longest time for which access may be requested, for example 4h.
+    #[schemars(length(max = 20))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}(s|m|h))+$') && self.matches('[1-9]')")
+        .message("maxDuration must be a duration of whole hours, minutes and seconds, for example 4h"))]
+    pub max_duration: String,
+    /// Members whose requests need nobody's approval, as in members. Omitted: every request needs
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "auto_approve")]
+    #[x_kube(validation = Rule::new("self.all(p, p.matches('^[!-9;-~]+$') || p.matches('^(user|group|serviceAccount):[!-~]+$'))")
+        .message("autoApprove holds patterns such as *@acme.com, user:*@acme.com or serviceAccount:*@acme-prod.iam.gserviceaccount.com"))]
+    pub auto_approve: Option<Vec<String>>,
+    /// A regular expression (RE2) that the reason of a request has to match, for example
+    /// ^(INC|CHG)-[0-9]+. Omitted: any reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 200))]
+    // What is no expression is an error of matches(), and refuses the object.
+    #[x_kube(validation = Rule::new("''.matches(self) || !''.matches(self)")
+        .message("reasonPattern must be a regular expression (RE2)"))]
+    pub reason_pattern: Option<String>,
 }
 
 fn globs(description: &str, most: u32, length: u32) -> Schema {
@@ -126,6 +156,13 @@ fn services(_: &mut SchemaGenerator) -> Schema {
 fn members(_: &mut SchemaGenerator) -> Schema {
     globs(
         "Members that may be declared. A pattern without a colon is about the e-mail of users, groups and service accounts (*@acme.com); with one, about that kind of member only (serviceAccount:*@acme-prod.iam.gserviceaccount.com). * stands for any text. Sets of everybody in a pool, project or organization need a pattern that begins with principalSet:. Omitted: all but those and public ones.",
+        64,
+        320,
+    )
+}
+fn auto_approve(_: &mut SchemaGenerator) -> Schema {
+    globs(
+        "Members whose requests need nobody's approval, as in members. Omitted: every request needs one.",
         64,
         320,
     )

@@ -24,14 +24,18 @@ mod guardrail;
 mod ledger;
 mod policy;
 mod reason;
+mod request;
 
-pub use approval::{ApprovalState, InvokerApproval, InvokerApprovalSpec, InvokerApprovalStatus};
+pub use approval::{
+    ApprovalState, Decision, InvokerApproval, InvokerApprovalSpec, InvokerApprovalStatus,
+};
 pub use change::{
     ChangeApproval, ChangeGrant, ChangeOutcome, ChangePhase, ChangePolicy, ChangeReason, ChangedBy,
     InvokerChange, InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+    change_label,
 };
 pub use guardrail::{
-    ApprovedBy, InheritedAccess, InvokerGuardrail, InvokerGuardrailSpec, PublicAccess,
+    ApprovedBy, InheritedAccess, InvokerGuardrail, InvokerGuardrailSpec, PublicAccess, RequestTerms,
 };
 pub use ledger::{
     HeldRemoval, InvokerLedger, InvokerLedgerSpec, LedgerCorrection, LedgerGrant, LedgerMember,
@@ -44,6 +48,10 @@ pub use policy::{
     StatusSummary,
 };
 pub use reason::{ConditionType, EventReason, Reason};
+pub use request::{
+    InvokerAccessRequest, InvokerAccessRequestSpec, InvokerAccessRequestStatus, REQUEST_PREFIX,
+    RequestPhase, request_of,
+};
 
 /// The definitions of all kinds, in the order in which they are installed.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
@@ -53,6 +61,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         InvokerChange::crd(),
         InvokerLedger::crd(),
         InvokerApproval::crd(),
+        InvokerAccessRequest::crd(),
     ];
     let versions = all.iter_mut().flat_map(|crd| &mut crd.spec.versions);
     let schemas = versions.filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
@@ -152,6 +161,9 @@ pub const REQUESTED_AT: &str = "run-invoker.dev/requested-at";
 pub const APPROVE: &str = "run-invoker.dev/approve";
 /// Names of InvokerChanges to go back behind, separated by commas.
 pub const ROLLBACK: &str = "run-invoker.dev/rollback";
+/// Who created an approval or a request. Anybody may write it, so it counts only where admission
+/// sees to it that it is true.
+pub const CREATED_BY: &str = "run-invoker.dev/created-by";
 /// Field manager of every write to the Kubernetes API, and reporting controller of events.
 pub const FIELD_MANAGER: &str = "run-invoker";
 /// Annotations of the Lease that tells that audit events cannot be relied on.

@@ -112,6 +112,16 @@ names! {
         RollbackEnded,
         /// An entry's expires has passed.
         Expired,
+        /// Somebody asks for access and waits for approval.
+        AccessRequested,
+        /// A request for access was approved.
+        AccessApproved,
+        /// What was requested is granted.
+        AccessGranted,
+        /// What was requested has ended.
+        AccessEnded,
+        /// An approver said no to a request.
+        AccessDenied,
         CloudError,
     }
 }

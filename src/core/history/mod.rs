@@ -18,7 +18,7 @@ use kube::core::ObjectMeta;
 use crate::{
     api::{
         ChangeGrant, ChangeOutcome, ChangePolicy, ChangeReason, ChangedBy, InvokerChange,
-        InvokerChangeSpec, OUTCOME_LABEL, POLICY_LABEL_PREFIX, REASON_LABEL,
+        InvokerChangeSpec, OUTCOME_LABEL, REASON_LABEL, change_label,
     },
     iam::{Etag, Grant, Policy, Principal, Role, RunService},
     intent::{Declared, PolicyId},
@@ -202,7 +202,7 @@ pub fn records(
         ]
         .into();
         let ours = policies.iter().filter(|n| n.len() <= 63);
-        labels.extend(ours.map(|n| (format!("{POLICY_LABEL_PREFIX}{n}"), String::new())));
+        labels.extend(ours.map(|n| (change_label(n), String::new())));
         let metadata = ObjectMeta {
             name: Some(pending.name.clone()),
             namespace: Some(namespace.to_owned()),

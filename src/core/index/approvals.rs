@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use super::{Effect, Index, PolicyKey, policies::Record};
 use crate::{
@@ -43,9 +43,16 @@ pub struct Approvals {
     /// How many there are in a namespace, and about how many bytes they take.
     of_namespace: HashMap<Arc<str>, (usize, usize)>,
     listing: Option<HashSet<ApprovalKey>>,
+    /// A list was complete.
+    listed: bool,
 }
 
 impl Approvals {
+    /// Whether a list was complete, so that what is not known is not there.
+    pub(super) fn are_listed(&self) -> bool {
+        self.listed
+    }
+
     /// Those of a policy, the earliest first.
     pub fn of(&self, policy: &PolicyKey) -> &[Arc<Agreement>] {
         self.by_policy.get(policy).map_or(&[], Vec::as_slice)
@@ -211,6 +218,9 @@ impl Index {
             effect.services.extend(held.map(|(s, _)| s.clone()));
             effect.policies.insert(policy.clone());
         }
+        if self.requests.get(policy).is_some() {
+            effect.policies.insert(policy.clone());
+        }
         effect
     }
 
@@ -223,11 +233,17 @@ impl Index {
         let Some(seen) = self.approvals.listing.take() else {
             return Effect::default();
         };
+        let is_first = !std::mem::replace(&mut self.approvals.listed, true);
         let keys = self.approvals.by_key.keys();
         let gone: Vec<ApprovalKey> = keys.filter(|k| !seen.contains(*k)).cloned().collect();
         let mut effect = Effect::default();
         for key in gone {
             effect.merge(self.remove_approval(&key));
+        }
+        if is_first {
+            // What a guardrail approves waited to hear whether somebody said no.
+            let requests = self.requests.iter();
+            effect.policies.extend(requests.map(|(r, _)| r.key.clone()));
         }
         effect
     }
@@ -250,8 +266,16 @@ impl Index {
         if all.is_empty() || self.ledgers.used(service).len() >= MAX_USED {
             return Vec::new();
         }
-        let may = |a: &&Arc<Agreement>| !self.is_spent(a, Some(service));
+        let may = |a: &&Arc<Agreement>| {
+            !a.denies() && !self.is_denied(a) && !self.is_spent(a, Some(service))
+        };
         all.iter().filter(may).cloned().collect()
+    }
+
+    /// Whether somebody who may approve said no to the plan of an approval.
+    pub(super) fn is_denied(&self, agreement: &Agreement) -> bool {
+        let mut all = self.approvals.of(&agreement.policy()).iter();
+        all.any(|a| a.denies() && a.plan == agreement.plan)
     }
 
     /// The approval that lets the selectors of a policy reach a service, until that is on record.
@@ -260,8 +284,20 @@ impl Index {
         record: &Record,
         service: &RunService,
     ) -> Option<Arc<Agreement>> {
-        let by = record.released.get(service)?.as_ref()?;
+        let by = match record.intent.id.request() {
+            Some(_) => self.consented(record)?,
+            None => record.released.get(service)?.as_ref()?,
+        };
         (!self.is_spent(by, Some(service))).then(|| by.clone())
+    }
+
+    /// The approval by which a request was granted.
+    fn consented(&self, record: &Record) -> Option<&Arc<Agreement>> {
+        let key = record.intent.id.key();
+        let name = self.requests.stored(&key)?.approval.as_deref()?;
+        let plan = &self.requests.get(&key)?.plan;
+        let mut all = self.approvals.of(&key).iter();
+        all.find(|a| *a.key.name == *name && a.plan == *plan && !a.denies())
     }
 
     /// The status that an approval should have now, if it is another one than it has.
@@ -271,6 +307,11 @@ impl Index {
         now: Timestamp,
     ) -> Option<InvokerApprovalStatus> {
         let entry = self.approvals.by_key.get(key)?;
+        let is_settled = entry.status.state.is_some_and(ApprovalState::is_final);
+        if is_settled && entry.agreement.policy().request().is_some() {
+            // The request may be gone by now.
+            return None;
+        }
         let status = self.approval_status_of(&entry.agreement, now);
         (status != entry.status).then_some(status)
     }
@@ -325,8 +366,64 @@ impl Index {
             let words = "its time ended before the plan came; create another under another name if the plan is still wanted";
             return state(ApprovalState::Expired, words.into());
         }
+        if agreement.denies() {
+            let words = "it says no, and that holds until its time ends or it is deleted";
+            return state(ApprovalState::Denies, words.into());
+        }
+        if self.is_denied(agreement) {
+            let words = "somebody who may approve said no to this plan";
+            return state(ApprovalState::Refused, words.into());
+        }
+        if agreement.policy().request().is_some() {
+            let (is, words, used_at) = self.asked(agreement);
+            return InvokerApprovalStatus {
+                used_at,
+                ..state(is, words)
+            };
+        }
         let (is, words) = self.awaited(agreement);
         state(is, words)
+    }
+
+    /// How the request stands to an approval of it.
+    fn asked(&self, agreement: &Agreement) -> (ApprovalState, String, Option<MicroTime>) {
+        let (key, namespace) = (agreement.policy(), &agreement.key.namespace);
+        let name = key.request().unwrap_or_default();
+        let known = self.requests.get(&key).zip(self.requests.stored(&key));
+        let Some((request, stored)) = known else {
+            let words = format!(
+                "namespace {namespace} has no InvokerAccessRequest {name} that is not over"
+            );
+            return (ApprovalState::Waiting, words, None);
+        };
+        if request.plan != agreement.plan {
+            let words = format!(
+                "{name} asks for something else, {}: {}",
+                request.plan,
+                request.lines().join(", ")
+            );
+            return (ApprovalState::Stale, words, None);
+        }
+        if stored.until.is_some() {
+            let itself = stored.approval.as_deref() == Some(&*agreement.key.name);
+            return if itself {
+                let words = "the request was granted by it".to_owned();
+                (ApprovalState::Used, words, stored.approved_at.clone())
+            } else {
+                let words = "the request was granted by another approval".to_owned();
+                (ApprovalState::Superseded, words, None)
+            };
+        }
+        if !agreement.shows(&request.lines()) {
+            let words = format!(
+                "spec.effect is not what this request asks for: {}",
+                differences(&agreement.effect, &request.lines())
+            );
+            return (ApprovalState::Refused, words, None);
+        }
+        let words =
+            format!("{name} can be granted by it; what else stands in the way its status says");
+        (ApprovalState::Waiting, words, None)
     }
 
     /// What an approval that was not used waits for.
@@ -388,7 +485,6 @@ impl Index {
 mod tests {
     use std::time::Duration;
 
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use serde_json::json;
 
     use super::*;

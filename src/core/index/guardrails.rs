@@ -36,6 +36,12 @@ impl Guardrails {
             .clone()
     }
 
+    /// The same, without following them from now on.
+    pub fn terms_of(&self, namespace: &str) -> Arc<Terms> {
+        let known = self.terms.get(namespace).cloned();
+        known.unwrap_or_else(|| Terms::of(namespace, self.rails.values(), self.limits).into())
+    }
+
     /// No policy is left in a namespace.
     pub fn forget(&mut self, namespace: &str) {
         self.terms.remove(namespace);

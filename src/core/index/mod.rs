@@ -15,6 +15,7 @@
 //! | [`selector_impact`] | how far selectors reach, and what is not known of them yet |
 //! | [`inputs`] | all that the plan for one service depends on |
 //! | [`approvals`] | what approvers agreed to, and what became of it |
+//! | [`requests`] | requests for access, and what they declare meanwhile |
 //! | [`rollbacks`] | the way back that a policy asks for |
 
 pub mod approvals;
@@ -25,6 +26,7 @@ mod inputs;
 mod ledgers;
 mod names;
 pub mod policies;
+mod requests;
 mod rollbacks;
 mod selector_impact;
 mod service_accounts;
@@ -55,6 +57,7 @@ pub use inputs::PlanInputs;
 pub use ledgers::Ledgers;
 use names::Interner;
 pub use policies::{Effect, Gauges, Policies, Record, SerializedStatus};
+pub use requests::Requests;
 pub use rollbacks::RollbackState;
 use service_accounts::ServiceAccounts;
 
@@ -68,6 +71,7 @@ pub struct Index {
     accounts: ServiceAccounts,
     inherited: Inherited,
     approvals: Approvals,
+    requests: Requests,
     /// Services on which a removal waits for the listing of their project.
     waiting: BTreeSet<RunService>,
     names: Interner,
@@ -178,7 +182,9 @@ impl Index {
 
     fn owner_state(&self, id: &PolicyId, service: &RunService) -> OwnerState {
         let Some(record) = self.policies.by_uid(&id.uid) else {
-            let unread = self.policies.is_unreadable(&id.uid);
+            // Before requests are listed one of them may be there.
+            let is_unlisted = id.request().is_some() && !self.requests.are_listed();
+            let unread = is_unlisted || self.policies.is_unreadable(&id.uid);
             return if unread {
                 OwnerState::Unread
             } else {

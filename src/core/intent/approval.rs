@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use sha2::{Digest as _, Sha256};
 
 use super::{ApprovalKey, PolicyKey};
-use crate::api::{ChangeApproval, InvokerApproval, PendingApproval};
+use crate::api::{CREATED_BY, ChangeApproval, Decision, InvokerApproval, PendingApproval};
 
 /// How long an approval without `notAfter` may be used.
 const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -17,12 +17,16 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 pub struct Agreement {
     pub key: ApprovalKey,
     pub uid: Arc<str>,
-    /// Name of the policy, in the namespace of the approval.
+    /// Name of the policy, or of the request as [`PolicyKey`] has it, in the namespace of the
+    /// approval.
     pub policy: Arc<str>,
+    pub decision: Decision,
     /// Hash of the plan.
     pub plan: Arc<str>,
     /// Why, in the words of whoever agreed.
     pub reason: Arc<str>,
+    /// Who created it, where the cluster's admission stamps that.
+    pub by: Arc<str>,
     pub created: Timestamp,
     /// `notAfter`, where it is given.
     pub not_after: Option<Timestamp>,
@@ -48,20 +52,41 @@ impl Agreement {
             ),
         };
         let key = ApprovalKey::of(meta);
+        let policy = match (&spec.policy, &spec.request) {
+            (Some(policy), None) => PolicyKey::new(key.namespace.clone(), policy.as_str()),
+            (None, Some(request)) => PolicyKey::of_request(key.namespace.clone(), request),
+            _ => return Err("give either spec.policy or spec.request".into()),
+        };
+        let denies = match spec.decision {
+            Decision::Approve => "",
+            Decision::Deny => "deny",
+        };
         let until = spec.not_after.as_deref().unwrap_or_default();
         let parts = [
             &*key.namespace,
             &*key.name,
-            &spec.policy,
+            &policy.name,
             &spec.plan,
             &spec.reason,
             until,
+            denies,
         ];
+        // What approvals of plans were used is on ledgers under the digest that they always had.
+        let parts = parts
+            .into_iter()
+            .take(if denies.is_empty() { 6 } else { 7 });
         Ok(Self {
             digest: digest(WITHSTANDS, parts),
             key,
             uid: meta.uid.as_deref().unwrap_or_default().into(),
-            policy: spec.policy.as_str().into(),
+            policy: policy.name,
+            decision: spec.decision,
+            by: meta
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(CREATED_BY))
+                .map_or("", String::as_str)
+                .into(),
             plan: spec.plan.as_str().into(),
             reason: spec.reason.as_str().into(),
             created: meta
@@ -71,6 +96,11 @@ impl Agreement {
             not_after,
             effect: spec.effect.iter().map(|l| l.as_str().into()).collect(),
         })
+    }
+
+    /// Whether it says no.
+    pub fn denies(&self) -> bool {
+        self.decision == Decision::Deny
     }
 
     /// Whether what was reviewed is what the plan of its hash does.
@@ -110,6 +140,7 @@ impl Agreement {
                 policy: self.policy.to_string(),
                 plan: self.plan.to_string(),
                 reason: self.reason.chars().take(512).collect(),
+                by: self.by.chars().take(512).collect(),
             },
             approval: self.digest.to_string(),
             not_after: self.not_after.map(MicroTime),

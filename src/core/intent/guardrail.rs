@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use regex::{Regex, RegexBuilder};
 use wildmatch::WildMatch;
 
-use super::{Declared, parse_interval};
+use super::{AccessRequest, Declared, parse_interval};
 use crate::{
-    api::{ApprovedBy, InheritedAccess, InvokerGuardrail, PublicAccess},
+    api::{ApprovedBy, InheritedAccess, InvokerGuardrail, PublicAccess, RequestTerms},
     iam::{Principal, PrincipalKind, RunService},
 };
 
@@ -100,6 +101,79 @@ impl MemberGlob {
     }
 }
 
+/// What requests for access may ask for.
+#[derive(Clone, Debug)]
+struct Requests {
+    /// As they are written: what is compared.
+    spec: RequestTerms,
+    longest: Duration,
+    auto_approve: Vec<MemberGlob>,
+    reason: Option<Regex>,
+    /// A field cannot be understood, and this is why: no request is allowed then.
+    unreadable: Option<String>,
+}
+
+impl PartialEq for Requests {
+    fn eq(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+}
+
+impl Requests {
+    fn of(spec: &RequestTerms) -> Self {
+        let longest = parse_interval(&spec.max_duration).ok_or_else(|| {
+            let text = &spec.max_duration;
+            format!("spec.requests.maxDuration {text:?} is no duration such as 4h")
+        });
+        let reason = spec.reason_pattern.as_deref().map(|pattern| {
+            let compiled = RegexBuilder::new(pattern).size_limit(1 << 20).build();
+            compiled.map_err(|e| format!("spec.requests.reasonPattern cannot be used: {e}"))
+        });
+        let (unreadable, reason) = match reason.transpose() {
+            Ok(reason) => (None, reason),
+            Err(why) => (Some(why), None),
+        };
+        let globs = spec.auto_approve.iter().flatten();
+        Self {
+            auto_approve: globs.map(|p| MemberGlob::parse(p)).collect(),
+            unreadable: longest.as_ref().err().cloned().or(unreadable),
+            longest: longest.unwrap_or_default(),
+            reason,
+            spec: spec.clone(),
+        }
+    }
+
+    /// What it says against a request, after its name.
+    fn against(&self, request: &AccessRequest) -> Option<String> {
+        if let Some(why) = &self.unreadable {
+            return Some(format!(
+                "cannot be read, so nothing may be requested: {why}"
+            ));
+        }
+        if request.duration > self.longest {
+            let most = &self.spec.max_duration;
+            return Some(format!("lets nobody request access for longer than {most}"));
+        }
+        let pattern = self
+            .reason
+            .as_ref()
+            .filter(|p| !p.is_match(&request.reason))?;
+        Some(format!(
+            "wants the reason of a request to match {}",
+            pattern.as_str()
+        ))
+    }
+}
+
+/// Whether a request needs somebody to agree to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// An approver has to.
+    Approver,
+    /// Nobody: this guardrail says so.
+    Guardrail(Arc<str>),
+}
+
 /// One guardrail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guardrail {
@@ -113,6 +187,7 @@ pub struct Guardrail {
     max_removals: Option<usize>,
     inherited: Option<InheritedAccess>,
     approvals: Option<ApprovedBy>,
+    requests: Option<Requests>,
     /// It cannot be read, and this is why.
     unreadable: Option<String>,
 }
@@ -157,6 +232,7 @@ impl Guardrail {
             max_removals: spec.max_removals.map(|n| n as usize),
             inherited: spec.inherited,
             approvals: spec.approvals,
+            requests: spec.requests.as_ref().map(Requests::of),
             unreadable: None,
         }
     }
@@ -175,6 +251,7 @@ impl Guardrail {
             max_removals: None,
             inherited: None,
             approvals: None,
+            requests: None,
             unreadable: Some(why),
         }
     }
@@ -368,6 +445,43 @@ impl Terms {
     /// The most services that one discovery may add to a policy without approval.
     pub fn max_new_services(&self) -> usize {
         self.limits.max_new_services
+    }
+
+    /// Whether a request for access may be granted, and who has to agree. Every guardrail that says
+    /// something of requests must be satisfied; where none does there are none.
+    ///
+    /// # Errors
+    /// Which guardrail refuses it, and why.
+    pub fn consent(&self, request: &AccessRequest) -> Result<Consent, Refusal> {
+        if let Some(refusal) = self.frozen() {
+            return Err(refusal);
+        }
+        let saying = || {
+            self.rails
+                .iter()
+                .filter_map(|g| Some((g, g.requests.as_ref()?)))
+        };
+        if saying().next().is_none() {
+            let message = "no guardrail that selects this namespace allows requests for access; ask the platform team for one with spec.requests";
+            return Err(Refusal {
+                message: message.into(),
+            });
+        }
+        for (rail, requests) in saying() {
+            if let Some(why) = requests.against(request) {
+                return Err(rail.no(why));
+            }
+        }
+        let by_itself = |requests: &Requests| {
+            let mut globs = requests.auto_approve.iter();
+            globs.any(|g| g.matches(&request.principal))
+        };
+        if saying().all(|(_, requests)| by_itself(requests))
+            && let Some((rail, _)) = saying().next()
+        {
+            return Ok(Consent::Guardrail(rail.name.clone()));
+        }
+        Ok(Consent::Approver)
     }
 }
 

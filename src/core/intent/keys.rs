@@ -4,6 +4,8 @@ use std::{fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::api::{REQUEST_PREFIX, request_of};
+
 macro_rules! keys {
     ($($(#[$doc:meta])* $key:ident;)*) => {$(
         $(#[$doc])*
@@ -40,7 +42,8 @@ macro_rules! keys {
 }
 
 keys! {
-    /// Namespace and name of an InvokerPolicy.
+    /// Namespace and name of an InvokerPolicy, or of what declares as one does: an
+    /// InvokerAccessRequest has `request/` in front of its name.
     PolicyKey;
     /// Namespace and name of a ServiceAccount.
     AccountKey;
@@ -48,4 +51,16 @@ keys! {
     ChangeKey;
     /// Namespace and name of an InvokerApproval.
     ApprovalKey;
+}
+
+impl PolicyKey {
+    /// That of an InvokerAccessRequest.
+    pub fn of_request(namespace: impl Into<Arc<str>>, name: &str) -> Self {
+        Self::new(namespace, format!("{REQUEST_PREFIX}{name}"))
+    }
+
+    /// The name of the InvokerAccessRequest that it stands for, if it does.
+    pub fn request(&self) -> Option<&str> {
+        request_of(&self.name)
+    }
 }

@@ -11,6 +11,7 @@ mod guardrail;
 mod invokers;
 mod keys;
 mod remarks;
+mod request;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
@@ -20,17 +21,19 @@ use kube::core::{Selector, SelectorExt};
 use crate::{
     api::{
         APPROVE, InvokerPolicy, InvokerPolicySpec, Membership, Mode, OnDelete, REQUESTED_AT,
-        ROLLBACK, RoleName,
+        ROLLBACK, RoleName, request_of,
     },
     iam::{Grant, Role, RunService, ServiceInfo},
 };
 
 pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
 pub use approval::{Agreement, WITHSTANDS, digest};
-pub use guardrail::{Guardrail, Limits, Refusal, Terms};
+pub use guardrail::{Consent, Guardrail, Limits, Refusal, Terms};
 pub use keys::{AccountKey, ApprovalKey, ChangeKey, PolicyKey};
+pub use request::AccessRequest;
 
-/// A policy by name and uid: one that is made again under its name is another one.
+/// A policy, or a request (see [`PolicyKey`]), by name and uid: one that is made again under its name
+/// is another one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyId {
     pub namespace: Arc<str>,
@@ -42,6 +45,11 @@ impl PolicyId {
     /// Namespace and name.
     pub fn key(&self) -> PolicyKey {
         PolicyKey::new(self.namespace.clone(), self.name.clone())
+    }
+
+    /// The name of the InvokerAccessRequest that it stands for, if it does.
+    pub fn request(&self) -> Option<&str> {
+        request_of(&self.name)
     }
 }
 

@@ -43,7 +43,11 @@ fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
         .as_ref()
         .and_then(|c| c.expiry())
         .is_none_or(|e| e > input.now);
-    in_force && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
+    // What was only ever given on request ends with its request, sooner or later.
+    let owners = input.ledger.get(grant);
+    let is_on_request =
+        owners.is_some_and(|o| !o.is_empty() && o.keys().all(|id| id.request().is_some()));
+    in_force && !is_on_request && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
 }
 
 /// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay:

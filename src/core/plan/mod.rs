@@ -288,13 +288,25 @@ impl Plan {
     }
 }
 
+/// The approvals behind what is granted that are not on record yet.
+fn reached_by(plan: &Plan, input: &Input<'_>) -> Vec<Arc<Agreement>> {
+    let acting = input.claims.iter().filter(|c| c.enforces());
+    // A request was approved for what it grants, and for nothing that happens to it later.
+    let grants = |c: &&PolicyOnService| {
+        let mut declared = c.declared().iter();
+        c.intent.id.request().is_none() || declared.any(|d| plan.grants.contains_key(&d.grant))
+    };
+    acting
+        .filter(grants)
+        .filter_map(|c| c.reached_by.clone())
+        .collect()
+}
+
 /// Plans one service.
 pub fn plan(input: &Input<'_>) -> Plan {
     let desired = merge(input);
     let live = input.live.grants();
     let mut plan = Plan::nothing(input.service);
-    let acting = input.claims.iter().filter(|c| c.enforces());
-    plan.reached_by = acting.filter_map(|c| c.reached_by.clone()).collect();
     grant_missing(&mut plan, input, &desired, &live);
     withhold_refused(&mut plan, &desired, &live);
     revoke_unlisted(&mut plan, input, &desired, &live);
@@ -318,6 +330,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
     }
     // Last of all: what is taken away needs no word of its own.
     withhold_refused_that_stay(&mut plan, &desired, &live);
+    plan.reached_by = reached_by(&plan, input);
     plan
 }
 

@@ -134,6 +134,7 @@ impl Replica {
                 now: now.clone(),
                 seed: 7,
                 stuck_after: Duration::from_secs(900),
+                stamped: false,
                 grace: Duration::from_secs(10),
             },
             metrics.clone(),

@@ -35,7 +35,7 @@ pub struct Effect {
 }
 
 impl Effect {
-    pub(super) fn merge(&mut self, other: Self) {
+    pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
         self.policies.extend(other.policies);
         self.lists.extend(other.lists);
@@ -310,14 +310,7 @@ impl Index {
         {
             self.projects.remove(&record.intent.project);
         }
-        if self
-            .policies
-            .keys_of_namespace(&key.namespace)
-            .next()
-            .is_none()
-        {
-            self.guardrails.forget(&key.namespace);
-        }
+        self.forget_namespace(&key.namespace);
         let mut services = record.targets;
         services.extend(self.ledgers.owned_by(&id.uid).cloned());
         Effect {
@@ -336,17 +329,35 @@ impl Index {
         let Some(seen) = self.policies.listing.take() else {
             return Effect::default();
         };
-        self.policies.unreadable.retain(|k, _| seen.contains(k));
+        self.end_list_of(&seen, false)
+    }
+
+    /// A list of policies, or of requests, was complete with those that were seen.
+    pub(in crate::index) fn end_list_of(
+        &mut self,
+        seen: &HashSet<PolicyKey>,
+        requests: bool,
+    ) -> Effect {
+        let is_gone = |k: &PolicyKey| k.request().is_some() == requests && !seen.contains(k);
+        self.policies.unreadable.retain(|k, _| !is_gone(k));
         let gone = self
             .policies
             .iter()
-            .filter(|(k, _)| !seen.contains(*k))
+            .filter(|(k, _)| is_gone(k))
             .map(|(_, r)| r.intent.id.clone());
         let mut effect = Effect::default();
         for id in gone.collect::<BTreeSet<_>>() {
             effect.merge(self.remove_policy(&id));
         }
         effect
+    }
+
+    /// What a namespace has to satisfy is not followed any more once nothing is declared there.
+    pub(in crate::index) fn forget_namespace(&mut self, namespace: &str) {
+        let is_empty = self.policies.keys_of_namespace(namespace).next().is_none();
+        if is_empty && !self.requests.are_in(namespace) {
+            self.guardrails.forget(namespace);
+        }
     }
 }
 

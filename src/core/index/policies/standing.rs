@@ -50,6 +50,7 @@ impl Index {
 
     /// The finalizer of a policy was put on or taken off.
     pub fn set_finalizer(&mut self, id: &PolicyId, present: bool) {
+        self.requests.set_finalizer(&id.key(), &id.uid, present);
         if let Some(record) = self
             .policies
             .get_mut(&id.key())

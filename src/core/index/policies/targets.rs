@@ -175,6 +175,8 @@ impl Index {
     pub(in crate::index) fn under_new_terms(&mut self, namespaces: &BTreeSet<Arc<str>>) -> Effect {
         let mut effect = Effect::default();
         for namespace in namespaces {
+            let requests = self.requests().keys_of_namespace(namespace);
+            effect.policies.extend(requests.cloned());
             let keys: Vec<PolicyKey> = self
                 .policies
                 .keys_of_namespace(namespace)

@@ -1,0 +1,270 @@
+//! InvokerAccessRequests: what comes in from the store, and the status that says where each stands.
+//! That somebody's access was approved, and until when, is in the status before anything is granted:
+//! whatever happens in between, it ends then.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+
+use super::{
+    Controller, Priority,
+    due::Due,
+    owned::{Owned, Rank},
+};
+use crate::{
+    api::{EventReason, InvokerAccessRequest, InvokerAccessRequestStatus, RequestPhase},
+    cloudrun::CloudRun,
+    cluster::watch::{self as streams, Change},
+    intent::{AccessRequest, PolicyId, PolicyKey},
+    status::events::Note,
+};
+
+/// Most changes are settled before this is over.
+const FOLD: Duration = Duration::from_millis(100);
+/// Before a status that could not be written is tried again.
+const AGAIN: Duration = Duration::from_secs(10);
+/// Nothing is waited for longer than this in one piece.
+const FAR: Duration = Duration::from_secs(86_400);
+/// How long it is not said again that requests cannot be watched.
+const QUIET: Duration = Duration::from_secs(6 * 3600);
+/// Statuses of requests that are not kept and wait to be written; more wait for the next list.
+const MAX_UNKEPT: usize = 256;
+
+/// A request that is not kept, and why.
+pub(super) struct Unkept {
+    key: PolicyKey,
+    uid: Arc<str>,
+    why: String,
+}
+
+/// Requests whose status is to be brought up to date.
+#[derive(Debug)]
+pub(super) struct RequestStatuses {
+    due: Owned<Due<PolicyKey>>,
+    changed: Notify,
+}
+
+impl Default for RequestStatuses {
+    fn default() -> Self {
+        Self {
+            due: Owned::new(Rank::Requests, Due::default()),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl RequestStatuses {
+    /// Looks at a request after `delay`, or earlier if that was asked for already.
+    pub fn add(&self, key: &PolicyKey, delay: Duration) {
+        let at = Instant::now() + delay;
+        self.due.with(|due| due.no_later(key, at));
+        self.changed.notify_one();
+    }
+}
+
+impl<C: CloudRun> Controller<C> {
+    /// The way from the watch of requests to [`Self::tend_requests`].
+    pub(super) fn unkept_requests() -> (mpsc::Sender<Unkept>, mpsc::Receiver<Unkept>) {
+        mpsc::channel(MAX_UNKEPT)
+    }
+
+    /// Keeps the requests current. An older installation does not have their kind: then there are
+    /// none, and what belongs to some is touched by nobody until they can be watched.
+    pub(super) async fn watch_requests(self: Arc<Self>, unkept: mpsc::Sender<Unkept>) {
+        let mut stream = std::pin::pin!(streams::requests(self.cluster.client()));
+        let mut told: Option<Instant> = None;
+        while let Some(change) = stream.next().await {
+            let effect = match change {
+                Change::Restart => {
+                    self.index.with(|i| i.begin_request_list());
+                    continue;
+                }
+                Change::Applied(object) => {
+                    self.request_applied(&object, &unkept);
+                    continue;
+                }
+                Change::Deleted(object) => {
+                    let meta = &object.metadata;
+                    let namespace = meta.namespace.as_deref().unwrap_or_default();
+                    let name = meta.name.as_deref().unwrap_or_default();
+                    let key = PolicyKey::of_request(namespace, name);
+                    self.statuses.forget(&key);
+                    self.ask_approvals(&key);
+                    self.index.with(|i| i.remove_request(&key))
+                }
+                Change::Malformed(object) => {
+                    tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "a request in the store cannot be read; what was known of it stands still");
+                    let key = PolicyKey::of_request(object.namespace.as_str(), &object.name);
+                    self.index
+                        .with(|i| i.apply_unreadable_request(&key, &object.uid, &object.why))
+                }
+                Change::MalformedDeleted(object) => {
+                    let key = PolicyKey::of_request(object.namespace.as_str(), &object.name);
+                    self.index.with(|i| {
+                        let mut effect = i.remove_unreadable_policy(&key, &object.uid);
+                        effect.merge(i.remove_request(&key));
+                        effect
+                    })
+                }
+                Change::Synced => self.index.with(|i| i.end_request_list()),
+                Change::Broken(why) => {
+                    if told.is_none_or(|at| at.elapsed() > QUIET) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%why, "InvokerAccessRequests cannot be watched; until they can, none is granted. Where their kind is missing: kubectl apply --server-side -f crds/invokeraccessrequests.yaml, or upgrade the chart");
+                    }
+                    continue;
+                }
+            };
+            self.set_in_motion(&effect, Priority::Declared, FOLD);
+        }
+    }
+
+    fn request_applied(&self, object: &InvokerAccessRequest, unkept: &mpsc::Sender<Unkept>) {
+        let now = self.elapsed();
+        let stored = object.status.clone().unwrap_or_default();
+        let taken = AccessRequest::from_object(object).and_then(|request| {
+            self.index
+                .with(|i| i.apply_request(request, stored.clone(), now))
+        });
+        let why = match taken {
+            Ok(effect) => return self.set_in_motion(&effect, Priority::Declared, FOLD),
+            Err(why) => why,
+        };
+        let meta = &object.metadata;
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let key = PolicyKey::of_request(namespace, meta.name.as_deref().unwrap_or_default());
+        let uid = meta.uid.as_deref().unwrap_or_default().into();
+        let is_told = stored.message.as_deref() == Some(&*why);
+        if !is_told && unkept.try_send(Unkept { key, uid, why }).is_err() {
+            tracing::debug!("too many requests do not count to tell them all at once");
+        }
+    }
+
+    /// Writes the statuses of requests.
+    pub(super) async fn tend_requests(self: Arc<Self>, mut unkept: mpsc::Receiver<Unkept>) {
+        loop {
+            let (due, wake) = self.requests.due.with(|due| {
+                let now = Instant::now();
+                (due.take(now, |_| true), due.wake(|_| true))
+            });
+            if let Some(key) = due {
+                self.tend_request(&key).await;
+                continue;
+            }
+            let wake = wake.unwrap_or_else(|| Instant::now() + FAR);
+            tokio::select! {
+                biased;
+                () = self.requests.changed.notified() => {}
+                () = tokio::time::sleep_until(wake) => {}
+                told = unkept.recv() => match told {
+                    Some(told) => self.tell_unkept_request(told).await,
+                    None => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    async fn tell_unkept_request(&self, told: Unkept) {
+        if !self.shards.holds(&told.key.to_string()) {
+            return;
+        }
+        let status = InvokerAccessRequestStatus {
+            phase: Some(RequestPhase::Refused),
+            message: Some(told.why.chars().take(1024).collect()),
+            ..InvokerAccessRequestStatus::default()
+        };
+        let written = self
+            .cluster
+            .write_request_status(&told.key, &told.uid, &status);
+        if let Err(fault) = written.await {
+            tracing::debug!(%fault, "a request could not be told that it does not count");
+        }
+    }
+
+    async fn tend_request(&self, key: &PolicyKey) {
+        let Some(request) = self.index.with(|i| i.requests().get(key).cloned()) else {
+            return;
+        };
+        if !self.works_on(request.project()) {
+            // Whoever works on it writes what it comes to, and the watch brings that here.
+            return;
+        }
+        if !self.policies_synced.load(Ordering::Acquire) || !self.is_synced() {
+            self.requests.add(key, Duration::from_secs(1));
+            return;
+        }
+        let now = self.now();
+        let (status, before) = self.index.with(|i| {
+            let status = i.request_status(key, self.options.propagation, now);
+            let before = i.requests().stored(key).and_then(|s| s.phase);
+            (status, before)
+        });
+        if let Some(status) = status {
+            let written = self
+                .cluster
+                .write_request_status(key, &request.uid, &status);
+            match written.await {
+                Ok(true) => self.request_written(&request, before, status),
+                // The watch says what is there now.
+                Ok(false) => return,
+                Err(fault) => {
+                    tracing::debug!(%fault, "the status of a request could not be written; it is tried again");
+                    self.requests.add(key, AGAIN);
+                    return;
+                }
+            }
+        }
+        let next = self.index.with(|i| i.request_changes_at(key, now));
+        if let Some(at) = next {
+            let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+            self.requests
+                .add(key, left.min(FAR) + Duration::from_millis(10));
+        }
+    }
+
+    /// What is in the store is in force from now on.
+    fn request_written(
+        &self,
+        request: &AccessRequest,
+        before: Option<RequestPhase>,
+        status: InvokerAccessRequestStatus,
+    ) {
+        let (key, phase) = (&request.key, status.phase);
+        let text = status.message.clone().unwrap_or_default();
+        let elapsed = self.elapsed();
+        let effect = self
+            .index
+            .with(|i| i.set_request_status(key, &request.uid, status, elapsed));
+        self.set_in_motion(&effect, Priority::Declared, FOLD);
+        self.ask_approvals(key);
+        let Some(phase) = phase.filter(|p| before != Some(*p)) else {
+            return;
+        };
+        let (reason, warning) = match phase {
+            RequestPhase::Pending => (EventReason::AccessRequested, false),
+            RequestPhase::Approved => (EventReason::AccessApproved, false),
+            RequestPhase::Active => (EventReason::AccessGranted, false),
+            RequestPhase::Ended => (EventReason::AccessEnded, false),
+            RequestPhase::Denied => (EventReason::AccessDenied, true),
+            RequestPhase::Refused => (EventReason::GuardrailViolated, true),
+        };
+        let id = PolicyId {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            uid: request.uid.clone(),
+        };
+        let note = Note {
+            reason,
+            warning,
+            text: text.chars().take(900).collect(),
+        };
+        self.statuses.note(id, note);
+    }
+}

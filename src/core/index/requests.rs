@@ -1,0 +1,455 @@
+//! Requests for access: where each stands, and what it declares meanwhile. A request that was
+//! approved is a policy among the others until what it was given is gone again.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+
+use super::{Effect, Index, PolicyKey};
+use crate::{
+    api::{ConditionType, InvokerAccessRequestStatus, RequestPhase, StatusCondition},
+    intent::{AccessRequest, Agreement, Consent, PolicyId},
+    status::whole_seconds,
+};
+
+/// The most requests of one namespace that are kept.
+pub const MAX_OF_NAMESPACE: usize = 256;
+
+/// A request, and its status as it is in the store.
+#[derive(Debug)]
+struct Entry {
+    request: Arc<AccessRequest>,
+    stored: InvokerAccessRequestStatus,
+}
+
+/// Requests that are not over, or that still hold something.
+#[derive(Debug, Default)]
+pub struct Requests {
+    by_key: BTreeMap<PolicyKey, Entry>,
+    of_namespace: HashMap<Arc<str>, usize>,
+    listing: Option<HashSet<PolicyKey>>,
+    /// A list was complete.
+    listed: bool,
+}
+
+impl Requests {
+    pub fn get(&self, key: &PolicyKey) -> Option<&Arc<AccessRequest>> {
+        self.by_key.get(key).map(|e| &e.request)
+    }
+
+    /// The status of a request as the store has it.
+    pub fn stored(&self, key: &PolicyKey) -> Option<&InvokerAccessRequestStatus> {
+        self.by_key.get(key).map(|e| &e.stored)
+    }
+
+    /// Every request that is kept, and its status as the store has it.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<AccessRequest>, &InvokerAccessRequestStatus)> {
+        self.by_key.values().map(|e| (&e.request, &e.stored))
+    }
+
+    /// Whether there is one in a namespace.
+    pub(super) fn are_in(&self, namespace: &str) -> bool {
+        self.of_namespace.contains_key(namespace)
+    }
+
+    pub(super) fn keys_of_namespace<'a>(
+        &'a self,
+        namespace: &'a str,
+    ) -> impl Iterator<Item = &'a PolicyKey> {
+        let keys = self.by_key.keys();
+        keys.filter(move |k| *k.namespace == *namespace)
+    }
+
+    /// Whether a list was complete, so that what is not known is not there.
+    pub(super) fn are_listed(&self) -> bool {
+        self.listed
+    }
+
+    fn see(&mut self, key: &PolicyKey) {
+        if let Some(seen) = &mut self.listing {
+            seen.insert(key.clone());
+        }
+    }
+
+    /// The finalizer of a request was put on or taken off.
+    pub(super) fn set_finalizer(&mut self, key: &PolicyKey, uid: &str, present: bool) {
+        let entry = self.by_key.get_mut(key);
+        if let Some(entry) = entry.filter(|e| *e.request.uid == *uid) {
+            entry.request = entry.request.with_finalizer(present).into();
+        }
+    }
+
+    /// False: the namespace has too many.
+    fn insert(&mut self, request: Arc<AccessRequest>, stored: InvokerAccessRequestStatus) -> bool {
+        let key = request.key.clone();
+        if !self.by_key.contains_key(&key) {
+            let count = self.of_namespace.entry(key.namespace.clone()).or_default();
+            if *count >= MAX_OF_NAMESPACE {
+                return false;
+            }
+            *count += 1;
+        }
+        self.by_key.insert(key, Entry { request, stored });
+        true
+    }
+
+    fn take(&mut self, key: &PolicyKey) -> Option<Entry> {
+        let entry = self.by_key.remove(key)?;
+        if let Some(count) = self.of_namespace.get_mut(&key.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_namespace.remove(&key.namespace);
+            }
+        }
+        Some(entry)
+    }
+}
+
+/// Where a request stands, and since when and by whom.
+#[derive(Clone, Debug)]
+struct Standing {
+    phase: RequestPhase,
+    message: String,
+    approval: Option<String>,
+    approved_at: Option<MicroTime>,
+    until: Option<Time>,
+}
+
+impl Index {
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Takes in a request as it is in the store, and declares what was granted by it. `now` is the
+    /// time since the process began.
+    ///
+    /// # Errors
+    /// The namespace has too many of them: it asks for nothing.
+    pub fn apply_request(
+        &mut self,
+        request: AccessRequest,
+        stored: InvokerAccessRequestStatus,
+        now: Duration,
+    ) -> Result<Effect, String> {
+        let key = request.key.clone();
+        self.requests.see(&key);
+        let mut effect = Effect::default();
+        let known = self.requests.get(&key).filter(|k| k.uid != request.uid);
+        if known.is_some() {
+            effect.merge(self.remove_request(&key));
+        }
+        let is_over = stored.phase.is_some_and(RequestPhase::is_final);
+        if is_over && !request.has_finalizer() {
+            effect.merge(self.remove_request(&key));
+            return Ok(effect);
+        }
+        let request = Arc::new(request);
+        if !self.requests.insert(request.clone(), stored.clone()) {
+            return Err(format!(
+                "namespace {} has {MAX_OF_NAMESPACE} InvokerAccessRequests that are not over; delete some, then create this one again",
+                key.namespace
+            ));
+        }
+        // What its namespace has to satisfy is followed from now on.
+        self.guardrails.terms(&key.namespace);
+        effect.policies.insert(key.clone());
+        let Some(until) = stored.until.as_ref() else {
+            return Ok(effect);
+        };
+        let takes_back = stored.phase.is_some_and(RequestPhase::takes_back);
+        if takes_back && !request.has_finalizer() && self.policies.get(&key).is_none() {
+            return Ok(effect);
+        }
+        let mut policy = request.declaration(until.0, takes_back);
+        // Its own status is that of the request: what was computed last stays.
+        policy.status = self.policies.get(&key).map(|r| r.status().get());
+        effect.merge(self.apply_policy(&policy, now).1);
+        Ok(effect)
+    }
+
+    /// A request is gone from the store, or is over and holds nothing.
+    pub fn remove_request(&mut self, key: &PolicyKey) -> Effect {
+        self.requests.take(key);
+        let declared = self.policies.get(key).map(|r| r.intent.id.clone());
+        let effect = declared.map(|id| self.remove_policy(&id));
+        self.forget_namespace(&key.namespace);
+        effect.unwrap_or_default()
+    }
+
+    /// What a request that is over was given is gone.
+    pub fn release_request(&mut self, id: &PolicyId) -> Effect {
+        let key = id.key();
+        let stored = self.requests.stored(&key);
+        let is_over = stored.is_some_and(|s| s.phase.is_some_and(RequestPhase::is_final));
+        if is_over {
+            return self.remove_request(&key);
+        }
+        self.remove_policy(id)
+    }
+
+    /// A request object that cannot be read: what was known of it stands still.
+    pub fn apply_unreadable_request(&mut self, key: &PolicyKey, uid: &str, why: &str) -> Effect {
+        self.requests.see(key);
+        self.apply_unreadable_policy(key, uid, why)
+    }
+
+    pub fn begin_request_list(&mut self) {
+        self.requests.listing = Some(HashSet::new());
+    }
+
+    /// The list is complete: what is not in it is gone.
+    pub fn end_request_list(&mut self) -> Effect {
+        let Some(seen) = self.requests.listing.take() else {
+            return Effect::default();
+        };
+        let mut effect = Effect::default();
+        if !std::mem::replace(&mut self.requests.listed, true) {
+            // What belongs to requests was nobody's to touch until now.
+            let ledgers = self.ledgers.services().cloned();
+            effect.services.extend(ledgers.filter(|s| {
+                let owners = self.ledgers.owners(s);
+                owners.iter().any(|id| id.request().is_some())
+            }));
+        }
+        effect.merge(self.end_list_of(&seen, true));
+        let gone: Vec<PolicyKey> = self
+            .requests
+            .by_key
+            .keys()
+            .filter(|k| !seen.contains(*k))
+            .cloned()
+            .collect();
+        for key in gone {
+            effect.merge(self.remove_request(&key));
+        }
+        effect
+    }
+
+    /// The status of a request was written.
+    pub fn set_request_status(
+        &mut self,
+        key: &PolicyKey,
+        uid: &str,
+        status: InvokerAccessRequestStatus,
+        now: Duration,
+    ) -> Effect {
+        let known = self.requests.get(key).filter(|r| *r.uid == *uid).cloned();
+        let Some(request) = known else {
+            return Effect::default();
+        };
+        // It is known already, so there is room for it.
+        self.apply_request(Arc::unwrap_or_clone(request), status, now)
+            .unwrap_or_default()
+    }
+
+    /// The status that a request should have now, if it is another one than it has.
+    pub fn request_status(
+        &self,
+        key: &PolicyKey,
+        propagation: Duration,
+        now: Timestamp,
+    ) -> Option<InvokerAccessRequestStatus> {
+        let Entry { request, stored } = self.requests.by_key.get(key)?;
+        let standing = self.standing(request, stored, propagation, now);
+        let record = self.policies.get(key);
+        let last_change = record.and_then(|r| r.last_change()).map(str::to_owned);
+        let status = InvokerAccessRequestStatus {
+            phase: Some(standing.phase),
+            message: Some(standing.message.chars().take(1024).collect()),
+            plan: Some(request.plan.to_string()),
+            conditions: conditions(&standing, stored, now),
+            approved_at: standing.approved_at,
+            until: standing.until,
+            approval: standing.approval,
+            last_change: last_change.or_else(|| stored.last_change.clone()),
+        };
+        (status != *stored).then_some(status)
+    }
+
+    /// When the standing of a request changes by itself.
+    pub fn request_changes_at(&self, key: &PolicyKey, now: Timestamp) -> Option<Timestamp> {
+        let Entry { request, stored } = self.requests.by_key.get(key)?;
+        let ends = stored
+            .until
+            .as_ref()
+            .map_or_else(|| request.waits_until(), |t| t.0);
+        let approvals = self.approvals.of(key).iter().map(|a| a.ends());
+        approvals.chain([ends]).filter(|at| *at > now).min()
+    }
+
+    fn standing(
+        &self,
+        request: &AccessRequest,
+        stored: &InvokerAccessRequestStatus,
+        propagation: Duration,
+        now: Timestamp,
+    ) -> Standing {
+        let as_it_was = |phase, message| Standing {
+            phase,
+            message,
+            approval: stored.approval.clone(),
+            approved_at: stored.approved_at.clone(),
+            until: stored.until.clone(),
+        };
+        if let Some(phase) = stored.phase.filter(|p| p.is_final()) {
+            return as_it_was(phase, stored.message.clone().unwrap_or_default());
+        }
+        if request.is_deleting() {
+            let message = "the request was deleted; what it was given is taken back";
+            return as_it_was(RequestPhase::Ended, message.into());
+        }
+        let said = self.said_of(request, now);
+        if let Some(no) = said.iter().find(|a| a.denies()) {
+            let message = format!("denied by {}: {}", no.key.name, no.reason);
+            return Standing {
+                approval: Some(no.key.name.to_string()),
+                ..as_it_was(RequestPhase::Denied, message)
+            };
+        }
+        let until = stored.until.as_ref().map(|t| t.0);
+        if let Some(end) = until.filter(|end| *end <= now) {
+            let message = format!("access ended at {end}, as it was requested");
+            return as_it_was(RequestPhase::Ended, message);
+        }
+        let consent = match self.may_be_granted(request, until, now) {
+            Ok(consent) => consent,
+            Err(why) => return as_it_was(RequestPhase::Refused, why),
+        };
+        if let Some(end) = until {
+            let (phase, message) = self.granted(request, stored, end, propagation, now);
+            return as_it_was(phase, message);
+        }
+        if request.waits_until() <= now {
+            let message = "nobody approved it within seven days; create another under another name";
+            return as_it_was(RequestPhase::Ended, message.into());
+        }
+        let by = match (&consent, said.first()) {
+            (_, Some(approval)) => approval.key.name.to_string(),
+            (Consent::Guardrail(name), None) if self.approvals.are_listed() => {
+                format!("guardrail {name}")
+            }
+            _ => {
+                let message = format!(
+                    "waits for approval: ask somebody who may create InvokerApprovals in namespace {0} to run: kubectl invoker approve {1} --request -n {0} --reason WHY",
+                    request.key.namespace,
+                    request.name()
+                );
+                return as_it_was(RequestPhase::Pending, message);
+            }
+        };
+        let end = request.end(now);
+        Standing {
+            phase: RequestPhase::Approved,
+            message: format!("approved by {by}; access until {end} is being granted"),
+            approval: Some(by),
+            approved_at: Some(MicroTime(crate::history::whole_microseconds(now))),
+            until: Some(Time(end)),
+        }
+    }
+
+    /// What approvers said of a request, a no first.
+    fn said_of(&self, request: &AccessRequest, now: Timestamp) -> Vec<&Arc<Agreement>> {
+        let all = self.approvals.of(&request.key).iter();
+        let fits = |a: &&Arc<Agreement>| {
+            let shows = a.shows(&request.lines());
+            a.plan == request.plan && a.ends() > now && (shows || a.denies())
+        };
+        let mut said: Vec<_> = all.filter(fits).collect();
+        said.sort_by_key(|a| !a.denies());
+        said
+    }
+
+    /// Who has to agree to a request, or why no guardrail lets it be granted. `until`: it was.
+    fn may_be_granted(
+        &self,
+        request: &AccessRequest,
+        until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<Consent, String> {
+        let terms = self.guardrails.terms_of(&request.key.namespace);
+        let consent = terms.consent(request).map_err(|r| r.message)?;
+        let declared = request.declared(until.unwrap_or_else(|| request.end(now)));
+        let refusal = terms
+            .refuse_project(request.project())
+            .or_else(|| request.named().find_map(|s| terms.refuse_service(&s)))
+            .or_else(|| terms.refuse_grant(&declared, now));
+        refusal.map_or(Ok(consent), |r| Err(r.message))
+    }
+
+    /// How far a request is that was approved.
+    fn granted(
+        &self,
+        request: &AccessRequest,
+        stored: &InvokerAccessRequestStatus,
+        end: Timestamp,
+        propagation: Duration,
+        now: Timestamp,
+    ) -> (RequestPhase, String) {
+        let by = stored.approval.as_deref().unwrap_or_default();
+        let status = self.status_of(&request.key, propagation, now);
+        let conditions = status.as_ref().map_or(&[][..], |s| &s.conditions);
+        let find = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.as_str());
+        let ready = find(ConditionType::Ready);
+        let is_ready = ready.is_some_and(|c| c.status == "True");
+        let was_active = stored.phase == Some(RequestPhase::Active);
+        let why = ready
+            .filter(|c| c.status != "True")
+            .map(|c| c.message.as_str());
+        if !is_ready && !was_active {
+            let why = why.unwrap_or("waiting for the first look");
+            let message = format!("approved by {by}; access until {end} is being granted: {why}");
+            return (RequestPhase::Approved, message);
+        }
+        let mut message = format!(
+            "approved by {by}; {} may invoke until {end}",
+            request.principal
+        );
+        if let Some(why) = why {
+            message.push_str(&format!("; now: {why}"));
+        } else if find(ConditionType::Propagated).is_some_and(|c| c.status == "False") {
+            message.push_str("; IAM takes some minutes to act on it everywhere");
+        }
+        (RequestPhase::Active, message)
+    }
+}
+
+/// Approved and Active, with the times at which they changed.
+fn conditions(
+    standing: &Standing,
+    stored: &InvokerAccessRequestStatus,
+    now: Timestamp,
+) -> Vec<StatusCondition> {
+    let phase = standing.phase;
+    let approved = match phase {
+        RequestPhase::Approved | RequestPhase::Active => "True",
+        RequestPhase::Pending => "Unknown",
+        _ if standing.until.is_some() => "True",
+        _ => "False",
+    };
+    let active = if phase == RequestPhase::Active {
+        "True"
+    } else {
+        "False"
+    };
+    let condition = |type_: &str, status: &str| {
+        let mut known = stored.conditions.iter();
+        let known = known.find(|c| c.type_ == type_ && c.status == status);
+        StatusCondition {
+            type_: type_.into(),
+            status: status.into(),
+            reason: phase.as_str().into(),
+            message: standing.message.chars().take(1024).collect(),
+            last_transition_time: known.map_or_else(
+                || Time(whole_seconds(now)),
+                |c| c.last_transition_time.clone(),
+            ),
+            observed_generation: 1,
+        }
+    };
+    vec![condition("Approved", approved), condition("Active", active)]
+}
