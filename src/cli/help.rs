@@ -20,7 +20,11 @@ const GROUPS: &[(&str, &[&str])] = &[
     ("Change policies", &["plan", "export"]),
     (
         "Act on a policy",
-        &["approve", "reconcile", "suspend", "resume", "rollback"],
+        &["reconcile", "suspend", "resume", "rollback"],
+    ),
+    (
+        "Approve, and ask for access",
+        &["approve", "deny", "request", "requests"],
     ),
     ("Find what is wrong", &["diagnose", "doctor"]),
     ("Set up", &["completion", "help"]),

@@ -17,6 +17,7 @@ pub mod help;
 mod output;
 mod plan;
 mod reach;
+mod request;
 mod review;
 mod rollback;
 mod select;
@@ -135,13 +136,33 @@ pub enum Command {
   kubectl invoker export --from config-connector/ --from terraform.json     # terraform show -json")]
     Export(export::ExportCommand),
 
-    /// Approve the plan that a policy holds, after showing it. Where a guardrail wants an approver,
-    /// or with --reason, by an InvokerApproval.
+    /// Approve the plan that a policy holds, or a request for access, after showing it. Where a
+    /// guardrail wants an approver, or with --reason, by an InvokerApproval.
     #[command(after_help = "Examples:
   kubectl invoker approve checkout -n shop
   kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes
-  kubectl invoker approve checkout -n shop --reason 'CHG-42: batch moves to its own account'")]
+  kubectl invoker approve checkout -n shop --reason 'CHG-42: batch moves to its own account'
+  kubectl invoker approve inc-1 --request -n shop --reason 'INC-1: agreed with the owner'")]
     Approve(approve::ApproveCommand),
+
+    /// Say no to a request for access, or to the plan that a policy holds, by an InvokerApproval.
+    #[command(after_help = "Examples:
+  kubectl invoker deny inc-1 --request -n shop --reason 'use the read-only service'
+  kubectl invoker deny checkout -n shop --reason 'batch still needs it'")]
+    Deny(approve::DenyCommand),
+
+    /// Ask for access to services for a time.
+    #[command(after_help = "Examples:
+  kubectl invoker request --service checkout --region europe-west1 --for 1h --reason INC-1 -n shop
+  kubectl invoker request --service checkout --region europe-west1 --project acme-prod --for 30m \\
+    --reason 'CHG-7: look at the queue' --member user:ada@acme.com --wait")]
+    Request(request::RequestCommand),
+
+    /// Who asked for access, and where that stands.
+    #[command(after_help = "Examples:
+  kubectl invoker requests -A --pending
+  kubectl invoker requests -n shop -o wide")]
+    Requests(request::RequestsCommand),
 
     /// Asks the operator to reconcile now, and waits for it.
     #[command(after_help = "Examples:
@@ -209,6 +230,9 @@ pub async fn run(args: Args) -> ExitCode {
         Command::Diagnose(c) => diagnose::run(&context, &c).await,
         Command::Export(c) => export::run(&context, &c).await,
         Command::Approve(c) => approve::approve(&context, &c).await,
+        Command::Deny(c) => approve::deny(&context, &c).await,
+        Command::Request(c) => request::request(&context, &c).await,
+        Command::Requests(c) => request::requests(&context, &c).await,
         Command::Reconcile(c) => act::reconcile(&context, &c).await,
         Command::Suspend(c) => act::suspend(&context, &c, true).await,
         Command::Resume(c) => act::suspend(&context, &c, false).await,

@@ -43,7 +43,7 @@ fn condition<'a>(
 }
 
 /// A table in the form that was asked for. The wide one does not wrap, as kubectl's does not.
-fn tabulated(
+pub fn tabulated(
     context: &Context,
     output: &ListOutput,
     head: &[&str],

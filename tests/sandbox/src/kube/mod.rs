@@ -289,6 +289,11 @@ impl Kube {
         {
             return document;
         }
+        if method == "POST"
+            && let Some(review) = self.review(call)
+        {
+            return review;
+        }
         let place = Place::of(call).ok_or_else(Refusal::no_such_path)?;
         // Who may not ask does not hear what there is.
         self.authorize(call, &place)?;
@@ -314,6 +319,44 @@ impl Kube {
                 "the server does not allow this method on the requested resource",
             )),
         }
+    }
+
+    /// What whoever calls may do, and who that is: anybody may ask.
+    ///
+    /// Source: <https://kubernetes.io/docs/reference/access-authn-authz/authorization/#checking-api-access>,
+    /// <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#self-subject-review>.
+    fn review(&self, call: &Call) -> Option<Result<Response<Body>, Refusal>> {
+        let account = access::service_account(call.header("authorization"));
+        let path = call.path.trim_end_matches('/');
+        let mut review = call.json();
+        match path {
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
+                let wanted = &review["spec"]["resourceAttributes"];
+                let text = |k: &str| wanted[k].as_str().filter(|t| !t.is_empty());
+                let wants = access::Attributes {
+                    verb: text("verb").unwrap_or_default(),
+                    group: text("group").unwrap_or_default(),
+                    resource: text("resource").unwrap_or_default(),
+                    subresource: text("subresource"),
+                    namespace: text("namespace"),
+                    name: text("name"),
+                };
+                let state = self.lock();
+                let allowed =
+                    account.is_none_or(|a| access::authorize(&state.store, a, &wants).is_ok());
+                review["status"] = json!({"allowed": allowed});
+            }
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews" => {
+                let name = match account {
+                    Some((namespace, name)) => format!("system:serviceaccount:{namespace}:{name}"),
+                    None => "kubernetes-admin".to_owned(),
+                };
+                review["status"] =
+                    json!({"userInfo": {"username": name, "groups": ["system:authenticated"]}});
+            }
+            _ => return None,
+        }
+        Some(Ok(answer(201, &review)))
     }
 
     /// Asks whether who calls may do this.
