@@ -25,7 +25,9 @@ use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
 };
-use run_invoker::api::{InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT};
+use run_invoker::api::{
+    InvokerAccessRequest, InvokerChange, InvokerGuardrail, InvokerPolicy, REQUESTED_AT,
+};
 use sandbox::{Api as Side, Sandbox};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -81,6 +83,7 @@ async fn put(client: &Client, object: &Value) {
         "InvokerPolicy" => ApiResource::erase::<InvokerPolicy>(&()),
         "InvokerGuardrail" => ApiResource::erase::<InvokerGuardrail>(&()),
         "InvokerChange" => ApiResource::erase::<InvokerChange>(&()),
+        "InvokerAccessRequest" => ApiResource::erase::<InvokerAccessRequest>(&()),
         "Role" => ApiResource::erase::<k8s_openapi::api::rbac::v1::Role>(&()),
         "RoleBinding" => ApiResource::erase::<k8s_openapi::api::rbac::v1::RoleBinding>(&()),
         "Pod" => ApiResource::erase::<k8s_openapi::api::core::v1::Pod>(&()),

@@ -426,6 +426,7 @@ pub(super) fn gauges(
     let waited = counted.held_since.map(|since| now.duration_since(since));
     let waited = waited.map_or(0, |w| w.as_secs().max(0));
     found.held_plan_seconds.set(waited);
+    metrics.approvals.show(index, now, ours);
     if !metrics.per_policy() {
         return PolicySeries::default();
     }

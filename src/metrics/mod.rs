@@ -1,6 +1,7 @@
 //! Prometheus metrics (product.md §5). Label values come from small enums and from names of
 //! policies, never from members.
 
+mod approvals;
 mod policies;
 mod registrar;
 
@@ -20,6 +21,7 @@ use crate::{
     inherited::Level,
 };
 
+pub use approvals::ApprovalMetrics;
 pub use policies::{PolicyGauges, PolicySeries};
 pub use registrar::Description;
 use registrar::Registrar;
@@ -32,6 +34,7 @@ pub struct Metrics {
     pub found: FindingMetrics,
     pub events: EventMetrics,
     pub inherited: InheritedMetrics,
+    pub approvals: ApprovalMetrics,
     pub drift: DriftMetrics,
     pub reconciles: ReconcileMetrics,
     cloud: CloudMetrics,
@@ -344,6 +347,7 @@ impl Metrics {
         let found = FindingMetrics::new(&mut registrar)?;
         let events = EventMetrics::new(&mut registrar)?;
         let inherited = InheritedMetrics::new(&mut registrar)?;
+        let approvals = ApprovalMetrics::new(&mut registrar)?;
         let drift = DriftMetrics::new(&mut registrar)?;
         let reconciles = ReconcileMetrics::new(&mut registrar)?;
         let cloud = CloudMetrics::new(&mut registrar)?;
@@ -363,6 +367,7 @@ impl Metrics {
             found,
             events,
             inherited,
+            approvals,
             drift,
             reconciles,
             cloud,

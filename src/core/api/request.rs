@@ -137,16 +137,6 @@ pub enum RequestPhase {
 }
 
 impl RequestPhase {
-    /// Every phase, in the order in which requests go through them.
-    pub const ALL: [Self; 6] = [
-        Self::Pending,
-        Self::Approved,
-        Self::Active,
-        Self::Ended,
-        Self::Denied,
-        Self::Refused,
-    ];
-
     /// The name as it is written in a status.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -62,6 +62,11 @@ impl Approvals {
         self.by_key.get(key).map(|e| &e.agreement)
     }
 
+    /// Every approval that is kept, and its status as the store has it.
+    pub fn statuses(&self) -> impl Iterator<Item = (&Arc<Agreement>, &InvokerApprovalStatus)> {
+        self.by_key.values().map(|e| (&e.agreement, &e.status))
+    }
+
     /// Every approval that is kept.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Agreement>> {
         self.by_key.values().map(|e| &e.agreement)

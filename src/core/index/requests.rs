@@ -453,3 +453,219 @@ fn conditions(
     };
     vec![condition("Approved", approved), condition("Active", active)]
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        api::{FINALIZER, InvokerApprovalStatus},
+        iam::RunService,
+        intent::{Guardrail, Limits},
+        ledger::{Ledger, Version},
+        plan::OwnerState,
+    };
+
+    const NOON: &str = "2026-11-26T12:00:00Z";
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+    fn request(name: &str, uid: &str, finalizers: Value) -> AccessRequest {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerAccessRequest",
+            "metadata": {"namespace": "team-a", "name": name, "uid": uid, "creationTimestamp": NOON, "generation": 1, "finalizers": finalizers},
+            "spec": {"project": "acme-prod", "services": [{"name": "web", "region": "europe-west1"}],
+                "member": "user:ada@acme.com", "duration": "1h", "reason": "INC-1"}});
+        AccessRequest::from_object(&serde_json::from_value(object).unwrap()).unwrap()
+    }
+    fn guardrail(requests: Value) -> Guardrail {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "g"},
+            "spec": {"requests": requests}});
+        Guardrail::from_object(&serde_json::from_value(object).unwrap())
+    }
+    fn index(requests: Value) -> Index {
+        let mut index = Index::new(Limits::default());
+        index.apply_guardrail(guardrail(requests));
+        index
+    }
+    fn approve(index: &mut Index, request: &AccessRequest, name: &str, decision: &str) {
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
+            "metadata": {"namespace": "team-a", "name": name, "uid": name, "creationTimestamp": NOON},
+            "spec": {"request": request.name(), "plan": &*request.plan, "reason": "CHG-1", "decision": decision}});
+        let agreement = Agreement::from_object(&serde_json::from_value(object).unwrap()).unwrap();
+        let status = InvokerApprovalStatus::default();
+        index.apply_approval(agreement, status, at(NOON)).unwrap();
+    }
+    fn ask(index: &mut Index, request: &AccessRequest) -> Result<Effect, String> {
+        let fresh = InvokerAccessRequestStatus::default();
+        index.apply_request(request.clone(), fresh, Duration::ZERO)
+    }
+    /// Where it stands at `now`, once that is in the store.
+    fn tend(index: &mut Index, request: &AccessRequest, now: &str) -> RequestPhase {
+        let known = index.requests.stored(&request.key).cloned();
+        let next = index.request_status(&request.key, Duration::ZERO, at(now));
+        let status = next.or(known).unwrap();
+        let written = status.clone();
+        index.set_request_status(&request.key, &request.uid, written, Duration::ZERO);
+        status.phase.unwrap()
+    }
+
+    #[test]
+    fn nothing_is_declared_before_the_store_has_until_when() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let asked = request("inc-1", "1", json!([]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Pending);
+        approve(&mut index, &asked, "chg-1", "Approve");
+        let status = index.request_status(&asked.key, Duration::ZERO, at("2026-11-26T12:05:00Z"));
+        let status = status.unwrap();
+        assert_eq!(status.phase, Some(RequestPhase::Approved));
+        assert_eq!(status.until.as_ref().unwrap().0, at("2026-11-26T13:05:00Z"));
+        assert!(index.policies.get(&asked.key).is_none(), "not written yet");
+        index.set_request_status(&asked.key, "another", status.clone(), Duration::ZERO);
+        assert!(
+            index.policies.get(&asked.key).is_none(),
+            "of another object"
+        );
+        index.set_request_status(&asked.key, "1", status, Duration::ZERO);
+        let declared = &index.policies.get(&asked.key).unwrap().intent;
+        assert!(declared.enforces() && declared.declared.len() == 1);
+    }
+
+    #[test]
+    fn an_approval_of_an_earlier_request_is_for_no_later_one() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let (first, second) = (
+            request("inc-1", "1", json!([])),
+            request("inc-1", "2", json!([])),
+        );
+        approve(&mut index, &first, "chg-1", "Approve");
+        ask(&mut index, &second).unwrap();
+        assert_eq!(tend(&mut index, &second, NOON), RequestPhase::Pending);
+    }
+
+    #[test]
+    fn a_guardrail_approves_only_once_it_is_known_that_nobody_said_no() {
+        let mut index = index(json!({"maxDuration": "4h", "autoApprove": ["*@acme.com"]}));
+        let asked = request("inc-1", "1", json!([]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Pending);
+        index.begin_approval_list();
+        approve(&mut index, &asked, "no-1", "Deny");
+        let effect = index.end_approval_list();
+        assert!(effect.policies.contains(&asked.key));
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Denied);
+        let other = request("inc-2", "2", json!([]));
+        ask(&mut index, &other).unwrap();
+        assert_eq!(tend(&mut index, &other, NOON), RequestPhase::Approved);
+    }
+
+    #[test]
+    fn what_is_over_stays_until_it_holds_nothing_any_more() {
+        let mut index = index(json!({"maxDuration": "4h", "autoApprove": ["*@acme.com"]}));
+        index.begin_approval_list();
+        index.end_approval_list();
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Approved);
+        let over = "2026-11-26T13:00:00Z";
+        assert_eq!(
+            index.request_changes_at(&asked.key, at(NOON)),
+            Some(at(over))
+        );
+        assert_eq!(tend(&mut index, &asked, over), RequestPhase::Ended);
+        let declared = &index.policies.get(&asked.key).unwrap().intent;
+        assert!(declared.deleting, "what it was given is to go");
+        let id = declared.id.clone();
+        index.set_finalizer(&id, false);
+        index.release_request(&id);
+        assert!(
+            index.policies.get(&asked.key).is_none() && index.requests.get(&asked.key).is_none()
+        );
+        assert!(!index.requests.are_in("team-a"));
+    }
+
+    #[test]
+    fn a_guardrail_is_asked_again_with_every_change_of_it() {
+        let mut index = index(json!({"maxDuration": "4h", "autoApprove": ["*@acme.com"]}));
+        index.begin_approval_list();
+        index.end_approval_list();
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        ask(&mut index, &asked).unwrap();
+        tend(&mut index, &asked, NOON);
+        let effect = index.apply_guardrail(guardrail(json!({"maxDuration": "30m"})));
+        assert!(effect.policies.contains(&asked.key));
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Refused);
+        assert!(index.policies.get(&asked.key).unwrap().intent.deleting);
+        index.apply_guardrail(guardrail(json!({"maxDuration": "2h"})));
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Approved);
+        assert!(!index.policies.get(&asked.key).unwrap().intent.deleting);
+        index.remove_guardrail_named("g");
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Refused);
+    }
+
+    #[test]
+    fn until_requests_are_listed_nobody_touches_what_belongs_to_one() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let service = RunService::new("acme-prod", "europe-west1", "web");
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        let id = PolicyId {
+            namespace: asked.key.namespace.clone(),
+            name: asked.key.name.clone(),
+            uid: asked.uid.clone(),
+        };
+        let grant = asked.declared(at("2026-11-26T13:00:00Z")).grant;
+        let ledger = Ledger {
+            lines: [(grant.clone(), [id.clone()].into())].into(),
+            ..Ledger::default()
+        };
+        index.set_ledger(&service, &ledger, Version::new("1"));
+        let state = |index: &Index| index.owners(&service)[&grant][&id];
+        assert_eq!(state(&index), OwnerState::Unread);
+        // A list of policies says nothing of requests.
+        index.begin_policy_list();
+        index.end_policy_list();
+        assert_eq!(state(&index), OwnerState::Unread);
+        index.begin_request_list();
+        let effect = index.end_request_list();
+        assert!(effect.services.contains(&service));
+        assert_eq!(state(&index), OwnerState::LetGo);
+    }
+
+    #[test]
+    fn lists_of_policies_and_of_requests_take_nothing_from_each_other() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        let granted = InvokerAccessRequestStatus {
+            phase: Some(RequestPhase::Active),
+            until: Some(Time(at("2026-11-26T13:00:00Z"))),
+            ..InvokerAccessRequestStatus::default()
+        };
+        index
+            .apply_request(asked.clone(), granted, Duration::ZERO)
+            .unwrap();
+        index.begin_policy_list();
+        index.end_policy_list();
+        assert!(index.policies.get(&asked.key).is_some());
+        index.begin_request_list();
+        index.end_request_list();
+        assert!(index.policies.get(&asked.key).is_none());
+    }
+
+    #[test]
+    fn a_namespace_has_so_many_and_the_next_one_is_told() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        for n in 0..MAX_OF_NAMESPACE {
+            let (name, uid) = (format!("r{n}"), n.to_string());
+            ask(&mut index, &request(&name, &uid, json!([]))).unwrap();
+        }
+        let more = request("more", "more", json!([]));
+        let why = ask(&mut index, &more).unwrap_err();
+        assert!(why.contains("256 InvokerAccessRequests"), "{why}");
+        // The same again is no second one; one that goes makes room.
+        ask(&mut index, &request("r0", "0", json!([]))).unwrap();
+        index.remove_request(&PolicyKey::of_request("team-a", "r0"));
+        ask(&mut index, &more).unwrap();
+    }
+}
