@@ -212,8 +212,11 @@ impl<C: CloudRun> Controller<C> {
                 .write_request_status(key, &request.uid, &status);
             match written.await {
                 Ok(true) => self.request_written(&request, before, status),
-                // The watch says what is there now.
-                Ok(false) => return,
+                // The watch says what is there now, unless that was about something else.
+                Ok(false) => {
+                    self.requests.add(key, AGAIN);
+                    return;
+                }
                 Err(fault) => {
                     tracing::debug!(%fault, "the status of a request could not be written; it is tried again");
                     self.requests.add(key, AGAIN);

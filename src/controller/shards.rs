@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{Controller, Priority};
-use crate::{cloudrun::CloudRun, fault::Fault, iam::RunService, leader::InFlightGuard};
+use crate::{
+    cloudrun::CloudRun, fault::Fault, iam::RunService, intent::PolicyKey, leader::InFlightGuard,
+};
 
 impl<C: CloudRun> Controller<C> {
     fn taken(&self) -> Vec<Option<u64>> {
@@ -200,6 +202,14 @@ impl<C: CloudRun> Controller<C> {
             .with(|i| i.approvals().iter().cloned().collect::<Vec<_>>())
         {
             self.approvals.add(&agreement.key, Duration::from_secs(1));
+        }
+        let requests: Vec<PolicyKey> = self.index.with(|i| {
+            let all = i.requests().iter();
+            let ours = all.filter(|(r, _)| among(r.project()));
+            ours.map(|(r, _)| r.key.clone()).collect()
+        });
+        for key in &requests {
+            self.requests.add(key, Duration::ZERO);
         }
         self.change_log.recall(shards);
     }

@@ -58,13 +58,13 @@ pub struct InvokerAccessRequestSpec {
         .message("member must be user:EMAIL, group:EMAIL or serviceAccount:EMAIL: a request is for one principal, and Cloud Run lets no federated identity invoke"))]
     pub member: String,
 
-    /// For how long, from when it is approved, for example 1h or 30m; at least 1m, at most 720h.
+    /// For how long, from when it is approved, for example 1h or 30m; at least 10s, at most 720h.
     #[schemars(length(max = 20))]
     #[x_kube(
         validation = Rule::new("self.matches('^([0-9]{1,6}(s|m|h))+$')")
             .message("duration must be of whole hours, minutes and seconds, for example 1h or 1h30m"),
-        validation = Rule::new("!self.matches('^([0-9]{1,6}(s|m|h))+$') || (duration(self) >= duration('1m') && duration(self) <= duration('720h'))")
-            .message("duration must be at least 1m and at most 720h")
+        validation = Rule::new("!self.matches('^([0-9]{1,6}(s|m|h))+$') || (duration(self) >= duration('10s') && duration(self) <= duration('720h'))")
+            .message("duration must be at least 10s and at most 720h")
     )]
     pub duration: String,
 

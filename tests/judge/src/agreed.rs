@@ -21,19 +21,33 @@ impl Agreement {
         let text = |k: &str| self.spec[k].as_str().unwrap_or_default().to_owned();
         (text("plan"), Some((self.at.0.clone(), text("policy"))))
     }
+
+    pub(crate) fn of(at: Place, object: &Value) -> Self {
+        Self {
+            at,
+            spec: object["spec"].clone(),
+            used: false,
+        }
+    }
+
+    /// Whether it is about this plan of a request.
+    pub(crate) fn is_of_request(&self, place: &Place, plan: &str) -> bool {
+        let name = self.spec["request"].as_str().unwrap_or_default();
+        self.at.0 == place.0 && place.1 == format!("request/{name}") && self.spec["plan"] == plan
+    }
+
+    pub(crate) fn denies(&self) -> bool {
+        self.spec["decision"] == "Deny"
+    }
 }
 
 impl Judge {
     /// Somebody created an approval.
     pub(crate) fn note_agreement(&mut self, at: Place, object: &Value) {
-        let spec = object["spec"].clone();
-        let is_known = |a: &Agreement| a.at == at && a.spec == spec;
+        let agreement = Agreement::of(at, object);
+        let is_known = |a: &Agreement| a.at == agreement.at && a.spec == agreement.spec;
         if !self.agreements.iter().any(is_known) {
-            self.agreements.push(Agreement {
-                at,
-                spec,
-                used: false,
-            });
+            self.agreements.push(agreement);
         }
     }
 
@@ -70,7 +84,7 @@ impl Judge {
 
     /// Those who may go by approvals that were not used.
     pub(crate) fn approved(&self, service: &Service) -> BTreeSet<&String> {
-        let fresh = self.agreements.iter().filter(|a| !a.used);
+        let fresh = self.agreements.iter().filter(|a| !a.used && !a.denies());
         fresh
             .filter_map(|a| self.shown(&a.plan(), service))
             .flatten()

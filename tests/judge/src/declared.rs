@@ -93,7 +93,7 @@ fn texts(v: &Value) -> Vec<String> {
 }
 
 /// Seconds of `1h30m`.
-fn seconds(text: &str) -> Option<i64> {
+pub(crate) fn seconds(text: &str) -> Option<i64> {
     let (mut total, mut number) = (0, String::new());
     for c in text.chars() {
         match c {
@@ -281,6 +281,45 @@ pub struct Guardrail {
     pub max_removals: Option<usize>,
     /// Only an InvokerApproval counts.
     pub approver: bool,
+    pub requests: Option<Requests>,
+}
+
+/// What requests may ask for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Requests {
+    /// Seconds.
+    pub longest: i64,
+    /// What the reason has to begin with; worlds have no other patterns.
+    pub reason: Option<String>,
+    by_themselves: Vec<String>,
+}
+
+impl Requests {
+    fn read(o: &Value) -> Option<Self> {
+        o.is_object().then(|| Self {
+            longest: seconds(o["maxDuration"].as_str().unwrap_or_default()).unwrap_or(0),
+            reason: o["reasonPattern"].as_str().map(str::to_owned),
+            by_themselves: texts(&o["autoApprove"]),
+        })
+    }
+
+    /// Whether nobody has to agree for a member.
+    pub fn approves_by_itself(&self, member: &str) -> bool {
+        self.by_themselves.iter().any(|p| names_member(p, member))
+    }
+}
+
+/// Whether a pattern of members names one, given by its key. A pattern without a colon is about the
+/// e-mail of users, groups and service accounts.
+fn names_member(pattern: &str, member: &str) -> bool {
+    let (kind, rest) = member.split_once(':').unwrap_or_default();
+    match pattern.split_once(':') {
+        None => {
+            matches!(kind, "user" | "group" | "serviceAccount")
+                && matches(&pattern.to_lowercase(), rest)
+        }
+        Some((k, p)) => k == kind && matches(&p.to_lowercase(), rest),
+    }
 }
 
 impl Guardrail {
@@ -302,6 +341,7 @@ impl Guardrail {
             lifetime: spec["maxLifetime"].is_string(),
             max_removals: spec["maxRemovals"].as_u64().map(|n| n as usize),
             approver: spec["approvals"] == "Approver",
+            requests: Requests::read(&spec["requests"]),
         }
     }
 
@@ -317,19 +357,11 @@ impl Guardrail {
         one_of(self.projects.as_ref(), project)
     }
 
-    /// Members are given by their key. A pattern without a colon is about the e-mail of users,
-    /// groups and service accounts.
     pub fn allows_grant(&self, grant: &Grant) -> bool {
-        let named = self.members.as_ref().is_none_or(|list| {
-            let (kind, rest) = grant.member.split_once(':').unwrap_or_default();
-            list.iter().any(|p| match p.split_once(':') {
-                None => {
-                    matches!(kind, "user" | "group" | "serviceAccount")
-                        && matches(&p.to_lowercase(), rest)
-                }
-                Some((k, p)) => k == kind && matches(&p.to_lowercase(), rest),
-            })
-        });
+        let named = self
+            .members
+            .as_ref()
+            .is_none_or(|list| list.iter().any(|p| names_member(p, &grant.member)));
         (if grant.is_public() {
             self.public
         } else {

@@ -11,6 +11,7 @@ pub mod declared;
 pub mod iam;
 mod liveness;
 mod records;
+mod requests;
 mod safety;
 mod told;
 
@@ -118,6 +119,12 @@ pub struct Judge {
     published: BTreeMap<(String, Option<Place>), (Service, BTreeSet<String>)>,
     /// InvokerApprovals that somebody created.
     agreements: Vec<agreed::Agreement>,
+    /// Those that are there now.
+    approvals: BTreeMap<Place, agreed::Agreement>,
+    /// Requests, by their place among policies.
+    requests: BTreeMap<Place, Value>,
+    /// Plan of a request that its status showed, to the uid of the request.
+    requested: BTreeMap<(Place, String), String>,
     /// Hashes that somebody agreed to on a ledger.
     agreed_on_ledgers: BTreeSet<String>,
     /// Services on which a removal waits for approval although no policy is left, as the ledger
@@ -166,6 +173,9 @@ impl Judge {
             let_go: BTreeSet::new(),
             published: BTreeMap::new(),
             agreements: Vec::new(),
+            approvals: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            requested: BTreeMap::new(),
             agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
             last_write: None,
@@ -227,9 +237,22 @@ impl Judge {
             "serviceaccounts" => Kind::Account,
             "invokerapprovals" => {
                 if by == By::Somebody && !gone {
-                    self.note_agreement(key, object);
+                    self.note_agreement(key.clone(), object);
+                }
+                if gone {
+                    self.approvals.remove(&key);
+                } else {
+                    let agreement = agreed::Agreement::of(key.clone(), object);
+                    self.approvals.insert(key, agreement);
                 }
                 return;
+            }
+            "invokeraccessrequests" => {
+                let replica = match by {
+                    By::Replica(replica) => Some(replica),
+                    By::Somebody => None,
+                };
+                return self.request_stored(at, replica, object, gone);
             }
             "leases" => return self.lease(at, &key.1, object, gone),
             "invokerchanges" | "invokerledgers" => {

@@ -10,6 +10,7 @@ use crate::{
     Judge, Real, Violation, Write,
     declared::{self, Policy, Service, Target},
     iam::{self, Grant},
+    requests,
 };
 
 /// The world at the end.
@@ -62,7 +63,9 @@ impl Judge {
                 });
             }
         }
-        for p in self.store.declared.readable() {
+        found.extend(self.requests_untrue(at));
+        let is_policy = |p: &&Policy| !requests::is_request(&p.name);
+        for p in self.store.declared.readable().filter(is_policy) {
             let status = self
                 .statuses
                 .get(&(p.namespace.clone(), p.name.clone()))

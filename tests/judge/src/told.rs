@@ -9,12 +9,17 @@ use std::{
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::declared::{Declared, Guardrail, Policy, Service};
+use crate::{
+    declared::{Declared, Guardrail, Policy, Service},
+    requests,
+};
 
 /// Kinds that decide what may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Policy,
+    /// What is granted by it counts as a policy.
+    Request,
     Guardrail,
     Account,
 }
@@ -59,6 +64,13 @@ fn key(o: &Value) -> (String, String) {
     (text("namespace"), text("name"))
 }
 
+fn place(kind: Kind, object: &Value) -> (String, String) {
+    match kind {
+        Kind::Request => requests::place(object),
+        _ => key(object),
+    }
+}
+
 impl Known {
     pub fn knows_services(&self, service: &Service) -> bool {
         let place = (service.0.clone(), service.1.clone());
@@ -71,6 +83,13 @@ impl Known {
     pub fn put(&mut self, kind: Kind, object: &Value) {
         let key = key(object);
         match kind {
+            Kind::Request => {
+                let place = requests::place(object);
+                match requests::as_policy(object) {
+                    Some(policy) => drop(self.declared.policies.insert(place, Some(policy))),
+                    None => drop(self.declared.policies.remove(&place)),
+                }
+            }
             Kind::Policy => {
                 let read = Policy::read(object);
                 self.declared.policies.insert(key, read);
@@ -98,10 +117,10 @@ impl Known {
         }
     }
 
-    /// An object is gone.
+    /// An object is gone; that of a request by its place among policies.
     pub fn drop(&mut self, kind: Kind, key: &(String, String)) {
         match kind {
-            Kind::Policy => drop(self.declared.policies.remove(key)),
+            Kind::Policy | Kind::Request => drop(self.declared.policies.remove(key)),
             Kind::Guardrail => {
                 self.declared.spoiled.remove(&key.1);
                 self.declared.guardrails.remove(&key.1);
@@ -116,7 +135,7 @@ impl Known {
                 kind,
                 object,
                 gone: true,
-            } => self.drop(*kind, &key(object)),
+            } => self.drop(*kind, &place(*kind, object)),
             Delivery::Object {
                 kind,
                 object,
@@ -133,13 +152,20 @@ impl Known {
                 }
                 for object in items {
                     self.put(*kind, object);
-                    self.lists.entry(*kind).or_default().insert(key(object));
+                    let seen = self.lists.entry(*kind).or_default();
+                    seen.insert(place(*kind, object));
                 }
                 if *last {
                     let seen = self.lists.remove(kind).unwrap_or_default();
                     let d = &mut self.declared;
                     match kind {
-                        Kind::Policy => d.policies.retain(|k, _| seen.contains(k)),
+                        // Neither list says anything of the other kind.
+                        Kind::Policy => d
+                            .policies
+                            .retain(|k, _| requests::is_request(&k.1) || seen.contains(k)),
+                        Kind::Request => d
+                            .policies
+                            .retain(|k, _| !requests::is_request(&k.1) || seen.contains(k)),
                         Kind::Guardrail => {
                             d.guardrails.retain(|k, _| seen.iter().any(|s| s.1 == *k));
                             d.spoiled.retain(|k| seen.iter().any(|s| s.1 == *k));

@@ -95,6 +95,7 @@ pub fn story(seed: u64) -> Story {
     }
     actions.extend(operations(&dice, &setup, length_ms));
     actions.extend(agreements(&dice, &cast, length_ms));
+    actions.extend(requests(&dice, &cast, length_ms));
     actions.extend(forgers(&dice, &cast, length_ms));
     if setup.events {
         actions.extend(publishers(&dice, &cast, length_ms));
@@ -727,6 +728,74 @@ fn agreements(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
             let now = d.between(length_ms / 2, length_ms + 30_000);
             actions.push(at(now, What::ApproveLedger { service, how }));
         }
+    }
+    actions
+}
+
+/// People who ask for access for a time, and approvers who answer, or do not.
+fn requests(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("requests");
+    let mut actions = vec![];
+    if !d.chance(0.3) {
+        return actions;
+    }
+    let mut now = 0;
+    for _ in 0..1 + d.below(3) {
+        let mut terms = json!({"maxDuration": *d.pick(&["10m", "1h", "4h"])});
+        if d.chance(0.4) {
+            terms["autoApprove"] = json!([*d.pick(&["*@acme.com", "user:*@acme.com"])]);
+        }
+        if d.chance(0.3) {
+            terms["reasonPattern"] = json!("^INC-");
+        }
+        let mut spec = json!({"requests": terms});
+        if d.chance(0.4) {
+            spec["namespaces"] = json!(["team-a"]);
+        }
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": "asks"}, "spec": spec});
+        actions.push(at(now, What::Apply(object)));
+        now = d.between(now, length_ms);
+    }
+    for n in 0..1 + d.below(3) {
+        actions.extend(request(&mut d, cast, n, length_ms));
+    }
+    actions
+}
+
+/// The life of one request, and of what people make again under its name.
+fn request(d: &mut Stream, cast: &Cast, n: usize, length_ms: u64) -> Vec<Action> {
+    let mut actions = vec![];
+    let (namespace, name) = (*d.pick(&NAMESPACES), format!("r{n}"));
+    let service = *d.pick(&cast.services);
+    let (project, region, service) = crate::story::parts(service);
+    let spec = json!({"project": project, "services": [{"name": service, "region": region}],
+        "member": *d.pick(&MEMBERS[..6]), "duration": *d.pick(&["1m", "5m", "20m", "2h"]),
+        "reason": *d.pick(&["INC-1", "INC-2: down", "because"])});
+    let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerAccessRequest",
+        "metadata": {"name": name, "namespace": namespace}, "spec": spec});
+    let mut now = d.between(0, length_ms);
+    actions.push(at(now, What::Apply(object.clone())));
+    for _ in 0..d.below(5) {
+        now = (now + d.gap().as_millis() as u64).min(length_ms + 60_000);
+        let answer = |how, deny| What::AnswerRequest {
+            namespace: namespace.into(),
+            name: name.clone(),
+            how,
+            deny,
+        };
+        let what = match d.below(10) {
+            0..5 => answer(Agreement::Shown, false),
+            5 => answer(Agreement::Stale, false),
+            6 => answer(Agreement::Garbage, d.chance(0.5)),
+            7 => answer(Agreement::Shown, true),
+            8 => What::Delete {
+                kind: "InvokerAccessRequest".into(),
+                namespace: namespace.into(),
+                name: name.clone(),
+            },
+            _ => What::Apply(object.clone()),
+        };
+        actions.push(at(now, what));
     }
     actions
 }

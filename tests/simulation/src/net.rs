@@ -538,8 +538,13 @@ impl Cable {
             _ => return,
         };
         let (mut shared, now) = (self.net.lock(), self.net.now());
-        if gone && kind == Kind::Policy {
-            let key = (namespace.to_owned(), name.to_owned());
+        if gone && matches!(kind, Kind::Policy | Kind::Request) {
+            let among = if kind == Kind::Request {
+                "request/"
+            } else {
+                ""
+            };
+            let key = (namespace.to_owned(), format!("{among}{name}"));
             let uid = |k: &judge::Known| {
                 k.declared
                     .policies
@@ -764,6 +769,15 @@ fn named_by(line: &str) -> Option<(Kind, &str, &str)> {
             name,
         ] => Some((Kind::Policy, namespace, name)),
         [
+            "apis",
+            "run-invoker.dev",
+            _,
+            "namespaces",
+            namespace,
+            "invokeraccessrequests",
+            name,
+        ] => Some((Kind::Request, namespace, name)),
+        [
             "api",
             "v1",
             "namespaces",
@@ -780,6 +794,7 @@ fn kind_of(line: &str) -> Option<Kind> {
     let path = line.split(' ').nth(1)?.split('?').next()?;
     match path {
         "/apis/run-invoker.dev/v1alpha1/invokerpolicies" => Some(Kind::Policy),
+        "/apis/run-invoker.dev/v1alpha1/invokeraccessrequests" => Some(Kind::Request),
         "/apis/run-invoker.dev/v1alpha1/invokerguardrails" => Some(Kind::Guardrail),
         "/api/v1/serviceaccounts" => Some(Kind::Account),
         _ => None,

@@ -82,6 +82,13 @@ pub enum What {
         service: String,
         how: Agreement,
     },
+    /// Somebody who may approve answers a request.
+    AnswerRequest {
+        namespace: String,
+        name: String,
+        how: Agreement,
+        deny: bool,
+    },
     /// What the policy declares must be in force by now.
     Expect {
         namespace: String,
@@ -301,6 +308,18 @@ impl fmt::Display for What {
                 write!(
                     f,
                     "somebody approves what waits on the ledger of {service} ({how:?} hash)"
+                )
+            }
+            Self::AnswerRequest {
+                namespace,
+                name,
+                how,
+                deny,
+            } => {
+                let verb = if *deny { "denies" } else { "approves" };
+                write!(
+                    f,
+                    "somebody {verb} request {namespace}/{name} ({how:?} hash)"
                 )
             }
             Self::Expect { namespace, name } => {

@@ -597,6 +597,12 @@ impl World {
                 how,
             } => self.approve(namespace, name, *how).await,
             What::ApproveLedger { service, how } => self.approve_ledger(service, *how).await,
+            What::AnswerRequest {
+                namespace,
+                name,
+                how,
+                deny,
+            } => self.answer_request(namespace, name, *how, *deny).await,
             What::Expect { namespace, name } => {
                 let (end, now) = (self.end(), self.net.now());
                 self.net.count("edits that had to be in force");
@@ -886,18 +892,56 @@ impl World {
     async fn approve_by_object(&mut self, namespace: &str, policy: &str, plan: &str) {
         self.net.count("InvokerApprovals created");
         let name = format!("{policy}-{}", plan.get(..8).unwrap_or(plan));
-        let target = path("InvokerApproval", namespace, &name);
         let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
             "metadata": {"name": name, "namespace": namespace},
             "spec": {"policy": policy, "plan": plan, "reason": "simulated"}});
+        self.put_approval(namespace, &name, &object).await;
+    }
+
+    async fn put_approval(&mut self, namespace: &str, name: &str, object: &Value) {
+        let target = path("InvokerApproval", namespace, name);
         self.net
             .person(Method::DELETE, &target, "", &Value::Null)
             .await;
         let apply = format!("{target}?fieldManager=git&force=true");
         let content = "application/apply-patch+yaml";
         self.net
-            .person(Method::PATCH, &apply, content, &object)
+            .person(Method::PATCH, &apply, content, object)
             .await;
+    }
+
+    /// Answers a request by an InvokerApproval, with the plan that its status shows or once showed.
+    async fn answer_request(&mut self, namespace: &str, name: &str, how: Agreement, deny: bool) {
+        let kube = &self.net.apis.kube;
+        let all = kube.objects("run-invoker.dev", "invokeraccessrequests");
+        let is_it =
+            |o: &Value| o["metadata"]["namespace"] == namespace && o["metadata"]["name"] == name;
+        let shown = all.iter().find(|o| is_it(o));
+        let shown = shown.and_then(|o| o["status"]["plan"].as_str());
+        let place = format!("{namespace}/request/{name}");
+        if let Some(plan) = shown {
+            self.plans.push((place.clone(), plan.to_owned()));
+        }
+        let mut earlier = self.plans.iter().filter(|(p, _)| *p == place);
+        let plan = match how {
+            Agreement::Shown => shown.map(str::to_owned),
+            Agreement::Stale => earlier.next().map(|(_, plan)| plan.clone()),
+            Agreement::Garbage => Some("0123456789".repeat(4)),
+        };
+        let Some(plan) = plan else {
+            return;
+        };
+        self.net.count("requests answered");
+        let (verb, decision) = if deny {
+            ("no", "Deny")
+        } else {
+            ("yes", "Approve")
+        };
+        let approval = format!("{name}-{}-{verb}", plan.get(..8).unwrap_or(&plan));
+        let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
+            "metadata": {"name": approval, "namespace": namespace},
+            "spec": {"request": name, "plan": plan, "reason": "simulated", "decision": decision}});
+        self.put_approval(namespace, &approval, &object).await;
     }
 
     /// Agrees to what waits on the ledger of a service.
@@ -969,6 +1013,9 @@ pub fn path(kind: &str, namespace: &str, name: &str) -> String {
         "InvokerPolicy" => format!("{group}/namespaces/{namespace}/invokerpolicies/{name}"),
         "InvokerChange" => format!("{group}/namespaces/{namespace}/invokerchanges/{name}"),
         "InvokerApproval" => format!("{group}/namespaces/{namespace}/invokerapprovals/{name}"),
+        "InvokerAccessRequest" => {
+            format!("{group}/namespaces/{namespace}/invokeraccessrequests/{name}")
+        }
         "InvokerGuardrail" => format!("{group}/invokerguardrails/{name}"),
         "InvokerLedger" => format!("{group}/invokerledgers/{name}"),
         "ServiceAccount" => format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}"),
