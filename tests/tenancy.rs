@@ -2,7 +2,7 @@
 //! may not declare.
 //!
 //! What is allowed is decided here a second time, by other code, from the text of the guardrails:
-//! `allowed` shares nothing with `src/core/intent/guardrail.rs`. Random worlds go through the index
+//! `allowed` shares nothing with `src/core/intent/guardrail`. Random worlds go through the index
 //! and the plan; one of them goes through the whole operator on the sandbox, where the journal
 //! shows every call.
 #![expect(clippy::unwrap_used, reason = "a test that fails panics")]

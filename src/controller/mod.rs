@@ -17,6 +17,7 @@
 //! | [`circuit_breaker`] | whether drift is corrected at all |
 //! | [`observation`] | what was found, handed to policies and metrics |
 //! | [`status_writer`] | statuses, finalizers, events |
+//! | [`gauges`] | what the metrics show of all policies |
 //! | [`shards`] | what changes when a shard comes here, and when it goes |
 //! | [`owned`], [`due`] | locks and their order; keys with a time |
 
@@ -26,6 +27,7 @@ mod change_log;
 mod circuit_breaker;
 mod due;
 mod gather;
+mod gauges;
 pub mod inherited;
 mod listings;
 mod observation;
@@ -241,9 +243,8 @@ impl<C: CloudRun> Controller<C> {
             .circuit_open
             .set(i64::from(self.breaker.is_open()));
         let now = self.now();
-        self.index.with(|i| {
-            status_writer::gauges(i, &self.metrics, now, &|project| self.works_on(project))
-        })
+        self.index
+            .with(|i| gauges::show(i, &self.metrics, now, &|project| self.works_on(project)))
     }
 
     /// Runs until `stop` is true; then finishes what is in flight and starts nothing new. When this

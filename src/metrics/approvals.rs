@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use prometheus::{IntGauge, IntGaugeVec};
 
 use super::{Result, registrar::Registrar};
-use crate::{
-    api::{ApprovalState, RequestPhase},
-    index::Index,
-};
+use crate::api::{ApprovalState, RequestPhase};
+
+/// What approvers are asked, counted.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    pub approvals: BTreeMap<ApprovalState, i64>,
+    pub requests: BTreeMap<RequestPhase, i64>,
+    /// Seconds that the request has waited that has waited longest.
+    pub longest_request: i64,
+}
 
 /// Approvals and requests, as they are now.
 pub struct ApprovalMetrics {
@@ -56,42 +61,20 @@ impl ApprovalMetrics {
             )?,
         };
         // Series that alerts are about are there from the start.
-        metrics.show(&Index::default(), Timestamp::MIN, &|_| false);
+        metrics.show(&Waiting::default());
         Ok(metrics)
     }
 
-    /// Shows those of projects that are `ours`: what every replica counts may be added up.
-    pub fn show(&self, index: &Index, now: Timestamp, ours: &dyn Fn(&str) -> bool) {
-        let mut states: BTreeMap<ApprovalState, i64> = BTreeMap::new();
-        for (agreement, status) in index.approvals().statuses() {
-            let policy = agreement.policy();
-            let record = index.policies().get(&policy);
-            let request = index.requests().get(&policy);
-            let project = record.map(|r| &*r.intent.project);
-            let project = project.or_else(|| request.map(|r| r.project()));
-            if project.is_some_and(ours) {
-                let state = status.state.unwrap_or(ApprovalState::Waiting);
-                *states.entry(state).or_default() += 1;
-            }
-        }
-        let mut phases: BTreeMap<RequestPhase, i64> = BTreeMap::new();
-        let mut longest = 0;
-        let requests = index.requests().iter();
-        for (request, status) in requests.filter(|(r, _)| ours(r.project())) {
-            let phase = status.phase.unwrap_or(RequestPhase::Pending);
-            *phases.entry(phase).or_default() += 1;
-            if phase == RequestPhase::Pending {
-                longest = longest.max(now.duration_since(request.created).as_secs());
-            }
-        }
+    /// Shows what is counted: every state and phase, also those of which there are none.
+    pub fn show(&self, waiting: &Waiting) {
         for (state, label) in STATES {
-            let count = states.get(&state).copied().unwrap_or(0);
+            let count = waiting.approvals.get(&state).copied().unwrap_or(0);
             self.approvals.with_label_values(&[label]).set(count);
         }
         for (phase, label) in PHASES {
-            let count = phases.get(&phase).copied().unwrap_or(0);
+            let count = waiting.requests.get(&phase).copied().unwrap_or(0);
             self.requests.with_label_values(&[label]).set(count);
         }
-        self.request_wait_seconds.set(longest);
+        self.request_wait_seconds.set(waiting.longest_request);
     }
 }

@@ -1,20 +1,18 @@
 //! Requests for access: where each stands, and what it declares meanwhile. A request that was
 //! approved is a policy among the others until what it was given is gone again.
 
+mod standing;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-
 use super::{Effect, Index, PolicyKey};
 use crate::{
-    api::{ConditionType, InvokerAccessRequestStatus, RequestPhase, StatusCondition},
-    intent::{AccessRequest, Agreement, Consent, PolicyId},
-    status::whole_seconds,
+    api::{InvokerAccessRequestStatus, RequestPhase},
+    intent::{AccessRequest, PolicyId},
 };
 
 /// The most requests of one namespace that are kept.
@@ -108,16 +106,6 @@ impl Requests {
         }
         Some(entry)
     }
-}
-
-/// Where a request stands, and since when and by whom.
-#[derive(Clone, Debug)]
-struct Standing {
-    phase: RequestPhase,
-    message: String,
-    approval: Option<String>,
-    approved_at: Option<MicroTime>,
-    until: Option<Time>,
 }
 
 impl Index {
@@ -246,223 +234,19 @@ impl Index {
         self.apply_request(Arc::unwrap_or_clone(request), status, now)
             .unwrap_or_default()
     }
-
-    /// The status that a request should have now, if it is another one than it has.
-    pub fn request_status(
-        &self,
-        key: &PolicyKey,
-        propagation: Duration,
-        now: Timestamp,
-    ) -> Option<InvokerAccessRequestStatus> {
-        let Entry { request, stored } = self.requests.by_key.get(key)?;
-        let standing = self.standing(request, stored, propagation, now);
-        let record = self.policies.get(key);
-        let last_change = record.and_then(|r| r.last_change()).map(str::to_owned);
-        let status = InvokerAccessRequestStatus {
-            phase: Some(standing.phase),
-            message: Some(standing.message.chars().take(1024).collect()),
-            plan: Some(request.plan.to_string()),
-            conditions: conditions(&standing, stored, now),
-            approved_at: standing.approved_at,
-            until: standing.until,
-            approval: standing.approval,
-            last_change: last_change.or_else(|| stored.last_change.clone()),
-        };
-        (status != *stored).then_some(status)
-    }
-
-    /// When the standing of a request changes by itself.
-    pub fn request_changes_at(&self, key: &PolicyKey, now: Timestamp) -> Option<Timestamp> {
-        let Entry { request, stored } = self.requests.by_key.get(key)?;
-        let ends = stored
-            .until
-            .as_ref()
-            .map_or_else(|| request.waits_until(), |t| t.0);
-        let approvals = self.approvals.of(key).iter().map(|a| a.ends());
-        approvals.chain([ends]).filter(|at| *at > now).min()
-    }
-
-    fn standing(
-        &self,
-        request: &AccessRequest,
-        stored: &InvokerAccessRequestStatus,
-        propagation: Duration,
-        now: Timestamp,
-    ) -> Standing {
-        let as_it_was = |phase, message| Standing {
-            phase,
-            message,
-            approval: stored.approval.clone(),
-            approved_at: stored.approved_at.clone(),
-            until: stored.until.clone(),
-        };
-        if let Some(phase) = stored.phase.filter(|p| p.is_final()) {
-            return as_it_was(phase, stored.message.clone().unwrap_or_default());
-        }
-        if request.is_deleting() {
-            let message = "the request was deleted; what it was given is taken back";
-            return as_it_was(RequestPhase::Ended, message.into());
-        }
-        let said = self.said_of(request, now);
-        if let Some(no) = said.iter().find(|a| a.denies()) {
-            let message = format!("denied by {}: {}", no.key.name, no.reason);
-            return Standing {
-                approval: Some(no.key.name.to_string()),
-                ..as_it_was(RequestPhase::Denied, message)
-            };
-        }
-        let until = stored.until.as_ref().map(|t| t.0);
-        if let Some(end) = until.filter(|end| *end <= now) {
-            let message = format!("access ended at {end}, as it was requested");
-            return as_it_was(RequestPhase::Ended, message);
-        }
-        let consent = match self.may_be_granted(request, until, now) {
-            Ok(consent) => consent,
-            Err(why) => return as_it_was(RequestPhase::Refused, why),
-        };
-        if let Some(end) = until {
-            let (phase, message) = self.granted(request, stored, end, propagation, now);
-            return as_it_was(phase, message);
-        }
-        if request.waits_until() <= now {
-            let message = "nobody approved it within seven days; create another under another name";
-            return as_it_was(RequestPhase::Ended, message.into());
-        }
-        let by = match (&consent, said.first()) {
-            (_, Some(approval)) => approval.key.name.to_string(),
-            (Consent::Guardrail(name), None) if self.approvals.are_listed() => {
-                format!("guardrail {name}")
-            }
-            _ => {
-                let message = format!(
-                    "waits for approval: ask somebody who may create InvokerApprovals in namespace {0} to run: kubectl invoker approve {1} --request -n {0} --reason WHY",
-                    request.key.namespace,
-                    request.name()
-                );
-                return as_it_was(RequestPhase::Pending, message);
-            }
-        };
-        let end = request.end(now);
-        Standing {
-            phase: RequestPhase::Approved,
-            message: format!("approved by {by}; access until {end} is being granted"),
-            approval: Some(by),
-            approved_at: Some(MicroTime(crate::history::whole_microseconds(now))),
-            until: Some(Time(end)),
-        }
-    }
-
-    /// What approvers said of a request, a no first.
-    fn said_of(&self, request: &AccessRequest, now: Timestamp) -> Vec<&Arc<Agreement>> {
-        let all = self.approvals.of(&request.key).iter();
-        let fits = |a: &&Arc<Agreement>| {
-            let shows = a.shows(&request.lines());
-            a.plan == request.plan && a.ends() > now && (shows || a.denies())
-        };
-        let mut said: Vec<_> = all.filter(fits).collect();
-        said.sort_by_key(|a| !a.denies());
-        said
-    }
-
-    /// Who has to agree to a request, or why no guardrail lets it be granted. `until`: it was.
-    fn may_be_granted(
-        &self,
-        request: &AccessRequest,
-        until: Option<Timestamp>,
-        now: Timestamp,
-    ) -> Result<Consent, String> {
-        let terms = self.guardrails.terms_of(&request.key.namespace);
-        let consent = terms.consent(request).map_err(|r| r.message)?;
-        let declared = request.declared(until.unwrap_or_else(|| request.end(now)));
-        let refusal = terms
-            .refuse_project(request.project())
-            .or_else(|| request.named().find_map(|s| terms.refuse_service(&s)))
-            .or_else(|| terms.refuse_grant(&declared, now));
-        refusal.map_or(Ok(consent), |r| Err(r.message))
-    }
-
-    /// How far a request is that was approved.
-    fn granted(
-        &self,
-        request: &AccessRequest,
-        stored: &InvokerAccessRequestStatus,
-        end: Timestamp,
-        propagation: Duration,
-        now: Timestamp,
-    ) -> (RequestPhase, String) {
-        let by = stored.approval.as_deref().unwrap_or_default();
-        let status = self.status_of(&request.key, propagation, now);
-        let conditions = status.as_ref().map_or(&[][..], |s| &s.conditions);
-        let find = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.as_str());
-        let ready = find(ConditionType::Ready);
-        let is_ready = ready.is_some_and(|c| c.status == "True");
-        let was_active = stored.phase == Some(RequestPhase::Active);
-        let why = ready
-            .filter(|c| c.status != "True")
-            .map(|c| c.message.as_str());
-        if !is_ready && !was_active {
-            let why = why.unwrap_or("waiting for the first look");
-            let message = format!("approved by {by}; access until {end} is being granted: {why}");
-            return (RequestPhase::Approved, message);
-        }
-        let mut message = format!(
-            "approved by {by}; {} may invoke until {end}",
-            request.principal
-        );
-        if let Some(why) = why {
-            message.push_str(&format!("; now: {why}"));
-        } else if find(ConditionType::Propagated).is_some_and(|c| c.status == "False") {
-            message.push_str("; IAM takes some minutes to act on it everywhere");
-        }
-        (RequestPhase::Active, message)
-    }
-}
-
-/// Approved and Active, with the times at which they changed.
-fn conditions(
-    standing: &Standing,
-    stored: &InvokerAccessRequestStatus,
-    now: Timestamp,
-) -> Vec<StatusCondition> {
-    let phase = standing.phase;
-    let approved = match phase {
-        RequestPhase::Approved | RequestPhase::Active => "True",
-        RequestPhase::Pending => "Unknown",
-        _ if standing.until.is_some() => "True",
-        _ => "False",
-    };
-    let active = if phase == RequestPhase::Active {
-        "True"
-    } else {
-        "False"
-    };
-    let condition = |type_: &str, status: &str| {
-        let mut known = stored.conditions.iter();
-        let known = known.find(|c| c.type_ == type_ && c.status == status);
-        StatusCondition {
-            type_: type_.into(),
-            status: status.into(),
-            reason: phase.as_str().into(),
-            message: standing.message.chars().take(1024).collect(),
-            last_transition_time: known.map_or_else(
-                || Time(whole_seconds(now)),
-                |c| c.last_transition_time.clone(),
-            ),
-            observed_generation: 1,
-        }
-    };
-    vec![condition("Approved", approved), condition("Active", active)]
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::{
         api::{FINALIZER, InvokerApprovalStatus},
         iam::RunService,
-        intent::{Guardrail, Limits},
+        intent::{Agreement, Guardrail, Limits},
         ledger::{Ledger, Version},
         plan::OwnerState,
     };

@@ -1,0 +1,231 @@
+//! What `access` found, and how it is shown.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::render::{Style, Tone, count, html, table};
+
+/// `access -o json`, version 1.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessDocument {
+    pub kind: &'static str,
+    pub version: u32,
+    pub services: Vec<ServiceAccess>,
+    /// What is not in here.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccess {
+    pub project: String,
+    pub region: String,
+    pub service: String,
+    /// IAM is not asked: anyone who passes ingress may call.
+    pub iam_check_off: bool,
+    /// From where somebody without an account can call it once it is public; absent: from nowhere,
+    /// because Identity-Aware Proxy asks first, or ingress lets nobody in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_to: Option<&'static str>,
+    pub invokers: Vec<Invoker>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Invoker {
+    pub member: String,
+    pub role: String,
+    /// Namespace and name of the policies that list it; empty: nobody does.
+    pub policies: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// Access has ended, although the binding is still there.
+    pub ended: bool,
+    pub public: bool,
+    /// It is granted, and Cloud Run does not let it invoke.
+    pub cannot_invoke: bool,
+    /// Where above the service it is granted; absent: on the service itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inherited_from: Option<InheritedFrom>,
+}
+
+/// Where above a service something is granted.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InheritedFrom {
+    /// project, folder or organization.
+    pub level: &'static str,
+    /// projects/ID, folders/NUMBER or organizations/NUMBER.
+    pub resource: String,
+}
+
+impl ServiceAccess {
+    /// That anyone can call it, and from where; or why that is not so although its IAM would let
+    /// everybody.
+    fn open(&self) -> Option<Open> {
+        let public = self.invokers.iter().find(|i| i.public && !i.ended);
+        let by = match public {
+            _ if self.iam_check_off => "the IAM check is switched off",
+            Some(public) => public.member.as_str(),
+            None => return None,
+        };
+        Some(match self.open_to {
+            Some(from) => Open::Yes(format!("{from}: {by}")),
+            None => Open::No(format!(
+                "{by}, and Identity-Aware Proxy or ingress keeps out who has no account"
+            )),
+        })
+    }
+}
+
+enum Open {
+    Yes(String),
+    No(String),
+}
+
+impl Invoker {
+    /// In a few words.
+    fn how(&self) -> String {
+        let mut words = Vec::new();
+        if self.public {
+            words.push("PUBLIC".to_owned());
+        }
+        if self.ended {
+            words.push("ended".into());
+        } else if let Some(until) = self.until {
+            words.push(format!("until {until}"));
+        }
+        if let Some(title) = &self.condition {
+            words.push(format!("if {title}"));
+        }
+        if self.role != "roles/run.invoker" {
+            words.push(format!("as {}", self.role));
+        }
+        if let Some(from) = &self.inherited_from {
+            words.push(format!("from {}", from.resource));
+        }
+        if self.cannot_invoke {
+            words.push("cannot invoke: federated identity".into());
+        }
+        words.push(if self.policies.is_empty() {
+            "unlisted".into()
+        } else {
+            format!("by {}", self.policies.join(", "))
+        });
+        words.join("; ")
+    }
+
+    fn kind(&self) -> html::CellKind {
+        match self {
+            i if i.public => html::CellKind::Public,
+            i if i.ended || i.cannot_invoke => html::CellKind::Dead,
+            i if i.until.is_some() || i.condition.is_some() => html::CellKind::Conditional,
+            i if i.policies.is_empty() => html::CellKind::Unlisted,
+            _ => html::CellKind::Listed,
+        }
+    }
+}
+
+pub(super) fn text(document: &AccessDocument, style: &Style) -> String {
+    let mut text = String::new();
+    for s in &document.services {
+        text.push_str(&style.paint(
+            Tone::Strong,
+            &format!("{} ({}, {})", s.service, s.region, s.project),
+        ));
+        text.push('\n');
+        let line = match s.open() {
+            Some(Open::Yes(words)) => Some((Tone::Bad, format!("ANYONE, {words}"))),
+            Some(Open::No(words)) => Some((Tone::Warn, words)),
+            None => None,
+        };
+        if let Some((tone, words)) = line {
+            text.push_str(&style.paint(tone, &style.wrap(2, &words)));
+            text.push('\n');
+        }
+        for i in &s.invokers {
+            let tone = if i.public {
+                Tone::Bad
+            } else if i.policies.is_empty() {
+                Tone::Warn
+            } else {
+                Tone::Good
+            };
+            text.push_str(&format!("  {}\n", style.paint(tone, &i.member)));
+            text.push_str(&style.paint(Tone::Dim, &style.wrap(6, &i.how())));
+            text.push('\n');
+        }
+        if s.invokers.is_empty() && !s.iam_check_off {
+            text.push_str("  nobody\n");
+        }
+        text.push('\n');
+    }
+    let principals: std::collections::BTreeSet<&str> = document
+        .services
+        .iter()
+        .flat_map(|s| s.invokers.iter().map(|i| i.member.as_str()))
+        .collect();
+    text.push_str(&format!(
+        "{}, {}\n",
+        count(document.services.len(), "service"),
+        count(principals.len(), "principal")
+    ));
+    for note in &document.notes {
+        text.push_str(&style.paint(Tone::Dim, &style.wrap(0, note)));
+        text.push('\n');
+    }
+    text
+}
+
+pub(super) fn markdown(document: &AccessDocument) -> String {
+    let mut rows = Vec::new();
+    for s in &document.services {
+        let place = format!("{} ({}, {})", s.service, s.region, s.project);
+        if let Some(Open::Yes(words) | Open::No(words)) = s.open() {
+            rows.push(vec![place.clone(), "anyone".into(), format!("**{words}**")]);
+        }
+        rows.extend(
+            s.invokers
+                .iter()
+                .map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]),
+        );
+    }
+    let notes: String = document.notes.iter().map(|n| format!("\n{n}\n")).collect();
+    format!(
+        "{}{notes}",
+        table::markdown(&["service", "member", "how"], &rows)
+    )
+}
+
+pub(super) fn page(document: &AccessDocument, now: Timestamp) -> String {
+    let columns: Vec<html::Column> = document
+        .services
+        .iter()
+        .map(|s| html::Column {
+            name: s.service.clone(),
+            place: format!("{}, {}", s.region, s.project),
+            open: s.iam_check_off && s.open_to.is_some(),
+        })
+        .collect();
+    let mut rows: BTreeMap<String, Vec<html::Cell>> = BTreeMap::new();
+    for (n, s) in document.services.iter().enumerate() {
+        for i in &s.invokers {
+            let cell = html::Cell {
+                column: n,
+                kind: i.kind(),
+                words: i.how(),
+            };
+            rows.entry(i.member.clone()).or_default().push(cell);
+        }
+    }
+    html::matrix(
+        &columns,
+        &rows,
+        &document.notes,
+        &now.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    )
+}

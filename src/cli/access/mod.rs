@@ -1,0 +1,280 @@
+//! `access`: who can invoke what, and how.
+
+mod document;
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+
+use super::{
+    Exit, WorldArgs,
+    context::{Context, print},
+    effective::{EffectiveArgs, Searched, look_above, stands_for},
+    reach::one_of_many,
+    select::google_name,
+    world::{ClusterSnapshot, Sources, list_project, read_services},
+};
+use crate::{
+    cloudrun::CloudRun,
+    iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
+    render::{Format, data},
+};
+pub use document::{AccessDocument, InheritedFrom, Invoker, ServiceAccess};
+use document::{markdown, page, text};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccessOutput {
+    Table,
+    Json,
+    Yaml,
+    Markdown,
+    Html,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessCommand {
+    /// Projects to read; those of the cluster's policies if none is given.
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
+    pub project: Vec<String>,
+
+    /// Only this region.
+    #[arg(long, value_parser = google_name)]
+    pub region: Option<String>,
+
+    /// Only services of this name.
+    #[arg(long, value_delimiter = ',', value_parser = google_name)]
+    pub service: Vec<String>,
+
+    /// Only this member, as IAM writes it.
+    #[arg(long, value_parser = member)]
+    pub member: Option<Principal>,
+
+    #[command(flatten)]
+    pub effective: EffectiveArgs,
+
+    /// Look at no cluster: which policy is behind a grant is not known then.
+    #[arg(long, requires = "project")]
+    pub offline: bool,
+
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: AccessOutput,
+
+    #[command(flatten)]
+    pub world: WorldArgs,
+}
+
+pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<Exit> {
+    let asked = command.effective.asked()?;
+    let sources = Sources {
+        files: &[],
+        offline: command.offline,
+        approved: true,
+    };
+    let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
+    let cloud = context.limited(&command.world.cloud).await?;
+    let projects = projects(&world, command)?;
+    let mut notes = Vec::new();
+    let mut failed = false;
+    let mut above = None;
+    if command.effective.is_wanted() {
+        let google = context.google(&command.world.cloud).await?;
+        let searched = look_above(&google, &command.effective, &projects).await?;
+        notes.extend(searched.notes.iter().cloned());
+        failed = searched.failed;
+        above = Some(searched);
+    } else {
+        notes.push(
+            "Only what is granted on the services themselves: roles on the project, folder or organization add to it (--effective)."
+                .to_owned(),
+        );
+    }
+    notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
+    let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
+    let mut read = read_services(&cloud, infos).await;
+    read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
+    let (mut services, mut unread) = (Vec::new(), false);
+    for (info, live) in read {
+        let live = match live {
+            Ok(live) => live,
+            Err(fault) => {
+                unread = true;
+                let why = one_of_many(&fault);
+                notes.push(format!("{} could not be read: {why}", info.service));
+                continue;
+            }
+        };
+        let mut found = access(&world, &info, &live, command.member.as_ref());
+        add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
+        services.push(found);
+    }
+    if unread {
+        failed = true;
+        notes.push(format!("{}.", context.servers().google_asked()));
+    }
+    if command.member.is_some() || asked.is_some() {
+        services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
+    }
+    let document = AccessDocument {
+        kind: "Access",
+        version: 1,
+        services,
+        notes,
+    };
+    print(&rendered(context, command.output, &document)?);
+    Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// The projects that are asked about, or those of the policies.
+fn projects(world: &ClusterSnapshot, command: &AccessCommand) -> anyhow::Result<Vec<Arc<str>>> {
+    let projects: Vec<Arc<str>> = if command.project.is_empty() {
+        world.index.policies().projects().cloned().collect()
+    } else {
+        command.project.iter().map(|p| p.as_str().into()).collect()
+    };
+    if projects.is_empty() {
+        anyhow::bail!("no policy names a project; give --project");
+    }
+    Ok(projects)
+}
+
+/// Who may invoke from above, beside those on the service; of all of them only the one asked for.
+fn add_inherited(
+    found: &mut ServiceAccess,
+    world: &ClusterSnapshot,
+    info: &ServiceInfo,
+    above: Option<&Searched>,
+    asked: Option<&Principal>,
+) {
+    if let Some(above) = above {
+        let claims = world.index.words(&info.service);
+        let inherited = above.invokers(&info.service.project, &claims);
+        found.invokers.extend(inherited);
+    }
+    if let Some(asked) = asked {
+        found.invokers.retain(|i| stands_for(&i.member, asked));
+    }
+}
+
+/// The services of the projects that are meant. What selectors mean is known by their labels, so the
+/// world learns of all of them.
+async fn list<C: CloudRun>(
+    world: &mut ClusterSnapshot,
+    cloud: &C,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<ServiceInfo>> {
+    let mut infos: Vec<ServiceInfo> = Vec::new();
+    for project in projects {
+        let listing = list_project(cloud, project, command.region.as_deref()).await?;
+        let unreachable = listing.unreachable.iter();
+        notes.extend(unreachable.map(|r| format!("Region {r} of {project} did not answer.")));
+        // What selectors declare is known once their services are.
+        infos.extend(listing.services.iter().cloned());
+        world.index.apply_listing(project, 1, Ok(listing));
+    }
+    only_named(&mut infos, command, projects)?;
+    Ok(infos)
+}
+
+/// A member, as an argument.
+fn member(text: &str) -> Result<Principal, String> {
+    Principal::parse(text).map_err(|e| format!("{text:?} {e}"))
+}
+
+/// Keeps the services that are named.
+fn only_named(
+    infos: &mut Vec<ServiceInfo>,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+) -> anyhow::Result<()> {
+    if command.service.is_empty() {
+        return Ok(());
+    }
+    let is_there = |name: &&String| infos.iter().any(|i| *i.service.name == **name);
+    if let Some(absent) = command.service.iter().find(|n| !is_there(n)) {
+        let region = command.region.as_ref().map(|r| format!(" in {r}"));
+        anyhow::bail!(
+            "there is no service {absent}{} in {}",
+            region.unwrap_or_default(),
+            projects.join(", ")
+        );
+    }
+    infos.retain(|i| command.service.iter().any(|n| **n == *i.service.name));
+    Ok(())
+}
+
+fn rendered(
+    context: &Context,
+    output: AccessOutput,
+    document: &AccessDocument,
+) -> anyhow::Result<String> {
+    Ok(match output {
+        AccessOutput::Table => text(document, &context.style()),
+        AccessOutput::Json => data(document, Format::Json).map_err(anyhow::Error::msg)?,
+        AccessOutput::Yaml => data(document, Format::Yaml).map_err(anyhow::Error::msg)?,
+        AccessOutput::Markdown => markdown(document),
+        AccessOutput::Html => page(document, context.now),
+    })
+}
+
+fn access(
+    world: &ClusterSnapshot,
+    info: &ServiceInfo,
+    live: &Policy,
+    wanted: Option<&Principal>,
+) -> ServiceAccess {
+    let claims = world.index.words(&info.service);
+    let mut invokers: Vec<Invoker> = live
+        .grants()
+        .iter()
+        .filter(|g| g.principal.kind() != PrincipalKind::Deleted)
+        .map(|g| {
+            let until = g.condition.as_ref().and_then(|c| c.expiry());
+            let lists =
+                |c: &&crate::plan::PolicyOnService| c.declared().iter().any(|d| d.grant == *g);
+            Invoker {
+                member: g.principal.to_string(),
+                role: g.role.as_str().to_owned(),
+                policies: claims
+                    .iter()
+                    .filter(lists)
+                    .map(|c| c.intent.id.to_string())
+                    .collect(),
+                condition: g
+                    .condition
+                    .as_ref()
+                    .filter(|_| until.is_none())
+                    .map(|c| c.title.clone()),
+                until,
+                ended: until.is_some_and(|u| u <= world.now),
+                public: g.principal.is_public(),
+                cannot_invoke: g.principal.invocation() == Invocation::Unsupported,
+                inherited_from: None,
+            }
+        })
+        .collect();
+    invokers.extend(live.other_invokers().into_iter().map(|(p, role)| Invoker {
+        member: p.to_string(),
+        role: role.to_owned(),
+        policies: Vec::new(),
+        condition: None,
+        until: None,
+        ended: false,
+        public: p.is_public(),
+        cannot_invoke: p.invocation() == Invocation::Unsupported,
+        inherited_from: None,
+    }));
+    if let Some(wanted) = wanted {
+        let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == *wanted;
+        invokers.retain(is);
+    }
+    ServiceAccess {
+        project: info.service.project.to_string(),
+        region: info.service.region.to_string(),
+        service: info.service.name.to_string(),
+        iam_check_off: info.invoker_iam_disabled,
+        open_to: ServiceInfo::open_to(Some(info)),
+        invokers,
+    }
+}
