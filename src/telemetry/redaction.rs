@@ -9,6 +9,9 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
+/// An @ in the path or the query of a URL.
+const IN_URL: &str = "%40";
+
 /// What stands in the place of a member.
 const INSTEAD: &str = "(member)";
 
@@ -53,7 +56,7 @@ impl Write for Line {
 
 /// A text without e-mail addresses and federated identities.
 fn redacted(text: &str) -> Cow<'_, str> {
-    if !text.contains('@') && !text.contains("principal") {
+    if !text.contains('@') && !text.contains(IN_URL) && !text.contains("principal") {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
@@ -76,17 +79,21 @@ fn next_member(text: &str) -> Option<(usize, usize)> {
         .map(|start| (start, start + length(&text[start..], is_of_uri)));
     let mut from = 0;
     let email = loop {
-        let Some(at) = text[from..].find('@').map(|i| i + from) else {
+        let found = ["@", IN_URL].iter().filter_map(|sign| {
+            let at = text[from..].find(sign)?;
+            Some((at + from, sign.len()))
+        });
+        let Some((at, sign)) = found.min() else {
             break None;
         };
         let before = text[..at].chars().rev().take_while(|c| is_of_local(*c));
         let start = at - before.map(char::len_utf8).sum::<usize>();
-        let end = at + 1 + length(&text[at + 1..], is_of_domain);
+        let end = at + sign + length(&text[at + sign..], is_of_domain);
         // Not every @ is one of an address.
-        if start < at && text[at + 1..end].contains('.') {
+        if start < at && text[at + sign..end].contains('.') {
             break Some((start, end));
         }
-        from = at + 1;
+        from = at + sign;
     };
     federated.into_iter().chain(email).min()
 }
@@ -137,6 +144,10 @@ mod tests {
             ),
             ("image@sha256:abc stays", "image@sha256:abc stays"),
             ("grüße@straße.de", "(member)"),
+            (
+                "GET /v1/roles?member=user%3Aada%40acme.com&x=1",
+                "GET /v1/(member)&x=1",
+            ),
         ] {
             assert_eq!(redacted(text), wanted);
         }

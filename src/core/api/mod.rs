@@ -68,7 +68,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     schemas.for_each(|schema| {
         unwrap_descriptions(schema);
         state_defaults(schema);
-        name_operators(schema);
+        narrow_selectors(schema);
     });
     let policy = all[0].spec.versions.iter_mut().next();
     let schema = policy.and_then(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
@@ -135,19 +135,27 @@ fn unwrap_descriptions(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// Kubernetes' own schema of a label selector takes any word for an operator.
+/// Kubernetes' own schema of a label selector takes any word for an operator, and lists of any
+/// length, over which no rule could be checked within the API server's budget.
 ///
 /// Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors>.
-fn name_operators(schema: &mut JSONSchemaProps) {
+fn narrow_selectors(schema: &mut JSONSchemaProps) {
     for (name, property) in schema.properties.iter_mut().flatten() {
         if name == "operator" {
             let known = ["In", "NotIn", "Exists", "DoesNotExist"];
             property.enum_ = Some(known.map(|o| JSON(o.into())).into());
         }
-        name_operators(property);
+        if name == "matchExpressions" {
+            property.max_items = Some(16);
+        }
+        // Of an expression, whose operator is beside it.
+        if name == "values" {
+            property.max_items = Some(64);
+        }
+        narrow_selectors(property);
     }
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
-        name_operators(items);
+        narrow_selectors(items);
     }
 }
 

@@ -128,7 +128,9 @@ fn default_interval() -> String {
     validation = Rule::new("!has(self.selector) || !has(self.region)")
         .message("a selector takes regions (a list), not region; omit it for every region"),
     validation = Rule::new("!has(self.selector) || (has(self.selector.matchLabels) && size(self.selector.matchLabels) > 0) || (has(self.selector.matchExpressions) && size(self.selector.matchExpressions) > 0)")
-        .message("selector must name at least one label; an empty one would mean every service of the project")
+        .message("selector must name at least one label; an empty one would mean every service of the project"),
+    validation = Rule::new("!has(self.selector) || !has(self.selector.matchExpressions) || self.selector.matchExpressions.all(e, (e.operator in ['In', 'NotIn']) == (has(e.values) && size(e.values) > 0))")
+        .message("in matchExpressions, In and NotIn need values, Exists and DoesNotExist take none")
 )]
 pub struct ServiceSpec {
     /// Name of one Cloud Run service.

@@ -113,9 +113,9 @@ impl Found {
         };
         let resource: Arc<str> = resource.into();
         for binding in &self.policy.bindings {
-            let role: Arc<str> = bounded(&binding.role)?.into();
+            let role: Arc<str> = named(&binding.role)?.into();
             for member in &binding.members {
-                let principal = Principal::from_live(bounded(member)?);
+                let principal = Principal::from_live(named(member)?);
                 // What is left of a deleted principal lets nobody in, nor does a federated identity.
                 if principal.kind() == PrincipalKind::Deleted
                     || principal.invocation() == Invocation::Unsupported
@@ -180,5 +180,16 @@ fn bounded(text: &str) -> Result<&str, String> {
     if text.len() > LONGEST {
         return Err(format!("it has a name of {} characters", text.len()));
     }
+    if text.chars().any(char::is_control) {
+        return Err(format!("it has a name with control characters: {text:?}"));
+    }
     Ok(text)
+}
+
+/// A member or a role; none has no name.
+fn named(text: &str) -> Result<&str, String> {
+    if text.is_empty() {
+        return Err("it has a binding with an empty role or member".into());
+    }
+    bounded(text)
 }

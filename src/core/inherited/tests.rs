@@ -267,6 +267,14 @@ fn what_is_no_answer_of_googles_is_refused_whole() {
             json!({"results": [result("Folder", "folders/1", &[], json!([binding("r", &[&"x".repeat(3000)])]))]}),
             "3000",
         ),
+        (
+            json!({"results": [result("Folder", "folders/1", &[], json!([binding("r", &[""])]))]}),
+            "empty role or member",
+        ),
+        (
+            json!({"results": [result("Folder", "folders/1", &[], json!([binding("r", &["user:a\u{1b}[2J@b.co"])]))]}),
+            "control characters",
+        ),
     ] {
         let error = read_page(&answer).unwrap_err();
         assert!(error.contains(why), "{error}");

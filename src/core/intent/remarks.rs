@@ -51,7 +51,7 @@ fn impossible_labels(spec: &InvokerPolicySpec) -> Vec<Rejection> {
     let mut remarks = Vec::new();
     for (i, entry) in spec.services.iter().enumerate() {
         for (what, text) in entry.selector.iter().flat_map(words) {
-            if let Some(why) = impossible(text) {
+            if let Some(why) = impossible(what, text) {
                 let shown: String = text.chars().take(LONGEST).collect();
                 remarks.push(Rejection {
                     field: format!("spec.services[{i}].selector"),
@@ -74,16 +74,35 @@ fn words(selector: &LabelSelector) -> Vec<(&'static str, &String)> {
     labels.chain(expressions).collect()
 }
 
-/// Why a text is no key and no value of a label; Google's own labels have dots and slashes in them.
-fn impossible(text: &str) -> Option<&'static str> {
+/// Why a text is no key or no value of a label. Only keys of Google's own labels have a domain in
+/// front.
+fn impossible(what: &str, text: &str) -> Option<&'static str> {
     if text.chars().count() > LONGEST {
         return Some("it is longer than 63 characters");
     }
     if text.chars().any(char::is_uppercase) {
         return Some("labels of Google Cloud are lower-case");
     }
-    let fits = |c: char| c.is_alphanumeric() || "_-./".contains(c);
+    let text = match text.split_once('/').filter(|_| what == "key") {
+        Some((domain, key)) if is_googles(domain) => key,
+        Some(_) => {
+            return Some(
+                "only Google's own labels have a domain; labels of Cloud Run have no slash",
+            );
+        }
+        None => text,
+    };
+    let fits = |c: char| c.is_alphanumeric() || "_-".contains(c);
     (!text.chars().all(fits)).then_some("labels hold letters, digits, hyphens and underscores")
+}
+
+/// Whether Cloud Run itself sets labels with this domain.
+fn is_googles(domain: &str) -> bool {
+    ["googleapis.com", "knative.dev"].iter().any(|d| {
+        domain
+            .strip_suffix(d)
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    })
 }
 
 #[cfg(test)]
@@ -95,7 +114,7 @@ mod tests {
     #[test]
     fn labels_that_no_service_can_have_are_named() {
         let spec: InvokerPolicySpec = serde_json::from_value(json!({"project": "p", "invokers": [], "services": [
-            {"selector": {"matchLabels": {"team": "shop", "cloud.googleapis.com/location": "europe-west1", "größe": "klein", "empty": ""}}},
+            {"selector": {"matchLabels": {"team": "shop", "cloud.googleapis.com/location": "europe-west1", "größe": "klein", "empty": "", "example.com/team": "shop"}}},
             {"selector": {"matchLabels": {"Team": "shop"}, "matchExpressions": [{"key": "env", "operator": "NotIn", "values": ["prod", "a b", "x".repeat(64)]}]}},
         ]}))
         .unwrap();
@@ -103,12 +122,13 @@ mod tests {
             .into_iter()
             .map(|r| format!("{}: {}", r.field, r.message))
             .collect();
-        assert_eq!(said.len(), 3, "{said:#?}");
+        assert_eq!(said.len(), 4, "{said:#?}");
+        assert!(said[0].contains("\"example.com/team\": only Google's own"));
         assert!(
-            said[0].contains("services[1].selector: no service can have the label key \"Team\""),
+            said[1].contains("services[1].selector: no service can have the label key \"Team\""),
             "{said:#?}"
         );
-        assert!(said[1].contains("value \"a b\""), "{said:#?}");
-        assert!(said[2].contains("longer than 63"), "{said:#?}");
+        assert!(said[2].contains("value \"a b\""), "{said:#?}");
+        assert!(said[3].contains("longer than 63"), "{said:#?}");
     }
 }
