@@ -42,7 +42,7 @@ unit: ## Only what needs no tool and takes seconds
 	$(CARGO) test -p run-invoker-core
 	$(CARGO) test --workspace --lib --test architecture --test crds
 
-bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer, SIZES=startup for the start alone, SIZES=quota or SIZES=worst-tenant for what one tenant costs its neighbours
+bench: ## 100, 1,000 and 10,000 policies on the sandbox (about 12 minutes); SIZES="100 1000" for fewer, SIZES=startup for the start alone, SIZES=cold for the way to 1,000 policies in force, SIZES=quota or SIZES=worst-tenant for what one tenant costs its neighbours
 	$(CARGO) bench --bench scale -- $(SIZES)
 
 lint: ## rustfmt, clippy, and the rules of deny.toml where cargo-deny is installed

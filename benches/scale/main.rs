@@ -54,7 +54,10 @@ impl Operator {
             .local_addr()
             .unwrap()
             .port();
-        let child = Command::new(env!("CARGO_BIN_EXE_run-invoker"))
+        // Another build of it, such as that of the image (profile dist).
+        let other = std::env::var_os("RUN_INVOKER_BINARY");
+        let program = other.unwrap_or_else(|| env!("CARGO_BIN_EXE_run-invoker").into());
+        let child = Command::new(program)
             .args([
                 "--cloud-run-endpoint",
                 &sandbox.run_url(),
@@ -386,24 +389,37 @@ async fn events(size: usize) -> Value {
     })
 }
 
+/// Writes to the Kubernetes API since a mark, those of Leases left out.
+fn cluster_writes(bench: &Bench, mark: u64) -> usize {
+    let is_write = |e: &sandbox::Entry| {
+        let path = e.path();
+        e.api == Api::Kube && e.method != "GET" && !path.contains("/leases")
+    };
+    bench.sandbox.journal.since(mark, is_write).len()
+}
+
 async fn run(size: usize) -> Value {
     let (bench, config) = fleet(size).await;
 
     // From nothing: every policy has its service read, written, read back, and its status says so.
-    let started = Instant::now();
+    let (started, begun) = (Instant::now(), bench.sandbox.journal.last());
     let operator = Operator::start(&bench.sandbox, &config);
     let cold = bench.all_ready(started).await;
     let after_cold = (operator.rss_mib(), operator.peak_rss_mib());
+    let first_writes = cluster_writes(&bench, begun) as f64 / size as f64;
 
     // Edits while nothing else goes on.
     let mut idle = Vec::new();
     let mut calls = Vec::new();
+    let edits = bench.sandbox.journal.last();
     for n in 0..EDITS {
         let (ms, made) = bench.edit((n * 7919) % size, n).await;
         idle.push(ms);
         calls.push(made as f64);
     }
     bench.all_ready(Instant::now()).await;
+    // The edits themselves are not the operator's.
+    let change_writes = cluster_writes(&bench, edits) as f64 / EDITS as f64 - 1.0;
     // A look is at least half an interval after the last, so the rhythm is steady after one and a
     // half.
     tokio::time::sleep(INTERVAL.mul_f64(1.6)).await;
@@ -439,7 +455,7 @@ async fn run(size: usize) -> Value {
     }
     let mean = reads.len() as f64 / seconds;
     let peak = by_second.values().max().copied().unwrap_or(0) as f64 / mean.max(f64::MIN_POSITIVE);
-    let steady_rss = operator.rss_mib();
+    let steady = (operator.rss_mib(), operator.mib("RssAnon"));
 
     // Everything is looked at anew, and people edit meanwhile.
     drop(operator);
@@ -485,9 +501,22 @@ async fn run(size: usize) -> Value {
         "peakToMeanReads": peak,
         "iamWritesInSteadyInterval": writes,
         "statusWritesInSteadyInterval": status,
-        "rssMib": {"afterColdStart": after_cold.0, "peak": after_cold.1, "steady": steady_rss},
+        "rssMib": {"afterColdStart": after_cold.0, "peak": after_cold.1, "steady": steady.0},
+        "rssAnonMib": steady.1,
+        "clusterWrites": {"perFirstGrant": first_writes, "perChange": change_writes},
         "cpuMillicoresSteady": cpu_millicores,
     })
+}
+
+/// Seconds until every policy is in force, from nothing, and seconds of the operator's CPU.
+async fn cold(size: usize) -> (f64, f64) {
+    let (bench, config) = fleet(size).await;
+    let operator = Operator::start(&bench.sandbox, &config);
+    let cold = bench.all_ready(Instant::now()).await;
+    let cpu = operator.cpu();
+    drop(operator);
+    std::fs::remove_file(&config).ok();
+    (cold, cpu)
 }
 
 /// Milliseconds from starting the program to an answer of `/healthz`, several times over, in order.
@@ -576,6 +605,14 @@ fn main() {
             &json!({"machine": machine("the defaults"), "beside": beside}),
             "neighbours.json",
         );
+        return;
+    }
+    if named.iter().any(|n| n == "cold") {
+        for _ in 0..5 {
+            let (seconds, cpu) = runtime.block_on(cold(1000));
+            println!("cold start of 1,000 policies: {seconds:.2} s, {cpu:.2} s of CPU");
+        }
+        println!("machine: {}", machine(NO_BOUND));
         return;
     }
     let startup = runtime.block_on(startup());
@@ -669,9 +706,26 @@ fn main() {
     row("RSS steady, MiB", "15 / 24 / 64", &|r| {
         format!("{:.1}", r["rssMib"]["steady"].as_f64().unwrap())
     });
+    row(
+        "of it the operator's own (RssAnon), MiB",
+        "6 / 12 / 64",
+        &|r| format!("{:.1}", r["rssAnonMib"].as_f64().unwrap()),
+    );
     row("RSS peak of the cold start, MiB", "", &|r| {
         format!("{:.1}", r["rssMib"]["peak"].as_f64().unwrap())
     });
+    row(
+        "writes to the cluster per first grant / change",
+        "5 / 4",
+        &|r| {
+            let writes = |k: &str| r["clusterWrites"][k].as_f64().unwrap();
+            format!(
+                "{:.1} / {:.1}",
+                writes("perFirstGrant"),
+                writes("perChange")
+            )
+        },
+    );
     row("CPU steady, millicores", "20 at 1,000", &|r| {
         format!("{:.1}", r["cpuMillicoresSteady"].as_f64().unwrap())
     });
