@@ -43,10 +43,14 @@ pub enum Wrong {
     WritesForNothing,
     /// A service that nobody means is read.
     ReadsWhatIsNobodys,
+    /// A request is granted although nobody agreed.
+    GrantsUnasked,
+    /// A request is granted for longer than it asks.
+    ProlongsRequests,
 }
 
 impl Wrong {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::TakesForeignRoles,
         Self::RespellsMembers,
         Self::GrantsAStranger,
@@ -64,6 +68,8 @@ impl Wrong {
         Self::RevokesNothing,
         Self::WritesForNothing,
         Self::ReadsWhatIsNobodys,
+        Self::GrantsUnasked,
+        Self::ProlongsRequests,
     ];
 
     /// Distorts a request. `before` is what IAM has now, where the request is a write to IAM. An
@@ -99,6 +105,12 @@ impl Wrong {
         let distorted = match self {
             Self::RecordsLie if on("invokerchanges") && call.method == Method::POST => lie(body),
             Self::SaysReady if path.ends_with("/status") => say_ready(body),
+            Self::GrantsUnasked if on("invokeraccessrequests") && path.ends_with("/status") => {
+                grant_unasked(body)
+            }
+            Self::ProlongsRequests if on("invokeraccessrequests") && path.ends_with("/status") => {
+                prolong(body)
+            }
             Self::WritesForNothing if path.ends_with("/status") => chatter(body, n),
             _ if is_write => self.distort_policy(body, before)?,
             _ => return None,
@@ -171,6 +183,21 @@ fn say_ready(mut body: Value) -> Value {
         s["state"] = json!("InSync");
         s["missing"] = json!([]);
         s["unexpected"] = json!([]);
+    }
+    body
+}
+
+fn grant_unasked(mut body: Value) -> Value {
+    if body["status"]["phase"] == "Pending" {
+        body["status"]["phase"] = json!("Approved");
+        body["status"]["until"] = json!("2026-11-24T12:04:00Z");
+    }
+    body
+}
+
+fn prolong(mut body: Value) -> Value {
+    if body["status"]["until"].is_string() {
+        body["status"]["until"] = json!("2099-01-01T00:00:00Z");
     }
     body
 }
