@@ -231,6 +231,93 @@ impl Stage {
         }
     }
 
+    /// Lets a ServiceAccount of the namespace payments do what the chart's role of that name does.
+    async fn bind(&self, who: &str, role: &str, resource: &str) -> anyhow::Result<()> {
+        let group = "rbac.authorization.k8s.io";
+        let kinds = "/apis/rbac.authorization.k8s.io/v1/namespaces/payments";
+        let rules = json!([
+            {"apiGroups": ["run-invoker.dev"], "resources": [resource], "verbs": ["create", "get", "list"]},
+            {"apiGroups": ["run-invoker.dev"], "resources": ["invokeraccessrequests", "invokerpolicies"], "verbs": ["get", "list"]}]);
+        let role_object = json!({"apiVersion": format!("{group}/v1"), "kind": "Role",
+            "metadata": {"name": role, "namespace": "payments"}, "rules": rules});
+        let binding = json!({"apiVersion": format!("{group}/v1"), "kind": "RoleBinding",
+            "metadata": {"name": role, "namespace": "payments"},
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": who, "namespace": "payments"}]});
+        for (plural, object) in [("roles", role_object), ("rolebindings", binding)] {
+            let path = format!("{kinds}/{plural}/{role}?fieldManager=demo&force=true");
+            self.patch(&path, "application/apply-patch+yaml", object.to_string())
+                .await?;
+        }
+        self.command(&format!(
+            "kubectl -n payments create rolebinding {role} --clusterrole run-invoker-{role} \\"
+        ));
+        self.say(&format!("    --serviceaccount payments:{who}"));
+        Ok(())
+    }
+
+    /// Runs the plugin as somebody of the namespace payments, and shows what it says.
+    async fn plugin(&self, who: &str, arguments: &[&str]) -> anyhow::Result<()> {
+        let shown: Vec<String> = arguments
+            .iter()
+            .map(|a| {
+                if a.contains(' ') {
+                    format!("'{a}'")
+                } else {
+                    (*a).to_owned()
+                }
+            })
+            .collect();
+        let shown = wrap(&shown.join(" "), 60).replace('\n', " \\\n    ");
+        let mut lines = shown.lines();
+        let first = lines.next().unwrap_or_default();
+        self.command(&format!("kubectl invoker {first}"));
+        lines.for_each(|line| self.say(line));
+        let config = self.folder.join(format!("kubeconfig-{who}"));
+        std::fs::write(&config, self.sandbox.kubeconfig_of("payments", who))?;
+        let program = std::env::current_exe()?
+            .parent()
+            .and_then(Path::parent)
+            .map(|p| p.join("kubectl-invoker"))
+            .context("no target folder")?;
+        let output = tokio::process::Command::new(program)
+            .args(arguments)
+            .args(["-n", "payments"])
+            .env("KUBECONFIG", config)
+            .env("COLUMNS", "100")
+            .output()
+            .await?;
+        self.say(String::from_utf8_lossy(&output.stdout).trim_end());
+        self.say(&wrap(&String::from_utf8_lossy(&output.stderr), 70));
+        anyhow::ensure!(output.status.success(), "{}", output.status);
+        Ok(())
+    }
+
+    /// Waits until a request in payments is in a phase; prints its message.
+    async fn request(&self, name: &str, phase: &str) -> anyhow::Result<()> {
+        let url = format!(
+            "{}/apis/run-invoker.dev/v1alpha1/namespaces/payments/invokeraccessrequests/{name}",
+            self.sandbox.kube_url()
+        );
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let found: Value = self.http.get(&url).send().await?.json().await?;
+            if found["status"]["phase"] == phase {
+                let text = format!("payments/{name}: {phase}");
+                println!("      {} {}", self.paint("32", "✔"), self.paint("1", &text));
+                let message = found["status"]["message"].as_str().unwrap_or_default();
+                self.say(&wrap(message, 70));
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "{name} did not become {phase}; it says {}",
+                found["status"]
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until IAM has exactly these unconditional invokers.
     async fn iam(&self, region: &str, name: &str, wanted: &[&str]) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(25);
@@ -550,7 +637,43 @@ async fn main() -> anyhow::Result<()> {
             .unwrap_or_default()
     ));
 
-    stage.chapter("5. One invalid member never blocks the rest");
+    stage.chapter("5. Access on request: Ada asks, Grace agrees, it ends by itself");
+    stage.command("kubectl apply -f samples/70-requests.yaml");
+    stage.apply(&root.join("samples/70-requests.yaml")).await?;
+    stage
+        .bind("ada", "requester", "invokeraccessrequests")
+        .await?;
+    stage.bind("grace", "approver", "invokerapprovals").await?;
+    let ask = [
+        "request",
+        "--service",
+        "ledger",
+        "--region",
+        US,
+        "--name",
+        "inc-7",
+    ];
+    let why = [
+        "--for",
+        "15s",
+        "--reason",
+        "INC-7: stuck",
+        "--member",
+        "user:ada@acme.com",
+    ];
+    stage.plugin("ada", &[&ask[..], &why[..]].concat()).await?;
+    stage.request("inc-7", "Pending").await?;
+    let agree = ["approve", "inc-7", "--request", "--yes", "--reason"];
+    let refused = stage
+        .plugin("ada", &[&agree[..], &["let me in"]].concat())
+        .await;
+    anyhow::ensure!(refused.is_err(), "she approved her own request");
+    stage
+        .plugin("grace", &[&agree[..], &["agreed by phone"]].concat())
+        .await?;
+    stage.request("inc-7", "Active").await?;
+
+    stage.chapter("6. One invalid member never blocks the rest");
     stage.command("kubectl apply -f samples/40-bad-member.yaml");
     stage
         .apply(&root.join("samples/40-bad-member.yaml"))
@@ -562,7 +685,7 @@ async fn main() -> anyhow::Result<()> {
         .iam(EU, "reports", &["group:analysts@acme.com"])
         .await?;
 
-    stage.chapter("6. Drift: somebody makes the checkout public from a laptop");
+    stage.chapter("7. Drift: somebody makes the checkout public from a laptop");
     stage.mark();
     stage.gcloud_add(EU, "checkout", "allUsers").await?;
     let made = Instant::now();
@@ -616,7 +739,7 @@ async fn main() -> anyhow::Result<()> {
         stage.say(&wrap(&format!("{reason}: {note}"), 70));
     }
 
-    stage.chapter("7. A guardrail: what the platform team lets a namespace declare");
+    stage.chapter("8. A guardrail: what the platform team lets a namespace declare");
     stage.command("kubectl apply -f samples/50-guardrail.yaml -f samples/51-partner.yaml");
     stage.apply(&root.join("samples/50-guardrail.yaml")).await?;
     stage.apply(&root.join("samples/51-partner.yaml")).await?;
@@ -631,7 +754,7 @@ async fn main() -> anyhow::Result<()> {
         )
         .await?;
 
-    stage.chapter("8. Large revocations need approval");
+    stage.chapter("9. Large revocations need approval");
     stage.command("kubectl apply -f samples/60-archive.yaml");
     stage.apply(&root.join("samples/60-archive.yaml")).await?;
     stage
@@ -655,7 +778,7 @@ async fn main() -> anyhow::Result<()> {
         .iam(EU, "archive", &["group:analysts@acme.com"])
         .await?;
 
-    stage.chapter("9. Contested: something keeps adding the same member");
+    stage.chapter("10. Contested: something keeps adding the same member");
     for turn in 1..=4 {
         stage
             .gcloud_add(EU, "archive", "user:cron-job@acme.com")
@@ -674,7 +797,7 @@ async fn main() -> anyhow::Result<()> {
         .wait("shop/archive", "Ready", "False", "Drifted")
         .await?;
 
-    stage.chapter("10. Every write is recorded and can be rolled back");
+    stage.chapter("11. Every write is recorded and can be rolled back");
     stage.command("kubectl -n shop get invokerchanges");
     let mut changes = stage
         .list("/apis/run-invoker.dev/v1alpha1/namespaces/shop/invokerchanges")
@@ -700,7 +823,7 @@ async fn main() -> anyhow::Result<()> {
         .count();
     anyhow::ensure!(approved == 1, "{approved} approved changes on record");
 
-    stage.chapter("11. Deleting a policy revokes what it listed, and nothing else");
+    stage.chapter("12. Deleting a policy revokes what it listed, and nothing else");
     stage.command("kubectl -n payments delete ivp incident");
     let url = format!(
         "{}{}",
@@ -730,6 +853,18 @@ async fn main() -> anyhow::Result<()> {
             &["serviceAccount:frontend@acme-prod.iam.gserviceaccount.com"],
         )
         .await?;
+
+    stage.chapter("13. What was requested has ended");
+    stage.request("inc-7", "Ended").await?;
+    stage.plugin("grace", &["requests"]).await?;
+    let left = stage.sandbox.run.policy(PROJECT, US, "ledger");
+    anyhow::ensure!(
+        !left
+            .unwrap_or_default()
+            .to_string()
+            .contains("ada@acme.com"),
+        "the grant is still there"
+    );
 
     stage.chapter("Metrics that alerts use");
     stage.command(&format!("curl http://{listen}/metrics"));

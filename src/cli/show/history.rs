@@ -119,8 +119,10 @@ fn why(spec: &InvokerChangeSpec) -> String {
         ChangePhase::Applied => spec.reason.as_str().to_owned(),
         other => format!("{}, {}", spec.reason.as_str(), other.as_str()),
     }];
-    let approved = spec.approvals.iter();
-    lines.extend(approved.map(|a| format!("by {}: {}", a.name, a.reason)));
+    lines.extend(spec.approvals.iter().map(|a| match a.by.as_str() {
+        "" => format!("by {}: {}", a.name, a.reason),
+        who => format!("by {who} ({}): {}", a.name, a.reason),
+    }));
     lines.join("\n")
 }
 
