@@ -271,6 +271,7 @@ impl Stage {
         let shown = wrap(&shown.join(" "), 60).replace('\n', " \\\n    ");
         let mut lines = shown.lines();
         let first = lines.next().unwrap_or_default();
+        self.say(&format!("{who}:"));
         self.command(&format!("kubectl invoker {first}"));
         lines.for_each(|line| self.say(line));
         let config = self.folder.join(format!("kubeconfig-{who}"));

@@ -165,6 +165,14 @@ impl Net {
         let now = self.now();
         for change in changes {
             let gone = change.kind == sandbox::kube::store::Kind::Deleted;
+            if change.table.1 == "invokeraccessrequests" && by != By::Somebody && !gone {
+                let tally = match change.object["status"]["phase"].as_str() {
+                    Some("Active") => "requests granted, as statuses say",
+                    Some("Ended") => "requests ended, as statuses say",
+                    _ => "other statuses of requests",
+                };
+                *shared.tally.entry(tally).or_default() += 1;
+            }
             shared
                 .judge
                 .stored(now, by, &change.table.1, &change.object, gone);

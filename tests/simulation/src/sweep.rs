@@ -194,6 +194,15 @@ impl Teller {
                     how: crate::story::Agreement::Shown,
                 });
             }
+            "answerRequest" => {
+                let (namespace, name) = policy(&text("request"));
+                self.does(What::AnswerRequest {
+                    namespace,
+                    name,
+                    how: crate::story::Agreement::Shown,
+                    deny: given["deny"] == true,
+                });
+            }
             "approveAs" => {
                 let (namespace, name) = policy(&text("policy"));
                 self.does(What::Approve {
