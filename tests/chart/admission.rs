@@ -356,10 +356,7 @@ impl Team {
                 &argo,
             ),
         ] {
-            let user = format!("{{token: sandbox, as: \"{name}\", as-groups: {groups:?}}}");
-            let config = config.replace("{token: sandbox}", &user);
-            assert!(config.contains(name));
-            let client = common::client(&config).await;
+            let client = common::client(&acting_as(&config, name, groups)).await;
             people.insert(person, Person { name, client });
         }
         let of_operator = ground.sandbox.kubeconfig_of("platform", "run-invoker");
@@ -418,6 +415,14 @@ impl Team {
         let found = &found["metadata"]["annotations"][signature(plural)];
         assert_eq!(*found, wanted, "{what}");
     }
+}
+
+/// The kubeconfig of an admin as somebody else's.
+fn acting_as(admin: &str, name: &str, groups: &[&str]) -> String {
+    let token = "{token: sandbox}";
+    assert!(admin.contains(token));
+    let user = format!("{{token: sandbox, as: \"{name}\", as-groups: {groups:?}}}");
+    admin.replace(token, &user)
 }
 
 /// Binds a ClusterRole in a namespace.
@@ -554,6 +559,70 @@ async fn the_operator_works_under_the_policies_and_they_go_with_the_release() {
 
     team.ground.helm().run(&["uninstall", "run-invoker"]).await;
     nothing_is_left(admin, &["validating"]).await;
+}
+
+/// The plugin signs what it writes, so that it works under the policies.
+#[cfg(feature = "cli")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_plugin_writes_under_the_name_of_who_calls_it() {
+    let Some(ground) = Ground::real("the plugin under admission policies").await else {
+        return;
+    };
+    let team = Team::on(ground, &[ON.to_owned()]).await;
+    for step in read("plugin").steps {
+        team.play(&step).await;
+    }
+    let real = team.ground.real.as_ref().unwrap();
+    let config = common::own_path("bob");
+    fs::write(
+        &config,
+        acting_as(&real.kubeconfig(), "bob@acme.com", &["team"]),
+    )
+    .unwrap();
+    let plugin = async |args: &[&str]| {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"))
+            .args(args)
+            .args(["--namespace", "team-a"])
+            .env("KUBECONFIG", &config)
+            .env(
+                "RUN_INVOKER_CLOUD_RUN_ENDPOINT",
+                team.ground.sandbox.run_url(),
+            )
+            .env("RUN_INVOKER_ANONYMOUS", "true")
+            .output();
+        let output = output.await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+    };
+    let notes = async |plural: &str, name: &str| {
+        let path = collection("team-a", &format!("{plural}/{name}"));
+        let request = http::Request::get(path).body(vec![]).unwrap();
+        let found: Value = team.admin.request(request).await.unwrap();
+        found["metadata"]["annotations"].clone()
+    };
+    let bob = "bob@acme.com";
+    plugin(&["suspend", "named", "unnamed"]).await;
+    assert_eq!(notes(POLICIES, "named").await, json!({api::EDITED_BY: bob}));
+    // Nobody is named who was not.
+    assert_eq!(notes(POLICIES, "unnamed").await, Value::Null);
+    plugin(&["rollback", "--end", "--policy", "rolled-back", "--yes"]).await;
+    let left = notes(POLICIES, "rolled-back").await;
+    assert_eq!(left, json!({api::EDITED_BY: bob}));
+    let about = ["--service", "web", "--region", "europe-west1"];
+    let asked = [
+        "request",
+        "--name",
+        "inc",
+        "--project",
+        "acme-prod",
+        "--for",
+        "1h",
+        "--reason",
+        "INC-1",
+    ];
+    plugin(&[&asked[..], &about].concat()).await;
+    assert_eq!(notes(REQUESTS, "inc").await, json!({api::CREATED_BY: bob}));
+    fs::remove_file(config).unwrap();
 }
 
 /// Of no policy of these sorts, nor of its binding.
