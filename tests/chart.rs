@@ -7,6 +7,8 @@
 )]
 #![expect(clippy::print_stdout, reason = "says how much it tried")]
 
+#[path = "chart/admission.rs"]
+mod admission;
 mod common;
 #[path = "chart/package.rs"]
 mod package;
@@ -87,6 +89,9 @@ fn what_the_chart_renders_is_golden() {
             "tests/full-values.yaml",
             "--api-versions",
             "run-invoker.dev/v1alpha1/InvokerGuardrail",
+            // Some versions of kinds go by it.
+            "--kube-version",
+            "1.36.0",
             // Its own check below.
             "--set",
             "metrics.dashboards.enabled=false"
@@ -156,6 +161,15 @@ fn nonsense_in_the_values_is_refused_by_its_name() {
         ("extraVolumeMounts[0].name=x", "/extraVolumeMounts/0"),
         ("service.annotations.a=1", "/service/annotations/a"),
         ("extraObjects[0]=1", "/extraObjects/0"),
+        ("admission.enabled=maybe", "/admission/enabled"),
+        (
+            "admission.sameAccount.exceptGroup=a'b",
+            "/admission/sameAccount/exceptGroup",
+        ),
+        (
+            "admission.selfApproval.exceptGroup=a'b",
+            "/admission/selfApproval/exceptGroup",
+        ),
         ("shards=0", "/shards"),
     ] {
         let (fine, text) = tool(

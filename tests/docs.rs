@@ -187,7 +187,7 @@ fn what_the_pages_say_of_flags_and_values_is_there() {
     .unwrap();
     let flag = regex::Regex::new("`--([a-z][a-z-]+)[ =`]").unwrap();
     let value = regex::Regex::new(
-        r"`((?:settings|metrics|serviceAccount|defaultGuardrail|image|crds|rbac)\.[a-zA-Z.]+)[=`]",
+        r"`((?:settings|metrics|serviceAccount|defaultGuardrail|image|crds|rbac|admission)\.[a-zA-Z.]+)[=`]",
     )
     .unwrap();
     let mut seen = 0;

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, Kube, print},
+    request::myself,
     select::{ObjectName, Selection},
 };
-use crate::api::{InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT};
+use crate::api::{EDITED_BY, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT};
 
 /// Writes as this field manager.
 pub(super) const MANAGER: &str = "kubectl-invoker";
@@ -62,6 +63,21 @@ pub(super) async fn patch(kube: &Kube, name: &str, patch: Value) -> anyhow::Resu
     };
     api.patch(name, &params, &Patch::Merge(patch)).await?;
     Ok(())
+}
+
+/// A patch that changes what a policy declares. Where the policy says who edited it last, that is now
+/// the caller: admission refuses an edit under the name of somebody else.
+pub(super) async fn edit(
+    kube: &Kube,
+    policy: &InvokerPolicy,
+    mut change: Value,
+) -> anyhow::Result<()> {
+    if policy.annotations().contains_key(EDITED_BY)
+        && let Some(me) = myself(kube).await
+    {
+        change["metadata"]["annotations"][EDITED_BY] = json!(me);
+    }
+    patch(kube, &policy.name_any(), change).await
 }
 
 pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
@@ -132,7 +148,7 @@ pub async fn suspend(
             continue;
         }
         let spec = json!({"spec": {"suspend": suspend}});
-        patch(&at(&kube, &found), &found.name_any(), spec).await?;
+        edit(&at(&kube, &found), &found, spec).await?;
         let done = if suspend { "suspended" } else { "resumed" };
         print(&format!("{full} {done}\n"));
         let mut labels = found.labels().keys();

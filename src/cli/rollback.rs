@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Exit, WorldArgs,
-    act::{annotation, patch},
+    act::{annotation, edit},
     context::{Context, Kube, print},
     files::Loaded,
     plan::service_plan,
@@ -103,7 +103,7 @@ async fn begin(
         context.complain("nothing was changed");
         return Ok(Exit::Error);
     }
-    patch(kube, &name, annotation(ROLLBACK, Some(&value))).await?;
+    edit(kube, &found, annotation(ROLLBACK, Some(&value))).await?;
     print(&format!(
         "{namespace}/{name} rolled back; to end it:\n  kubectl invoker rollback --end --policy {name} -n {namespace}\n"
     ));
@@ -150,7 +150,7 @@ async fn end(
         context.complain("nothing was changed");
         return Ok(Exit::Error);
     }
-    patch(kube, name, annotation(ROLLBACK, None)).await?;
+    edit(kube, &found, annotation(ROLLBACK, None)).await?;
     print(&format!(
         "{namespace}/{name}: rollback ended, its spec is in force\n"
     ));

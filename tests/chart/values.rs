@@ -124,6 +124,8 @@ fn names_can_be_replaced() {
             SUBSCRIPTION,
             "--set",
             "metrics.monitor=PodMonitor,metrics.rules.enabled=true,metrics.dashboards.enabled=true",
+            "--set",
+            "admission.enabled=true,admission.mutate=true,admission.sameAccount.enabled=true",
         ]));
         let mut selectors = 0;
         for object in rendered.iter().filter(own) {

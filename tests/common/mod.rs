@@ -381,6 +381,7 @@ fn tokens() -> String {
         ("team-a", "editor"),
         ("team-a", "viewer"),
         ("team-a", "approver"),
+        ("team-a", "requester"),
         ("team-b", "editor"),
     ] {
         lines += &format!(

@@ -1,5 +1,5 @@
 {{- /* Values that charts after the first one added, by path. `helm upgrade --reuse-values` brings the values of the chart that was
-installed, which may have none of them. tests/chart.rs holds them to values.yaml. */ -}}
+installed, which may have none of them, or some, where --set gives others of the same map. tests/chart.rs holds them to values.yaml. */ -}}
 {{- define "run-invoker.added" -}}
 shards: 1
 metrics.dashboards: {enabled: false, labels: {grafana_dashboard: "1"}, annotations: {}}
@@ -14,6 +14,14 @@ podSecurityContext: {runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, se
 securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
 service: {annotations: {}}
 extraObjects: []
+admission: {enabled: false, mutate: false, selfApproval: {exceptGroup: ""}, sameAccount: {enabled: false, exceptGroup: ""}}
+admission.enabled: false
+admission.mutate: false
+admission.selfApproval: {exceptGroup: ""}
+admission.selfApproval.exceptGroup: ""
+admission.sameAccount: {enabled: false, exceptGroup: ""}
+admission.sameAccount.enabled: false
+admission.sameAccount.exceptGroup: ""
 {{- end }}
 
 {{- /* Sets those that are absent; every template begins with it. */ -}}
@@ -57,4 +65,31 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "run-invoker.image" -}}
 {{- $repository := required "image.repository is not set, and no image is published yet: build one with `make image`, push it to your registry, and pass --set image.repository=REGISTRY/run-invoker (docs/image.md)" .Values.image.repository }}
 {{- if .Values.image.digest }}{{ $repository }}@{{ .Values.image.digest }}{{ else }}{{ $repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* The binding of a ValidatingAdmissionPolicy, from the root, the end of its name, and whether each object of its paramKind in the
+namespace is a parameter. */ -}}
+{{- define "run-invoker.bind" -}}
+{{- $root := first . }}
+{{- $name := printf "%s-%s" (include "run-invoker.fullname" $root) (index . 1) -}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ $name }}
+  labels: {{- include "run-invoker.labels" $root | nindent 4 }}
+spec:
+  policyName: {{ $name }}
+  validationActions: [Deny]
+  {{- if last . }}
+  paramRef: {selector: {}, parameterNotFoundAction: Allow}
+  {{- end }}
+{{- end }}
+
+{{- /* A condition that leaves members of a group out. */ -}}
+{{- define "run-invoker.unless" -}}
+{{- with . }}
+  - name: not-of-group
+    expression: "!('{{ . }}' in request.userInfo.?groups.orValue([]))"
+{{- end }}
 {{- end }}

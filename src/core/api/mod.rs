@@ -172,6 +172,8 @@ pub const ROLLBACK: &str = "run-invoker.dev/rollback";
 /// Who created an approval or a request. Anybody may write it, so it counts only where admission
 /// sees to it that it is true.
 pub const CREATED_BY: &str = "run-invoker.dev/created-by";
+/// Who edited the spec of a policy last. The operator does not read it; admission policies do.
+pub const EDITED_BY: &str = "run-invoker.dev/edited-by";
 /// Field manager of every write to the Kubernetes API, and reporting controller of events.
 pub const FIELD_MANAGER: &str = "run-invoker";
 /// Annotations of the Lease that tells that audit events cannot be relied on.

@@ -34,6 +34,14 @@ pub fn service_account(authorization: &str) -> Option<(&str, &str)> {
         .split_once(':')
 }
 
+/// Who whoever brings this token is.
+pub fn username(authorization: &str) -> String {
+    match service_account(authorization) {
+        Some((namespace, name)) => format!("system:serviceaccount:{namespace}:{name}"),
+        None => "kubernetes-admin".to_owned(),
+    }
+}
+
 fn table(plural: &str) -> Table {
     ("rbac.authorization.k8s.io".to_owned(), plural.to_owned())
 }

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod docs;
 pub mod managed;
+pub mod mutating;
 pub mod protobuf;
 pub mod registry;
 pub mod schema;
@@ -158,6 +159,8 @@ struct Writing {
     applied: bool,
     dry_run: bool,
     strict: bool,
+    /// Who writes.
+    user: String,
 }
 
 impl Kube {
@@ -347,10 +350,7 @@ impl Kube {
                 review["status"] = json!({"allowed": allowed});
             }
             "/apis/authentication.k8s.io/v1/selfsubjectreviews" => {
-                let name = match account {
-                    Some((namespace, name)) => format!("system:serviceaccount:{namespace}:{name}"),
-                    None => "kubernetes-admin".to_owned(),
-                };
+                let name = access::username(call.header("authorization"));
                 review["status"] =
                     json!({"userInfo": {"username": name, "groups": ["system:authenticated"]}});
             }
@@ -626,6 +626,7 @@ impl Kube {
             applied: false,
             dry_run: call.param("dryRun") == Some("All"),
             strict: call.param("fieldValidation") == Some("Strict"),
+            user: access::username(call.header("authorization")),
         })
     }
 
@@ -813,7 +814,7 @@ impl Kube {
             object["spec"] = json!({"finalizers": ["kubernetes"]});
             object["status"] = json!({"phase": "Active"});
         }
-        let object = self.admit(target, None, object, writing)?;
+        let object = self.admit(&state.store, target, None, object, writing)?;
         if writing.dry_run {
             return Ok(Self::present(resource, &object));
         }
@@ -822,9 +823,11 @@ impl Kube {
         Ok(Self::present(resource, &stored))
     }
 
-    /// Defaulting, pruning, validation and ownership: what every write goes through.
+    /// Defaulting, pruning, validation, ownership and mutation: what every write goes through. What
+    /// a mutation does belongs to nobody, as upstream; that it is not validated is not as upstream.
     fn admit(
         &self,
+        store: &Store,
         target: &Target,
         old: Option<&Value>,
         mut new: Value,
@@ -886,6 +889,15 @@ impl Kube {
         }
         if !writing.applied {
             managed::track_update(old, &mut new, &writing.manager, schema, &self.now());
+        }
+        if target.subresource.is_none() {
+            let user = &*writing.user;
+            let request = mutating::Request {
+                resource,
+                user,
+                old,
+            };
+            new = mutating::mutate(store, &request, new)?;
         }
         if serde_json::to_vec(&new).map_or(0, |bytes| bytes.len()) > MAX_OBJECT {
             return Err(Refusal::new(500, "", "etcdserver: request is too large"));
@@ -1185,7 +1197,7 @@ impl Kube {
                 ));
             }
         }
-        let mut new = self.admit(target, Some(old), new, writing)?;
+        let mut new = self.admit(&state.store, target, Some(old), new, writing)?;
         if resource.custom || resource.plural == CRD.1 {
             let relevant = |v: &Value| {
                 let mut map = v.as_object().cloned().unwrap_or_else(Map::new);

@@ -96,10 +96,12 @@ fn builtin(
     }
 }
 
-/// Kinds that charts install: kept and served, with nobody behind them.
+/// Kinds that charts install: kept and served, with nobody behind most of them. Of admission policies
+/// those that mutate act, those that validate do not.
 fn workloads() -> Vec<Resource> {
     let age = ("Age", "date", ".metadata.creationTimestamp");
     let rbac = "rbac.authorization.k8s.io";
+    let admission = "admissionregistration.k8s.io";
     let ready: &[(&str, &str, &str)] = &[("Replicas", "integer", ".spec.replicas"), age];
     [
         (
@@ -160,6 +162,38 @@ fn workloads() -> Vec<Resource> {
             "networkpolicies",
             &["netpol"][..],
             true,
+            &[age],
+        ),
+        (
+            admission,
+            "ValidatingAdmissionPolicy",
+            "validatingadmissionpolicies",
+            &[],
+            false,
+            &[age],
+        ),
+        (
+            admission,
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybindings",
+            &[],
+            false,
+            &[age],
+        ),
+        (
+            admission,
+            "MutatingAdmissionPolicy",
+            "mutatingadmissionpolicies",
+            &[],
+            false,
+            &[age],
+        ),
+        (
+            admission,
+            "MutatingAdmissionPolicyBinding",
+            "mutatingadmissionpolicybindings",
+            &[],
+            false,
             &[age],
         ),
     ]

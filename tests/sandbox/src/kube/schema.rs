@@ -559,7 +559,7 @@ fn join(path: &str, key: &str) -> String {
 }
 
 /// JSON to CEL. Whole numbers are `int`, as a Kubernetes schema says, not `uint`.
-fn to_cel(value: &Value) -> cel::Value {
+pub fn to_cel(value: &Value) -> cel::Value {
     match value {
         Value::Null => cel::Value::Null,
         Value::Bool(b) => cel::Value::Bool(*b),
