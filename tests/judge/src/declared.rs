@@ -289,7 +289,7 @@ pub struct Guardrail {
 pub struct Requests {
     /// Seconds.
     pub longest: i64,
-    /// What the reason has to begin with; worlds have no other patterns.
+    /// What the reason has to match.
     pub reason: Option<String>,
     by_themselves: Vec<String>,
 }

@@ -123,6 +123,8 @@ pub struct Judge {
     approvals: BTreeMap<Place, agreed::Agreement>,
     /// Requests, by their place among policies.
     requests: BTreeMap<Place, Value>,
+    /// Uids of requests that were ever granted.
+    granted_requests: BTreeSet<String>,
     /// Plan of a request that its status showed, to the uid of the request.
     requested: BTreeMap<(Place, String), String>,
     /// Hashes that somebody agreed to on a ledger.
@@ -176,6 +178,7 @@ impl Judge {
             approvals: BTreeMap::new(),
             requests: BTreeMap::new(),
             requested: BTreeMap::new(),
+            granted_requests: BTreeSet::new(),
             agreed_on_ledgers: BTreeSet::new(),
             held_alone: BTreeSet::new(),
             last_write: None,

@@ -4,6 +4,7 @@
 //! Source: docs/approvals.md, "Access on request".
 
 use jiff::{SignedDuration, Timestamp};
+use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::{
@@ -88,8 +89,8 @@ fn consent(d: &Declared, object: &Value, ends: Timestamp) -> Consent {
     let asked: Vec<_> = rails.iter().filter_map(|g| g.requests.as_ref()).collect();
     let duration = seconds(text("duration")).unwrap_or(i64::MAX);
     let within = asked.iter().all(|r| {
-        let begins = |p: &String| text("reason").starts_with(p.trim_start_matches('^'));
-        duration <= r.longest && r.reason.as_ref().is_none_or(begins)
+        let fits = |p: &String| Regex::new(p).is_ok_and(|p| p.is_match(text("reason")));
+        duration <= r.longest && r.reason.as_ref().is_none_or(fits)
     });
     if asked.is_empty() || !fits || !within {
         return Consent::Nobody;
@@ -159,6 +160,7 @@ impl Judge {
         let Some(end) = until(object) else {
             return;
         };
+        self.granted_requests.insert(uid.clone());
         let before = self.requests.get(place);
         let before = before.filter(|b| b["metadata"]["uid"] == uid.as_str());
         let was = before.and_then(until);

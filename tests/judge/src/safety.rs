@@ -333,10 +333,15 @@ impl Judge {
             owners.peek().is_some()
                 && owners.all(|p| !d.rails(&p.namespace).all(|g| g.allows_service(&w.service)))
         };
+        // What was only ever given on request ends without asking.
+        let on_request = |g: &Grant| {
+            let of = self.listed.get(&(w.service.clone(), g.clone()));
+            of.is_some_and(|of| of.is_subset(&self.granted_requests))
+        };
         let counted: BTreeSet<&Grant> = change
             .removed
             .iter()
-            .filter(|g| g.in_force(w.issued) && !forbidden(g) && !shut_out(g))
+            .filter(|g| g.in_force(w.issued) && !forbidden(g) && !shut_out(g) && !on_request(g))
             .collect();
         if counted.is_empty() {
             return None;
