@@ -905,6 +905,87 @@ async fn drift_that_was_corrected_at_once_is_seen_by_whoever_watches() {
     operator.stop().await;
 }
 
+/// On the real clock: the end of access is one, and so is that of an approval.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_waits_sees_a_request_end_and_history_says_who_agreed() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
+    let rail = json!({"kind": "InvokerGuardrail", "metadata": {"name": "g"}, "spec": {"requests": {"maxDuration": "1h"}}});
+    put(&client, &rail).await;
+    let operator = Operator::start(client.clone(), sandbox.run_url(), &Setup::default()).await;
+    let plugin = Plugin::new(&sandbox);
+    let command = |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-invoker"));
+        command
+            .args(arguments)
+            .args(["-n", "default"])
+            .env("KUBECONFIG", plugin.folder.join("kubeconfig"))
+            .env("COLUMNS", "1000")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    };
+    let ask = "request --service web --region europe-west1 --project acme-prod --for 10s --reason INC-1 --member user:ada@acme.com --name inc-1 --wait";
+    let mut asks = command(&ask.split(' ').collect::<Vec<_>>());
+    let child = asks.stdout(Stdio::piped()).spawn().unwrap();
+    eventually(Duration::from_secs(20), "it is pending", || async {
+        let shown = command(&["requests", "--pending", "-o", "name"]).output();
+        let shown = String::from_utf8(shown.await.unwrap().stdout).unwrap();
+        match shown.trim() {
+            "invokeraccessrequest.run-invoker.dev/inc-1" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    eventually(Duration::from_secs(20), "it was looked at", || async {
+        let mut again = command(&[
+            "requests",
+            "inc-1",
+            "-o",
+            "jsonpath={.requests[0].status.phase}",
+        ]);
+        let shown = again.output().await.unwrap().stdout;
+        if shown == b"Pending" {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&shown).into_owned())
+        }
+    })
+    .await;
+    let mut agree = command(&["approve", "inc-1", "--yes", "--wait", "--reason", "CHG-1"]);
+    let agreed = agree.output().await.unwrap();
+    let text = String::from_utf8_lossy(&agreed.stdout);
+    assert!(
+        agreed.status.success() && text.contains(": Used: "),
+        "{text}"
+    );
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output());
+    let ended = ended.await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "{text}");
+    let steps: Vec<&str> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("inc-1: ")?.split(':').next())
+        .collect();
+    // It looks a few times a second, so a step that is over at once may be missed.
+    assert!(steps.contains(&"Active"), "{text}");
+    assert_eq!(steps.last(), Some(&"Ended"), "{text}");
+    eventually(
+        Duration::from_secs(20),
+        "history says who agreed",
+        || async {
+            let shown = command(&["history"]).output().await.unwrap().stdout;
+            let shown = String::from_utf8_lossy(&shown).into_owned();
+            let whole = shown.contains("by kubernetes-admin (inc-1-") && shown.contains("): CHG-1");
+            if whole { Ok(()) } else { Err(shown) }
+        },
+    )
+    .await;
+    operator.stop().await;
+}
+
 /// The page that `make browser` opens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_page_is_written() {
