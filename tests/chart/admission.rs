@@ -206,7 +206,7 @@ fn object(plural: &str, namespace: &str, name: &str, over: &Value) -> Value {
         ),
         REQUESTS => (
             "InvokerAccessRequest",
-            json!({"project": "acme-prod", "services": web, "member": "user:ada@acme.com", "duration": "1h", "reason": "INC-1"}),
+            json!({"project": "acme-prod", "services": web, "member": "user:eve@acme.com", "duration": "1h", "reason": "INC-1"}),
         ),
         _ => {
             let about = json!({"policy": "web", "plan": "0".repeat(40), "reason": "CHG-1"});
@@ -347,6 +347,7 @@ impl Team {
         for (person, name, groups) in [
             ("ada", "ada@acme.com", &["team"][..]),
             ("bob", "bob@acme.com", &["team"]),
+            ("carol", "carol@acme.com", &["team"]),
             ("desk", "help@acme.com", &["team", "desk@acme.com"]),
             // A Google service account.
             ("robot", "ci@acme-prod.iam.gserviceaccount.com", &["team"]),
@@ -514,7 +515,7 @@ async fn the_operator_works_under_the_policies_and_they_go_with_the_release() {
     play(
         "- {who: ada, post: invokerapprovals, refused: [created-by, is missing]}
 - {who: ada, post: invokerpolicies, name: web, by: me, keep: true}
-- {who: ada, post: invokeraccessrequests, name: inc, by: me, keep: true}",
+- {who: ada, post: invokeraccessrequests, name: inc, by: me, spec: {member: 'user:ada@acme.com'}, keep: true}",
     )
     .await;
     ready(&Api::namespaced(admin.clone(), "team-a"), "web").await;
