@@ -219,7 +219,13 @@ async fn asked(
         }
     }
     Ok(Asked {
-        nothing: format!("{full} holds no plan; there is nothing to decide"),
+        nothing: format!(
+            "{full} holds no plan; there is nothing to {}",
+            match decision {
+                Decision::Approve => "approve",
+                Decision::Deny => "deny",
+            }
+        ),
         full,
         policy: Some(name.to_owned()),
         request: None,
