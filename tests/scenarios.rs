@@ -105,6 +105,11 @@ enum Step {
     RememberRequest(String),
     /// Remembers the plan that the policy's status says is held.
     RememberPlan(String),
+    /// Takes every finalizer off an object and deletes it.
+    DropFinalizer {
+        kind: String,
+        name: String,
+    },
     /// Deletes an object and makes it again from what is left of it in a backup.
     Restore {
         kind: String,
@@ -629,6 +634,13 @@ impl World {
             Step::RememberRequest(name) => self.remembered = self.requested_plan(name).await,
             Step::RememberPlan(policy) => self.remembered = self.held_plan(policy).await,
             Step::Restore { kind, name } => self.restore(kind, name).await,
+            Step::DropFinalizer { kind, name } => {
+                let none = json!({"metadata": {"finalizers": null}});
+                let api = self.objects(kind, "team-a");
+                let params = PatchParams::default();
+                api.patch(name, &params, &Patch::Merge(none)).await.unwrap();
+                api.delete(name, &DeleteParams::default()).await.unwrap();
+            }
             Step::RollBack { policy, newest } => {
                 let changes = self.changes(self.split(policy).0).await;
                 let change = changes

@@ -190,8 +190,10 @@ pub async fn request(context: &Context, command: &RequestCommand) -> anyhow::Res
         },
     };
     let made = || {
-        let service: String = command.services[0].chars().take(30).collect();
-        format!("{service}-{}", context.now.strftime("%Y%m%d-%H%M%S"))
+        let service: String = command.services[0].chars().take(28).collect();
+        // Two people ask in the same second.
+        let who = crate::intent::digest(2, [spec.member.as_str()]);
+        format!("{service}-{}-{who}", context.now.strftime("%Y%m%d-%H%M%S"))
     };
     let name = command.name.clone().unwrap_or_else(made);
     let mut object = InvokerAccessRequest::new(&name, spec);
@@ -258,7 +260,8 @@ async fn follow(
             let line = format!("{name}: {}: {}", phase.as_str(), step.1);
             print(&format!("{}\n", context.style().wrap(0, &line)));
             last = Some(step);
-            if phase.is_final() {
+            // Refused may change with the guardrails; nobody waits for that here.
+            if phase.is_final() || phase == RequestPhase::Refused {
                 return Ok(if was_granted && phase == RequestPhase::Ended {
                     Exit::Nothing
                 } else {

@@ -149,6 +149,7 @@ impl<C: CloudRun> Controller<C> {
 
     /// Writes the statuses of requests.
     pub(super) async fn tend_requests(self: Arc<Self>, mut unkept: mpsc::Receiver<Unkept>) {
+        let mut later: Vec<Unkept> = Vec::new();
         loop {
             let (due, wake) = self.requests.due.with(|due| {
                 let now = Instant::now();
@@ -163,17 +164,31 @@ impl<C: CloudRun> Controller<C> {
                 biased;
                 () = self.requests.changed.notified() => {}
                 () = tokio::time::sleep_until(wake) => {}
+                () = tokio::time::sleep(AGAIN), if !later.is_empty() => {
+                    for told in std::mem::take(&mut later) {
+                        later.extend(self.tell_unkept_request(told).await);
+                    }
+                }
                 told = unkept.recv() => match told {
-                    Some(told) => self.tell_unkept_request(told).await,
+                    Some(told) => {
+                        later.extend(self.tell_unkept_request(told).await);
+                        later.truncate(MAX_UNKEPT);
+                    }
                     None => std::future::pending().await,
                 },
             }
         }
     }
 
-    async fn tell_unkept_request(&self, told: Unkept) {
+    /// Tells a request that it does not count. What comes back is to be told later: by whoever holds
+    /// its shard then.
+    async fn tell_unkept_request(&self, told: Unkept) -> Option<Unkept> {
+        if self.index.with(|i| i.requests().get(&told.key).is_some()) {
+            // There is room for it now.
+            return None;
+        }
         if !self.shards.holds(&told.key.to_string()) {
-            return;
+            return Some(told);
         }
         let status = InvokerAccessRequestStatus {
             phase: Some(RequestPhase::Refused),
@@ -185,7 +200,9 @@ impl<C: CloudRun> Controller<C> {
             .write_request_status(&told.key, &told.uid, &status);
         if let Err(fault) = written.await {
             tracing::debug!(%fault, "a request could not be told that it does not count");
+            return Some(told);
         }
+        None
     }
 
     async fn tend_request(&self, key: &PolicyKey) {

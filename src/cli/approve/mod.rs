@@ -88,8 +88,9 @@ pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Res
     let mut exit = Exit::Nothing;
     for name in &command.which.names {
         let kube = kube.in_namespace_of(name);
-        if approve_one(context, command, &kube, &name.name).await? != Exit::Nothing {
-            exit = Exit::Error;
+        let ended = approve_one(context, command, &kube, &name.name).await?;
+        if exit != Exit::Error && ended != Exit::Nothing {
+            exit = ended;
         }
     }
     Ok(exit)
@@ -256,7 +257,9 @@ fn requested(
         Decision::Approve => phase == RequestPhase::Pending,
         Decision::Deny => !phase.is_final(),
     };
-    let what = format!("{}\nbecause: {}", asks.lines().join("\n"), asks.reason);
+    // On one line: a line of somebody's own could look like one of ours.
+    let reason: Vec<&str> = asks.reason.split_whitespace().collect();
+    let what = format!("{}\nbecause: {}", asks.lines().join("\n"), reason.join(" "));
     let held = is_open.then_some(HeldPlan {
         annotation: String::new(),
         plan,

@@ -187,6 +187,9 @@ impl Index {
             let unread = is_unlisted || self.policies.is_unreadable(&id.uid);
             return if unread {
                 OwnerState::Unread
+            } else if id.request().is_some() {
+                // Nobody keeps what was given on request, whoever took the finalizer off.
+                OwnerState::Leaving(RevokeCause::PolicyDeleted)
             } else {
                 OwnerState::LetGo
             };

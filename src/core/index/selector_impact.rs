@@ -55,7 +55,9 @@ impl Index {
     /// belongs to it, it was found as declared, or somebody agreed.
     pub(super) fn is_established(&self, record: &Record, service: &RunService) -> bool {
         let intent = &record.intent;
+        // Whoever agreed to a request agreed to its selectors.
         !intent.has_selector()
+            || intent.id.request().is_some()
             || record.targets().len() <= record.terms().max_new_services()
             || !intent.enforces()
             || intent.deleting

@@ -122,6 +122,11 @@ impl AccessRequest {
         self.spec.services.iter().filter_map(named)
     }
 
+    /// Whether it asks for services by their labels.
+    pub fn has_selector(&self) -> bool {
+        self.spec.services.iter().any(|s| s.selector.is_some())
+    }
+
     /// What it would grant, until `end`.
     pub fn declared(&self, end: Timestamp) -> Declared {
         let role = match self.spec.role {

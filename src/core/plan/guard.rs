@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     iam::{Grant, Invocation, PrincipalKind, RunService},
-    intent::{Intent, digest},
+    intent::{Intent, PolicyId, digest},
 };
 
 /// What a person is asked to agree to.
@@ -44,10 +44,19 @@ fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
         .and_then(|c| c.expiry())
         .is_none_or(|e| e > input.now);
     // What was only ever given on request ends with its request, sooner or later.
+    in_force
+        && !is_on_request(grant, input)
+        && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
+}
+
+fn are_requests<'a>(mut owners: impl Iterator<Item = &'a PolicyId>) -> bool {
+    owners.all(|id| id.request().is_some())
+}
+
+/// Whether a grant was only ever given on request.
+fn is_on_request(grant: &Grant, input: &Input<'_>) -> bool {
     let owners = input.ledger.get(grant);
-    let is_on_request =
-        owners.is_some_and(|o| !o.is_empty() && o.keys().all(|id| id.request().is_some()));
-    in_force && !is_on_request && !matches!(cause, RevokeCause::Expired | RevokeCause::Refused)
+    owners.is_some_and(|o| !o.is_empty() && are_requests(o.keys()))
 }
 
 /// Holds back what the plan takes away, if it is too much and nobody agreed to it. Grants stay:
@@ -180,12 +189,13 @@ struct Left {
 
 impl Left {
     fn of(plan: &Plan, input: &Input<'_>) -> Self {
-        let alive = |g: &Grant| lets_in(g, input);
+        // Access on request ends soon: it is nobody who stays.
+        let alive = |g: &Grant| lets_in(g, input) && !is_on_request(g, input);
         let comes = plan
             .grants
-            .keys()
-            .filter(|g| alive(g) && !input.doubtful.contains(*g))
-            .cloned()
+            .iter()
+            .filter(|(g, by)| alive(g) && !input.doubtful.contains(*g) && !are_requests(by.iter()))
+            .map(|(g, _)| g.clone())
             .collect();
         let stays = input
             .live

@@ -121,12 +121,6 @@ impl Judge {
             self.tell(replica, at, delivery);
         }
         if gone {
-            // A finalizer that somebody took off by hand lets go on purpose.
-            let by_hand =
-                replica.is_none() && before.as_ref().is_some_and(|p| p.deleting && p.finalizer);
-            if let Some(p) = before.as_ref().filter(|_| by_hand) {
-                self.let_go.insert(p.uid.clone());
-            }
             self.requests.remove(&place);
             self.store.drop(Kind::Request, &place);
         } else {

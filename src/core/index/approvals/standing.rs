@@ -105,7 +105,10 @@ impl Index {
             return state(ApprovalState::Expired, words.into());
         }
         if agreement.denies() {
-            let words = "it says no, and that holds until its time ends or it is deleted";
+            let words = match agreement.policy().request() {
+                Some(_) => "it says no, and the request is over",
+                None => "it says no, and that holds until its time ends or it is deleted",
+            };
             return state(ApprovalState::Denies, words.into());
         }
         if self.is_denied(agreement) {

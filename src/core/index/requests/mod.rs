@@ -82,15 +82,18 @@ impl Requests {
         }
     }
 
-    /// False: the namespace has too many.
+    /// False: the namespace has too many. One that was granted is always kept: it was among so many
+    /// when that was, and whatever else is asked for since, it has to end.
     fn insert(&mut self, request: Arc<AccessRequest>, stored: InvokerAccessRequestStatus) -> bool {
         let key = request.key.clone();
         if !self.by_key.contains_key(&key) {
-            let count = self.of_namespace.entry(key.namespace.clone()).or_default();
-            if *count >= MAX_OF_NAMESPACE {
+            let is_granted = stored.until.is_some() || request.has_finalizer();
+            let count = self.of_namespace.get(&key.namespace).copied();
+            let count = count.unwrap_or_default();
+            if count >= MAX_OF_NAMESPACE && !is_granted {
                 return false;
             }
-            *count += 1;
+            self.of_namespace.insert(key.namespace.clone(), count + 1);
         }
         self.by_key.insert(key, Entry { request, stored });
         true
@@ -414,7 +417,7 @@ mod tests {
         index.begin_request_list();
         let effect = index.end_request_list();
         assert!(effect.services.contains(&service));
-        assert_eq!(state(&index), OwnerState::LetGo);
+        assert!(matches!(state(&index), OwnerState::Leaving(_)));
     }
 
     #[test]
@@ -451,5 +454,16 @@ mod tests {
         ask(&mut index, &request("r0", "0", json!([]))).unwrap();
         index.remove_request(&PolicyKey::of_request("team-a", "r0"));
         ask(&mut index, &more).unwrap();
+        // One that was granted is kept whatever else is asked for: it has to end.
+        let granted = InvokerAccessRequestStatus {
+            phase: Some(RequestPhase::Active),
+            until: Some(Time(at("2026-11-26T13:00:00Z"))),
+            ..InvokerAccessRequestStatus::default()
+        };
+        let held = request("held", "held", json!([FINALIZER]));
+        index
+            .apply_request(held.clone(), granted, Duration::ZERO)
+            .unwrap();
+        assert!(index.policies.get(&held.key).is_some());
     }
 }

@@ -82,7 +82,9 @@ impl Index {
         }
         let said = self.said_of(request, now);
         if let Some(no) = said.iter().find(|a| a.denies()) {
-            let message = format!("denied by {}: {}", no.key.name, no.reason);
+            // A line of somebody's own could look like one of ours.
+            let reason: Vec<&str> = no.reason.split_whitespace().collect();
+            let message = format!("denied by {}: {}", no.key.name, reason.join(" "));
             return Standing {
                 approval: Some(no.key.name.to_string()),
                 ..as_it_was(RequestPhase::Denied, message)
@@ -92,6 +94,12 @@ impl Index {
         if let Some(end) = until.filter(|end| *end <= now) {
             let message = format!("access ended at {end}, as it was requested");
             return as_it_was(RequestPhase::Ended, message);
+        }
+        let terms = self.guardrails.terms_of(&request.key.namespace);
+        if let (Some(refusal), Some(_)) = (terms.frozen_requests(), until) {
+            // What was granted holds on as it was: nobody knows what the guardrail forbids.
+            let phase = stored.phase.unwrap_or(RequestPhase::Approved);
+            return as_it_was(phase, refusal.message);
         }
         let consent = match self.may_be_granted(request, until, now) {
             Ok(consent) => consent,
@@ -205,7 +213,7 @@ fn conditions(
     let approved = match phase {
         RequestPhase::Approved | RequestPhase::Active => "True",
         RequestPhase::Pending => "Unknown",
-        _ if standing.until.is_some() => "True",
+        RequestPhase::Ended if standing.until.is_some() => "True",
         _ => "False",
     };
     let active = if phase == RequestPhase::Active {

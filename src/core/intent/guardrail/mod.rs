@@ -324,6 +324,15 @@ impl Terms {
         self.limits.max_new_services
     }
 
+    /// Why nobody knows what requests may ask for, until somebody repairs a guardrail.
+    pub fn frozen_requests(&self) -> Option<Refusal> {
+        let broken = |g: &Arc<Guardrail>| {
+            let why = g.requests.as_ref()?.unreadable()?;
+            Some(g.no(why))
+        };
+        self.frozen().or_else(|| self.rails.iter().find_map(broken))
+    }
+
     /// Whether a request for access may be granted, and who has to agree. Every guardrail that says
     /// something of requests must be satisfied; where none does there are none.
     ///
@@ -350,7 +359,9 @@ impl Terms {
             }
         }
         let by_itself = |r: &Requests| r.approves_by_itself(&request.principal);
-        if saying().all(|(_, requests)| by_itself(requests))
+        // What a selector reaches nobody has looked at.
+        if !request.has_selector()
+            && saying().all(|(_, requests)| by_itself(requests))
             && let Some((rail, _)) = saying().next()
         {
             return Ok(Consent::Guardrail(rail.name.clone()));

@@ -62,12 +62,18 @@ impl Requests {
         }
     }
 
+    /// Why nobody knows what it says, after its name.
+    pub(super) fn unreadable(&self) -> Option<String> {
+        let why = self.unreadable.as_ref()?;
+        Some(format!(
+            "cannot be read, so nothing may be requested: {why}"
+        ))
+    }
+
     /// What it says against a request, after its name.
     pub(super) fn against(&self, request: &AccessRequest) -> Option<String> {
-        if let Some(why) = &self.unreadable {
-            return Some(format!(
-                "cannot be read, so nothing may be requested: {why}"
-            ));
+        if let Some(why) = self.unreadable() {
+            return Some(why);
         }
         if request.duration > self.longest {
             let most = &self.spec.max_duration;
