@@ -322,7 +322,7 @@ fn the_page_and_the_picture_name_rooms_that_there_are() {
         drawn.insert(name.to_owned());
     }
     // Locks and times are tools of all of them, and no rooms.
-    let tools = ["mod", "due", "owned"];
+    let tools = ["mod", "due", "owned", "tended"];
     for entry in fs::read_dir(root.join("src/controller")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();

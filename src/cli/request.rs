@@ -276,10 +276,7 @@ async fn follow(
 /// One request of the namespace, if it is there.
 pub(super) async fn find(kube: &Kube, name: &str) -> anyhow::Result<Option<InvokerAccessRequest>> {
     let api: Api<InvokerAccessRequest> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    match api.get_opt(name).await {
-        Ok(found) => Ok(found),
-        Err(other) => Err(other.into()),
-    }
+    Ok(api.get_opt(name).await?)
 }
 
 async fn chosen(kube: &Kube, chosen: &Selection) -> anyhow::Result<Vec<InvokerAccessRequest>> {

@@ -6,7 +6,6 @@ mod changes;
 mod ledgers;
 mod marks;
 mod permissions;
-mod requests;
 pub mod watch;
 
 use std::{

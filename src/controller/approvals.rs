@@ -8,15 +8,11 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Controller, Priority,
-    due::Due,
-    owned::{Owned, Rank},
+    tended::{FAR, Next, Unkept},
 };
 use crate::{
     api::{ApprovalState, InvokerApproval, InvokerApprovalStatus},
@@ -29,54 +25,20 @@ use crate::{
 const FOLD: Duration = Duration::from_millis(300);
 /// Before a status that could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
-/// Nothing is waited for longer than this in one piece.
-const FAR: Duration = Duration::from_secs(86_400);
 /// How long it is not said again that approvals cannot be watched.
 const QUIET: Duration = Duration::from_secs(6 * 3600);
-/// Statuses of approvals that are not kept and wait to be written; more wait for the next list.
-const MAX_UNKEPT: usize = 256;
 
 /// A status of an approval that is not kept: it is over, or does not count.
-pub(super) struct Unkept {
+pub(super) struct Untold {
     key: ApprovalKey,
     uid: Arc<str>,
     status: InvokerApprovalStatus,
 }
 
-/// Approvals whose status is to be brought up to date.
-#[derive(Debug)]
-pub(super) struct ApprovalStatuses {
-    due: Owned<Due<ApprovalKey>>,
-    changed: Notify,
-}
-
-impl Default for ApprovalStatuses {
-    fn default() -> Self {
-        Self {
-            due: Owned::new(Rank::Approvals, Due::default()),
-            changed: Notify::new(),
-        }
-    }
-}
-
-impl ApprovalStatuses {
-    /// Looks at an approval after `delay`, or earlier if that was asked for already.
-    pub fn add(&self, key: &ApprovalKey, delay: Duration) {
-        let at = Instant::now() + delay;
-        self.due.with(|due| due.no_later(key, at));
-        self.changed.notify_one();
-    }
-}
-
 impl<C: CloudRun> Controller<C> {
-    /// The way from the watch of approvals to [`Self::tend_approvals`].
-    pub(super) fn unkept() -> (mpsc::Sender<Unkept>, mpsc::Receiver<Unkept>) {
-        mpsc::channel(MAX_UNKEPT)
-    }
-
     /// Keeps the approvals current. An older installation does not have their kind, or does not let
     /// the operator watch it: then nothing is approved by them, and the log says so once.
-    pub(super) async fn watch_approvals(self: Arc<Self>, unkept: mpsc::Sender<Unkept>) {
+    pub(super) async fn watch_approvals(self: Arc<Self>, unkept: mpsc::Sender<Untold>) {
         let mut stream = std::pin::pin!(streams::approvals(self.cluster.client()));
         let mut told: Option<Instant> = None;
         while let Some(change) = stream.next().await {
@@ -110,7 +72,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    fn approval_applied(&self, object: &InvokerApproval, unkept: &mpsc::Sender<Unkept>) {
+    fn approval_applied(&self, object: &InvokerApproval, unkept: &mpsc::Sender<Untold>) {
         let key = ApprovalKey::of(&object.metadata);
         let stored = object.status.clone().unwrap_or_default();
         let refused = |why: String| InvokerApprovalStatus {
@@ -148,7 +110,7 @@ impl<C: CloudRun> Controller<C> {
         // Where it stands for good, or was told so already, there is nothing to write.
         let is_told = stored == status || stored.state.is_some_and(ApprovalState::is_final);
         let uid = object.metadata.uid.as_deref().unwrap_or_default().into();
-        if !is_told && unkept.try_send(Unkept { key, uid, status }).is_err() {
+        if !is_told && unkept.try_send(Untold { key, uid, status }).is_err() {
             tracing::debug!("too many approvals do not count to tell them all at once");
         }
     }
@@ -165,40 +127,38 @@ impl<C: CloudRun> Controller<C> {
     }
 
     /// Writes the statuses of approvals, and lets go of those whose time is over.
-    pub(super) async fn tend_approvals(self: Arc<Self>, mut unkept: mpsc::Receiver<Unkept>) {
+    pub(super) async fn tend_approvals(self: Arc<Self>, mut unkept: Unkept<Untold>) {
         loop {
-            let (due, wake) = self.approvals.due.with(|due| {
-                let now = Instant::now();
-                (due.take(now, |_| true), due.wake(|_| true))
-            });
-            if let Some(key) = due {
-                self.tend_approval(&key).await;
-                continue;
-            }
-            let wake = wake.unwrap_or_else(|| Instant::now() + FAR);
-            tokio::select! {
-                biased;
-                () = self.approvals.changed.notified() => {}
-                () = tokio::time::sleep_until(wake) => {}
-                told = unkept.recv() => match told {
-                    Some(told) => self.tell_unkept(told).await,
-                    None => std::future::pending().await,
-                },
+            match self.approvals.next(&mut unkept).await {
+                Next::Kept(key) => self.tend_approval(&key).await,
+                Next::Unkept(told) => {
+                    if let Some(told) = self.tell_unkept(told).await {
+                        unkept.again(told);
+                    }
+                }
             }
         }
     }
 
-    async fn tell_unkept(&self, told: Unkept) {
+    /// Tells an approval that it is over, or does not count. What comes back is to be told later: by
+    /// whoever holds its shard then.
+    async fn tell_unkept(&self, told: Untold) -> Option<Untold> {
+        if self.index.with(|i| i.approvals().get(&told.key).is_some()) {
+            // There is room for it now.
+            return None;
+        }
         let policyless = PolicyKey::new(told.key.namespace.clone(), told.key.name.clone());
         if !self.tells(&policyless) {
-            return;
+            return Some(told);
         }
         let written = self
             .cluster
             .write_approval_status(&told.key, &told.uid, &told.status);
         if let Err(fault) = written.await {
             tracing::debug!(%fault, "an approval could not be told that it does not count");
+            return Some(told);
         }
+        None
     }
 
     /// Whether this replica writes the statuses of a policy's approvals.

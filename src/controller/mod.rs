@@ -19,7 +19,7 @@
 //! | [`status_writer`] | statuses, finalizers, events |
 //! | [`gauges`] | what the metrics show of all policies |
 //! | [`shards`] | what changes when a shard comes here, and when it goes |
-//! | [`owned`], [`due`] | locks and their order; keys with a time |
+//! | [`owned`], [`due`], [`tended`] | locks and their order; keys with a time; objects that are looked at one by one |
 
 mod approvals;
 pub mod audit_events;
@@ -39,6 +39,7 @@ mod rollbacks;
 mod service_memory;
 mod shards;
 mod status_writer;
+mod tended;
 mod watches;
 
 use std::{
@@ -65,6 +66,7 @@ use crate::{
     cluster::Cluster,
     history::Retention,
     index::Index,
+    intent::{ApprovalKey, PolicyKey},
     leader::Shards,
     metrics::{Metrics, PolicySeries},
     plan::{Settings, drift::BreakerLimits},
@@ -119,8 +121,8 @@ pub struct Controller<C> {
     audit_events: audit_events::AuditEvents,
     listings: listings::Listings,
     rollbacks: rollbacks::Rollbacks,
-    approvals: approvals::ApprovalStatuses,
-    requests: requests::RequestStatuses,
+    approvals: tended::Tended<ApprovalKey>,
+    requests: tended::Tended<PolicyKey>,
     statuses: status_writer::StatusWriter,
     /// The zero of the slots in which services are read.
     started: Instant,
@@ -160,8 +162,8 @@ impl<C: CloudRun> Controller<C> {
             audit_events: audit_events::AuditEvents::default(),
             listings: listings::Listings::default(),
             rollbacks: rollbacks::Rollbacks::default(),
-            approvals: approvals::ApprovalStatuses::default(),
-            requests: requests::RequestStatuses::default(),
+            approvals: tended::Tended::new(Rank::Approvals),
+            requests: tended::Tended::new(Rank::Requests),
             statuses: status_writer::StatusWriter::default(),
             cloud,
             options,
@@ -257,10 +259,10 @@ impl<C: CloudRun> Controller<C> {
         tasks.spawn(self.clone().watch_ledgers());
         tasks.spawn(self.clone().watch_guardrails());
         tasks.spawn(self.clone().watch_accounts());
-        let (unkept, to_tell) = Self::unkept();
+        let (unkept, to_tell) = tended::Unkept::channel();
         tasks.spawn(self.clone().watch_approvals(unkept));
         tasks.spawn(self.clone().tend_approvals(to_tell));
-        let (unkept, to_tell) = Self::unkept_requests();
+        let (unkept, to_tell) = tended::Unkept::channel();
         tasks.spawn(self.clone().watch_requests(unkept));
         tasks.spawn(self.clone().tend_requests(to_tell));
         tasks.spawn(self.clone().follow_shards());

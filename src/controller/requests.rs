@@ -2,21 +2,14 @@
 //! That somebody's access was approved, and until when, is in the status before anything is granted:
 //! whatever happens in between, it ends then.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Controller, Priority,
-    due::Due,
-    owned::{Owned, Rank},
+    tended::{FAR, Next, Unkept},
 };
 use crate::{
     api::{EventReason, InvokerAccessRequest, InvokerAccessRequestStatus, RequestPhase},
@@ -30,54 +23,26 @@ use crate::{
 const FOLD: Duration = Duration::from_millis(100);
 /// Before a status that could not be written is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Nothing is waited for longer than this in one piece.
-const FAR: Duration = Duration::from_secs(86_400);
 /// How long it is not said again that requests cannot be watched.
 const QUIET: Duration = Duration::from_secs(6 * 3600);
-/// Statuses of requests that are not kept and wait to be written; more wait for the next list.
-const MAX_UNKEPT: usize = 256;
 
 /// A request that is not kept, and why.
-pub(super) struct Unkept {
+pub(super) struct Untold {
     key: PolicyKey,
     uid: Arc<str>,
     why: String,
 }
 
-/// Requests whose status is to be brought up to date.
-#[derive(Debug)]
-pub(super) struct RequestStatuses {
-    due: Owned<Due<PolicyKey>>,
-    changed: Notify,
-}
-
-impl Default for RequestStatuses {
-    fn default() -> Self {
-        Self {
-            due: Owned::new(Rank::Requests, Due::default()),
-            changed: Notify::new(),
-        }
-    }
-}
-
-impl RequestStatuses {
-    /// Looks at a request after `delay`, or earlier if that was asked for already.
-    pub fn add(&self, key: &PolicyKey, delay: Duration) {
-        let at = Instant::now() + delay;
-        self.due.with(|due| due.no_later(key, at));
-        self.changed.notify_one();
-    }
+fn key_of(object: &InvokerAccessRequest) -> PolicyKey {
+    let meta = &object.metadata;
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    PolicyKey::of_request(namespace, meta.name.as_deref().unwrap_or_default())
 }
 
 impl<C: CloudRun> Controller<C> {
-    /// The way from the watch of requests to [`Self::tend_requests`].
-    pub(super) fn unkept_requests() -> (mpsc::Sender<Unkept>, mpsc::Receiver<Unkept>) {
-        mpsc::channel(MAX_UNKEPT)
-    }
-
     /// Keeps the requests current. An older installation does not have their kind: then there are
     /// none, and what belongs to some is touched by nobody until they can be watched.
-    pub(super) async fn watch_requests(self: Arc<Self>, unkept: mpsc::Sender<Unkept>) {
+    pub(super) async fn watch_requests(self: Arc<Self>, unkept: mpsc::Sender<Untold>) {
         let mut stream = std::pin::pin!(streams::requests(self.cluster.client()));
         let mut told: Option<Instant> = None;
         while let Some(change) = stream.next().await {
@@ -91,10 +56,7 @@ impl<C: CloudRun> Controller<C> {
                     continue;
                 }
                 Change::Deleted(object) => {
-                    let meta = &object.metadata;
-                    let namespace = meta.namespace.as_deref().unwrap_or_default();
-                    let name = meta.name.as_deref().unwrap_or_default();
-                    let key = PolicyKey::of_request(namespace, name);
+                    let key = key_of(&object);
                     self.statuses.forget(&key);
                     self.ask_approvals(&key);
                     self.index.with(|i| i.remove_request(&key))
@@ -126,7 +88,7 @@ impl<C: CloudRun> Controller<C> {
         }
     }
 
-    fn request_applied(&self, object: &InvokerAccessRequest, unkept: &mpsc::Sender<Unkept>) {
+    fn request_applied(&self, object: &InvokerAccessRequest, unkept: &mpsc::Sender<Untold>) {
         let now = self.elapsed();
         let stored = object.status.clone().unwrap_or_default();
         let taken = AccessRequest::from_object(object).and_then(|request| {
@@ -137,52 +99,31 @@ impl<C: CloudRun> Controller<C> {
             Ok(effect) => return self.set_in_motion(&effect, Priority::Declared, FOLD),
             Err(why) => why,
         };
-        let meta = &object.metadata;
-        let namespace = meta.namespace.as_deref().unwrap_or_default();
-        let key = PolicyKey::of_request(namespace, meta.name.as_deref().unwrap_or_default());
-        let uid = meta.uid.as_deref().unwrap_or_default().into();
+        let key = key_of(object);
+        let uid = object.metadata.uid.as_deref().unwrap_or_default().into();
         let is_told = stored.message.as_deref() == Some(&*why);
-        if !is_told && unkept.try_send(Unkept { key, uid, why }).is_err() {
+        if !is_told && unkept.try_send(Untold { key, uid, why }).is_err() {
             tracing::debug!("too many requests do not count to tell them all at once");
         }
     }
 
     /// Writes the statuses of requests.
-    pub(super) async fn tend_requests(self: Arc<Self>, mut unkept: mpsc::Receiver<Unkept>) {
-        let mut later: Vec<Unkept> = Vec::new();
+    pub(super) async fn tend_requests(self: Arc<Self>, mut unkept: Unkept<Untold>) {
         loop {
-            let (due, wake) = self.requests.due.with(|due| {
-                let now = Instant::now();
-                (due.take(now, |_| true), due.wake(|_| true))
-            });
-            if let Some(key) = due {
-                self.tend_request(&key).await;
-                continue;
-            }
-            let wake = wake.unwrap_or_else(|| Instant::now() + FAR);
-            tokio::select! {
-                biased;
-                () = self.requests.changed.notified() => {}
-                () = tokio::time::sleep_until(wake) => {}
-                () = tokio::time::sleep(AGAIN), if !later.is_empty() => {
-                    for told in std::mem::take(&mut later) {
-                        later.extend(self.tell_unkept_request(told).await);
+            match self.requests.next(&mut unkept).await {
+                Next::Kept(key) => self.tend_request(&key).await,
+                Next::Unkept(told) => {
+                    if let Some(told) = self.tell_unkept_request(told).await {
+                        unkept.again(told);
                     }
                 }
-                told = unkept.recv() => match told {
-                    Some(told) => {
-                        later.extend(self.tell_unkept_request(told).await);
-                        later.truncate(MAX_UNKEPT);
-                    }
-                    None => std::future::pending().await,
-                },
             }
         }
     }
 
     /// Tells a request that it does not count. What comes back is to be told later: by whoever holds
     /// its shard then.
-    async fn tell_unkept_request(&self, told: Unkept) -> Option<Unkept> {
+    async fn tell_unkept_request(&self, told: Untold) -> Option<Untold> {
         if self.index.with(|i| i.requests().get(&told.key).is_some()) {
             // There is room for it now.
             return None;
@@ -213,7 +154,7 @@ impl<C: CloudRun> Controller<C> {
             // Whoever works on it writes what it comes to, and the watch brings that here.
             return;
         }
-        if !self.policies_synced.load(Ordering::Acquire) || !self.is_synced() {
+        if !self.is_synced() {
             self.requests.add(key, Duration::from_secs(1));
             return;
         }

@@ -9,7 +9,7 @@ use super::Entry;
 use crate::{
     api::{ConditionType, InvokerAccessRequestStatus, RequestPhase, StatusCondition},
     index::{Index, PolicyKey},
-    intent::{AccessRequest, Agreement, Consent},
+    intent::{AccessRequest, Agreement, Consent, Terms},
     status::whole_seconds,
 };
 
@@ -101,7 +101,7 @@ impl Index {
             let phase = stored.phase.unwrap_or(RequestPhase::Approved);
             return as_it_was(phase, refusal.message);
         }
-        let consent = match self.may_be_granted(request, until, now) {
+        let consent = match may_be_granted(&terms, request, until, now) {
             Ok(consent) => consent,
             Err(why) => return as_it_was(RequestPhase::Refused, why),
         };
@@ -149,23 +149,6 @@ impl Index {
         said
     }
 
-    /// Who has to agree to a request, or why no guardrail lets it be granted. `until`: it was.
-    fn may_be_granted(
-        &self,
-        request: &AccessRequest,
-        until: Option<Timestamp>,
-        now: Timestamp,
-    ) -> Result<Consent, String> {
-        let terms = self.guardrails.terms_of(&request.key.namespace);
-        let consent = terms.consent(request).map_err(|r| r.message)?;
-        let declared = request.declared(until.unwrap_or_else(|| request.end(now)));
-        let refusal = terms
-            .refuse_project(request.project())
-            .or_else(|| request.named().find_map(|s| terms.refuse_service(&s)))
-            .or_else(|| terms.refuse_grant(&declared, now));
-        refusal.map_or(Ok(consent), |r| Err(r.message))
-    }
-
     /// How far a request is that was approved.
     fn granted(
         &self,
@@ -201,6 +184,22 @@ impl Index {
         }
         (RequestPhase::Active, message)
     }
+}
+
+/// Who has to agree to a request, or why no guardrail lets it be granted. `until`: it was.
+fn may_be_granted(
+    terms: &Terms,
+    request: &AccessRequest,
+    until: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<Consent, String> {
+    let consent = terms.consent(request).map_err(|r| r.message)?;
+    let declared = request.declared(until.unwrap_or_else(|| request.end(now)));
+    let refusal = terms
+        .refuse_project(request.project())
+        .or_else(|| request.named().find_map(|s| terms.refuse_service(&s)))
+        .or_else(|| terms.refuse_grant(&declared, now));
+    refusal.map_or(Ok(consent), |r| Err(r.message))
 }
 
 /// Approved and Active, with the times at which they changed.
