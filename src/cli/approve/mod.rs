@@ -22,7 +22,7 @@ use crate::{
         InvokerApprovalSpec, InvokerApprovalStatus, RequestPhase,
     },
     intent::AccessRequest,
-    status::whole_seconds,
+    status::{on_one_line, whole_seconds},
 };
 use held::{HeldPlan, held_plans};
 
@@ -257,9 +257,8 @@ fn requested(
         Decision::Approve => phase == RequestPhase::Pending,
         Decision::Deny => !phase.is_final(),
     };
-    // On one line: a line of somebody's own could look like one of ours.
-    let reason: Vec<&str> = asks.reason.split_whitespace().collect();
-    let what = format!("{}\nbecause: {}", asks.lines().join("\n"), reason.join(" "));
+    let reason = on_one_line(&asks.reason);
+    let what = format!("{}\nbecause: {reason}", asks.lines().join("\n"));
     let held = is_open.then_some(HeldPlan {
         annotation: String::new(),
         plan,

@@ -31,7 +31,7 @@ pub use inherited::InheritedView;
 pub use observation::{
     Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written,
 };
-pub use text::{how_to_agree, whole_seconds};
+pub use text::{how_to_agree, on_one_line, whole_seconds};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]

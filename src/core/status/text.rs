@@ -77,3 +77,8 @@ pub(super) fn listed_with(items: &[String], most: usize, separator: &str) -> Str
     }
     text
 }
+
+/// What somebody else wrote, on one line: a line of their own could look like one of ours.
+pub fn on_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -10,7 +10,7 @@ use crate::{
     api::{ConditionType, InvokerAccessRequestStatus, RequestPhase, StatusCondition},
     index::{Index, PolicyKey},
     intent::{AccessRequest, Agreement, Consent, Terms},
-    status::whole_seconds,
+    status::{on_one_line, whole_seconds},
 };
 
 /// Where a request stands, and since when and by whom.
@@ -82,9 +82,7 @@ impl Index {
         }
         let said = self.said_of(request, now);
         if let Some(no) = said.iter().find(|a| a.denies()) {
-            // A line of somebody's own could look like one of ours.
-            let reason: Vec<&str> = no.reason.split_whitespace().collect();
-            let message = format!("denied by {}: {}", no.key.name, reason.join(" "));
+            let message = format!("denied by {}: {}", no.key.name, on_one_line(&no.reason));
             return Standing {
                 approval: Some(no.key.name.to_string()),
                 ..as_it_was(RequestPhase::Denied, message)
