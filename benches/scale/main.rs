@@ -7,7 +7,7 @@
 //!
 //! `cargo bench --bench scale -- 100 1000` runs these sizes only; `events` measures how fast drift
 //! is undone that the audit log tells of, through Google's Pub/Sub emulator, which must be
-//! installed for that. `quota` and `worst-tenant` measure what one tenant costs its neighbours.
+//! installed for that. `memory` measures memory alone, at these sizes or at all. `quota` and `worst-tenant` measure what one tenant costs its neighbours.
 #![expect(clippy::unwrap_used, reason = "a benchmark that fails panics")]
 #![expect(clippy::print_stdout, reason = "the figures are its result")]
 
@@ -508,6 +508,21 @@ async fn run(size: usize) -> Value {
     })
 }
 
+/// Memory alone: after the cold start, and when every service was read again, MiB of RSS and of
+/// RssAnon.
+async fn memory(size: usize) -> [(f64, f64); 2] {
+    let (bench, config) = fleet(size).await;
+    let operator = Operator::start(&bench.sandbox, &config);
+    bench.all_ready(Instant::now()).await;
+    let now = || (operator.rss_mib(), operator.mib("RssAnon"));
+    let after_cold = now();
+    tokio::time::sleep(INTERVAL.mul_f64(1.6)).await;
+    let steady = now();
+    drop(operator);
+    std::fs::remove_file(&config).ok();
+    [after_cold, steady]
+}
+
 /// Seconds until every policy is in force, from nothing, and seconds of the operator's CPU.
 async fn cold(size: usize) -> (f64, f64) {
     let (bench, config) = fleet(size).await;
@@ -611,6 +626,20 @@ fn main() {
         for _ in 0..5 {
             let (seconds, cpu) = runtime.block_on(cold(1000));
             println!("cold start of 1,000 policies: {seconds:.2} s, {cpu:.2} s of CPU");
+        }
+        println!("machine: {}", machine(NO_BOUND));
+        return;
+    }
+    if named.iter().any(|n| n == "memory") {
+        if sizes.is_empty() {
+            sizes = vec![100, 1000, 10_000];
+        }
+        for size in sizes {
+            let [after_cold, steady] = runtime.block_on(memory(size));
+            println!(
+                "{size} policies, RSS / RssAnon, MiB: {:.1} / {:.1} after the cold start, {:.1} / {:.1} steady",
+                after_cold.0, after_cold.1, steady.0, steady.1
+            );
         }
         println!("machine: {}", machine(NO_BOUND));
         return;
