@@ -8,7 +8,7 @@ use kube::core::{Selector, SelectorExt};
 use run_invoker::{
     audit::{self, Drift, Kind, Trail},
     cloudrun::list_v1,
-    iam::{Grant, Policy, Principal, PrincipalKind, Role, RunService},
+    iam::{Grant, Policy, Principal, PrincipalKind, Role, RunService, ServiceName},
     intent::{Declared, Guardrail, Limits, Terms},
 };
 
@@ -112,11 +112,11 @@ pub fn services(data: &[u8]) {
         return;
     };
     for info in listing.services {
-        let RunService {
+        let ServiceName {
             project,
             region,
             name,
-        } = &info.service;
+        } = &*info.service;
         assert_eq!(&**project, "acme-prod");
         let clean = |s: &str| {
             !s.is_empty()

@@ -59,7 +59,7 @@ pub(super) struct ServiceMemories {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: HashMap<RunService, Entry>,
+    entries: HashMap<RunService, Box<Entry>>,
     /// Where the statuses were asked what they know of the time before this process. It outlives
     /// what is remembered: what they say later may be older than what this process did.
     recalled: HashSet<RunService>,

@@ -96,7 +96,7 @@ impl Waiting {
         place: &Place,
         now: Instant,
         budgets: &Budgets,
-        items: &HashMap<RunService, Item>,
+        items: &HashMap<RunService, Box<Item>>,
         wake: &mut Option<Instant>,
     ) -> Option<(Turn, Group)> {
         if let Some(until) = self.dry_until.filter(|until| *until > now) {
@@ -140,7 +140,7 @@ impl Waiting {
     fn heads(
         &mut self,
         now: Instant,
-        items: &HashMap<RunService, Item>,
+        items: &HashMap<RunService, Box<Item>>,
         aged: bool,
     ) -> [Option<(Turn, Group)>; 2] {
         let room = self.crowd.has_room(now, PER_PLACE, MOST_PER_PLACE);

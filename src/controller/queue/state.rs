@@ -104,7 +104,7 @@ impl Waiting {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub(super) items: HashMap<RunService, Item>,
+    pub(super) items: HashMap<RunService, Box<Item>>,
     pub(super) places: BTreeMap<Place, Waiting>,
     timers: Due<RunService>,
     pub(super) crowd: Crowd,

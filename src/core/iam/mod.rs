@@ -15,4 +15,4 @@ pub use grant::{Grant, Role};
 pub use policy::{Binding, Etag, Expr, MAX_MEMBERS, Policy, UNTOUCHED, carries_invoke};
 pub use principal::{Invocation, Principal, PrincipalError, PrincipalKind};
 pub use region::{is_region, nearest_region};
-pub use service::{Ingress, RunService, ServiceInfo, ServiceSettings};
+pub use service::{Ingress, RunService, ServiceInfo, ServiceName, ServiceSettings};

@@ -1,14 +1,44 @@
 //! Cloud Run services as this operator sees them: a name, and the few facts that matter for access.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, fmt, ops::Deref, sync::Arc};
 
 /// A Cloud Run service by name. It is the unit of work: policies that name the same service meet
 /// here.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RunService {
+///
+/// As small as a pointer, and cheap to clone: every index has it as a key.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RunService(Arc<ServiceName>);
+
+/// What a service is named by.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
     pub project: Arc<str>,
     pub region: Arc<str>,
     pub name: Arc<str>,
+}
+
+impl Deref for RunService {
+    type Target = ServiceName;
+
+    fn deref(&self) -> &ServiceName {
+        &self.0
+    }
+}
+
+impl PartialOrd for RunService {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RunService {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Indexes share one copy, so that a search ends here.
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ordering::Equal;
+        }
+        self.0.cmp(&other.0)
+    }
 }
 
 impl RunService {
@@ -17,11 +47,16 @@ impl RunService {
         region: impl Into<Arc<str>>,
         name: impl Into<Arc<str>>,
     ) -> Self {
-        Self {
+        Self(Arc::new(ServiceName {
             project: project.into(),
             region: region.into(),
             name: name.into(),
-        }
+        }))
+    }
+
+    /// Whether this is the only copy.
+    pub fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 
     /// `projects/P/locations/R/services/S`, as the Admin API wants it.

@@ -126,8 +126,9 @@ impl Project {
         let mut found: HashMap<RunService, ServiceInfo> =
             HashMap::with_capacity(listing.services.len());
         for mut info in listing.services {
-            info.service.project = project.clone();
-            info.service.region = names.share(&info.service.region);
+            let (region, name) = (info.service.region.clone(), info.service.name.clone());
+            let service = RunService::new(project.clone(), region, name);
+            info.service = names.share_service(&service);
             found.insert(info.service.clone(), info);
         }
         // A region that did not answer is unknown, not empty.

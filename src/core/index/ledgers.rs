@@ -19,7 +19,8 @@ use crate::{
 #[derive(Debug)]
 struct Line {
     grant: Grant,
-    owners: Box<[PolicyId]>,
+    /// Shared by the lines of a ledger: most belong to the same policies.
+    owners: Arc<[PolicyId]>,
 }
 
 /// One ledger as it is stored.
@@ -198,13 +199,12 @@ impl Ledgers {
             self.by_service.remove(service);
             return;
         }
-        let mut ids: BTreeMap<&PolicyId, PolicyId> = BTreeMap::new();
-        for id in ledger.lines.values().flatten() {
-            ids.entry(id).or_insert_with(|| PolicyId {
-                namespace: names.share(&id.namespace),
-                name: id.name.clone(),
-                uid: id.uid.clone(),
-            });
+        let service = &names.share_service(service);
+        let mut owners_of_lines: BTreeMap<&BTreeSet<PolicyId>, Arc<[PolicyId]>> = BTreeMap::new();
+        for owners in ledger.lines.values() {
+            owners_of_lines
+                .entry(owners)
+                .or_insert_with(|| owners.iter().map(|id| names.share_policy(id)).collect());
         }
         let lines = ledger.lines.iter().map(|(grant, owners)| Line {
             grant: Grant {
@@ -212,7 +212,7 @@ impl Ledgers {
                 role: grant.role,
                 condition: grant.condition.as_ref().map(|c| names.share_condition(c)),
             },
-            owners: owners.iter().filter_map(|o| ids.get(o).cloned()).collect(),
+            owners: owners_of_lines.get(owners).cloned().unwrap_or_default(),
         });
         let rest = Rest {
             pending: ledger.pending.clone(),
@@ -235,7 +235,8 @@ impl Ledgers {
             let services = self.by_plan.entry(plan).or_default();
             services.insert(service.clone());
         }
-        for id in ids.values() {
+        let owners: BTreeSet<&PolicyId> = owners_of_lines.values().flat_map(|o| o.iter()).collect();
+        for id in owners {
             let owned = self.by_owner.entry(id.uid.clone()).or_default();
             self.changes += 1;
             owned.stamp = self.changes;

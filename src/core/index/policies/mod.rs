@@ -46,7 +46,7 @@ impl Effect {
 /// The policies, found by what they mean.
 #[derive(Debug, Default)]
 pub struct Policies {
-    records: HashMap<PolicyKey, Record>,
+    records: HashMap<PolicyKey, Box<Record>>,
     by_service: HashMap<RunService, Vec<PolicyKey>>,
     by_uid: HashMap<Arc<str>, PolicyKey>,
     by_project: HashMap<Arc<str>, BTreeSet<PolicyKey>>,
@@ -58,13 +58,13 @@ pub struct Policies {
 
 impl Policies {
     pub fn get(&self, key: &PolicyKey) -> Option<&Record> {
-        self.records.get(key)
+        self.records.get(key).map(Box::as_ref)
     }
     pub fn iter(&self) -> impl Iterator<Item = (&PolicyKey, &Record)> {
-        self.records.iter()
+        self.records.iter().map(|(key, record)| (key, &**record))
     }
     pub fn by_uid(&self, uid: &str) -> Option<&Record> {
-        self.by_uid.get(uid).and_then(|k| self.records.get(k))
+        self.by_uid.get(uid).and_then(|k| self.get(k))
     }
     /// Whether there is an object with this uid that cannot be read.
     pub fn is_unreadable(&self, uid: &str) -> bool {
@@ -80,14 +80,13 @@ impl Policies {
             .get(service)
             .into_iter()
             .flatten()
-            .filter_map(|k| self.records.get(k))
+            .filter_map(|k| self.get(k))
     }
     pub fn keys_of_project(&self, project: &str) -> impl Iterator<Item = &PolicyKey> {
         self.by_project.get(project).into_iter().flatten()
     }
     pub fn of_project(&self, project: &str) -> impl Iterator<Item = &Record> {
-        self.keys_of_project(project)
-            .filter_map(|k| self.records.get(k))
+        self.keys_of_project(project).filter_map(|k| self.get(k))
     }
     pub fn keys_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &PolicyKey> {
         self.by_namespace.get(namespace).into_iter().flatten()
@@ -103,7 +102,7 @@ impl Policies {
     }
 
     pub(super) fn get_mut(&mut self, key: &PolicyKey) -> Option<&mut Record> {
-        self.records.get_mut(key)
+        self.records.get_mut(key).map(Box::as_mut)
     }
 
     fn link(&mut self, service: &RunService, key: &PolicyKey) {
@@ -139,7 +138,7 @@ impl Policies {
         for service in &record.targets {
             self.link(service, &key);
         }
-        self.records.insert(key, record);
+        self.records.insert(key, Box::new(record));
     }
 
     /// Takes a record out of every map.
@@ -163,7 +162,7 @@ impl Policies {
         for service in &record.targets {
             self.unlink(service, key);
         }
-        Some(record)
+        Some(*record)
     }
 }
 

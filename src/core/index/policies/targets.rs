@@ -132,12 +132,11 @@ impl Index {
 
     pub(super) fn share_names(&mut self, intent: &mut Intent) {
         let names = &mut self.names;
-        intent.id.namespace = names.share(&intent.id.namespace);
+        intent.id = names.share_policy(&intent.id);
         intent.project = names.share(&intent.project);
         for target in &mut intent.targets {
             if let Target::Named(service) = target {
-                service.project = names.share(&service.project);
-                service.region = names.share(&service.region);
+                *service = names.share_service(service);
             }
         }
         for declared in &mut intent.declared {
