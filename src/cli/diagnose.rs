@@ -1,6 +1,6 @@
 //! `diagnose`: gathers the facts about a refused request, and shows what they come to.
 
-use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf};
+use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -338,7 +338,7 @@ fn is_about(policy: &InvokerPolicy, intent: &Intent, facts: &Facts) -> bool {
     let info = ServiceInfo {
         service: s.clone(),
         uid: "".into(),
-        labels: front.labels.clone(),
+        labels: Arc::new(front.labels.clone()),
         invoker_iam_disabled: front.invoker_iam_disabled,
         ingress: Ingress::from_v2(&front.ingress),
         iap: front.iap,

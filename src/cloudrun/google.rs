@@ -461,7 +461,7 @@ impl CloudRun for Google {
             listing.services.push(ServiceInfo {
                 service: RunService::new(project, region.clone(), name),
                 uid: s.uid.as_str().into(),
-                labels: s.labels.into_iter().collect(),
+                labels: Arc::new(s.labels.into_iter().collect()),
                 invoker_iam_disabled: s.invoker_iam_disabled,
                 ingress: Ingress::from_v2(s.ingress.name().unwrap_or_default()),
                 iap: s.iap_enabled,

@@ -107,7 +107,7 @@ impl Item {
         Some(ServiceInfo {
             service: RunService::new(project, region, name),
             uid: uid.into(),
-            labels,
+            labels: labels.into(),
             invoker_iam_disabled: is_on("invoker-iam-disabled"),
             ingress: Ingress::from_v1(says("ingress")),
             iap: is_on("iap-enabled"),

@@ -86,7 +86,7 @@ pub struct ServiceInfo {
     /// Changes when a service is deleted and made again under its name.
     pub uid: Arc<str>,
     /// The user's labels, for selectors.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// The invoker check is switched off: IAM is not asked, anyone who passes ingress may call.
     pub invoker_iam_disabled: bool,
     pub ingress: Ingress,

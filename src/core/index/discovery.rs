@@ -129,6 +129,7 @@ impl Project {
             let (region, name) = (info.service.region.clone(), info.service.name.clone());
             let service = RunService::new(project.clone(), region, name);
             info.service = names.share_service(&service);
+            info.labels = names.share_labels(&info.labels);
             found.insert(info.service.clone(), info);
         }
         // A region that did not answer is unknown, not empty.

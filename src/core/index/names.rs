@@ -1,18 +1,23 @@
-//! Texts, conditions and services that repeat over thousands of objects, kept once.
+//! Texts, conditions, labels and services that repeat over thousands of objects, kept once.
 
-use std::{collections::HashSet, hash::Hash, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
 
 use crate::{
     iam::{Condition, RunService},
     intent::PolicyId,
 };
 
-/// Shares equal texts, equal conditions and equal services.
+/// Shares equal texts, conditions, labels and services.
 #[derive(Debug, Default)]
 pub struct Interner {
     texts: Shared<Arc<str>>,
     conditions: Shared<Arc<Condition>>,
     services: Shared<RunService>,
+    labels: Shared<Arc<BTreeMap<String, String>>>,
 }
 
 impl Interner {
@@ -33,6 +38,14 @@ impl Interner {
         self.services.share(service, |s| {
             RunService::new(share(&s.project), share(&s.region), s.name.clone())
         })
+    }
+
+    /// The shared copy of labels: most services have the same as many others.
+    pub fn share_labels(
+        &mut self,
+        labels: &Arc<BTreeMap<String, String>>,
+    ) -> Arc<BTreeMap<String, String>> {
+        self.labels.share(labels, Arc::clone)
     }
 
     /// A policy, of shared texts: its ledgers name it, too.

@@ -327,7 +327,7 @@ mod tests {
         let services = (0..10).map(|i| ServiceInfo {
             service: service(i),
             uid: i.to_string().as_str().into(),
-            labels: [("fleet".to_owned(), "all".to_owned())].into(),
+            labels: Arc::new([("fleet".to_owned(), "all".to_owned())].into()),
             invoker_iam_disabled: false,
             ingress: Ingress::All,
             iap: false,

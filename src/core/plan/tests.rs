@@ -699,7 +699,7 @@ fn exposed_is_what_anyone_can_call_and_nobody_declared() {
         let info = ServiceInfo {
             service: RunService::new("acme", "europe-west1", "web"),
             uid: "u".into(),
-            labels: BTreeMap::new(),
+            labels: Default::default(),
             invoker_iam_disabled,
             ingress,
             iap,

@@ -84,6 +84,32 @@ fn a_policy_whose_services_were_not_read_is_reconciling() {
 }
 
 #[test]
+fn a_status_that_is_kept_takes_little_and_reads_back() {
+    let mut seen = ok(Findings::default());
+    seen.as_mut().unwrap().changed_at = Some(at(T0));
+    let status = run(&intent(json!({}), 1), seen, &Default::default(), T1);
+    let json = serde_json::to_string(&status).unwrap();
+    let kept = crate::index::SerializedStatus::of(&status);
+    assert_eq!(kept.get(), status);
+    // A text that changes in such a status changes in typical-status.json too.
+    assert!(
+        kept.size() * 3 < json.len(),
+        "{} of {}: {json}",
+        kept.size(),
+        json.len()
+    );
+    let other = InvokerPolicyStatus {
+        last_change: Some("x".repeat(70_000)),
+        ..status
+    };
+    assert_eq!(crate::index::SerializedStatus::of(&other).get(), other);
+    assert_eq!(
+        crate::index::SerializedStatus::default().get(),
+        Default::default()
+    );
+}
+
+#[test]
 fn an_observation_for_an_older_spec_does_not_count() {
     let s = run(
         &intent(json!({}), 2),
