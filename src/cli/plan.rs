@@ -411,6 +411,7 @@ fn why_revoked(cause: RevokeCause) -> &'static str {
         }
         RevokeCause::Expired => "its end has passed",
         RevokeCause::PolicyDeleted => "its policy is being deleted",
+        RevokeCause::Denied => "it was given on request, and an approver took it back",
         RevokeCause::Refused => "the operator granted it, and a guardrail refuses it now",
     }
 }

@@ -318,6 +318,7 @@ impl Metrics {
             ChangeReason::Approved => "approved",
             ChangeReason::RolledBack => "rolled_back",
             ChangeReason::Deleted => "deleted",
+            ChangeReason::Denied => "denied",
             ChangeReason::Guardrail => "guardrail",
             ChangeReason::Drift => "drift",
             ChangeReason::Expired => "expired",

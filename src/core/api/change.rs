@@ -209,8 +209,10 @@ pub enum ChangeReason {
     Approved,
     /// Somebody went back behind an earlier change.
     RolledBack,
-    /// A policy was deleted.
+    /// A policy or a request was deleted.
     Deleted,
+    /// An approver took back what a request was given.
+    Denied,
     /// A guardrail was tightened.
     Guardrail,
     /// Somebody else had changed what was declared.
@@ -228,6 +230,7 @@ impl ChangeReason {
             Self::Approved => "Approved",
             Self::RolledBack => "RolledBack",
             Self::Deleted => "Deleted",
+            Self::Denied => "Denied",
             Self::Guardrail => "Guardrail",
             Self::Drift => "Drift",
             Self::Expired => "Expired",

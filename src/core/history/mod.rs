@@ -64,6 +64,7 @@ pub fn reason_of(plan: &Plan, claims: &[PolicyOnService], grant: &Grant) -> Chan
         Some(RevokeCause::PolicyDeleted) => return ChangeReason::Deleted,
         Some(RevokeCause::Refused) => return ChangeReason::Guardrail,
         Some(RevokeCause::Expired) => return ChangeReason::Expired,
+        Some(RevokeCause::Denied) => return ChangeReason::Denied,
         Some(_) if plan.approved.is_some() => return ChangeReason::Approved,
         _ if plan.drift.contains(grant) => return ChangeReason::Drift,
         _ => {}

@@ -201,7 +201,7 @@ impl Index {
         if intent.deleting {
             // Frozen, nobody may take anything away either.
             return match record.terms().frozen() {
-                None if !intent.retains() => OwnerState::Leaving(RevokeCause::PolicyDeleted),
+                None if !intent.retains() => OwnerState::Leaving(self.requests.why_over(&id.key())),
                 // Until one that retains is gone its spec can still be changed.
                 _ => OwnerState::Resting,
             };

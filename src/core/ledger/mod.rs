@@ -106,7 +106,9 @@ impl Pending {
         match self.reason {
             _ if self.drift.contains(grant) => R::Drift,
             // What is granted beside a removal of another kind was declared.
-            R::Deleted | R::Guardrail | R::Expired | R::Approved if self.added.contains(grant) => {
+            R::Deleted | R::Denied | R::Guardrail | R::Expired | R::Approved
+                if self.added.contains(grant) =>
+            {
                 R::SpecChanged
             }
             R::Drift => R::SpecChanged,

@@ -21,6 +21,8 @@ pub enum RevokeCause {
     Expired,
     /// Its policy is being deleted.
     PolicyDeleted,
+    /// It was given on request, and an approver took it back.
+    Denied,
     /// It belonged to a policy, and a guardrail refuses it now.
     Refused,
 }
@@ -77,7 +79,9 @@ impl Circumstances<'_> {
             return Verdict::Foreign;
         }
         let cause = if leaving {
-            Some(RevokeCause::PolicyDeleted)
+            // A request that is over leaves as a policy does, and says why.
+            let why = owned.filter(|c| *c > RevokeCause::NoLongerDeclared);
+            Some(why.unwrap_or(RevokeCause::PolicyDeleted))
         } else if owned.is_some() && desired.refused.contains_key(grant) {
             Some(RevokeCause::Refused)
         } else if desired.refused.contains_key(grant) && !complete {

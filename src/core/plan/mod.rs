@@ -97,7 +97,7 @@ impl UnansweredSelectors {
     fn holds(&self, grant: &Grant, cause: RevokeCause) -> bool {
         let waits = match cause {
             RevokeCause::Unlisted | RevokeCause::NoLongerDeclared => true,
-            RevokeCause::PolicyDeleted => !self.failed,
+            RevokeCause::PolicyDeleted | RevokeCause::Denied => !self.failed,
             RevokeCause::Expired | RevokeCause::Refused => false,
         };
         let may_be_named = self.accounts && grant.principal.kind() == PrincipalKind::ServiceAccount;

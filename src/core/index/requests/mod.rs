@@ -13,6 +13,7 @@ use super::{Effect, Index, PolicyKey};
 use crate::{
     api::{InvokerAccessRequestStatus, RequestPhase},
     intent::{AccessRequest, PolicyId},
+    plan::RevokeCause,
 };
 
 /// The most requests of one namespace that are kept.
@@ -43,6 +44,19 @@ impl Requests {
     /// The status of a request as the store has it.
     pub fn stored(&self, key: &PolicyKey) -> Option<&InvokerAccessRequestStatus> {
         self.by_key.get(key).map(|e| &e.stored)
+    }
+
+    /// Why what was given for the sake of a policy that is being deleted is taken back: what stands
+    /// for a request goes in the same way, and for other reasons.
+    pub(super) fn why_over(&self, key: &PolicyKey) -> RevokeCause {
+        let entry = self.by_key.get(key);
+        let entry = entry.filter(|e| !e.request.is_deleting());
+        match entry.and_then(|e| e.stored.phase) {
+            Some(RequestPhase::Ended) => RevokeCause::Expired,
+            Some(RequestPhase::Refused) => RevokeCause::Refused,
+            Some(RequestPhase::Denied) => RevokeCause::Denied,
+            _ => RevokeCause::PolicyDeleted,
+        }
     }
 
     /// Every request that is kept, and its status as the store has it.
@@ -418,6 +432,37 @@ mod tests {
         let effect = index.end_request_list();
         assert!(effect.services.contains(&service));
         assert!(matches!(state(&index), OwnerState::Leaving(_)));
+    }
+
+    #[test]
+    fn it_is_known_why_access_on_request_is_taken_back() {
+        let service = RunService::new("acme-prod", "europe-west1", "web");
+        let end = at("2026-11-26T13:00:00Z");
+        for (phase, cause) in [
+            (RequestPhase::Ended, RevokeCause::Expired),
+            (RequestPhase::Refused, RevokeCause::Refused),
+            (RequestPhase::Denied, RevokeCause::Denied),
+        ] {
+            let mut index = index(json!({"maxDuration": "4h"}));
+            let asked = request("inc-1", "1", json!([FINALIZER]));
+            let over = InvokerAccessRequestStatus {
+                phase: Some(phase),
+                until: Some(Time(end)),
+                ..InvokerAccessRequestStatus::default()
+            };
+            index
+                .apply_request(asked.clone(), over, Duration::ZERO)
+                .unwrap();
+            let id = index.policies.get(&asked.key).unwrap().intent.id.clone();
+            let grant = asked.declared(end).grant;
+            let ledger = Ledger {
+                lines: [(grant.clone(), [id.clone()].into())].into(),
+                ..Ledger::default()
+            };
+            index.set_ledger(&service, &ledger, Version::new("1"));
+            let state = index.owners(&service)[&grant][&id];
+            assert_eq!(state, OwnerState::Leaving(cause), "{phase:?}");
+        }
     }
 
     #[test]
