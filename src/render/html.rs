@@ -23,7 +23,7 @@ pub enum CellKind {
     /// Under a condition, or until a time.
     Conditional,
     Public,
-    /// Nobody knows what the role carries.
+    /// The permissions of the role are not known.
     Perhaps,
     /// It is granted and gives no access.
     Dead,
@@ -68,7 +68,7 @@ impl CellKind {
             Self::Unlisted => "granted, and no policy lists it",
             Self::Conditional => "under a condition, or until a time",
             Self::Public => "everybody",
-            Self::Perhaps => "perhaps: what the role carries is not known",
+            Self::Perhaps => "perhaps: the permissions of the role are not known",
             Self::Dead => "granted, and gives no access",
         }
     }

@@ -88,7 +88,7 @@ impl ServiceAccess {
         Some(match self.open_to {
             Some(from) if is_sure => Open::Yes(format!("{from}: {by}")),
             Some(from) => Open::Perhaps(format!(
-                "{from}: {by}, and what that role carries is not known here"
+                "{from}: {by}, whose permissions are not known here"
             )),
             None => Open::No(format!(
                 "{by}, and Identity-Aware Proxy or ingress keeps out who has no account"
@@ -148,10 +148,8 @@ impl Invoker {
             words.push(format!("if {title}"));
         }
         if self.role != "roles/run.invoker" {
-            words.push(format!("as {}", self.role));
-        }
-        if self.role_unknown {
-            words.push("perhaps: what that role carries is not known here".into());
+            let perhaps = if self.role_unknown { "perhaps, " } else { "" };
+            words.push(format!("{perhaps}as {}", self.role));
         }
         if let Some(from) = &self.inherited_from {
             words.push(format!("from {}", from.resource));

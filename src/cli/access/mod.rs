@@ -2,7 +2,7 @@
 
 mod document;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use clap::ValueEnum;
 
@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     cloudrun::CloudRun,
-    iam::{Invocation, InvokingRoles, Policy, Principal, PrincipalKind, ServiceInfo},
+    iam::{
+        Invocation, InvokingRoles, Policy, Principal, PrincipalKind, ServiceInfo, describe_with,
+    },
     render::{Format, data},
 };
 pub use document::{AccessDocument, InheritedFrom, Invoker, ServiceAccess};
@@ -116,6 +118,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     if command.member.is_some() || asked.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
     }
+    notes.extend(unknown_roles(&services));
     let document = AccessDocument {
         kind: "Access",
         version: 1,
@@ -124,6 +127,19 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// The roles by which somebody perhaps may invoke, and how to see what is in them.
+fn unknown_roles(services: &[ServiceAccess]) -> Option<String> {
+    let invokers = services.iter().flat_map(|s| &s.invokers);
+    let unknown = invokers.filter(|i| i.role_unknown);
+    let roles: BTreeSet<&str> = unknown.map(|i| i.role.as_str()).collect();
+    let (names, first): (Vec<&str>, _) = (roles.iter().copied().collect(), roles.first()?);
+    Some(format!(
+        "Perhaps: the permissions of {} are not known here, and run.routes.invoke may be among them: {}.",
+        names.join(", "),
+        describe_with(first)
+    ))
 }
 
 /// The projects that are asked about, or those of the policies.

@@ -61,7 +61,7 @@ impl fmt::Display for Exposure {
             let see = describe_with(role);
             write!(
                 f,
-                "{and}{member} has {role}, {from}, and what that role carries is not known here ({see})"
+                "{and}{member} has {role}, whose permissions are not known here ({see}), {from}"
             )?;
         }
         Ok(())

@@ -791,7 +791,12 @@ fn everybody_with_a_role_is_exposure_as_far_as_it_is_known_what_the_role_carries
     }
     let perhaps = exposed(a, custom, "allUsers").unwrap();
     let words = perhaps.to_string();
-    assert!(words.contains("allUsers has projects/acme/roles/caller, from the internet, and what that role carries is not known here"), "{words}");
+    assert!(
+        words.contains(
+            "allUsers has projects/acme/roles/caller, whose permissions are not known here"
+        ),
+        "{words}"
+    );
     assert!(
         words.contains("gcloud iam roles describe caller --project acme"),
         "{words}"

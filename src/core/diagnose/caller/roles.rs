@@ -18,10 +18,7 @@ const ON_SERVICE: &str = "grants on the service";
 /// Who has which role, and that nobody knows what that comes to.
 pub(super) fn not_known(roles: &[UnknownRole]) -> String {
     let what: Vec<&str> = roles.iter().map(|r| r.what.as_str()).collect();
-    format!(
-        "{}; what that role carries is not known here",
-        what.join(", ")
-    )
+    format!("{}, whose permissions are not known here", what.join(", "))
 }
 
 impl Walk<'_> {
@@ -91,7 +88,7 @@ impl Walk<'_> {
             ),
         };
         let verdict = format!(
-            "Whether {principal} may invoke depends on what a role carries, which is not known here: {}{or}.",
+            "Whether {principal} may invoke depends on the permissions of a role, which are not known here: {}{or}.",
             what.join(", ")
         );
         let fix = self.grant_fix(principal, "");
@@ -100,7 +97,7 @@ impl Walk<'_> {
             _ => "",
         };
         let words = format!(
-            "See whether run.routes.invoke is in it: {}{ask}. If it is not: {}",
+            "See whether run.routes.invoke is among them: {}{ask}. If it is not, {principal} has no grant. {}",
             commands.join("; "),
             fix.words
         );
