@@ -212,7 +212,7 @@ mod tests {
         let columns = [Column {
             name: "web".into(),
             place: "r, p".into(),
-            open: false,
+            open: None,
         }];
         let cell = Cell {
             column: 0,
@@ -233,7 +233,7 @@ mod tests {
             .map(|n| Column {
                 name: format!("service-{n}"),
                 place: "europe-west1, acme-prod".into(),
-                open: n == 250,
+                open: (n == 250).then_some("IAM check off"),
             })
             .collect();
         let kind = |n: usize| CellKind::ALL[if n.is_multiple_of(37) { n % 5 } else { n % 2 }];

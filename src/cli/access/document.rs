@@ -52,7 +52,7 @@ pub struct Invoker {
     pub public: bool,
     /// It is granted, and Cloud Run does not let it invoke.
     pub cannot_invoke: bool,
-    /// What its role carries is not known here: whether it may invoke neither.
+    /// The permissions of its role are not known here, so that it may invoke is not either.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub role_unknown: bool,
     /// Where above the service it is granted; absent: on the service itself.

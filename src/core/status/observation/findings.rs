@@ -87,9 +87,9 @@ impl Findings {
     pub fn also_invokers(&self, roles: &InvokingRoles) -> Vec<String> {
         let shown = |(role, _): &(&Arc<str>, &Members)| roles.carries(role) == Carries::Yes;
         let by_shown = self.perhaps_also.iter().filter(shown);
-        let mut all = self.also.shown();
-        all.extend(by_shown.flat_map(|(_, members)| members.shown()));
-        all
+        by_shown
+            .fold(self.also.clone(), |all, (_, members)| all.with(members))
+            .shown()
     }
 }
 
