@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use common::{Operator, Setup, eventually, own_path};
+use common::{Operator, Setup, deploy, eventually, own_path};
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
@@ -44,111 +44,42 @@ enum Open {
 type Answers = BTreeMap<String, Open>;
 
 /// One service for each way of being public, and of not being it although IAM would let everybody.
+const SERVICES: &str = "
+- {open: yes, service: acme-prod/europe-west1/by-member, bindings: [{role: roles/run.invoker, members: [allUsers]}]}
+- {open: yes, service: acme-prod/europe-west1/check-off, invokerIamDisabled: true}
+- {open: yes, service: acme-prod/europe-west1/by-role, bindings: [{role: projects/acme-prod/roles/caller, members: [allUsers]}]}
+- {open: perhaps, service: acme-prod/europe-west1/by-unknown-role, bindings: [{role: projects/acme-prod/roles/deployer, members: [allUsers]}]}
+- {open: yes, service: acme-prod/europe-west1/by-other-role, bindings: [{role: roles/run.developer, members: [allUsers]}]}
+- {open: no, service: acme-prod/europe-west1/by-role-without, bindings: [{role: roles/run.viewer, members: [allUsers]}]}
+- {open: no, service: acme-prod/europe-west1/deployed, bindings: [{role: projects/acme-prod/roles/deployer, members: ['user:d@acme.com']}]}
+- {open: no, service: acme-prod/europe-west1/private}
+- {open: yes, service: acme-prod/europe-west1/inside, bindings: [{role: roles/run.invoker, members: [allUsers]}], front: {ingress: INGRESS_TRAFFIC_INTERNAL_ONLY}}
+- {open: yes, service: acme-prod/europe-west1/inside-by-role, bindings: [{role: projects/acme-prod/roles/caller, members: [allUsers]}], front: {ingress: INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER}}
+- {open: no, service: acme-prod/europe-west1/closed, bindings: [{role: roles/run.invoker, members: [allUsers]}], front: {ingress: INGRESS_TRAFFIC_NONE}}
+- {open: no, service: acme-prod/europe-west1/behind-iap, bindings: [{role: roles/run.invoker, members: [allUsers]}], front: {iapEnabled: true}}
+- {open: no, service: acme-prod/europe-west1/behind-iap-by-role, bindings: [{role: projects/acme-prod/roles/caller, members: [allUsers]}], front: {iapEnabled: true}}
+- {open: no, service: acme-prod/europe-west1/behind-iap-unchecked, invokerIamDisabled: true, front: {iapEnabled: true}}
+- {open: yes, service: acme-open/europe-west1/from-above}
+- {open: no, service: acme-open/europe-west1/from-above-behind-iap, front: {iapEnabled: true}}
+";
+
+/// Deploys them; what is open.
 fn world(sandbox: &Sandbox) -> Answers {
-    let everybody = |role: &str| json!([{"role": role, "members": ["allUsers"]}]);
-    let (invoker, none) = (everybody("roles/run.invoker"), json!([]));
-    let caller = everybody("projects/acme-prod/roles/caller");
-    let iap = json!({"iapEnabled": true});
-    let ingress = |name: &str| json!({"ingress": format!("INGRESS_TRAFFIC_{name}")});
-    let deployer =
-        json!([{"role": "projects/acme-prod/roles/deployer", "members": ["user:d@acme.com"]}]);
-    let (plain, off) = (Value::Null, true);
-    let services = [
-        ("acme-prod", "by-member", &invoker, &plain, !off, Open::Yes),
-        ("acme-prod", "check-off", &none, &plain, off, Open::Yes),
-        ("acme-prod", "by-role", &caller, &plain, !off, Open::Yes),
-        (
-            "acme-prod",
-            "by-unknown-role",
-            &everybody("projects/acme-prod/roles/deployer"),
-            &plain,
-            !off,
-            Open::Perhaps,
-        ),
-        (
-            "acme-prod",
-            "by-other-role",
-            &everybody("roles/run.developer"),
-            &plain,
-            !off,
-            Open::Yes,
-        ),
-        (
-            "acme-prod",
-            "by-role-without",
-            &everybody("roles/run.viewer"),
-            &plain,
-            !off,
-            Open::No,
-        ),
-        ("acme-prod", "deployed", &deployer, &plain, !off, Open::No),
-        ("acme-prod", "private", &none, &plain, !off, Open::No),
-        (
-            "acme-prod",
-            "inside",
-            &invoker,
-            &ingress("INTERNAL_ONLY"),
-            !off,
-            Open::Yes,
-        ),
-        (
-            "acme-prod",
-            "inside-by-role",
-            &caller,
-            &ingress("INTERNAL_LOAD_BALANCER"),
-            !off,
-            Open::Yes,
-        ),
-        (
-            "acme-prod",
-            "closed",
-            &invoker,
-            &ingress("NONE"),
-            !off,
-            Open::No,
-        ),
-        ("acme-prod", "behind-iap", &invoker, &iap, !off, Open::No),
-        (
-            "acme-prod",
-            "behind-iap-by-role",
-            &caller,
-            &iap,
-            !off,
-            Open::No,
-        ),
-        (
-            "acme-prod",
-            "behind-iap-unchecked",
-            &none,
-            &iap,
-            off,
-            Open::No,
-        ),
-        ("acme-open", "from-above", &none, &plain, !off, Open::Yes),
-        (
-            "acme-open",
-            "from-above-behind-iap",
-            &none,
-            &iap,
-            !off,
-            Open::No,
-        ),
-    ];
     let mut answers = Answers::new();
-    for (project, name, bindings, front, is_off, open) in services {
-        sandbox.run.deploy(project, REGION, name, &[]);
-        sandbox.run.set_bindings(project, REGION, name, bindings);
-        sandbox
-            .run
-            .set_invoker_iam_disabled(project, REGION, name, is_off);
-        if !front.is_null() {
-            sandbox.run.set_front(project, REGION, name, front);
-        }
-        answers.insert(name.to_owned(), open);
+    let services: Vec<Value> = serde_saphyr::from_str(SERVICES).unwrap();
+    for mut service in services {
+        let open = service.as_object_mut().unwrap().remove("open").unwrap();
+        let open = match (open.as_bool(), open.as_str()) {
+            (Some(true), _) | (_, Some("yes")) => Open::Yes,
+            (_, Some("perhaps")) => Open::Perhaps,
+            _ => Open::No,
+        };
+        let name = service["service"].as_str().unwrap().rsplit('/').next();
+        answers.insert(name.unwrap().to_owned(), open);
+        deploy(sandbox, &serde_json::from_value(service).unwrap());
     }
-    sandbox
-        .run
-        .set_project_bindings("acme-open", &everybody("roles/run.servicesInvoker"));
+    let everybody = json!([{"role": "roles/run.servicesInvoker", "members": ["allUsers"]}]);
+    sandbox.run.set_project_bindings("acme-open", &everybody);
     let role = |name: &str, permission: &str| {
         let permissions: BTreeSet<String> = [permission.to_owned()].into();
         let name = format!("projects/acme-prod/roles/{name}");

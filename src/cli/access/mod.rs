@@ -76,20 +76,8 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let cloud = context.limited(&command.world.cloud).await?;
     let projects = projects(&world, command)?;
     let mut notes = Vec::new();
-    let mut failed = false;
-    let mut above = None;
-    if command.effective.is_wanted() {
-        let google = context.google(&command.world.cloud).await?;
-        let searched = look_above(&google, &command.effective, &projects).await?;
-        notes.extend(searched.notes.iter().cloned());
-        failed = searched.failed;
-        above = Some(searched);
-    } else {
-        notes.push(
-            "Only what is granted on the services themselves: roles on the project, folder or organization add to it (--effective)."
-                .to_owned(),
-        );
-    }
+    let above = above(context, command, &projects, &mut notes).await?;
+    let mut failed = above.as_ref().is_some_and(|a| a.failed);
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
     let mut read = read_services(&cloud, infos).await;
@@ -127,6 +115,26 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// What searches show, where they are wanted.
+async fn above(
+    context: &Context,
+    command: &AccessCommand,
+    projects: &[Arc<str>],
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Option<Searched>> {
+    if !command.effective.is_wanted() {
+        notes.push(
+            "Only what is granted on the services themselves: roles on the project, folder or organization add to it (--effective)."
+                .to_owned(),
+        );
+        return Ok(None);
+    }
+    let google = context.google(&command.world.cloud).await?;
+    let searched = look_above(&google, &command.effective, projects).await?;
+    notes.extend(searched.notes.iter().cloned());
+    Ok(Some(searched))
 }
 
 /// The roles by which somebody perhaps may invoke, and how to see what is in them.
