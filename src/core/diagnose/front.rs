@@ -7,12 +7,7 @@ use super::{
     grants::{self, Held},
     symptom::{Answerer, Refusal},
 };
-use crate::iam::{Policy, Principal};
-
-/// Lets a principal through Identity-Aware Proxy.
-///
-/// Source: <https://docs.cloud.google.com/iap/docs/managing-access>.
-const IAP_ROLE: &str = "roles/iap.httpsResourceAccessor";
+use crate::iam::{IAP_ROLE, Policy, Principal, carries_iap};
 
 impl Walk<'_> {
     pub(super) fn exists(&mut self) {
@@ -318,8 +313,7 @@ impl Walk<'_> {
     fn iap_grants(&mut self, principal: &Principal) {
         let facts = self.facts;
         let of = |known: &Known<Policy>| -> Option<Held> {
-            let carries = |role: &str| role == IAP_ROLE;
-            Some(grants::held(known.value()?, principal, facts, &carries))
+            Some(grants::held(known.value()?, principal, facts, &carries_iap))
         };
         let (own, inherited) = (of(&facts.iap), of(&facts.project));
         let places = [(&own, "the service"), (&inherited, "the project")];
@@ -346,7 +340,8 @@ impl Walk<'_> {
         let unseen = [&facts.iap, &facts.project]
             .into_iter()
             .find_map(Known::unseen);
-        let maybe = |held: &Option<Held>| held.as_ref().is_none_or(|h| !h.maybe.is_empty());
+        let is_open = |h: &Held| !h.maybe.is_empty() || !h.unknown.is_empty();
+        let maybe = |held: &Option<Held>| held.as_ref().is_none_or(is_open);
         if let Some(why) = unseen {
             self.step("iap", Outcome::Unknown, why);
             return self.settle(

@@ -1,6 +1,7 @@
 //! Who calls, with what, and whether that one is granted.
 
 mod granted;
+mod roles;
 mod token;
 
 use super::{Cause, Known, Outcome, Walk, grants};
@@ -12,17 +13,22 @@ impl Walk<'_> {
     pub(super) fn public(&mut self) {
         let facts = self.facts;
         let everybody = Principal::from_live("allUsers");
-        let mut how = None;
+        let (mut how, mut unknown) = (None, Vec::new());
         for policy in [&facts.policy, &facts.project]
             .into_iter()
             .filter_map(Known::value)
         {
             let held = grants::held(policy, &everybody, facts, &carries_invoke);
             how = how.or(held.yes);
+            unknown.extend(held.unknown);
         }
         if let Some(how) = how {
             self.step("public access", Outcome::Pass, how);
             return self.is_public();
+        }
+        if !unknown.is_empty() && !facts.symptom.is_platforms_refusal() {
+            let evidence = roles::not_known(&unknown);
+            self.step("public access", Outcome::Maybe, evidence);
         }
         let mut declared = facts.declared.value().into_iter().flatten();
         let Some(by) = declared.find(|d| d.public) else {
