@@ -235,7 +235,7 @@ fn what_became_of_a_request_is_said_with_the_fix() {
     for (phase, said) in [
         (
             RequestPhase::Pending,
-            "kubectl invoker approve web-1 -n shop --request",
+            "kubectl invoker approve web-1 -n shop --request --reason WHY",
         ),
         (RequestPhase::Active, "is approved"),
         (

@@ -200,7 +200,7 @@ impl Walk<'_> {
         let request = format!("InvokerAccessRequest {namespace}/{name}");
         match phase {
             RequestPhase::Pending => format!(
-                " {request} of it waits for approval: kubectl invoker approve {name} -n {namespace} --request"
+                " {request} of it waits for approval: kubectl invoker approve {name} -n {namespace} --request --reason WHY"
             ),
             RequestPhase::Approved | RequestPhase::Active => {
                 format!(" {request} of it is approved: {message}")

@@ -31,7 +31,7 @@ pub use fix::{Declared, Fix, Requested};
 const PROPAGATION: SignedDuration = SignedDuration::from_mins(7);
 
 /// How to see a step that has no way of its own.
-const SEE: &str = "ask again with the right that it names, or ask somebody who has it";
+const SEE: &str = "ask again with the right that the evidence names, or ask somebody who has it";
 
 /// Something that was read, or why it could not be.
 #[derive(Clone, Debug)]
@@ -332,17 +332,20 @@ impl Walk<'_> {
         self.steps.iter().filter(|s| s.is_open()).collect()
     }
 
-    /// How to see what is left open.
+    /// How to see what is left open, each way once.
     fn how_to_see(open: &[&Step]) -> String {
-        let mut ways: Vec<String> = Vec::new();
+        let mut ways: Vec<(&str, Vec<&str>)> = Vec::new();
         for step in open {
             let way = step.see.as_deref().unwrap_or(SEE);
-            let way = format!("{}: {way}", step.check);
-            if !ways.contains(&way) {
-                ways.push(way);
+            match ways.iter_mut().find(|(known, _)| *known == way) {
+                Some((_, checks)) => checks.push(step.check),
+                None => ways.push((way, vec![step.check])),
             }
         }
-        format!("To see the rest: {}.", ways.join("; "))
+        let ways = ways
+            .into_iter()
+            .map(|(way, checks)| format!("{}: {way}", checks.join(", ")));
+        format!("To see the rest: {}.", Vec::from_iter(ways).join("; "))
     }
 
     /// That nothing refuses a request is said only if everything that this checks was seen.

@@ -31,7 +31,7 @@ impl Walk<'_> {
             self.open(
                 "deny policies",
                 Outcome::Skipped,
-                "not looked at: they stand above the service",
+                "not looked at: they stand above the service (--troubleshoot)",
                 see,
             );
         }

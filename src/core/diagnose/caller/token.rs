@@ -284,10 +284,14 @@ impl Walk<'_> {
             Some(Some(("user", _))) => user.to_owned(),
             _ => format!("{user}    # as yourself\n{}", account("ACCOUNT")),
         };
+        let is_user = gcloud == user;
+        let more = if is_user {
+            ""
+        } else {
+            " On Google Cloud, the metadata server's identity endpoint mints one as well."
+        };
         Fix {
-            words: format!(
-                "{words} On Google Cloud, the metadata server's identity endpoint mints one as well."
-            ),
+            words: format!("{words}{more}"),
             gcloud,
             ..Fix::default()
         }

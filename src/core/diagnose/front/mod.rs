@@ -87,10 +87,11 @@ impl Walk<'_> {
             }
             "INGRESS_TRAFFIC_NONE" => "nobody",
             _ => {
-                return self.step(
+                return self.open(
                     "ingress",
                     Outcome::Unknown,
                     "no ingress setting is in force",
+                    "ask again when a revision of the service is ready",
                 );
             }
         };
