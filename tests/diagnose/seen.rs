@@ -60,6 +60,15 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Cause::WrongUrl,
         ),
         (
+            "the run.app URLs are off, and nobody knows which one is called",
+            Facts {
+                url: None,
+                front: front(|f| f.default_url_disabled = true),
+                ..fine()
+            },
+            Cause::AccessUnverified,
+        ),
+        (
             "a change of the service is under way",
             Facts {
                 front: front(|f| f.reconciling = true),

@@ -75,7 +75,7 @@ impl<'a> Response<'a> {
 
 /// Head and body, divided by the first empty line.
 fn divide(text: &str) -> (&str, &str) {
-    let text = text.trim_start();
+    let text = text.trim();
     let at = ["\r\n\r\n", "\n\n"]
         .into_iter()
         .filter_map(|gap| text.find(gap).map(|at| (at, at + gap.len())))
@@ -125,7 +125,7 @@ mod tests {
                 "",
             ),
             (
-                "location: https://a/\nserver: Google Frontend\n",
+                "location: https://a/\r\nserver: Google Frontend\r\n\r",
                 None,
                 Some("https://a/"),
                 "",

@@ -178,7 +178,7 @@ impl Walk<'_> {
         };
         if !maybe.is_empty() && !is_certain {
             let verdict = format!(
-                "{own} Whether it is in one of these, which would let it in, cannot be seen here: {}.",
+                "{own} Whether one of these lets it in cannot be seen here: {}.",
                 maybe.join(", ")
             );
             let words = format!(

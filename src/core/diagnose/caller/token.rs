@@ -58,7 +58,7 @@ impl Walk<'_> {
             (None, Some(Refusal::NoTokenOrNoGrant))
                 if self.facts.symptom.sent_by == Some(Sender::Browser) =>
             {
-                self.from_a_browser();
+                self.sent_by_a_browser();
             }
             (None, Some(Refusal::NoTokenOrNoGrant)) => self.step(
                 "token",
@@ -89,7 +89,7 @@ impl Walk<'_> {
     }
 
     /// A browser called, and Cloud Run does not say whether a token came.
-    fn from_a_browser(&mut self) {
+    fn sent_by_a_browser(&mut self) {
         self.step(
             "token",
             Outcome::Fail,

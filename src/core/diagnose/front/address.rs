@@ -9,7 +9,7 @@ impl Walk<'_> {
     pub(in crate::diagnose) fn address(&mut self) {
         let facts = self.facts;
         let Some(url) = &facts.url else {
-            return self.step("address", Outcome::Skipped, "no URL was given");
+            return self.unknown_address();
         };
         let (host, path) = address::host_and_path(url);
         if facts.symptom.logged == Some(true) {
@@ -47,6 +47,19 @@ impl Walk<'_> {
         }
         self.leads_to(&address, &host, &path, &front.urls);
         self.wrong_url(&address, address::url(front));
+    }
+
+    fn unknown_address(&mut self) {
+        let front = self.facts.front.value();
+        if !front.is_some_and(|front| front.default_url_disabled) {
+            return self.step("address", Outcome::Skipped, "no URL was given");
+        }
+        self.open(
+            "address",
+            Outcome::Maybe,
+            "the run.app URLs are switched off, and which one is called is not known",
+            "give the URL (--url)",
+        );
     }
 
     fn leads_to(&mut self, address: &Address, host: &str, path: &str, urls: &[String]) {
