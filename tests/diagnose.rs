@@ -7,6 +7,8 @@
 mod answers;
 #[path = "diagnose/callers.rs"]
 mod callers;
+#[path = "diagnose/iap.rs"]
+mod iap;
 #[path = "diagnose/seen.rs"]
 mod seen;
 
@@ -186,6 +188,7 @@ fn cases() -> Vec<(&'static str, Facts, Cause)> {
     all.extend(grants());
     all.extend(unseen());
     all.extend(answers::cases());
+    all.extend(iap::cases());
     all.extend(callers::cases());
     all.extend(seen::cases());
     all
@@ -274,7 +277,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
         ("IAP does not list the caller", iap(|_| {}), Cause::IapNotGranted),
         ("IAP lists the caller", iap(|f| f.iap = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
         ("IAP's grant is inherited", iap(|f| f.project = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
-        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::IapDecides),
+        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::MaybeThroughAGroup),
         ("IAP's policy cannot be seen", iap(|f| f.iap = hidden()), Cause::CannotTell),
         (
             "IAP answered, on the load balancer",

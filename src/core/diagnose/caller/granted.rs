@@ -5,6 +5,7 @@ use crate::{
         Cause, Fix, Known, Outcome, Walk,
         grants::{self, Held},
         symptom::{Refusal, Sender},
+        troubleshooter::Says,
     },
     iam::{Invocation, Principal, carries_invoke},
 };
@@ -250,17 +251,21 @@ impl Walk<'_> {
             Some(_) => "",
             None => ", or the token that came was somebody else's (give it with --token)",
         };
+        let above = match self.facts.troubleshooter.value().map(|a| a.denied) {
+            Some(Says::No) => "a service perimeter",
+            _ => "a deny policy or a service perimeter",
+        };
         if symptom.is_platforms_refusal() && symptom.refusal.is_some() {
             return self.conclude(
                 Cause::PerimeterOrDeny,
-                format!("The principal is granted, so a deny policy or a service perimeter refuses it{token}."),
+                format!("The principal is granted, so {above} refuses it{token}."),
                 "Look at deny policies (--troubleshoot) and the perimeter: the policy log (method run.googleapis.com/HttpIngress).",
             );
         }
         if symptom.is_platforms_refusal() {
             return self.conclude(
                 Cause::CannotTell,
-                format!("The principal is granted. Either the application itself refuses this, or Cloud Run does: a deny policy, a service perimeter{token}."),
+                format!("The principal is granted. Either the application itself refuses this, or {above} does{token}."),
                 "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
             );
         }

@@ -177,7 +177,6 @@ impl Walk<'_> {
         let unseen = [&facts.iap, &facts.project]
             .into_iter()
             .find_map(Known::unseen);
-        let maybe = |held: &Option<Held>| held.as_ref().is_none_or(|h| !h.maybe.is_empty());
         if let Some(why) = unseen {
             self.step("iap", Outcome::Unknown, why);
             return self.settle(
@@ -186,10 +185,15 @@ impl Walk<'_> {
                 "Ask again with the right that the step marked ?? names, or ask somebody who has it.",
             );
         }
-        if maybe(&own) || maybe(&inherited) {
+        if own.is_none() || inherited.is_none() {
             return self.iap_decides(&format!(
-                "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE} cannot be told from here"
+                "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE} was not asked"
             ));
+        }
+        let all = own.iter().chain(&inherited);
+        let maybe: Vec<String> = all.flat_map(|held| held.maybe.clone()).collect();
+        if !maybe.is_empty() {
+            return self.iap_may_let_in(principal, &maybe.join(", "));
         }
         self.step(
             "iap",
@@ -200,6 +204,20 @@ impl Walk<'_> {
             Cause::IapNotGranted,
             format!("Identity-Aware Proxy does not let {principal} in."),
             format!("Grant it {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
+        );
+    }
+
+    /// Whether the principal is in one of the sets that are granted cannot be seen.
+    fn iap_may_let_in(&mut self, principal: &Principal, sets: &str) {
+        self.step(
+            "iap",
+            Outcome::Maybe,
+            format!("{principal} has {IAP_ROLE} perhaps through {sets}"),
+        );
+        self.settle(
+            Cause::MaybeThroughAGroup,
+            format!("Identity-Aware Proxy decides. Whether one of these lets {principal} in cannot be seen here: {sets}."),
+            format!("Ask who is in it. If it should not depend on that, grant {principal} {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
         );
     }
 
