@@ -9,8 +9,8 @@ mod answers;
 mod callers;
 #[path = "diagnose/iap.rs"]
 mod iap;
-#[path = "diagnose/seen.rs"]
-mod seen;
+#[path = "diagnose/unverified.rs"]
+mod unverified;
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ fn granted() -> Policy {
     policy(json!([{"role": "roles/run.invoker", "members": [CALLER]}]))
 }
 
-/// A caller with a grant and nothing in the way, deny policies looked at.
+/// A caller with a grant and nothing in the way; deny policies are not looked at.
 fn fine() -> Facts {
     Facts {
         service: RunService::new("acme-prod", "europe-west1", "web"),
@@ -61,13 +61,21 @@ fn fine() -> Facts {
         project: Known::Is(Policy::default()),
         gone: None,
         iap: Known::NotAsked,
-        troubleshooter: troubleshot(Says::Yes, &[ROLE_ON_SERVICE], Says::No),
+        troubleshooter: Known::NotAsked,
         token: None,
         symptom: Symptom::default(),
         declared: Known::Is(Vec::new()),
         changed_at: None,
         requests: Vec::new(),
         requests_in: None,
+    }
+}
+
+/// The same, and no deny policy refuses it: all is seen.
+fn seen() -> Facts {
+    Facts {
+        troubleshooter: troubleshot(Says::Yes, &[ROLE_ON_SERVICE], Says::No),
+        ..fine()
     }
 }
 
@@ -190,7 +198,7 @@ fn cases() -> Vec<(&'static str, Facts, Cause)> {
     all.extend(answers::cases());
     all.extend(iap::cases());
     all.extend(callers::cases());
-    all.extend(seen::cases());
+    all.extend(unverified::cases());
     all
 }
 
@@ -201,7 +209,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
             front: front(|f| f.iap = true),
             policy: to(&[AGENT], "roles/run.invoker"),
             iap: nobody(),
-            ..fine()
+            ..seen()
         };
         change(&mut facts);
         facts
@@ -212,7 +220,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
             f.tag_urls = vec!["https://blue---web-abcdefghij-ew.a.run.app".into()];
             is_function(f);
         }),
-        ..fine()
+        ..seen()
     };
     vec![
         ("a tag's URL", url("https://blue---web-abcdefghij-ew.a.run.app/x"), Cause::AccessExpected),
@@ -266,8 +274,8 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
         ("429, no instance", Facts { symptom: logged(429, "The request was aborted because there was no available instance."), ..fine() }, Cause::NoInstance),
         ("503", Facts { symptom: status(503, true), ..fine() }, Cause::NotAboutAccess),
         ("200, IAM check off", Facts { symptom: status(200, true), front: front(|f| f.invoker_iam_disabled = true), ..fine() }, Cause::IamCheckOff),
-        ("200, inherited", Facts { symptom: status(200, true), policy: nobody(), project: to(&[CALLER], "roles/owner"), ..fine() }, Cause::AccessExpected),
-        ("200, public", Facts { symptom: status(200, true), policy: to(&["allUsers"], "roles/run.invoker"), ..fine() }, Cause::AccessExpected),
+        ("200, inherited", Facts { symptom: status(200, true), policy: nobody(), project: to(&[CALLER], "roles/owner"), ..seen() }, Cause::AccessExpected),
+        ("200, public", Facts { symptom: status(200, true), policy: to(&["allUsers"], "roles/run.invoker"), ..seen() }, Cause::AccessExpected),
         ("200, and no grant that can be seen", Facts { symptom: status(200, true), policy: nobody(), ..fine() }, Cause::CannotTell),
         (
             "IAP in front, nobody knows who",
@@ -324,7 +332,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
                 principal: None,
                 token: token(claims(|c| c["iss"] = json!("https://securetoken.google.com/acme")), "s"),
                 policy: to(&["allUsers"], "roles/run.invoker"),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -445,7 +453,7 @@ fn tokens() -> Vec<(&'static str, Facts, Cause)> {
                 principal: Some(Principal::parse("user:ada@acme.com").unwrap()),
                 policy: to(&["user:ada@acme.com"], "roles/run.invoker"),
                 token: token(claims(ada), "s"),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -467,7 +475,7 @@ fn tokens() -> Vec<(&'static str, Facts, Cause)> {
                     }),
                     "s",
                 ),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -518,7 +526,7 @@ fn unseen() -> Vec<(&'static str, Facts, Cause)> {
             "a grant, and settings that cannot be seen",
             Facts {
                 front: hidden(),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -543,7 +551,7 @@ fn unseen() -> Vec<(&'static str, Facts, Cause)> {
             "a grant here, and a project that cannot be seen",
             Facts {
                 project: hidden(),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -583,7 +591,7 @@ fn unseen() -> Vec<(&'static str, Facts, Cause)> {
 /// Who is granted, and the plain cases of each check.
 fn grants() -> Vec<(&'static str, Facts, Cause)> {
     vec![
-        ("nothing in the way", fine(), Cause::AccessExpected),
+        ("nothing in the way", seen(), Cause::AccessExpected),
         ("not deployed", Facts { front: Known::Absent("no such service".into()), ..fine() }, Cause::ServiceNotFound),
         (
             "another service's URL",
@@ -663,7 +671,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
             Facts {
                 token: token(claims(|c| c["aud"] = json!("shop-api")), "s"),
                 front: front(|f| f.custom_audiences = vec!["shop-api".into()]),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -686,7 +694,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
                         .unwrap(),
                 ),
                 policy: to(&["principalSet://iam.googleapis.com/locations/global/workforcePools/p/*"], "roles/run.invoker"),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -697,7 +705,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
         ),
         (
             "a grant on a folder",
-            Facts { policy: nobody(), troubleshooter: troubleshot(Says::Yes, &["roles/run.admin on folders/7"], Says::No), ..fine() },
+            Facts { policy: nobody(), troubleshooter: troubleshot(Says::Yes, &["roles/run.admin on folders/7"], Says::No), ..seen() },
             Cause::AccessExpected,
         ),
         (
@@ -712,7 +720,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
         ),
         (
             "deny policies that cannot be seen are not said to be none",
-            Facts { troubleshooter: troubleshot(Says::Yes, &["roles/run.invoker on projects/p/locations/r/services/s"], Says::Unknown), ..fine() },
+            Facts { troubleshooter: troubleshot(Says::Yes, &["roles/run.invoker on projects/p/locations/r/services/s"], Says::Unknown), ..seen() },
             Cause::AccessUnverified,
         ),
         ("no grant", Facts { policy: nobody(), ..fine() }, Cause::NotGranted),
@@ -733,7 +741,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
             "by another role",
             Facts {
                 policy: Known::Is(policy(json!([{"role": "roles/run.developer", "members": [CALLER]}]))),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -743,11 +751,11 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
                 policy: Known::Is(policy(
                     json!([{"role": "roles/run.invoker", "members": ["serviceAccount:Frontend@acme-prod.iam.gserviceaccount.com"]}]),
                 )),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
-        ("by the project", Facts { policy: nobody(), project: Known::Is(granted()), ..fine() }, Cause::AccessExpected),
+        ("by the project", Facts { policy: nobody(), project: Known::Is(granted()), ..seen() }, Cause::AccessExpected),
         (
             "perhaps by a group",
             Facts {
@@ -765,7 +773,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
         ),
         (
             "access that ends later",
-            Facts { policy: conditional("request.time < timestamp(\"2026-11-24T12:00:01Z\")"), ..fine() },
+            Facts { policy: conditional("request.time < timestamp(\"2026-11-24T12:00:01Z\")"), ..seen() },
             Cause::AccessExpected,
         ),
         (
@@ -797,7 +805,7 @@ fn grants() -> Vec<(&'static str, Facts, Cause)> {
             "public",
             Facts {
                 policy: Known::Is(policy(json!([{"role": "roles/run.invoker", "members": ["allUsers"]}]))),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -821,6 +829,9 @@ fn every_row_of_the_matrix_is_named() {
             "{what}: {open:#?}"
         );
         if cause == Cause::AccessUnverified {
+            // A row about something else must not be open because nobody looked at these.
+            let nobody_looked = matches!(facts.troubleshooter, Known::NotAsked);
+            assert_eq!(nobody_looked, what.contains("not looked at"), "{what}");
             for step in open {
                 let words = format!("{} {}", found.verdict, found.fix.words);
                 assert!(words.matches(step.check).count() > 1, "{what}: {words}");

@@ -24,7 +24,7 @@ fn answered(answer: &str) -> Symptom {
 pub fn with(answer: &str) -> Facts {
     Facts {
         symptom: answered(answer),
-        ..fine()
+        ..seen()
     }
 }
 
@@ -55,6 +55,7 @@ fn copied() -> Vec<(&'static str, Facts, Cause)> {
             "headers of a 403 alone, and no grant",
             Facts {
                 policy: nobody(),
+                troubleshooter: Known::NotAsked,
                 ..with(headers)
             },
             Cause::NotGranted,
@@ -78,6 +79,7 @@ fn copied() -> Vec<(&'static str, Facts, Cause)> {
             "a page of somebody's, and no grant",
             Facts {
                 policy: nobody(),
+                troubleshooter: Known::NotAsked,
                 ..with(bare)
             },
             Cause::NotGranted,
@@ -216,7 +218,7 @@ fn of_a_public_service() -> Vec<(&'static str, Facts, Cause)> {
     let public = |symptom: Symptom| Facts {
         policy: to(&["allUsers"], "roles/run.invoker"),
         symptom,
-        ..fine()
+        ..seen()
     };
     let foreign = token(
         claims(|c| c["iss"] = json!("https://securetoken.google.com/acme")),

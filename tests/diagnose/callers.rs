@@ -31,7 +31,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             }
         }),
         token: token(claims(|c| c["aud"] = json!(audience)), "s"),
-        ..fine()
+        ..seen()
     };
     let function = "https://europe-west1-acme-prod.cloudfunctions.net/Web";
     vec![
@@ -56,7 +56,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "a token that names nobody",
             Facts {
                 token: token_of(None),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -64,7 +64,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "a token in another spelling",
             Facts {
                 token: token_of(Some("Frontend@acme-prod.iam.gserviceaccount.com")),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -150,7 +150,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
                     claims(|c| c["aud"] = json!("https://blue---web-abcdefghij-ew.a.run.app")),
                     "s",
                 ),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),

@@ -8,17 +8,17 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
     let internal = |symptom: Symptom| Facts {
         front: front(|f| f.ingress = "INGRESS_TRAFFIC_INTERNAL_ONLY".into()),
         symptom,
-        ..fine()
+        ..seen()
     };
     let url = |url: &str| Facts {
         url: Some(url.into()),
-        ..fine()
+        ..seen()
     };
     let gone = |gone: Gone| Facts {
         front: Known::Absent("Permission denied on resource project acme-prod.".into()),
         policy: Known::Absent("Permission denied on resource project acme-prod.".into()),
         gone: Some(gone),
-        ..fine()
+        ..seen()
     };
     vec![
         (
@@ -64,7 +64,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Facts {
                 url: None,
                 front: front(|f| f.default_url_disabled = true),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -72,7 +72,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "a change of the service is under way",
             Facts {
                 front: front(|f| f.reconciling = true),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -80,7 +80,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "deny policies not looked at",
             Facts {
                 troubleshooter: Known::NotAsked,
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -89,7 +89,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Facts {
                 troubleshooter: Known::NotAsked,
                 symptom: status(200, None),
-                ..fine()
+                ..seen()
             },
             Cause::AccessExpected,
         ),
@@ -97,7 +97,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "Policy Troubleshooter could not be asked",
             Facts {
                 troubleshooter: hidden(),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -105,7 +105,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "a deny policy under a condition",
             Facts {
                 troubleshooter: troubleshot(Says::Yes, &[ROLE_ON_SERVICE], Says::Depends),
-                ..fine()
+                ..seen()
             },
             Cause::AccessUnverified,
         ),
@@ -155,7 +155,7 @@ fn what_was_not_seen_is_named_with_the_way_to_see_it() {
     let found = diagnose(&Facts {
         front: front(|f| f.ingress = "INGRESS_TRAFFIC_INTERNAL_ONLY".into()),
         troubleshooter: Known::NotAsked,
-        ..fine()
+        ..seen()
     });
     assert!(found.cause.is_open());
     for words in ["ingress", "--log", "deny policies", "--troubleshoot"] {
