@@ -103,7 +103,9 @@ pub fn policy(data: &[u8]) {
         "other roles are untouched"
     );
     assert!(policy.member_count() >= before.len());
-    policy.other_invokers();
+    let roles = run_invoker::iam::InvokingRoles::default();
+    policy.other_invokers(&roles);
+    policy.perhaps_invokers(&roles);
 }
 
 /// Lists of services as the v1 API returns them.

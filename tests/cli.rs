@@ -53,6 +53,9 @@ struct Case {
     /// Allow policies of projects, folders and organizations.
     #[serde(default)]
     above: BTreeMap<String, Value>,
+    /// Custom roles, and the permissions in them.
+    #[serde(default)]
+    roles: BTreeMap<String, Vec<String>>,
     /// Deny policies, by what they are attached to.
     #[serde(default)]
     deny: BTreeMap<String, Value>,
@@ -216,6 +219,10 @@ async fn transcript(folder: &Path) -> String {
         if !body.is_null() {
             common::control(&sandbox, what, body).await;
         }
+    }
+    for (name, permissions) in &case.roles {
+        let role = json!({"name": name, "permissions": permissions});
+        common::control(&sandbox, "roles", &role).await;
     }
     for (resource, bindings) in &case.above {
         let policy = json!({"resource": resource, "bindings": bindings});

@@ -199,6 +199,7 @@ fn cases() -> Vec<(&'static str, Facts, Cause)> {
     all.extend(iap::cases());
     all.extend(callers::cases());
     all.extend(unverified::cases());
+    all.extend(roles());
     all
 }
 
@@ -285,7 +286,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
         ("IAP does not list the caller", iap(|_| {}), Cause::IapNotGranted),
         ("IAP lists the caller", iap(|f| f.iap = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
         ("IAP's grant is inherited", iap(|f| f.project = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
-        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::MaybeThroughAGroup),
+        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::CannotTell),
         ("IAP's policy cannot be seen", iap(|f| f.iap = hidden()), Cause::CannotTell),
         (
             "IAP answered, on the load balancer",
@@ -586,6 +587,230 @@ fn unseen() -> Vec<(&'static str, Facts, Cause)> {
             Cause::CannotTell,
         ),
     ]
+}
+
+const CUSTOM: &str = "projects/acme-prod/roles/customInvoker";
+const ON_SERVICE: &str = "projects/acme-prod/roles/customInvoker on projects/acme-prod/locations/europe-west1/services/web";
+
+/// Roles of which nobody here knows what they carry, and what Policy Troubleshooter knows of them.
+fn roles() -> Vec<(&'static str, Facts, Cause)> {
+    let by = |role: &str| Facts {
+        policy: to(&[CALLER], role),
+        ..fine()
+    };
+    let asked = |allowed: Says, by_whom: &[&str]| Facts {
+        troubleshooter: troubleshot(allowed, by_whom, Says::No),
+        ..by(CUSTOM)
+    };
+    let lacks =
+        format!("{NOT_AUTHENTICATED} The IAM principal lacks {{run.routes.invoke}} permission.");
+    vec![
+        ("a custom role", by(CUSTOM), Cause::CannotTell),
+        (
+            "a custom role of the organization",
+            by("organizations/1/roles/x"),
+            Cause::CannotTell,
+        ),
+        (
+            "a role that is newer than the list",
+            by("roles/run.newerThanWe"),
+            Cause::CannotTell,
+        ),
+        (
+            "a role that is known not to carry it",
+            by("roles/run.jobsExecutor"),
+            Cause::NotGranted,
+        ),
+        (
+            "a role of another product",
+            by("roles/storage.admin"),
+            Cause::NotGranted,
+        ),
+        (
+            "everybody by a custom role",
+            Facts {
+                policy: to(&["allUsers"], CUSTOM),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a group by a custom role",
+            Facts {
+                policy: to(&["group:callers@acme.com"], CUSTOM),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "somebody else by a custom role",
+            Facts {
+                policy: to(&["user:deployer@acme.com"], CUSTOM),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a custom role on the project",
+            Facts {
+                policy: nobody(),
+                project: to(&[CALLER], CUSTOM),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a custom role under a condition that does not hold",
+            Facts {
+                policy: Known::Is(policy(json!([{"role": CUSTOM, "members": [CALLER],
+                    "condition": {"title": "t", "expression": "request.path.startsWith('/admin')"}}]))),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a custom role beside a grant",
+            Facts {
+                policy: Known::Is(policy(
+                    json!([{"role": CUSTOM, "members": [CALLER]}, {"role": "roles/run.invoker", "members": [CALLER]}]),
+                )),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "a custom role that is known to grant it",
+            asked(Says::Yes, &[ON_SERVICE]),
+            Cause::AccessExpected,
+        ),
+        (
+            "a custom role that is known to grant it, and refused",
+            Facts {
+                symptom: logged(403, &lacks),
+                ..asked(Says::Yes, &[ON_SERVICE])
+            },
+            Cause::PerimeterOrDeny,
+        ),
+        (
+            "a custom role that is known to grant it since a minute ago",
+            Facts {
+                changed_at: Some("2026-11-24T11:59:00Z".parse().unwrap()),
+                ..asked(Says::Yes, &[ON_SERVICE])
+            },
+            Cause::Propagating,
+        ),
+        (
+            "a custom role that is known not to grant it",
+            asked(Says::No, &[]),
+            Cause::NotGranted,
+        ),
+        (
+            "a custom role that may not be looked into",
+            asked(Says::Unknown, &[]),
+            Cause::CannotTell,
+        ),
+        (
+            "a custom role, and Cloud Run's own word",
+            Facts {
+                symptom: logged(403, &lacks),
+                ..by(CUSTOM)
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a group that is known to grant it",
+            Facts {
+                policy: to(&["group:callers@acme.com"], "roles/run.invoker"),
+                troubleshooter: troubleshot(
+                    Says::Yes,
+                    &[
+                        "roles/run.invoker on projects/acme-prod/locations/europe-west1/services/web",
+                    ],
+                    Says::No,
+                ),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "granted, and nobody names by what",
+            Facts {
+                policy: nobody(),
+                troubleshooter: troubleshot(Says::Yes, &[], Says::No),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "granted on a service whose policy cannot be seen",
+            Facts {
+                policy: hidden(),
+                ..asked(Says::Yes, &[ON_SERVICE])
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "through IAP by a custom role",
+            Facts {
+                front: front(|f| f.iap = true),
+                policy: to(&[AGENT], "roles/run.invoker"),
+                iap: to(&[CALLER], CUSTOM),
+                ..fine()
+            },
+            Cause::IapDecides,
+        ),
+    ]
+}
+
+#[test]
+fn a_role_that_nobody_knows_is_named_with_how_to_see_what_is_in_it() {
+    let found = diagnose(&Facts {
+        policy: to(&[CALLER, "allUsers"], CUSTOM),
+        ..fine()
+    });
+    let open = |check: &str| {
+        let step = found.steps.iter().find(|s| s.check == check).unwrap();
+        step.outcome == Outcome::Maybe && step.evidence.contains(CUSTOM)
+    };
+    assert!(
+        open("public access") && open("grants on the service"),
+        "{found:#?}"
+    );
+    assert!(
+        found.verdict.contains(&format!("{CALLER} has {CUSTOM}")),
+        "{}",
+        found.verdict
+    );
+    assert!(
+        found
+            .fix
+            .words
+            .contains("gcloud iam roles describe customInvoker --project acme-prod")
+            && found.fix.words.contains("--troubleshoot"),
+        "{}",
+        found.fix.words
+    );
+}
+
+/// What Policy Troubleshooter says is granted, nothing beside it says is not.
+#[test]
+fn nothing_contradicts_what_policy_troubleshooter_says_is_granted() {
+    for (what, mut facts, _) in cases() {
+        facts.troubleshooter = troubleshot(Says::Yes, &[ON_SERVICE], Says::No);
+        let found = diagnose(&facts);
+        let is_contradicted = matches!(
+            found.cause,
+            Cause::NotGranted
+                | Cause::MaybeThroughAGroup
+                | Cause::AccessEnded
+                | Cause::ConditionFalse
+        );
+        // Where nobody said who calls there was nobody to ask about.
+        assert!(
+            !is_contradicted || facts.principal.is_none(),
+            "{what}: {found:#?}"
+        );
+    }
 }
 
 /// Who is granted, and the plain cases of each check.

@@ -168,8 +168,20 @@ enum Step {
         resource: String,
         bindings: Value,
     },
+    /// A custom role, and the permissions in it.
+    Role {
+        name: String,
+        permissions: Vec<String>,
+    },
     /// Searches of grants above the services since the mark, at most.
     Searches(usize),
+    /// Waits for the first search after this, and counts its pages, exactly.
+    Pages {
+        scope: String,
+        pages: usize,
+    },
+    /// Questions since the mark to the Resource Manager where a project is, exactly.
+    Ancestries(BTreeMap<String, usize>),
     Fault(Rule),
     ClearFaults,
     /// Waits until the given seconds passed.
@@ -268,6 +280,13 @@ struct Expect {
     /// `region/name` to those that may invoke by other roles.
     #[serde(default)]
     also_invokers: BTreeMap<String, Vec<String>>,
+    /// How many grants above the services are named in the status: `shown`; how many principals
+    /// there are: `principals`, `unlisted`.
+    #[serde(default)]
+    inherited: BTreeMap<String, usize>,
+    /// `region/name` to words of the message.
+    #[serde(default)]
+    said: BTreeMap<String, String>,
     /// `status.lastChange` is the name of a record that is there.
     #[serde(default)]
     last_change: bool,
@@ -707,6 +726,21 @@ impl World {
                 let policy = json!({"resource": resource, "bindings": bindings});
                 common::control(&self.sandbox, "policies", &policy).await;
             }
+            Step::Role { name, permissions } => {
+                let role = json!({"name": name, "permissions": permissions});
+                common::control(&self.sandbox, "roles", &role).await;
+            }
+            Step::Pages { scope, pages } => self.pages_are(scope, *pages).await,
+            Step::Ancestries(wanted) => {
+                for (project, wanted) in wanted {
+                    let target = format!("/v1/projects/{project}:getAncestry");
+                    let asked = self
+                        .sandbox
+                        .journal
+                        .since(self.mark, |e| e.path() == target);
+                    assert_eq!(asked.len(), *wanted, "{project}: {asked:#?}");
+                }
+            }
             Step::Searches(most) => {
                 let searches = self
                     .sandbox
@@ -1034,6 +1068,27 @@ impl World {
                 return Err(format!("also invokers: {found:?}"));
             }
         }
+        for (place, words) in &expect.said {
+            let (region, name) = place.split_once('/').unwrap();
+            let mut services = status.services.iter();
+            let found = services.find(|s| s.region == region && s.name == name);
+            let message = found.map(|s| s.message.as_str()).unwrap_or_default();
+            if !message.contains(words) || (words.is_empty() && !message.is_empty()) {
+                return Err(format!("{place} says {message:?}, not {words:?}"));
+            }
+        }
+        if !expect.inherited.is_empty() {
+            let above = status.inherited.clone().unwrap_or_default();
+            let have = [
+                ("principals", above.principals as usize),
+                ("shown", above.grants.len()),
+                ("unlisted", above.unlisted as usize),
+            ];
+            let have: BTreeMap<String, usize> = have.map(|(what, n)| (what.to_owned(), n)).into();
+            if expect.inherited != have {
+                return Err(format!("above the services: {have:?}"));
+            }
+        }
         if expect.last_change && status.last_change.is_none() {
             return Err("no lastChange".into());
         }
@@ -1046,6 +1101,27 @@ impl World {
             return Err(format!("finalizers are {:?}", p.finalizers()));
         }
         Ok(())
+    }
+
+    /// The pages of the next whole search of a scope: the first names no page, and each other the
+    /// one that the page before it named.
+    async fn pages_are(&self, scope: &str, pages: usize) {
+        let from = self.sandbox.journal.last();
+        let path = format!("/v1/{scope}:searchAllIamPolicies");
+        let is_first = |target: &String| !target.contains("pageToken=");
+        eventually(Duration::from_secs(10), "a whole search", || async {
+            let asked = self.sandbox.journal.since(from, |e| e.path() == path);
+            let targets: Vec<String> = asked.into_iter().map(|e| e.target).collect();
+            let mut whole = targets.split(|t| is_first(t)).skip(1);
+            // The last one may be under way.
+            let count = targets.iter().filter(|t| is_first(t)).count();
+            let further = whole.next().map(<[String]>::len);
+            match further {
+                Some(further) if count > 1 && further + 1 == pages => Ok(()),
+                _ => Err(format!("{targets:#?}")),
+            }
+        })
+        .await;
     }
 
     /// Planning again finds nothing to do, and every status is well-formed.

@@ -8,7 +8,7 @@ use crate::{
         assets::{ancestors, search},
         google::Google,
     },
-    iam::{Principal, PrincipalKind},
+    iam::{InvokingRoles, Principal, PrincipalKind},
     inherited::{Above, Inherited, InheritedGrant, SearchScope},
     plan::PolicyOnService,
 };
@@ -88,10 +88,9 @@ pub async fn look_above(
         inherited.apply(scope, result);
     }
     for project in projects {
-        if inherited.above(project) != Above::Unplaced {
-            continue;
-        }
-        if let Ok(above) = ancestors(google, project).await {
+        if inherited.needs_place(project)
+            && let Ok(above) = ancestors(google, project).await
+        {
             inherited.place(project, above);
         }
         if inherited.above(project) == Above::Unplaced {
@@ -112,6 +111,11 @@ pub async fn look_above(
 }
 
 impl Searched {
+    /// What the searches show of roles.
+    pub fn roles(&self) -> &InvokingRoles {
+        self.inherited.roles()
+    }
+
     /// Who may invoke the services of a project from above. `claims`: the policies on one of them.
     pub fn invokers(&self, project: &str, claims: &[PolicyOnService]) -> Vec<Invoker> {
         let Above::Known { grants, .. } = self.inherited.above(project) else {
@@ -140,6 +144,8 @@ fn invoker(grant: &InheritedGrant, claims: &[PolicyOnService]) -> Invoker {
         public: grant.principal.is_public(),
         // Who cannot invoke is not among those that searches show.
         cannot_invoke: false,
+        // Searches show only roles that carry it.
+        role_unknown: false,
         inherited_from: Some(InheritedFrom {
             level: grant.level.as_str(),
             resource: grant.resource.to_string(),

@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     config::CloudArgs,
-    iam::{Condition, Grant, Policy, PrincipalKind, Role, RunService, ServiceInfo},
+    iam::{
+        Condition, Grant, InvokingRoles, Policy, PrincipalKind, Role, RunService, ServiceInfo,
+        describe_with,
+    },
     render::count,
 };
 
@@ -125,6 +128,7 @@ async fn read_iam(
         services.extend(listing.services);
     }
     services.retain(|s| selector.as_ref().is_none_or(|sel| sel.matches(&s.labels)));
+    let roles = InvokingRoles::default();
     for (info, live) in world::read_services(&cloud, services).await {
         let live: Policy =
             live.with_context(|| format!("cannot read the IAM policy of {}", info.service))?;
@@ -134,7 +138,15 @@ async fn read_iam(
                 info.service
             ));
         }
-        for (principal, role) in live.other_invokers() {
+        let perhaps = live.perhaps_invokers(&roles).into_iter();
+        for (principal, role) in perhaps.filter(|(p, _)| p.is_public()) {
+            unmapped.add(format!(
+                "{}: {principal} has {role}, which no policy touches, and perhaps may invoke by it ({})",
+                info.service,
+                describe_with(role)
+            ));
+        }
+        for (principal, role) in live.other_invokers(&roles) {
             unmapped.add(format!(
                 "{}: {principal} may also invoke by {role}, which no policy touches",
                 info.service

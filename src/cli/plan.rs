@@ -18,8 +18,8 @@ use crate::{
     index::policies::Record,
     intent::{Guardrail, PolicyId, PolicyKey},
     plan::{
-        self, Change, HeldPlan, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact,
-        Withheld, WithheldReason,
+        self, Change, Exposure, HeldPlan, Input, Plan, PolicyOnService, RevokeCause,
+        SelectorImpact, Withheld, WithheldReason,
     },
     render::{
         count,
@@ -281,9 +281,15 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
         approve: approve.map(|hash| hash.to_string()),
         approvals,
         approved_by: approved_by.collect(),
-        exposed: plan::exposed(inputs.info.as_ref(), &input).map(|w| w.to_string()),
+        exposed: plan::exposed(inputs.info.as_ref(), &input).map(|e| exposure(&e)),
         ..shown
     }
+}
+
+/// By what anyone can call a service, or perhaps can.
+fn exposure(exposure: &Exposure) -> String {
+    let perhaps = if exposure.is_sure() { "" } else { "perhaps: " };
+    format!("{perhaps}{exposure}")
 }
 
 /// What lets through what is held: the annotation, where it counts, and the plan of each policy for

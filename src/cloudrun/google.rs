@@ -151,6 +151,9 @@ impl Google {
             .map_err(|e| Fault::new(FaultClass::Credentials, e.to_string()))?;
         let rest = reqwest::Client::builder()
             .timeout(options.timeout)
+            // Google's APIs never send anybody elsewhere: whoever answers so is not Google, and what
+            // stands there is no answer of Google's.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| Fault::new(FaultClass::Unavailable, e.to_string()))?;
         Ok(Self::over(client, Arc::new(rest), options))

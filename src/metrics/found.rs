@@ -40,8 +40,10 @@ impl FindingMetrics {
                 "Services under policies, by state; one that two policies name counts for each.",
                 &["state"],
             )?,
-            exposed_services: registrar
-                .gauge("exposed_services", "Services that anyone can call.")?,
+            exposed_services: registrar.gauge(
+                "exposed_services",
+                "Services that anyone can call, or perhaps can.",
+            )?,
             contested_services: registrar.gauge(
                 "contested_services",
                 "Services on which somebody else keeps changing the same grants.",

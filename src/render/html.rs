@@ -11,8 +11,8 @@ use std::{
 pub struct Column {
     pub name: String,
     pub place: String,
-    /// Its IAM check is off.
-    pub open: bool,
+    /// That anyone can call it, in a few words.
+    pub open: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +23,19 @@ pub enum CellKind {
     /// Under a condition, or until a time.
     Conditional,
     Public,
+    /// The permissions of the role are not known.
+    Perhaps,
     /// It is granted and gives no access.
     Dead,
 }
 
 impl CellKind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Listed,
         Self::Unlisted,
         Self::Conditional,
         Self::Public,
+        Self::Perhaps,
         Self::Dead,
     ];
 
@@ -42,6 +45,7 @@ impl CellKind {
             Self::Unlisted => "unlisted",
             Self::Conditional => "conditional",
             Self::Public => "public",
+            Self::Perhaps => "perhaps",
             Self::Dead => "dead",
         }
     }
@@ -53,6 +57,7 @@ impl CellKind {
             Self::Unlisted => "○",
             Self::Conditional => "◐",
             Self::Public => "▲",
+            Self::Perhaps => "?",
             Self::Dead => "×",
         }
     }
@@ -63,6 +68,7 @@ impl CellKind {
             Self::Unlisted => "granted, and no policy lists it",
             Self::Conditional => "under a condition, or until a time",
             Self::Public => "everybody",
+            Self::Perhaps => "perhaps: the permissions of the role are not known",
             Self::Dead => "granted, and gives no access",
         }
     }
@@ -100,7 +106,7 @@ pub fn matrix(
         .map(|c| c.column)
         .collect();
     let mut order: Vec<usize> = (0..columns.len()).collect();
-    order.sort_by_key(|n| !(columns[*n].open || public.contains(n)));
+    order.sort_by_key(|n| !(columns[*n].open.is_some() || public.contains(n)));
     let mut place = vec![0; columns.len()];
     for (at, n) in order.iter().enumerate() {
         place[*n] = at;
@@ -149,11 +155,9 @@ pub fn matrix(
 
 /// The title of a service, in the column `at`.
 fn column(at: usize, c: &Column) -> String {
-    let open = if c.open {
-        "<span class=\"public\">▲ IAM check off</span>"
-    } else {
-        ""
-    };
+    let open = c.open.map_or(String::new(), |words| {
+        format!("<span class=\"public\">▲ {words}</span>")
+    });
     let (name, place) = (escape(&c.name), escape(&c.place));
     format!(
         "<div role=\"columnheader\" class=\"column\" aria-colindex=\"{}\" style=\"--c:{at}\" title=\"{name} ({place})\" data-text=\"{name} {place}\"><span class=\"service\">{name} {open}</span><span class=\"place\">{place}</span></div>",
@@ -208,7 +212,7 @@ mod tests {
         let columns = [Column {
             name: "web".into(),
             place: "r, p".into(),
-            open: false,
+            open: None,
         }];
         let cell = Cell {
             column: 0,
@@ -229,7 +233,7 @@ mod tests {
             .map(|n| Column {
                 name: format!("service-{n}"),
                 place: "europe-west1, acme-prod".into(),
-                open: n == 250,
+                open: (n == 250).then_some("IAM check off"),
             })
             .collect();
         let kind = |n: usize| CellKind::ALL[if n.is_multiple_of(37) { n % 5 } else { n % 2 }];

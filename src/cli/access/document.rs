@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::render::{Style, Tone, count, html, table};
+use crate::{
+    iam::{Invocation, Principal},
+    render::{Style, Tone, count, html, table},
+};
 
 /// `access -o json`, version 1.
 #[derive(Debug, Serialize)]
@@ -49,6 +52,9 @@ pub struct Invoker {
     pub public: bool,
     /// It is granted, and Cloud Run does not let it invoke.
     pub cannot_invoke: bool,
+    /// The permissions of its role are not known here, so that it may invoke is not either.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub role_unknown: bool,
     /// Where above the service it is granted; absent: on the service itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inherited_from: Option<InheritedFrom>,
@@ -67,14 +73,23 @@ impl ServiceAccess {
     /// That anyone can call it, and from where; or why that is not so although its IAM would let
     /// everybody.
     fn open(&self) -> Option<Open> {
-        let public = self.invokers.iter().find(|i| i.public && !i.ended);
+        let mut all = self.invokers.iter().filter(|i| i.public && !i.ended);
+        // What is sure comes first.
+        let public = all.clone().find(|i| !i.role_unknown).or(all.next());
         let by = match public {
-            _ if self.iam_check_off => "the IAM check is switched off",
-            Some(public) => public.member.as_str(),
+            _ if self.iam_check_off => "the IAM check is switched off".to_owned(),
+            Some(public) if public.role_unknown => {
+                format!("{} has {}", public.member, public.role)
+            }
+            Some(public) => public.member.clone(),
             None => return None,
         };
+        let is_sure = self.iam_check_off || public.is_some_and(|p| !p.role_unknown);
         Some(match self.open_to {
-            Some(from) => Open::Yes(format!("{from}: {by}")),
+            Some(from) if is_sure => Open::Yes(format!("{from}: {by}")),
+            Some(from) => Open::Perhaps(format!(
+                "{from}: {by}, whose permissions are not known here"
+            )),
             None => Open::No(format!(
                 "{by}, and Identity-Aware Proxy or ingress keeps out who has no account"
             )),
@@ -82,12 +97,42 @@ impl ServiceAccess {
     }
 }
 
+impl ServiceAccess {
+    /// That anyone can call it, or perhaps can, as the page says it.
+    fn badge(&self) -> Option<&'static str> {
+        match self.open()? {
+            Open::Yes(_) if self.iam_check_off => Some("IAM check off"),
+            Open::Yes(_) => Some("anyone"),
+            Open::Perhaps(_) => Some("perhaps anyone"),
+            Open::No(_) => None,
+        }
+    }
+}
+
 enum Open {
     Yes(String),
+    /// By a role of which nobody knows whether it lets anybody invoke.
+    Perhaps(String),
     No(String),
 }
 
 impl Invoker {
+    /// By a role that no policy grants.
+    pub(super) fn by_role(principal: &Principal, role: &str, role_unknown: bool) -> Self {
+        Self {
+            member: principal.to_string(),
+            role: role.to_owned(),
+            policies: Vec::new(),
+            condition: None,
+            until: None,
+            ended: false,
+            public: principal.is_public(),
+            cannot_invoke: principal.invocation() == Invocation::Unsupported,
+            role_unknown,
+            inherited_from: None,
+        }
+    }
+
     /// In a few words.
     fn how(&self) -> String {
         let mut words = Vec::new();
@@ -103,7 +148,8 @@ impl Invoker {
             words.push(format!("if {title}"));
         }
         if self.role != "roles/run.invoker" {
-            words.push(format!("as {}", self.role));
+            let perhaps = if self.role_unknown { "perhaps, " } else { "" };
+            words.push(format!("{perhaps}as {}", self.role));
         }
         if let Some(from) = &self.inherited_from {
             words.push(format!("from {}", from.resource));
@@ -119,10 +165,12 @@ impl Invoker {
         words.join("; ")
     }
 
-    fn kind(&self) -> html::CellKind {
+    /// `is_open`: somebody without an account may reach the service.
+    fn kind(&self, is_open: bool) -> html::CellKind {
         match self {
+            i if (i.public && !is_open) || i.ended || i.cannot_invoke => html::CellKind::Dead,
+            i if i.role_unknown => html::CellKind::Perhaps,
             i if i.public => html::CellKind::Public,
-            i if i.ended || i.cannot_invoke => html::CellKind::Dead,
             i if i.until.is_some() || i.condition.is_some() => html::CellKind::Conditional,
             i if i.policies.is_empty() => html::CellKind::Unlisted,
             _ => html::CellKind::Listed,
@@ -140,6 +188,7 @@ pub(super) fn text(document: &AccessDocument, style: &Style) -> String {
         text.push('\n');
         let line = match s.open() {
             Some(Open::Yes(words)) => Some((Tone::Bad, format!("ANYONE, {words}"))),
+            Some(Open::Perhaps(words)) => Some((Tone::Bad, format!("PERHAPS ANYONE, {words}"))),
             Some(Open::No(words)) => Some((Tone::Warn, words)),
             None => None,
         };
@@ -185,8 +234,13 @@ pub(super) fn markdown(document: &AccessDocument) -> String {
     let mut rows = Vec::new();
     for s in &document.services {
         let place = format!("{} ({}, {})", s.service, s.region, s.project);
-        if let Some(Open::Yes(words) | Open::No(words)) = s.open() {
-            rows.push(vec![place.clone(), "anyone".into(), format!("**{words}**")]);
+        let (who, words) = match s.open() {
+            Some(Open::Yes(words) | Open::No(words)) => ("anyone", words),
+            Some(Open::Perhaps(words)) => ("perhaps anyone", words),
+            None => ("", String::new()),
+        };
+        if !who.is_empty() {
+            rows.push(vec![place.clone(), who.into(), format!("**{words}**")]);
         }
         rows.extend(
             s.invokers
@@ -208,7 +262,7 @@ pub(super) fn page(document: &AccessDocument, now: Timestamp) -> String {
         .map(|s| html::Column {
             name: s.service.clone(),
             place: format!("{}, {}", s.region, s.project),
-            open: s.iam_check_off && s.open_to.is_some(),
+            open: s.badge(),
         })
         .collect();
     let mut rows: BTreeMap<String, Vec<html::Cell>> = BTreeMap::new();
@@ -216,7 +270,7 @@ pub(super) fn page(document: &AccessDocument, now: Timestamp) -> String {
         for i in &s.invokers {
             let cell = html::Cell {
                 column: n,
-                kind: i.kind(),
+                kind: i.kind(s.open_to.is_some()),
                 words: i.how(),
             };
             rows.entry(i.member.clone()).or_default().push(cell);

@@ -2,7 +2,7 @@
 
 mod document;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use clap::ValueEnum;
 
@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     cloudrun::CloudRun,
-    iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
+    iam::{
+        Invocation, InvokingRoles, Policy, Principal, PrincipalKind, ServiceInfo, describe_with,
+    },
     render::{Format, data},
 };
 pub use document::{AccessDocument, InheritedFrom, Invoker, ServiceAccess};
@@ -92,6 +94,8 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
+    let roles = above.as_ref().map(Searched::roles).cloned();
+    let roles = roles.unwrap_or_default();
     let (mut services, mut unread) = (Vec::new(), false);
     for (info, live) in read {
         let live = match live {
@@ -103,7 +107,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
                 continue;
             }
         };
-        let mut found = access(&world, &info, &live, command.member.as_ref());
+        let mut found = access(&world, &info, &live, command.member.as_ref(), &roles);
         add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
         services.push(found);
     }
@@ -114,6 +118,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     if command.member.is_some() || asked.is_some() {
         services.retain(|s| !s.invokers.is_empty() || s.iam_check_off);
     }
+    notes.extend(unknown_roles(&services));
     let document = AccessDocument {
         kind: "Access",
         version: 1,
@@ -122,6 +127,19 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     print(&rendered(context, command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
+}
+
+/// The roles by which somebody perhaps may invoke, and how to see what is in them.
+fn unknown_roles(services: &[ServiceAccess]) -> Option<String> {
+    let invokers = services.iter().flat_map(|s| &s.invokers);
+    let unknown = invokers.filter(|i| i.role_unknown);
+    let roles: BTreeSet<&str> = unknown.map(|i| i.role.as_str()).collect();
+    let (names, first): (Vec<&str>, _) = (roles.iter().copied().collect(), roles.first()?);
+    Some(format!(
+        "Perhaps: the permissions of {} are not known here, and run.routes.invoke may be among them: {}.",
+        names.join(", "),
+        describe_with(first)
+    ))
 }
 
 /// The projects that are asked about, or those of the policies.
@@ -223,6 +241,7 @@ fn access(
     info: &ServiceInfo,
     live: &Policy,
     wanted: Option<&Principal>,
+    roles: &InvokingRoles,
 ) -> ServiceAccess {
     let claims = world.index.words(&info.service);
     let mut invokers: Vec<Invoker> = live
@@ -250,21 +269,15 @@ fn access(
                 ended: until.is_some_and(|u| u <= world.now),
                 public: g.principal.is_public(),
                 cannot_invoke: g.principal.invocation() == Invocation::Unsupported,
+                role_unknown: false,
                 inherited_from: None,
             }
         })
         .collect();
-    invokers.extend(live.other_invokers().into_iter().map(|(p, role)| Invoker {
-        member: p.to_string(),
-        role: role.to_owned(),
-        policies: Vec::new(),
-        condition: None,
-        until: None,
-        ended: false,
-        public: p.is_public(),
-        cannot_invoke: p.invocation() == Invocation::Unsupported,
-        inherited_from: None,
-    }));
+    let others = live.other_invokers(roles).into_iter();
+    invokers.extend(others.map(|(p, role)| Invoker::by_role(&p, role, false)));
+    let perhaps = live.perhaps_invokers(roles).into_iter();
+    invokers.extend(perhaps.map(|(p, role)| Invoker::by_role(&p, role, true)));
     if let Some(wanted) = wanted {
         let is = |i: &Invoker| i.public || Principal::from_live(&i.member) == *wanted;
         invokers.retain(is);

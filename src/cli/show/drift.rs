@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use super::{ago, status::resource_names, tabulated};
 use crate::{
-    api::{ChangeReason, ChangedBy, InvokerChange, InvokerPolicy, REASON_LABEL, ServiceState},
+    api::{
+        ChangeReason, ChangedBy, InvokerChange, InvokerPolicy, REASON_LABEL, ServiceState,
+        ServiceStatus,
+    },
     cli::{
         Exit,
         context::{Context, Kube, print},
@@ -17,6 +20,7 @@ use crate::{
         world::list_all,
     },
     render::Tone,
+    status::PERHAPS_EXPOSED,
 };
 
 #[derive(Clone, Debug, clap::Args)]
@@ -201,6 +205,14 @@ fn show(
     Ok(())
 }
 
+/// Whether somebody who asks what is off should see a service.
+fn is_worth_a_line(service: &ServiceStatus) -> bool {
+    service.state != ServiceState::InSync
+        || service.exposed
+        || service.contested
+        || service.message.contains(PERHAPS_EXPOSED)
+}
+
 fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
     let mut services: Vec<DriftLine> = found
         .iter()
@@ -210,7 +222,7 @@ fn drift_document(found: &[InvokerPolicy]) -> DriftDocument {
                 .flat_map(|s| &s.services)
                 .map(move |s| (p, s))
         })
-        .filter(|(_, s)| s.state != ServiceState::InSync || s.exposed || s.contested)
+        .filter(|(_, s)| is_worth_a_line(s))
         .map(|(p, s)| DriftLine {
             namespace: p.namespace().unwrap_or_default(),
             policy: p.name_any(),

@@ -4,7 +4,7 @@ use super::{
     Cause, Facts,
     condition::{self, Truth},
 };
-use crate::iam::{Binding, Invocation, Policy, Principal, PrincipalKind};
+use crate::iam::{Binding, Carries, Invocation, Policy, Principal, PrincipalKind};
 
 /// What a policy comes to for a principal.
 #[derive(Default)]
@@ -15,22 +15,38 @@ pub(super) struct Held {
     /// Grants that do not hold now, in words.
     pub no: Vec<String>,
     pub ended: Option<(Cause, String)>,
+    /// Grants of roles of which nobody knows what they carry.
+    pub unknown: Vec<UnknownRole>,
 }
 
-/// What the bindings of roles that `carries` accepts come to for a principal.
+/// A role of which nobody knows what it carries.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct UnknownRole {
+    pub role: String,
+    /// Who has it.
+    pub what: String,
+}
+
+/// What the bindings come to for a principal; `carries`: whether a role carries what is asked for.
 pub(super) fn held(
     policy: &Policy,
     principal: &Principal,
     facts: &Facts,
-    carries: &dyn Fn(&str) -> bool,
+    carries: &dyn Fn(&str) -> Carries,
 ) -> Held {
     let mut held = Held::default();
-    for binding in policy.bindings.iter().filter(|b| carries(&b.role)) {
+    for binding in &policy.bindings {
+        let carries = carries(&binding.role);
+        if carries == Carries::No {
+            continue;
+        }
         for member in &binding.members {
             let listed = Principal::from_live(member);
             let covers = covers(&listed, principal);
-            if covers != Some(false) {
-                held.add(binding, &listed, principal, covers.is_some(), facts);
+            match carries {
+                _ if covers == Some(false) => {}
+                Carries::Yes => held.add(binding, &listed, principal, covers.is_some(), facts),
+                _ => held.add_unknown(binding, &listed, facts),
             }
         }
     }
@@ -38,6 +54,17 @@ pub(super) fn held(
 }
 
 impl Held {
+    /// Adds a member, by a role of which nobody knows what it carries. Whatever that is, it gives
+    /// nothing while its condition does not hold.
+    fn add_unknown(&mut self, binding: &Binding, listed: &Principal, facts: &Facts) {
+        if truth(binding, facts) != Truth::False {
+            self.unknown.push(UnknownRole {
+                role: binding.role.clone(),
+                what: format!("{listed} has {}", binding.role),
+            });
+        }
+    }
+
     /// Adds a member that stands for the principal; not `surely`: that may.
     fn add(
         &mut self,
@@ -51,10 +78,7 @@ impl Held {
             None => (String::new(), ""),
             Some(c) => (format!(" if {}", c.title), c.expression.as_str()),
         };
-        let truth = match &binding.condition {
-            None => Truth::True,
-            Some(c) => condition::evaluate(&c.expression, facts.at, facts.url.as_deref()),
-        };
+        let truth = truth(binding, facts);
         let what = format!("{listed} has {}{title}", binding.role);
         match truth {
             Truth::True if surely => self.yes = self.yes.take().or(Some(what)),
@@ -71,6 +95,14 @@ impl Held {
                 }
             }
         }
+    }
+}
+
+/// Whether the condition of a binding holds.
+fn truth(binding: &Binding, facts: &Facts) -> Truth {
+    match &binding.condition {
+        None => Truth::True,
+        Some(c) => condition::evaluate(&c.expression, facts.at, facts.url.as_deref()),
     }
 }
 

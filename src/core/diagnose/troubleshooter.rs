@@ -169,16 +169,13 @@ impl Walk<'_> {
         }
     }
 
-    /// A grant above the service, as Policy Troubleshooter names it.
-    pub(super) fn granted_above(&self) -> Option<String> {
+    /// Grants on the service and above it, as Policy Troubleshooter names them; `None` where it does
+    /// not say that something grants it.
+    pub(super) fn troubleshooter_grants(&self) -> Option<(Vec<&str>, Vec<&str>)> {
         let answer = self.facts.troubleshooter.value()?;
-        let above = answer
-            .by
-            .iter()
-            .filter(|by| !by.contains("/services/"))
-            .cloned();
-        let above: Vec<String> = above.collect();
-        (answer.allowed == Says::Yes && !above.is_empty()).then(|| above.join(", "))
+        let by = answer.by.iter().map(String::as_str);
+        let places = by.partition(|by| by.contains("/services/"));
+        (answer.allowed == Says::Yes).then_some(places)
     }
 
     /// What Policy Troubleshooter could not decide.

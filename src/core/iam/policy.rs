@@ -8,40 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Condition, Grant, Principal, PrincipalKind, Role};
+use super::{Carries, Condition, Grant, InvokingRoles, Principal, PrincipalKind, Role};
 
 /// The most members an allow policy may have, every occurrence counted.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/quotas>.
 pub const MAX_MEMBERS: usize = 1500;
-
-/// Predefined roles other than the managed ones that carry `run.routes.invoke` and can be granted
-/// on a service. Custom roles can carry it too; what is in those only IAM knows.
-///
-/// Source: <https://docs.cloud.google.com/iam/docs/roles-permissions/run>, and the roles of
-/// 2026-08-22.
-const OTHER_INVOKING_ROLES: &[&str] = &[
-    "roles/cloudfunctions.admin",
-    "roles/cloudfunctions.developer",
-    "roles/cloudfunctions.editor",
-    "roles/editor",
-    "roles/firebase.admin",
-    "roles/firebase.developAdmin",
-    "roles/iam.dataScientist",
-    "roles/iam.devOps",
-    "roles/iam.mlEngineer",
-    "roles/owner",
-    "roles/run.admin",
-    "roles/run.developer",
-    "roles/run.editor",
-    "roles/run.sourceDeveloper",
-];
-
-/// Whether a role is known to carry `run.routes.invoke`. Custom roles can too; what is in those
-/// only IAM knows.
-pub fn carries_invoke(role: &str) -> bool {
-    Role::from_name(role).is_some() || OTHER_INVOKING_ROLES.contains(&role)
-}
 
 /// The version of a policy that a write must be planned from: opaque, base64.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,19 +134,30 @@ impl Policy {
 
     /// Members that may invoke by a role that is not managed here, with the role, each once and in
     /// order.
-    pub fn other_invokers(&self) -> BTreeSet<(Principal, &str)> {
-        let invoking = self
-            .bindings
-            .iter()
-            .filter(|b| OTHER_INVOKING_ROLES.contains(&b.role.as_str()));
-        invoking
-            .flat_map(|b| {
-                b.members
-                    .iter()
-                    .map(|m| (Principal::from_live(m), b.role.as_str()))
-            })
-            .filter(|(p, _)| p.kind() != PrincipalKind::Deleted)
-            .collect()
+    pub fn other_invokers(&self, roles: &InvokingRoles) -> BTreeSet<(Principal, &str)> {
+        self.by_other_roles(roles, Carries::Yes)
+    }
+
+    /// Members with a role of which nobody knows whether it lets them invoke, with the role, each
+    /// once and in order.
+    pub fn perhaps_invokers(&self, roles: &InvokingRoles) -> BTreeSet<(Principal, &str)> {
+        self.by_other_roles(roles, Carries::Unknown)
+    }
+
+    fn by_other_roles(
+        &self,
+        roles: &InvokingRoles,
+        carries: Carries,
+    ) -> BTreeSet<(Principal, &str)> {
+        let is_foreign = |b: &&Binding| Role::from_name(&b.role).is_none();
+        let bindings = self.bindings.iter().filter(is_foreign);
+        let such = bindings.filter(|b| roles.carries(&b.role) == carries);
+        such.flat_map(|b| {
+            let members = b.members.iter();
+            members.map(|m| (Principal::from_live(m), b.role.as_str()))
+        })
+        .filter(|(p, _)| p.kind() != PrincipalKind::Deleted)
+        .collect()
     }
 
     /// Members as the cap of [`MAX_MEMBERS`] counts them: every occurrence, audit exemptions

@@ -4,6 +4,7 @@
 //! principal access boundaries are seen.
 
 mod page;
+mod places;
 mod sum;
 
 use std::sync::Arc;

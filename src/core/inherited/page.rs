@@ -1,11 +1,11 @@
 //! One page of Cloud Asset's `searchAllIamPolicies`.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::Deserialize;
 
 use super::{InheritedGrant, Level};
-use crate::iam::{Invocation, Principal, PrincipalKind};
+use crate::iam::{Carries, Invocation, Principal, PrincipalKind, carries_invoke};
 
 /// The longest member, role or name that IAM has; what is longer is no answer of Google's.
 const LONGEST: usize = 2048;
@@ -17,6 +17,8 @@ pub struct Page {
     pub grants: Vec<InheritedGrant>,
     /// Where projects are: their ids and numbers, with what is above them.
     pub places: Vec<Place>,
+    /// Roles that carry `run.routes.invoke`, which only a search shows.
+    pub roles: BTreeSet<Arc<str>>,
     /// Token of the next page; empty at the last one.
     pub next: String,
 }
@@ -28,6 +30,8 @@ pub struct Place {
     pub project: Arc<str>,
     /// `projects/NUMBER`.
     pub number: Arc<str>,
+    /// The row is that of the project itself, and not of a service in it.
+    pub own: bool,
     /// `folders/NUMBER`, the nearest first, and `organizations/NUMBER`.
     pub ancestors: Arc<[Arc<str>]>,
 }
@@ -90,7 +94,7 @@ impl Found {
         let (level, resource) = match self.asset_type.as_str() {
             "cloudresourcemanager.googleapis.com/Project" => {
                 let name = self.name_under("//cloudresourcemanager.googleapis.com/")?;
-                page.places.push(self.place(name)?);
+                page.places.push(self.place(name, true)?);
                 (Level::Project, name)
             }
             "cloudresourcemanager.googleapis.com/Folder" => (
@@ -105,13 +109,16 @@ impl Found {
                 let name = self.name_under("//run.googleapis.com/")?;
                 let mut parts = name.splitn(3, '/');
                 if let (Some("projects"), Some(id)) = (parts.next(), parts.next()) {
-                    page.places.push(self.place(&format!("projects/{id}"))?);
+                    let place = self.place(&format!("projects/{id}"), false)?;
+                    page.places.push(place);
                 }
-                return Ok(());
+                // Who is granted there is read from the service's own policy.
+                return self.add_roles(page);
             }
             _ => return Ok(()),
         };
         let resource: Arc<str> = resource.into();
+        self.add_roles(page)?;
         for binding in &self.policy.bindings {
             let role: Arc<str> = named(&binding.role)?.into();
             for member in &binding.members {
@@ -134,6 +141,17 @@ impl Found {
         Ok(())
     }
 
+    /// The search finds bindings by what their roles carry, so it tells what is in a custom role.
+    fn add_roles(&self, page: &mut Page) -> Result<(), String> {
+        for binding in &self.policy.bindings {
+            let role = named(&binding.role)?;
+            if carries_invoke(role) != Carries::Yes {
+                page.roles.insert(role.into());
+            }
+        }
+        Ok(())
+    }
+
     fn name_under(&self, service: &str) -> Result<&str, String> {
         let name = self.resource.strip_prefix(service);
         name.filter(|n| n.contains('/') && n.len() <= LONGEST)
@@ -141,7 +159,7 @@ impl Found {
     }
 
     /// `name`: `projects/ID`.
-    fn place(&self, name: &str) -> Result<Place, String> {
+    fn place(&self, name: &str, own: bool) -> Result<Place, String> {
         let id = name.strip_prefix("projects/").unwrap_or(name);
         let above = self.folders.iter().chain([&self.organization]);
         let named = above.filter(|a| !a.is_empty());
@@ -150,6 +168,7 @@ impl Found {
         Ok(Place {
             project: id.into(),
             number: bounded(&self.project)?.into(),
+            own,
             ancestors: ancestors?.into(),
         })
     }

@@ -5,19 +5,20 @@ use std::{
     sync::Arc,
 };
 
-use super::{InheritedGrant, Level, Page, SearchScope, page::Place};
-use crate::fault::Fault;
-
-/// The names of folders and the organization above a project, the nearest first.
-type Ancestors = Arc<[Arc<str>]>;
+use super::{
+    InheritedGrant, Level, Page, SearchScope,
+    places::{Ancestors, Places, Shown},
+};
+use crate::{fault::Fault, iam::InvokingRoles};
 
 /// What one search of a scope showed, to its last page.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Found {
     /// By resource.
     grants: HashMap<Arc<str>, Vec<InheritedGrant>>,
-    /// By `projects/ID` and by `projects/NUMBER`.
-    ancestors: HashMap<Arc<str>, (Arc<str>, Ancestors)>,
+    places: Places,
+    /// Roles that carry `run.routes.invoke`, which only a search shows.
+    roles: BTreeSet<Arc<str>>,
 }
 
 impl Found {
@@ -26,17 +27,8 @@ impl Found {
             let here = self.grants.entry(grant.resource.clone()).or_default();
             here.push(grant);
         }
-        for Place {
-            project,
-            number,
-            ancestors,
-        } in page.places
-        {
-            let name: Arc<str> = format!("projects/{project}").into();
-            let place = (name.clone(), ancestors);
-            self.ancestors.insert(number, place.clone());
-            self.ancestors.insert(name, place);
-        }
+        page.places.into_iter().for_each(|p| self.places.add(p));
+        self.roles.extend(page.roles);
     }
 
     fn sorted(mut self) -> Self {
@@ -71,8 +63,11 @@ struct Scope {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inherited {
     scopes: BTreeMap<Arc<str>, Scope>,
-    /// What is above projects that no search shows, by `projects/ID`.
-    placed: HashMap<Arc<str>, Ancestors>,
+    /// What is above projects, by `projects/ID`, as the Resource Manager says, and since when.
+    placed: HashMap<Arc<str>, (Ancestors, u64)>,
+    /// How many times somebody told where projects are.
+    learned: u64,
+    roles: InvokingRoles,
 }
 
 /// What is known of a project: who may invoke in it by a grant above its services.
@@ -108,7 +103,7 @@ impl Inherited {
         };
         Self {
             scopes: scopes.iter().map(unknown).collect(),
-            placed: HashMap::new(),
+            ..Self::default()
         }
     }
 
@@ -124,10 +119,16 @@ impl Inherited {
             return false;
         };
         let next = match result {
-            Ok(search) => Scope {
-                found: Some(search.0.sorted()),
-                fault: None,
-            },
+            Ok(search) => {
+                let mut found = search.0.sorted();
+                self.learned += 1;
+                let before = known.found.as_ref().map(|f| &f.places);
+                found.places.learn(before, self.learned);
+                Scope {
+                    found: Some(found),
+                    fault: None,
+                }
+            }
             Err(fault) => {
                 // Each answer has an id of its own: the first of a kind stands for all.
                 let first = known.fault.take().filter(|f| f.class == fault.class);
@@ -138,13 +139,42 @@ impl Inherited {
         };
         let is_news = *known != next;
         *known = next;
+        let roles = self.found().flat_map(|f| &f.roles);
+        self.roles = InvokingRoles::shown(roles);
         is_news
     }
 
-    /// What is above a project that no search shows, as somebody else says.
+    /// What searches show of roles.
+    pub fn roles(&self) -> &InvokingRoles {
+        &self.roles
+    }
+
+    /// What is above a project that no search shows, as the Resource Manager says.
     pub fn place(&mut self, project: &str, above: Vec<Arc<str>>) {
         let name = format!("projects/{project}");
-        self.placed.insert(name.into(), above.into());
+        self.learned += 1;
+        self.placed
+            .insert(name.into(), (above.into(), self.learned));
+    }
+
+    /// The project by name, and what is above it: what was learned last counts, but where the rows
+    /// of a search contradict each other the Resource Manager decides.
+    fn place_of(&self, name: &str) -> Option<(&Arc<str>, &Ancestors)> {
+        let told = self.placed.get_key_value(name);
+        let shown = self.found().filter_map(|f| f.places.get(name));
+        let last = shown.max_by_key(|s| (!s.is_disputed, s.since));
+        match (last, told) {
+            (Some(shown), Some((_, (_, at)))) if !shown.is_disputed && shown.since > *at => {
+                Some((&shown.name, &shown.above))
+            }
+            // Outside of every scope nothing is searched for it.
+            (_, Some((name, (above, _)))) => {
+                let is_below = above.iter().any(|a| self.scopes.contains_key(a));
+                is_below.then_some((name, above))
+            }
+            (Some(Shown { name, above, .. }), None) => Some((name, above)),
+            (None, None) => None,
+        }
     }
 
     /// The project and what is above it, by name, and whether that is all; or why it is not known.
@@ -154,15 +184,7 @@ impl Inherited {
         if let Some((_, Scope { found: None, fault })) = own {
             return Err(fault.as_ref().map_or(Above::Waiting, Above::Unknown));
         }
-        let shown = self.found().find_map(|f| f.ancestors.get(&*name));
-        if let Some((name, above)) = shown {
-            let path = std::iter::once(name).chain(above.iter()).collect();
-            return Ok((path, true));
-        }
-        if let Some((name, above)) = self.placed.get_key_value(&*name)
-            // Outside of every scope nothing is searched for it.
-            && above.iter().any(|a| self.scopes.contains_key(a))
-        {
+        if let Some((name, above)) = self.place_of(&name) {
             let path = std::iter::once(name).chain(above.iter()).collect();
             return Ok((path, true));
         }
@@ -218,13 +240,17 @@ impl Inherited {
         }
     }
 
-    /// Whether something is searched for a project, and no search shows where it is: somebody has to
-    /// be asked, and asked again, because projects move.
+    /// Whether something is searched for a project, and no search shows where it is, or its rows
+    /// contradict each other: the Resource Manager has to be asked, and asked again, because
+    /// projects move.
     pub fn needs_place(&self, project: &str) -> bool {
         let name = format!("projects/{project}");
-        let is_shown = self.found().any(|f| f.ancestors.contains_key(&*name));
+        let mut shown = self.found().filter_map(|f| f.places.get(&name)).peekable();
+        if shown.peek().is_some() {
+            return shown.all(|s| s.is_disputed);
+        }
         let is_searched = self.found().next().is_some();
-        is_searched && !is_shown && !self.scopes.contains_key(&*name)
+        is_searched && !self.scopes.contains_key(&*name)
     }
 
     /// Whether a grant above the services of a project lets everybody in.

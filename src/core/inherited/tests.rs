@@ -107,6 +107,141 @@ fn a_service_shows_where_its_project_is_and_its_own_grants_are_not_inherited() {
     assert_eq!(known.above("9"), known.above("shop"), "by its number too");
 }
 
+fn in_service(folder: &str, bindings: Value) -> Value {
+    json!({"resource": "//run.googleapis.com/projects/shop/locations/europe-west1/services/web",
+        "assetType": "run.googleapis.com/Service", "project": "projects/77", "folders": [folder],
+        "organization": "organizations/1", "policy": {"bindings": bindings}})
+}
+
+#[test]
+fn a_search_shows_what_custom_roles_carry_wherever_they_are_granted() {
+    use crate::iam::Carries;
+    let mut known = Inherited::of(&[organization()]);
+    let found = search(&[
+        in_service(
+            "folders/5",
+            json!([
+                binding("projects/shop/roles/caller", &["allUsers"]),
+                binding("roles/run.invoker", &["user:a@acme.com"])
+            ]),
+        ),
+        result(
+            "Folder",
+            "folders/5",
+            &[],
+            json!([binding(
+                "organizations/1/roles/ops",
+                &["group:ops@acme.com"]
+            )]),
+        ),
+    ]);
+    known.apply(&organization(), Ok(found));
+    let roles = known.roles().clone();
+    for (role, carries) in [
+        ("projects/shop/roles/caller", Carries::Yes),
+        ("organizations/1/roles/ops", Carries::Yes),
+        ("roles/run.invoker", Carries::Yes),
+        ("projects/shop/roles/deployer", Carries::Unknown),
+        ("roles/run.viewer", Carries::No),
+    ] {
+        assert_eq!(roles.carries(role), carries, "{role}");
+    }
+    known.apply(&organization(), Err(Fault::new(FaultClass::Timeout, "no")));
+    assert_eq!(known.roles(), &roles, "what was seen stays");
+    assert!(known.apply(&organization(), Ok(search(&[]))));
+    assert_eq!(
+        known.roles().carries("projects/shop/roles/caller"),
+        Carries::Unknown
+    );
+}
+
+/// Whom a folder lets in, who are in no other one.
+fn folder(name: &str) -> Value {
+    let member = format!("group:of-{}@acme.com", name.replace('/', "-"));
+    result(
+        "Folder",
+        name,
+        &[],
+        json!([binding("roles/run.invoker", &[&member])]),
+    )
+}
+
+fn above_shop(known: &Inherited) -> Vec<String> {
+    let Above::Known { grants, .. } = known.above("shop") else {
+        panic!("{:?}", known.above("shop"))
+    };
+    grants.iter().map(|g| g.resource.to_string()).collect()
+}
+
+/// A project moved, and the index shows it row by row.
+#[test]
+fn where_rows_contradict_each_other_the_projects_own_counts_and_else_the_resource_manager() {
+    let own = |above: &str| result("Project", "projects/shop", &[above], json!([]));
+    let (old, new) = (
+        in_service("folders/4", json!([])),
+        in_service("folders/5", json!([])),
+    );
+    let folders = [
+        folder("folders/4"),
+        folder("folders/5"),
+        folder("folders/6"),
+    ];
+    let searched = |known: &mut Inherited, rows: &[&Value]| {
+        let rows: Vec<Value> = rows.iter().copied().chain(&folders).cloned().collect();
+        known.apply(&organization(), Ok(search(&rows)));
+    };
+    for rows in [[&own("folders/5"), &old], [&old, &own("folders/5")]] {
+        let mut known = Inherited::of(&[organization()]);
+        searched(&mut known, &rows);
+        assert_eq!(above_shop(&known), ["folders/5"]);
+        assert!(!known.needs_place("shop"));
+    }
+    for rows in [[&old, &new], [&new, &old]] {
+        let mut known = Inherited::of(&[organization()]);
+        searched(&mut known, &rows);
+        assert!(
+            known.needs_place("shop"),
+            "two services say different things"
+        );
+        known.place("shop", vec!["folders/6".into(), "organizations/1".into()]);
+        assert_eq!(above_shop(&known), ["folders/6"]);
+        // The same dispute after the next search is no answer either.
+        searched(&mut known, &rows);
+        assert_eq!(above_shop(&known), ["folders/6"]);
+        searched(&mut known, &[&new]);
+        assert_eq!(above_shop(&known), ["folders/5"], "settled since");
+        assert!(!known.needs_place("shop"));
+    }
+}
+
+#[test]
+fn what_was_learned_last_of_where_a_project_is_counts() {
+    let scopes =
+        ["folders/4", "folders/5", "organizations/1"].map(|s| SearchScope::parse(s).unwrap());
+    let [four, five, top] = &scopes;
+    let mut known = Inherited::of(&scopes);
+    let shop = |above: &str| result("Project", "projects/shop", &[above], json!([]));
+    let folders = || [folder("folders/4"), folder("folders/5")];
+    let everything = |above: &str| search(&[&folders()[..], &[shop(above)]].concat());
+    known.apply(four, Ok(search(&[folder("folders/4"), shop("folders/4")])));
+    known.apply(top, Ok(everything("folders/4")));
+    assert_eq!(above_shop(&known), ["folders/4"]);
+    // It moved: one search shows it before the other does, and the other repeats what is old.
+    known.apply(five, Ok(search(&[folder("folders/5"), shop("folders/5")])));
+    assert_eq!(above_shop(&known), ["folders/5"]);
+    assert!(
+        !known.apply(top, Ok(everything("folders/4"))),
+        "nothing new"
+    );
+    assert_eq!(above_shop(&known), ["folders/5"]);
+    known.apply(four, Ok(search(&[folder("folders/4")])));
+    known.apply(top, Ok(everything("folders/5")));
+    assert_eq!(above_shop(&known), ["folders/5"]);
+    // And back again.
+    known.apply(four, Ok(search(&[folder("folders/4"), shop("folders/4")])));
+    assert_eq!(above_shop(&known), ["folders/4"]);
+}
+
 #[test]
 fn a_search_that_fails_forgets_nothing_and_one_that_never_worked_says_why() {
     let denied = Fault::new(FaultClass::PermissionDenied, "no");

@@ -8,6 +8,7 @@ pub mod claim;
 pub mod diff;
 pub mod drift;
 pub mod effect;
+mod exposure;
 pub mod guard;
 pub mod merge;
 pub mod ownership;
@@ -32,12 +33,13 @@ use crate::{
 };
 
 pub use check::check;
-pub use view::{View, exposed, view, views};
+pub use view::{View, view, views};
 pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};
 pub use effect::{Effects, HeldPlan};
+pub use exposure::{Exposure, PublicRole, exposed};
 pub use guard::Approval;
 pub use merge::{Desired, merge};
 pub use ownership::{Lines, OwnerState, Owners, stored_size};

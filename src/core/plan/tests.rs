@@ -758,8 +758,55 @@ fn exposed_is_what_anyone_can_call_and_nobody_declared() {
     // What no listing has shown may be on the internet.
     let unlisted = by_member.with(|input| super::exposed(None, input));
     assert_eq!(
-        unlisted.as_deref(),
+        unlisted.map(|e| e.to_string()).as_deref(),
         Some("allUsers may invoke it, from the internet")
+    );
+}
+
+#[test]
+fn everybody_with_a_role_is_exposure_as_far_as_it_is_known_what_the_role_carries() {
+    let custom = "projects/acme/roles/caller";
+    let exposed = |declared: &str, role: &str, member: &str| {
+        let policy = json!({"etag": "BwX=", "bindings": [{"role": role, "members": [member]}]});
+        let live: Policy = serde_json::from_value(policy).unwrap();
+        let mut case = Case::new(vec![intent("a", &[declared])], live);
+        case.settings.limits.public = true;
+        case.with(|input| super::exposed(None, input))
+    };
+    let a = "user:a@acme.com";
+    for (declared, role, member, expected) in [
+        (a, "roles/run.developer", "allUsers", Some(true)),
+        (a, "roles/run.viewer", "allUsers", None),
+        (a, custom, "allUsers", Some(false)),
+        (a, custom, "allAuthenticatedUsers", Some(false)),
+        (a, "roles/run.newerThanWe", "allUsers", Some(false)),
+        // Somebody who deploys by a custom role is no alarm.
+        (a, custom, "user:deployer@acme.com", None),
+        // Who may invoke is everybody, as declared.
+        ("allUsers", custom, "allUsers", None),
+        ("allUsers", "roles/run.developer", "allUsers", None),
+    ] {
+        let found = exposed(declared, role, member);
+        assert_eq!(found.map(|e| e.is_sure()), expected, "{member} has {role}");
+    }
+    let perhaps = exposed(a, custom, "allUsers").unwrap();
+    let words = perhaps.to_string();
+    assert!(
+        words.contains(
+            "allUsers has projects/acme/roles/caller, whose permissions are not known here"
+        ),
+        "{words}"
+    );
+    assert!(
+        words.contains("gcloud iam roles describe caller --project acme"),
+        "{words}"
+    );
+    let role: std::sync::Arc<str> = custom.into();
+    let shown = perhaps.judged(&crate::iam::InvokingRoles::shown([&role]));
+    assert!(shown.is_sure());
+    assert_eq!(
+        shown.to_string(),
+        "allUsers may invoke it by projects/acme/roles/caller, from the internet"
     );
 }
 

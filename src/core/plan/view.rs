@@ -1,6 +1,6 @@
 //! What one policy sees of one service: what is there, what is missing, what is protected.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use super::{
     Input,
@@ -8,39 +8,7 @@ use super::{
     diff::{self, Verdict},
     merge::{Desired, merge},
 };
-use crate::iam::{Grant, Principal, Role, ServiceInfo};
-
-/// By what, and from where, anyone can call the service, unless that is declared and allowed, or
-/// Identity-Aware Proxy asks who it is.
-///
-/// A policy that lists `allUsers` declares it, whichever of Google's two ways makes it so: the
-/// public member, or a switched-off check, which Google recommends for public services.
-pub fn exposed(info: Option<&ServiceInfo>, input: &Input<'_>) -> Option<Arc<str>> {
-    let from = ServiceInfo::open_to(info)?;
-    let wanted = |g: &Grant| {
-        let allowed = |c: &PolicyOnService| {
-            c.declared()
-                .iter()
-                .any(|d| d.grant == *g && c.refuse(input.service, d, input.now).is_none())
-        };
-        input.claims.iter().any(allowed)
-    };
-    let is_off = info.is_some_and(|i| i.invoker_iam_disabled);
-    if is_off && !wanted(&Grant::new(Principal::from_live("allUsers"), Role::Invoker)) {
-        return Some(format!("its IAM check is switched off (invokerIamDisabled), {from}").into());
-    }
-    let public = input
-        .live
-        .grants()
-        .into_iter()
-        .find(|g| g.principal.is_public() && !wanted(g));
-    if let Some(grant) = public {
-        return Some(format!("{} may invoke it, {from}", grant.principal).into());
-    }
-    let others = input.live.other_invokers();
-    let (principal, role) = others.iter().find(|(p, _)| p.is_public())?;
-    Some(format!("{principal} may invoke it by {role}, {from}").into())
-}
+use crate::iam::Grant;
 
 /// What one policy sees of a service: how the live policy differs from its own list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

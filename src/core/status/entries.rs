@@ -14,7 +14,7 @@ use crate::{
         StatusSummary,
     },
     iam::RunService,
-    plan::SelectorImpact,
+    plan::{Exposure, SelectorImpact},
 };
 
 /// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object,
@@ -191,8 +191,8 @@ fn observed_entry(
             missing: found.missing.shown(),
             unexpected: found.unexpected.shown(),
             protected: found.protected.shown(),
-            also_invokers: found.also.shown(),
-            exposed: found.exposed.is_some(),
+            also_invokers: found.also_invokers(facts.roles),
+            exposed: is_exposed(facts, service, found),
             contested: !found.contested.is_empty(),
             drift_by: match &found.by {
                 By::Known(by) => Some(ChangedBy::clone(by)),
@@ -207,6 +207,25 @@ fn observed_entry(
             ..entry
         },
     }
+}
+
+/// Said of a service that everybody has a role on of which nobody knows what it carries.
+pub const PERHAPS_EXPOSED: &str = "perhaps anyone can call it";
+
+/// What an exposure comes to.
+pub(super) fn exposed_words(exposure: &Exposure) -> &'static str {
+    if exposure.is_sure() {
+        "anyone can call it"
+    } else {
+        PERHAPS_EXPOSED
+    }
+}
+
+/// Whether anyone can call a service for sure, by itself or by a grant above it.
+fn is_exposed(facts: &StatusInput<'_>, service: &RunService, found: &Findings) -> bool {
+    let own = found.exposed.as_ref();
+    own.is_some_and(|e| e.judged(facts.roles).is_sure())
+        || facts.opened.iter().any(|(opened, _)| *opened == service)
 }
 
 /// Said of a service that a selector newly reaches, and that waits for approval.
@@ -229,6 +248,10 @@ fn message(facts: &StatusInput<'_>, service: &RunService, found: &Findings, wait
     }
     if waits {
         words.push(NEW_TO_POLICY.to_owned());
+    }
+    let exposure = found.exposed.as_ref().map(|e| e.judged(facts.roles));
+    if let Some(perhaps) = exposure.filter(|e| !e.is_sure()) {
+        words.push(format!("{PERHAPS_EXPOSED}: {perhaps}"));
     }
     words.extend(found.notes.iter().cloned());
     listed_with(&words, 5, "; ")

@@ -1,7 +1,10 @@
 //! Which events an observation gives rise to. Only changes make events: a reconcile that finds what
 //! the last one found makes none, so there is never one per interval.
 
-use super::observation::{Drift, Findings, Members, Written};
+use super::{
+    entries::exposed_words,
+    observation::{Drift, Findings, Members, Written},
+};
 use crate::{
     api::{EventReason, InvokerPolicyStatus, Reason},
     fault::Fault,
@@ -80,7 +83,7 @@ pub fn notes(
     {
         notes.push(Note::warning(
             EventReason::Exposed,
-            format!("{place}: anyone can call it: {why}"),
+            format!("{place}: {}: {why}", exposed_words(why)),
         ));
     }
     notes

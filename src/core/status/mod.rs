@@ -19,13 +19,13 @@ use jiff::Timestamp;
 use crate::{
     api::{InvokerPolicyStatus, Reason},
     fault::Fault,
-    iam::RunService,
+    iam::{InvokingRoles, RunService},
     intent::Intent,
     plan::SelectorImpact,
 };
 use conditions::ConditionInput;
 pub use conditions::propagated_at;
-pub use entries::{NEW_TO_POLICY, shortened, state_of};
+pub use entries::{NEW_TO_POLICY, PERHAPS_EXPOSED, shortened, state_of};
 use entries::{denied_services, needs_person};
 pub use inherited::InheritedView;
 pub use observation::{
@@ -76,6 +76,8 @@ pub struct StatusInput<'a> {
     pub back: &'a [(&'a RunService, &'a str)],
     /// Name of the last InvokerChange made for it.
     pub last_change: Option<&'a str>,
+    /// What searches have shown of roles.
+    pub roles: &'a InvokingRoles,
     /// What is known of grants above its services; `None` where nobody asks.
     pub inherited: Option<&'a InheritedView<'a>>,
     /// Services that anybody can call by a grant above them: by which, and from where.

@@ -1,9 +1,12 @@
+use std::sync::LazyLock;
+
 use serde_json::json;
 
 use super::*;
 use crate::{
     api::{EventReason, ServiceState},
     fault::FaultClass,
+    plan::{Exposure, PublicRole},
 };
 
 fn intent(spec: serde_json::Value, generation: i64) -> Intent {
@@ -16,6 +19,7 @@ fn intent(spec: serde_json::Value, generation: i64) -> Intent {
         "metadata": {"name": "p", "namespace": "n", "uid": "u", "generation": generation}, "spec": full});
     Intent::from_policy(&serde_json::from_value(policy).unwrap())
 }
+static PREDEFINED: LazyLock<InvokingRoles> = LazyLock::new(InvokingRoles::default);
 fn at(s: &str) -> Timestamp {
     s.parse().unwrap()
 }
@@ -36,6 +40,7 @@ fn facts<'a>(intent: &'a Intent, observations: &'a Looks<'a>, now: &str) -> Stat
         last_change: None,
         inherited: None,
         opened: &[],
+        roles: &PREDEFINED,
         changed_at: observations
             .values()
             .flatten()
@@ -267,7 +272,7 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
     };
     let found = Findings {
         held: vec![held],
-        exposed: Some("why".into()),
+        exposed: Some(Exposure::Surely("why".into())),
         ..Default::default()
     };
     let first = events::notes(&service, None, &found, &Drift::default(), &[]);
@@ -276,6 +281,101 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
         ["InvalidMember", "Exposed"]
     );
     assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
+}
+
+/// A custom role is what it is: nobody claims that its holders invoke, and nobody keeps quiet where
+/// everybody has it. Once a search shows what it carries, both are plain.
+#[test]
+fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let role: Arc<str> = "projects/acme-prod/roles/caller".into();
+    let public = PublicRole {
+        member: "allUsers".into(),
+        role: role.clone(),
+        from: "from the internet",
+    };
+    let deployers = ["user:d@acme.com (projects/acme-prod/roles/caller)"];
+    let found = Findings {
+        also: ["user:root@acme.com (roles/run.admin)"]
+            .into_iter()
+            .collect(),
+        perhaps_also: [(role.clone(), deployers.into_iter().collect())].into(),
+        exposed: Some(Exposure::Perhaps([public].into())),
+        ..Findings::default()
+    };
+    let note = &events::notes(&service, None, &found, &Drift::default(), &[])[0];
+    assert!(note.text.contains(PERHAPS_EXPOSED), "{}", note.text);
+    let (seen, i) = (ok(found.clone()).unwrap(), intent(json!({}), 1));
+    let observations: Looks<'_> = BTreeMap::from([(service.clone(), Some(&seen))]);
+    let input = facts(&i, &observations, T0);
+    let before = compute_status(&input, &Default::default());
+    kstatus::check(&before, 1).unwrap();
+    assert_eq!(cond(&before, "Ready"), Some(("True", "InSync")));
+    assert_eq!(cond(&before, "Exposed"), Some(("Unknown", "Drifted")));
+    let entry = &before.services[0];
+    assert_eq!(
+        entry.also_invokers,
+        ["user:root@acme.com (roles/run.admin)"]
+    );
+    assert!(!entry.exposed && entry.message.contains("gcloud iam roles describe caller"));
+    // After a restart the same is no news.
+    let reported = Before::Reported(entry).findings(&found);
+    let again = events::notes(&service, reported.as_ref(), &found, &Drift::default(), &[]);
+    assert!(again.is_empty(), "{again:?}");
+
+    let roles = InvokingRoles::shown([&role]);
+    let input = StatusInput {
+        roles: &roles,
+        ..facts(&i, &observations, T0)
+    };
+    let after = compute_status(&input, &before);
+    assert_eq!(cond(&after, "Exposed"), Some(("True", "Drifted")));
+    let entry = &after.services[0];
+    assert!(entry.exposed && entry.message.is_empty(), "{entry:?}");
+    assert_eq!(entry.also_invokers[1..], deployers);
+}
+
+/// Names stay few whatever is found above; the numbers are of all.
+#[test]
+fn of_many_grants_above_a_status_shows_the_first_twenty_unlisted_ones_first() {
+    use crate::inherited::{Above, InheritedGrant, Level};
+    let grant = |n: usize| InheritedGrant {
+        principal: crate::iam::Principal::from_live(&format!("user:u{n:02}@acme.com")),
+        role: "roles/owner".into(),
+        level: Level::Project,
+        resource: "projects/acme-prod".into(),
+        conditional: false,
+    };
+    let grants: Vec<InheritedGrant> = (0..25).map(grant).collect();
+    let view = InheritedView {
+        above: Above::Known {
+            grants: grants.iter().collect(),
+            unseen: None,
+            unsearched: None,
+            stale: false,
+        },
+        listed: (0..25).map(|n| n < 3).collect(),
+    };
+    let (seen, i) = (ok(Findings::default()).unwrap(), intent(json!({}), 1));
+    let service = RunService::new("acme-prod", "europe-west1", "web");
+    let observations: Looks<'_> = BTreeMap::from([(service, Some(&seen))]);
+    let input = StatusInput {
+        inherited: Some(&view),
+        ..facts(&i, &observations, T0)
+    };
+    let status = compute_status(&input, &Default::default());
+    let shown = status.inherited.clone().unwrap();
+    assert_eq!((shown.principals, shown.unlisted), (25, 22));
+    let members: Vec<&str> = shown.grants.iter().map(|g| g.member.as_str()).collect();
+    assert_eq!(members.len(), 20);
+    assert_eq!(
+        (members[0], members[19]),
+        ("user:u03@acme.com", "user:u22@acme.com")
+    );
+    let bypassed = status.conditions.iter().find(|c| c.type_ == "Bypassed");
+    let message = &bypassed.unwrap().message;
+    assert!(message.contains("user:u07@acme.com") && message.contains(", and 17 more"));
+    assert!(!message.contains("user:u08@acme.com"), "{message}");
 }
 
 #[test]
@@ -421,7 +521,7 @@ fn one_of_each(
             observation(Ok(Findings {
                 missing: ["user:a@acme.com"].into_iter().collect(),
                 unexpected: ["allUsers"].into_iter().collect(),
-                exposed: Some("allUsers may invoke it".into()),
+                exposed: Some(Exposure::Surely("allUsers may invoke it".into())),
                 ..Findings::default()
             })),
         ),

@@ -51,6 +51,7 @@ impl Walk<'_> {
         };
         let policy = match &facts.policy {
             Known::Is(policy) => policy,
+            Known::Hidden(_) if self.is_granted_elsewhere(&Held::default(), principal) => return,
             Known::Hidden(why) | Known::Absent(why) => {
                 self.step("grants on the service", Outcome::Unknown, why.clone());
                 return self.refused_unseen(principal);
@@ -70,16 +71,14 @@ impl Walk<'_> {
             self.step("grants on the project", Outcome::Pass, how);
             return self.let_in();
         }
-        if let Some(how) = self.granted_above() {
-            let evidence = evidence(&here, principal);
-            self.step("grants on the service", Outcome::Skipped, evidence);
-            self.step("grants above the service", Outcome::Pass, how);
-            return self.let_in();
+        if self.is_granted_elsewhere(&here, principal)
+            || self.depends_on_a_role(principal, &here, there.as_ref())
+        {
+            return;
         }
         let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
         let maybe: Vec<String> = both.cloned().chain(self.maybe_above()).collect();
-        let is_certain =
-            facts.symptom.refusal == Some(Refusal::NoGrant) || self.is_granted_nowhere();
+        let is_certain = self.is_surely_not_granted();
         let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.facts.symptom.got_in();
         let outcome = if !is_certain && (may_be_above || !maybe.is_empty()) {
             Outcome::Maybe
@@ -229,7 +228,7 @@ impl Walk<'_> {
     }
 
     /// IAM lets it through; what is left to refuse it?
-    fn granted(&mut self) {
+    pub(super) fn granted(&mut self) {
         // What is known of the last change is about the service's own policy.
         if !self.may_be_too_young() {
             self.let_in();
@@ -237,7 +236,7 @@ impl Walk<'_> {
     }
 
     /// Somebody grants it, on the service or above.
-    fn let_in(&mut self) {
+    pub(super) fn let_in(&mut self) {
         let symptom = &self.facts.symptom;
         if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
             let fix = self.mint("Send its token, and give it here with --token if it is refused still; then look at deny policies (Policy Troubleshooter).");
@@ -269,6 +268,7 @@ impl Walk<'_> {
                 "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
             );
         }
+        self.public_does_not_matter();
         self.conclude(
             Cause::AccessExpected,
             "IAM lets this principal invoke the service.",

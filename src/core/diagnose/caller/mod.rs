@@ -2,6 +2,7 @@
 
 mod granted;
 mod public;
+mod roles;
 mod token;
 
 use super::{Known, Outcome, Walk, troubleshooter};

@@ -1,27 +1,43 @@
 //! A service that is public, or that a policy declares so.
 
+use super::roles;
 use crate::{
-    diagnose::{Cause, Known, Outcome, Walk, grants, symptom::Refusal},
+    diagnose::{Cause, Known, Outcome, Step, Walk, grants, symptom::Refusal},
     iam::{Principal, carries_invoke},
 };
 
+const PUBLIC: &str = "public access";
+
 impl Walk<'_> {
+    /// Whether everybody is let in decides nothing for whoever is granted by itself.
+    pub(super) fn public_does_not_matter(&mut self) {
+        let open = |step: &&mut Step| step.check == PUBLIC && step.outcome == Outcome::Maybe;
+        for step in self.steps.iter_mut().filter(open) {
+            step.outcome = Outcome::Skipped;
+        }
+    }
+
     /// A service that is public, or that a policy declares so: a token is not asked for there, and
     /// one that Cloud Run cannot verify is no cause before the grant is there.
     pub(in crate::diagnose) fn public(&mut self) {
         let facts = self.facts;
         let everybody = Principal::from_live("allUsers");
-        let mut how = None;
+        let (mut how, mut unknown) = (None, Vec::new());
         for policy in [&facts.policy, &facts.project]
             .into_iter()
             .filter_map(Known::value)
         {
             let held = grants::held(policy, &everybody, facts, &carries_invoke);
             how = how.or(held.yes);
+            unknown.extend(held.unknown);
         }
         if let Some(how) = how {
-            self.step("public access", Outcome::Pass, how);
+            self.step(PUBLIC, Outcome::Pass, how);
             return self.is_public();
+        }
+        if !unknown.is_empty() && !facts.symptom.is_platforms_refusal() {
+            let evidence = roles::not_known(&unknown);
+            self.step(PUBLIC, Outcome::Maybe, evidence);
         }
         let mut declared = facts.declared.value().into_iter().flatten();
         let Some(by) = declared.find(|d| d.public) else {
@@ -32,7 +48,7 @@ impl Walk<'_> {
                 "InvokerPolicy {} declares the service public, and IAM does not hold that",
                 by.policy
             );
-            self.step("public access", Outcome::Fail, evidence);
+            self.step(PUBLIC, Outcome::Fail, evidence);
             let verdict = "The service is meant to be public, and is not. Until it is, Cloud Run tries to verify whatever token the application's users send.";
             return self.settle(Cause::PublicGrantMissing, verdict, by.listing_fix());
         }
@@ -40,7 +56,7 @@ impl Walk<'_> {
             "InvokerPolicy {} declares the service public; whether IAM holds that could not be seen",
             by.policy
         );
-        self.step("public access", Outcome::Unknown, evidence);
+        self.step(PUBLIC, Outcome::Unknown, evidence);
         if facts.symptom.is_platforms_refusal() {
             self.settle(
                 Cause::CannotTell,

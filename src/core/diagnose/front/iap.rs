@@ -6,13 +6,8 @@ use crate::{
         grants::{self, Held},
         symptom::Refusal,
     },
-    iam::{Policy, Principal, carries_invoke},
+    iam::{Binding, Carries, IAP_ROLE, Policy, Principal, carries_iap, carries_invoke},
 };
-
-/// Lets a principal through Identity-Aware Proxy.
-///
-/// Source: <https://docs.cloud.google.com/iap/docs/managing-access>.
-const IAP_ROLE: &str = "roles/iap.httpsResourceAccessor";
 
 /// What a caller sends to Identity-Aware Proxy.
 ///
@@ -105,11 +100,17 @@ impl Walk<'_> {
             .value()
             .is_some_and(|front| front.invoker_iam_disabled);
         let lists = |policy: &Policy| {
-            let mut invoking = policy.bindings.iter().filter(|b| carries_invoke(&b.role));
-            invoking.any(|b| b.members.iter().any(|m| is_agent(m)))
+            let of_agent = |b: &&Binding| b.members.iter().any(|m| is_agent(m));
+            let roles = policy.bindings.iter().filter(of_agent);
+            let mut carry = roles.map(|b| carries_invoke(&b.role));
+            // One that nobody knows may do.
+            match carry.clone().any(|c| c == Carries::Yes) {
+                true => Some(true),
+                false => carry.all(|c| c == Carries::No).then_some(false),
+            }
         };
-        let here = facts.policy.value().map(lists);
-        let there = facts.project.value().map(lists);
+        let here = facts.policy.value().and_then(lists);
+        let there = facts.project.value().and_then(lists);
         if is_off || here == Some(true) || there == Some(true) {
             return false;
         }
@@ -162,8 +163,7 @@ impl Walk<'_> {
     fn iap_grants(&mut self, principal: &Principal) {
         let facts = self.facts;
         let of = |known: &Known<Policy>| -> Option<Held> {
-            let carries = |role: &str| role == IAP_ROLE;
-            Some(grants::held(known.value()?, principal, facts, &carries))
+            Some(grants::held(known.value()?, principal, facts, &carries_iap))
         };
         let (own, inherited) = (of(&facts.iap), of(&facts.project));
         let places = [(&own, "the service"), (&inherited, "the project")];
@@ -185,9 +185,10 @@ impl Walk<'_> {
                 "Ask again with the right that the step marked ?? names, or ask somebody who has it.",
             );
         }
-        if own.is_none() || inherited.is_none() {
+        let is_known = |held: &Option<Held>| held.as_ref().is_some_and(|h| h.unknown.is_empty());
+        if !is_known(&own) || !is_known(&inherited) {
             return self.iap_decides(&format!(
-                "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE} was not asked"
+                "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE}, or a role like it, is not known here"
             ));
         }
         let all = own.iter().chain(&inherited);
@@ -215,7 +216,7 @@ impl Walk<'_> {
             format!("{principal} has {IAP_ROLE} perhaps through {sets}"),
         );
         self.settle(
-            Cause::MaybeThroughAGroup,
+            Cause::CannotTell,
             format!("Identity-Aware Proxy decides. Whether one of these lets {principal} in cannot be seen here: {sets}."),
             format!("Ask who is in it. If it should not depend on that, grant {principal} {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
         );

@@ -307,6 +307,7 @@ impl Index {
             stopped: self.stopped(record),
             back: &back,
             last_change: record.last_change.as_deref(),
+            roles: self.inherited.roles(),
             inherited: inherited.as_ref(),
             opened: &opened,
             changed_at: self.changed_at(record),

@@ -11,6 +11,7 @@ use crate::{
     api::{InvokerPolicyStatus, MAX_STATUS_MEMBERS, ServiceState, ServiceStatus},
     fault::{Fault, FaultClass},
     iam::RunService,
+    status::PERHAPS_EXPOSED,
 };
 
 /// What is known from before.
@@ -33,7 +34,7 @@ impl<'a> Before<'a> {
 
     /// What was found then. Of what a status does not hold word for word, that which could be what
     /// is `found` now.
-    pub(super) fn findings(self, found: &Findings) -> Option<Findings> {
+    pub(in crate::status) fn findings(self, found: &Findings) -> Option<Findings> {
         match self {
             Self::Nothing => None,
             Self::Seen(observation) => observation.result.as_ref().ok().cloned(),
@@ -151,11 +152,10 @@ pub(super) fn reported(entry: &ServiceStatus, found: &Findings) -> Findings {
         } else {
             Members::default()
         },
-        exposed: if entry.exposed {
-            found.exposed.clone()
-        } else {
-            None
-        },
+        exposed: found
+            .exposed
+            .clone()
+            .filter(|_| entry.exposed || entry.message.contains(PERHAPS_EXPOSED)),
         ..Findings::default()
     }
 }

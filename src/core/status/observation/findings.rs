@@ -1,13 +1,13 @@
 //! What was found on a service that concerns one policy.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Applied, NAMED, members::Members};
 use crate::{
     api::{ChangedBy, Reason},
-    iam::Grant,
+    iam::{Carries, Grant, InvokingRoles, Policy, Principal},
     intent::Intent,
-    plan::{HeldPlan, Input, PolicyOnService, Withheld, WithheldReason},
+    plan::{Exposure, HeldPlan, Input, PolicyOnService, Withheld, WithheldReason},
     status::how_to_agree,
 };
 
@@ -65,8 +65,11 @@ pub struct Findings {
     pub contested: Members,
     /// Members that may invoke by other roles, with the role.
     pub also: Members,
-    /// Anyone can call the service, and why.
-    pub exposed: Option<Arc<str>>,
+    /// Members with other roles, by role, of which nobody knows whether they let invoke before a
+    /// search shows it.
+    pub perhaps_also: BTreeMap<Arc<str>, Members>,
+    /// Anyone can call the service, or perhaps can, and why.
+    pub exposed: Option<Exposure>,
     /// Who made what is off.
     pub by: By,
     /// More that a person should know, such as a policy close to the member limit.
@@ -78,6 +81,32 @@ impl Findings {
     pub fn in_sync(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty()
     }
+
+    /// Members that may invoke by other roles, with the role, as far as searches have shown by now
+    /// what these carry.
+    pub fn also_invokers(&self, roles: &InvokingRoles) -> Vec<String> {
+        let shown = |(role, _): &(&Arc<str>, &Members)| roles.carries(role) == Carries::Yes;
+        let by_shown = self.perhaps_also.iter().filter(shown);
+        by_shown
+            .fold(self.also.clone(), |all, (_, members)| all.with(members))
+            .shown()
+    }
+}
+
+/// Members that may invoke by roles that are not managed, and those of whom nobody knows, by role.
+pub(super) fn by_other_roles(live: &Policy) -> (Members, BTreeMap<Arc<str>, Members>) {
+    let roles = InvokingRoles::default();
+    let words = |p: &Principal, role: &str| format!("{p} ({role})");
+    let also = live.other_invokers(&roles);
+    let also = also.iter().map(|(p, role)| words(p, role)).collect();
+    let mut perhaps: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+    for (principal, role) in live.perhaps_invokers(&roles) {
+        let members = perhaps.entry(role.into()).or_default();
+        members.push(words(&principal, role));
+    }
+    let perhaps = perhaps.into_iter();
+    let perhaps = perhaps.map(|(role, all)| (role, all.into_iter().collect()));
+    (also, perhaps.collect())
 }
 
 /// Who made the last of some differences; `None` stands for one that is not explained. What we did

@@ -33,6 +33,18 @@ impl<T: ToString> FromIterator<T> for Members {
 }
 
 impl Members {
+    /// These, and the others after them.
+    pub fn with(&self, others: &Self) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (self.digest, others.digest).hash(&mut hasher);
+        let named = self.named.iter().chain(&others.named);
+        Self {
+            count: self.count + others.count,
+            named: named.take(MAX_STATUS_MEMBERS).cloned().collect(),
+            digest: hasher.finish(),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

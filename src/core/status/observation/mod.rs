@@ -24,7 +24,7 @@ use crate::{
 
 pub use before::{Before, entry_of, was_outstanding};
 pub use findings::{By, Findings, Held, Written};
-use findings::{foreign_conditions, held, last_of};
+use findings::{by_other_roles, foreign_conditions, held, last_of};
 pub use members::Members;
 
 /// A policy this close to the limit says so.
@@ -204,6 +204,7 @@ impl Reconciled<'_> {
             WithheldReason::Approval(a) => Some(a),
             _ => None,
         });
+        let (also, perhaps_also) = by_other_roles(input.live);
         Findings {
             missing: view.missing.iter().collect(),
             unexpected: view.unexpected.iter().collect(),
@@ -216,12 +217,8 @@ impl Reconciled<'_> {
                 .map(|a| a.hash.clone()),
             plan: approval.and_then(|a| a.effects.get(&claim.intent.id).cloned()),
             contested: contested.collect(),
-            also: input
-                .live
-                .other_invokers()
-                .iter()
-                .map(|(p, role)| format!("{p} ({role})"))
-                .collect(),
+            also,
+            perhaps_also,
             exposed: plan::exposed(self.info, input),
             by: self.made_by(
                 view.missing
