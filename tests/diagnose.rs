@@ -285,7 +285,7 @@ fn in_front() -> Vec<(&'static str, Facts, Cause)> {
         ("IAP does not list the caller", iap(|_| {}), Cause::IapNotGranted),
         ("IAP lists the caller", iap(|f| f.iap = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
         ("IAP's grant is inherited", iap(|f| f.project = to(&[CALLER], IAP_ROLE)), Cause::AccessUnverified),
-        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::MaybeThroughAGroup),
+        ("IAP lists a group", iap(|f| f.iap = to(&["group:callers@acme.com"], IAP_ROLE)), Cause::CannotTell),
         ("IAP's policy cannot be seen", iap(|f| f.iap = hidden()), Cause::CannotTell),
         (
             "IAP answered, on the load balancer",

@@ -215,7 +215,7 @@ impl Walk<'_> {
             format!("{principal} has {IAP_ROLE} perhaps through {sets}"),
         );
         self.settle(
-            Cause::MaybeThroughAGroup,
+            Cause::CannotTell,
             format!("Identity-Aware Proxy decides. Whether one of these lets {principal} in cannot be seen here: {sets}."),
             format!("Ask who is in it. If it should not depend on that, grant {principal} {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
         );
