@@ -46,7 +46,7 @@ const MAP: &[(&str, &[&str])] = &[
         ],
     ),
     ("audit", &["api", "iam"]),
-    ("diagnose", &["iam"]),
+    ("diagnose", &["api", "iam"]),
     ("cloudrun", &["fault", "iam", "index", "inherited"]),
     (
         "cluster",

@@ -40,10 +40,7 @@ pub fn evaluate(expression: &str, at: Timestamp, url: Option<&str>) -> Truth {
     if let Some(url) = url {
         let (host, path) = super::address::host_and_path(url);
         request.insert("host".into(), Value::from(host));
-        request.insert(
-            "path".into(),
-            Value::from(path.split('?').next().unwrap_or_default().to_owned()),
-        );
+        request.insert("path".into(), Value::from(path));
     }
     context.add_variable_from_value("request", request);
     match program.execute(&context) {

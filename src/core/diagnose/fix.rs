@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Known, Walk};
-use crate::iam::Principal;
+use crate::{api::RequestPhase, iam::Principal};
 
 /// What a policy of the cluster says about the principal on the service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,16 @@ pub struct Declared {
     pub suspended: bool,
     /// Why it is not granted, where the policy says so.
     pub reason: Option<String>,
+}
+
+/// A request for access of the principal to the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requested {
+    pub namespace: String,
+    pub name: String,
+    pub phase: RequestPhase,
+    /// What its status says.
+    pub message: String,
 }
 
 /// How to mend it. Never wider than what is missing.
@@ -111,6 +121,10 @@ impl Declared {
             };
         }
         match &self.reason {
+            // IAM names the pool and means whoever is in it.
+            Some(reason) if reason.contains("Identity Pool does not exist") => format!(
+                "InvokerPolicy {policy} lists it and says why it is not granted: {reason}. That is about every member of the pool: it exists when a GKE cluster of the project has Workload Identity on. Or list the Google service account that the ServiceAccount is annotated with (kubernetesServiceAccount)."
+            ),
             Some(reason) => {
                 format!("InvokerPolicy {policy} lists it and says why it is not granted: {reason}")
             }
@@ -154,9 +168,52 @@ impl Walk<'_> {
             },
             _ => self.new_grant(member, "If a policy manages the service, add the member to its spec.invokers: what is granted past it does not stay. If none does, declare it, and only it:"),
         };
+        let requests = self.requests(member);
         Fix {
-            words: format!("{also}{}", fix.words),
+            words: format!("{also}{}{requests}", fix.words),
             ..fix
+        }
+    }
+
+    /// What became of the last request for this access, or how to ask for it.
+    fn requests(&self, member: &str) -> String {
+        let facts = self.facts;
+        let s = &facts.service;
+        let ask = |namespace: &str| {
+            format!(
+                "kubectl invoker request -n {namespace} --project {} --region {} --service {} --member '{member}' --for 1h --reason WHY",
+                s.project, s.region, s.name
+            )
+        };
+        let Some(request) = facts.requests.first() else {
+            let way = facts.requests_in.as_deref().map(ask);
+            return way.map_or_else(String::new, |way| {
+                format!(" Or ask for it for a time: {way}")
+            });
+        };
+        let Requested {
+            namespace,
+            name,
+            phase,
+            message,
+        } = request;
+        let request = format!("InvokerAccessRequest {namespace}/{name}");
+        match phase {
+            RequestPhase::Pending => format!(
+                " {request} of it waits for approval: kubectl invoker approve {name} -n {namespace} --request --reason WHY"
+            ),
+            RequestPhase::Approved | RequestPhase::Active => {
+                format!(" {request} of it is approved: {message}")
+            }
+            RequestPhase::Denied | RequestPhase::Refused => {
+                format!(" {request} of it was not granted: {message}")
+            }
+            RequestPhase::Ended => {
+                format!(
+                    " {request} of it is over: {message}. Ask again: {}",
+                    ask(namespace)
+                )
+            }
         }
     }
 

@@ -10,6 +10,8 @@ pub mod condition;
 mod fix;
 mod front;
 mod grants;
+mod log_entry;
+mod response;
 pub mod symptom;
 pub mod token;
 pub mod troubleshooter;
@@ -17,16 +19,19 @@ pub mod troubleshooter;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::iam::{Policy, Principal, RunService, ServiceSettings};
+use crate::iam::{Policy, Principal, PrincipalKind, RunService, ServiceSettings};
 use symptom::Symptom;
 use token::Token;
 
-pub use fix::{Declared, Fix};
+pub use fix::{Declared, Fix, Requested};
 
 /// How long IAM may take to act on a change.
 ///
 /// Source: <https://docs.cloud.google.com/iam/docs/access-change-propagation>.
 const PROPAGATION: SignedDuration = SignedDuration::from_mins(7);
+
+/// How to see a step that has no way of its own.
+const SEE: &str = "ask again with the right that the evidence names, or ask somebody who has it";
 
 /// Something that was read, or why it could not be.
 #[derive(Clone, Debug)]
@@ -38,6 +43,15 @@ pub enum Known<T> {
     Hidden(String),
     /// Nobody asked.
     NotAsked,
+}
+
+/// What a service that is not there belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// There is no such project, or it was deleted.
+    Project,
+    /// The Cloud Run API is off in it.
+    Api,
 }
 
 impl<T> Known<T> {
@@ -67,6 +81,8 @@ pub struct Facts {
     /// The address that was called.
     pub url: Option<String>,
     pub front: Known<ServiceSettings>,
+    /// What is gone, where the service is absent with all around it.
+    pub gone: Option<Gone>,
     pub policy: Known<Policy>,
     /// The project's own allow policy.
     pub project: Known<Policy>,
@@ -81,9 +97,37 @@ pub struct Facts {
     pub declared: Known<Vec<Declared>>,
     /// When the operator last changed the service's policy.
     pub changed_at: Option<Timestamp>,
+    /// Requests for access of the principal to the service, the latest first.
+    pub requests: Vec<Requested>,
+    /// The namespace in which a guardrail lets people ask for access to the service.
+    pub requests_in: Option<String>,
 }
 
 impl Facts {
+    /// The same, about whoever really calls: the one that the token is of, where only a set that it
+    /// may be in was named, or nobody.
+    fn about_the_caller(&self) -> Self {
+        let mut facts = self.clone();
+        if self.named_caller().is_none()
+            && let Some(of) = self.token.as_ref().and_then(Token::principal)
+        {
+            facts.principal = Some(of);
+        }
+        facts
+    }
+
+    /// The principal, if it is one that can call, and not a set of them.
+    fn named_caller(&self) -> Option<&Principal> {
+        use PrincipalKind as K;
+        let is_one = |p: &&Principal| {
+            matches!(
+                p.kind(),
+                K::User | K::ServiceAccount | K::Federated | K::Deleted | K::Other
+            )
+        };
+        self.principal.as_ref().filter(is_one)
+    }
+
     /// Until when IAM may not act everywhere on the last change that is known.
     fn propagating_until(&self) -> Option<Timestamp> {
         let until = self.changed_at? + PROPAGATION;
@@ -101,7 +145,8 @@ pub enum Outcome {
     Maybe,
     /// It had to be seen and could not be.
     Unknown,
-    /// It was not checked: nothing was given to check, or nobody asked for it.
+    /// It was not checked, or decides nothing: nothing was given to check, nobody asked for it, or
+    /// another step decides.
     Skipped,
 }
 
@@ -111,12 +156,25 @@ pub struct Step {
     pub check: &'static str,
     pub outcome: Outcome,
     pub evidence: String,
+    /// How to see what this leaves open, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub see: Option<String>,
+}
+
+impl Step {
+    /// Whether something may still refuse the request here, as far as was seen.
+    pub fn is_open(&self) -> bool {
+        self.see.is_some() || !matches!(self.outcome, Outcome::Pass | Outcome::Skipped)
+    }
 }
 
 /// What it comes to. A closed list; `tests/diagnose.rs` has a case for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub enum Cause {
     ServiceNotFound,
+    ProjectNotFound,
+    /// The Cloud Run API is off in the project.
+    ApiDisabled,
     WrongUrl,
     DefaultUrlDisabled,
     IngressBlocks,
@@ -133,6 +191,8 @@ pub enum Cause {
     /// The answer is the same for both, and nothing else distinguishes them.
     NoTokenOrNoGrant,
     NotAnIdToken,
+    /// The token is somebody else's than the principal that was asked about.
+    WrongPrincipal,
     ForeignIssuer,
     WrongAudience,
     TokenExpired,
@@ -149,12 +209,25 @@ pub enum Cause {
     NotAboutAccess,
     TheApplication,
     AccessExpected,
+    /// Nothing that was seen refuses it, and not everything was seen.
+    AccessUnverified,
     CannotTell,
 }
 
 impl Cause {
     /// How many causes there are.
     pub const COUNT: usize = Self::CannotTell as usize + 1;
+
+    /// Whether it is left open why, or whether, the request is refused.
+    pub fn is_open(self) -> bool {
+        matches!(
+            self,
+            Self::AccessUnverified
+                | Self::CannotTell
+                | Self::MaybeThroughAGroup
+                | Self::NoTokenOrNoGrant
+        )
+    }
 }
 
 /// `diagnose -o json`, version 1.
@@ -182,8 +255,9 @@ struct Walk<'a> {
 
 /// Walks the checks.
 pub fn diagnose(facts: &Facts) -> Diagnosis {
+    let facts = facts.about_the_caller();
     let mut walk = Walk {
-        facts,
+        facts: &facts,
         steps: Vec::new(),
         found: None,
         is_over: false,
@@ -222,6 +296,23 @@ impl Walk<'_> {
             check,
             outcome,
             evidence: evidence.into(),
+            see: None,
+        });
+    }
+
+    /// A step that leaves open whether it is the cause. `see` is how to close it.
+    fn open(
+        &mut self,
+        check: &'static str,
+        outcome: Outcome,
+        evidence: impl Into<String>,
+        see: impl Into<String>,
+    ) {
+        self.steps.push(Step {
+            check,
+            outcome,
+            evidence: evidence.into(),
+            see: Some(see.into()),
         });
     }
 
@@ -237,26 +328,46 @@ impl Walk<'_> {
         self.is_over = true;
     }
 
-    /// Checks that had to be seen and could not be.
-    fn unseen(&self) -> Vec<&'static str> {
-        self.steps
-            .iter()
-            .filter(|s| s.outcome == Outcome::Unknown)
-            .map(|s| s.check)
-            .collect()
+    fn open_steps(&self) -> Vec<&Step> {
+        self.steps.iter().filter(|s| s.is_open()).collect()
+    }
+
+    /// How to see what is left open, each way once.
+    fn how_to_see(open: &[&Step]) -> String {
+        let mut ways: Vec<(&str, Vec<&str>)> = Vec::new();
+        for step in open {
+            let way = step.see.as_deref().unwrap_or(SEE);
+            match ways.iter_mut().find(|(known, _)| *known == way) {
+                Some((_, checks)) => checks.push(step.check),
+                None => ways.push((way, vec![step.check])),
+            }
+        }
+        let ways = ways
+            .into_iter()
+            .map(|(way, checks)| format!("{}: {way}", checks.join(", ")));
+        format!("To see the rest: {}.", Vec::from_iter(ways).join("; "))
     }
 
     /// That nothing refuses a request is said only if everything that this checks was seen.
     fn finish(self) -> Diagnosis {
-        let unseen = self.unseen().join(", ");
+        let open = self.open_steps();
+        let unseen: Vec<&str> = open.iter().map(|s| s.check).collect();
+        let unseen = unseen.join(", ");
         let facts = self.facts;
-        let (cause, verdict, fix) = match self.found {
-            Some((Cause::AccessExpected, ..)) | None if !unseen.is_empty() => (
-                Cause::CannotTell,
-                format!("Nothing that was seen refuses this, but not everything was seen: {unseen}."),
-                "Ask again with the rights that the steps marked ?? name, or ask somebody who has them.".into(),
+        let (cause, verdict, fix) = match &self.found {
+            Some((Cause::AccessExpected, ..)) if !open.is_empty() => (
+                Cause::AccessUnverified,
+                format!(
+                    "Nothing that was seen refuses this, but not everything was seen: {unseen}."
+                ),
+                Self::how_to_see(&open).into(),
             ),
-            Some(found) => found,
+            None if !open.is_empty() => (
+                Cause::CannotTell,
+                format!("What was seen does not decide it; not seen: {unseen}."),
+                Self::how_to_see(&open).into(),
+            ),
+            Some(found) => found.clone(),
             None => (
                 Cause::CannotTell,
                 "What was given is too little to tell.".into(),

@@ -1,9 +1,8 @@
-//! What a caller saw, or a Cloud Logging entry of it.
+//! What a caller saw: the answer's status, headers and text, or a Cloud Logging entry of it.
 
-use jiff::Timestamp;
-use serde_json::Value;
+use super::response::Response;
 
-use crate::iam::RunService;
+pub use super::log_entry::Entry;
 
 /// What the text of an answer says about why it was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +17,8 @@ pub enum Refusal {
     BadToken,
     /// Identity-Aware Proxy answered.
     Iap,
+    /// Identity-Aware Proxy got no credentials, or none that are for it.
+    IapCredentials,
     /// A VPC Service Controls perimeter refused.
     Perimeter,
     NoInstance,
@@ -32,6 +33,15 @@ pub enum Answerer {
     Application,
 }
 
+/// A text that has none of the platform's sentences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// A page, as proxies, load balancers and applications all answer them.
+    Page,
+    /// Anything else, such as JSON.
+    Other,
+}
+
 /// What is known of the answer that somebody got.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symptom {
@@ -40,16 +50,24 @@ pub struct Symptom {
     pub answered_by: Option<Answerer>,
     /// Whether the service's request log has an entry of it; `None`: nobody said.
     pub logged: Option<bool>,
-    /// The Google service that sent the request, by its user agent.
-    pub sent_by: Option<&'static str>,
+    /// Who sent the request, by its user agent.
+    pub sent_by: Option<Sender>,
+    /// The text, where it is none of the platform's.
+    pub text: Option<Text>,
+    /// It is a redirect to Google's sign-in.
+    pub is_sign_in: bool,
 }
 
-/// What a log entry says beside the symptom.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entry {
-    pub service: Option<RunService>,
-    pub url: Option<String>,
-    pub at: Option<Timestamp>,
+/// Who sends requests, where its user agent says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// A browser, which has no ID token to send.
+    Browser,
+    /// A service of Google's: its name, and how it gets an ID token.
+    Google {
+        name: &'static str,
+        token: &'static str,
+    },
 }
 
 /// Sentences of the platform, what they mean and the status that comes with them. The first that
@@ -59,17 +77,23 @@ pub struct Entry {
 /// <https://docs.cloud.google.com/functions/docs/troubleshooting> and public logs of 2026: with a
 /// valid token and no grant the text ends in `The IAM principal lacks {run.routes.invoke}
 /// permission.`, without a token in `Empty Authorization header value.`; without either of these
-/// endings Google documents it for both.
+/// endings Google documents it for both. Identity-Aware Proxy answers a request that it takes no
+/// credentials from with one line of text, with 302 or 401.
 const SENTENCES: &[(&str, Refusal, Option<u16>)] = &[
+    ("invalid iap credentials", Refusal::IapCredentials, None),
     ("x-goog-iap-generated-response", Refusal::Iap, None),
-    ("the iam principal lacks", Refusal::NoGrant, Some(403)),
+    (
+        "the iam principal lacks {run.routes.invoke}",
+        Refusal::NoGrant,
+        Some(403),
+    ),
     (
         "empty authorization header value",
         Refusal::NoToken,
         Some(403),
     ),
     (
-        "the request was not authenticated",
+        "the request was not authenticated. either allow",
         Refusal::NoTokenOrNoGrant,
         Some(403),
     ),
@@ -101,20 +125,6 @@ const SENTENCES: &[(&str, Refusal, Option<u16>)] = &[
     ),
 ];
 
-/// User agents of Google's services that push, and how to name them. Eventarc delivers by Pub/Sub.
-const PUSHERS: &[(&str, &str)] = &[
-    (
-        "APIs-Google",
-        "a Pub/Sub push subscription or Eventarc trigger",
-    ),
-    (
-        "CloudPubSub-Google",
-        "a Pub/Sub push subscription or Eventarc trigger",
-    ),
-    ("Google-Cloud-Scheduler", "a Cloud Scheduler job"),
-    ("Google-Cloud-Tasks", "a Cloud Tasks queue"),
-];
-
 impl Symptom {
     /// Adds what a text says, if it is one of the platform's: the body of an answer, with its
     /// headers or without, or the text of a log entry.
@@ -134,62 +144,28 @@ impl Symptom {
         }
     }
 
-    /// Adds what the body of an answer says. One that has none of the platform's sentences was
-    /// written by somebody else: the application, or a proxy in between.
-    pub fn take_in_body(&mut self, body: &str) {
-        self.take_in(body);
-        if self.answered_by.is_none() && !body.trim().is_empty() {
-            self.answered_by = Some(Answerer::Application);
+    /// Adds what an answer says, as it was copied: with its headers or without, or these alone. A
+    /// text that has none of the platform's sentences was written by somebody else: the
+    /// application, or a proxy in between.
+    pub fn take_in_answer(&mut self, text: &str) {
+        let answer = Response::read(text);
+        // What somebody said goes before what was copied.
+        self.status = self.status.or(answer.status);
+        self.take_in(text);
+        let location = answer.header("location").unwrap_or_default();
+        self.is_sign_in |= location.starts_with("https://accounts.google.com/");
+        // It signs in by a client of its own, whose answers come back to it.
+        if self.is_sign_in && location.contains("iap.googleapis.com") {
+            self.answered_by = Some(Answerer::Platform);
+            self.refusal.get_or_insert(Refusal::Iap);
         }
-    }
-
-    /// Reads a Cloud Logging entry: of a service's request log, or of the policy log in which
-    /// perimeters enter what they refuse.
-    pub fn of_entry(entry: &Value) -> (Self, Entry) {
-        let entry = if entry.is_array() { &entry[0] } else { entry };
-        let text = |v: &Value| v.as_str().filter(|t| !t.is_empty()).map(str::to_owned);
-        let request = &entry["httpRequest"];
-        let mut symptom = Self {
-            status: request["status"]
-                .as_u64()
-                .and_then(|s| u16::try_from(s).ok()),
-            sent_by: sent_by(request["userAgent"].as_str().unwrap_or_default()),
-            ..Self::default()
-        };
-        if entry["resource"]["labels"]["method"] == "run.googleapis.com/HttpIngress" {
-            symptom.refusal = Some(Refusal::Perimeter);
-            symptom.answered_by = Some(Answerer::Platform);
-            symptom.status.get_or_insert(403);
+        if self.answered_by.is_none() && !answer.body.is_empty() {
+            self.text = Some(if answer.is_page() {
+                Text::Page
+            } else {
+                Text::Other
+            });
         }
-        if entry["resource"]["type"] == "cloud_run_revision" {
-            symptom.logged = Some(true);
-            // The severity says nothing: Cloud Run enters every 4xx as a warning, the
-            // application's own too. What the platform refuses has its sentence in the entry; what
-            // an instance answered has none, and names the instance.
-            let words = entry["textPayload"].as_str().unwrap_or_default();
-            symptom.take_in(words);
-            let instance = text(&entry["labels"]["instanceId"]);
-            if symptom.answered_by.is_none() && (instance.is_some() || words.is_empty()) {
-                symptom.answered_by = Some(Answerer::Application);
-            }
-        }
-        let labels = &entry["resource"]["labels"];
-        let service = match (
-            text(&labels["project_id"]),
-            text(&labels["location"]),
-            text(&labels["service_name"]),
-        ) {
-            (Some(project), Some(region), Some(name)) => {
-                Some(RunService::new(project, region, name))
-            }
-            _ => None,
-        };
-        let found = Entry {
-            service,
-            url: text(&request["requestUrl"]),
-            at: text(&entry["timestamp"]).and_then(|t| t.parse().ok()),
-        };
-        (symptom, found)
     }
 
     /// Whether the platform refused it, as far as can be seen.
@@ -197,19 +173,23 @@ impl Symptom {
         self.answered_by != Some(Answerer::Application)
             && (self.refusal.is_some() || matches!(self.status, Some(401 | 403)))
     }
-}
 
-fn sent_by(user_agent: &str) -> Option<&'static str> {
-    PUSHERS
-        .iter()
-        .find(|(mark, _)| user_agent.contains(mark))
-        .map(|(_, name)| *name)
+    /// Whether Identity-Aware Proxy gave the answer, by what that says.
+    pub fn is_iaps(&self) -> bool {
+        matches!(self.refusal, Some(Refusal::Iap | Refusal::IapCredentials))
+    }
+
+    /// Whether the request was let through.
+    pub fn got_in(&self) -> bool {
+        self.status.is_some_and(|s| (200..300).contains(&s))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    const TAIL: &str = "Read more at https://cloud.google.com/run/docs/securing/authenticating Additional troubleshooting documentation can be found at: https://cloud.google.com/run/docs/troubleshooting#unauthorized-client";
 
     #[test]
     fn the_three_texts_of_a_403_are_three_things() {
@@ -228,7 +208,7 @@ mod tests {
             (public.to_owned(), Refusal::NoTokenOrNoGrant),
         ] {
             let mut symptom = Symptom::default();
-            symptom.take_in(&text);
+            symptom.take_in(&format!("{text} {TAIL}"));
             assert_eq!(
                 (symptom.refusal, symptom.status, symptom.answered_by),
                 (Some(refusal), Some(403), Some(Answerer::Platform)),
@@ -243,32 +223,62 @@ mod tests {
     }
 
     #[test]
-    fn an_applications_own_403_is_a_warning_too() {
-        let own = json!({"severity": "WARNING", "logName": "projects/p/logs/run.googleapis.com%2Frequests",
-            "resource": {"type": "cloud_run_revision", "labels": {}}, "labels": {"instanceId": "00ab"}, "httpRequest": {"status": 403}});
-        let (symptom, _) = Symptom::of_entry(&own);
-        assert_eq!(symptom.answered_by, Some(Answerer::Application));
-        assert!(!symptom.is_platforms_refusal());
-        let mut body = Symptom {
-            status: Some(403),
-            ..Symptom::default()
-        };
-        body.take_in_body("{\"error\": \"not your order\"}");
-        assert_eq!(body.answered_by, Some(Answerer::Application));
+    fn an_answer_says_who_gave_it() {
+        use Refusal as R;
+        let page = "<html><head><title>403 Forbidden</title></head><body><h1>Error: Forbidden</h1><h2>Your client does not have permission to get URL <code>/</code> from this server.</h2></body></html>";
+        let (platform, page_text, other) = (
+            Some(Answerer::Platform),
+            Some(Text::Page),
+            Some(Text::Other),
+        );
+        for (answer, status, refusal, by, text) in [
+            (
+                format!("HTTP/2 403 \r\ncontent-type: text/html; charset=UTF-8\r\n\r\n{page}"),
+                Some(403),
+                Some(R::NoTokenOrNoGrant),
+                platform,
+                None,
+            ),
+            ("HTTP/2 403 \r\nserver: Google Frontend\r\n\r\n".into(), Some(403), None, None, None),
+            ("<html><h1>403 Forbidden</h1></html>".into(), None, None, None, page_text),
+            ("{\"error\":\"not your order\"}".into(), None, None, None, other),
+            // What an application says of its own is not what Cloud Run says.
+            ("{\"error\":\"The request was not authenticated.\"}".into(), None, None, None, other),
+            (
+                "Invalid IAP credentials: Unable to parse JWT".into(),
+                None,
+                Some(R::IapCredentials),
+                platform,
+                None,
+            ),
+            (
+                "HTTP/2 403\r\nX-Goog-IAP-Generated-Response: true\r\n\r\n<html>You don't have access</html>".into(),
+                Some(403),
+                Some(R::Iap),
+                platform,
+                None,
+            ),
+        ] {
+            let mut symptom = Symptom::default();
+            symptom.take_in_answer(&answer);
+            let found = (symptom.status, symptom.refusal, symptom.answered_by, symptom.text);
+            assert_eq!(found, (status, refusal, by, text), "{answer}");
+        }
     }
 
     #[test]
-    fn who_pushes_is_known_by_the_user_agent() {
-        for (agent, name) in [
-            (
-                "APIs-Google; (+https://developers.google.com/webmasters/APIs-Google.html)",
-                Some("a Pub/Sub push subscription or Eventarc trigger"),
-            ),
-            ("Google-Cloud-Scheduler", Some("a Cloud Scheduler job")),
-            ("Google-Cloud-Tasks", Some("a Cloud Tasks queue")),
-            ("curl/8", None),
-        ] {
-            assert_eq!(sent_by(agent), name, "{agent}");
-        }
+    fn a_sign_in_is_iaps_where_it_comes_back_to_it() {
+        let to = |location: &str| {
+            let mut symptom = Symptom::default();
+            symptom.take_in_answer(&format!("HTTP/2 302\nlocation: {location}\n"));
+            (symptom.is_sign_in, symptom.refusal)
+        };
+        let google = "https://accounts.google.com/o/oauth2/v2/auth?client_id=1";
+        assert_eq!(to(google), (true, None));
+        let iap = format!(
+            "{google}&redirect_uri=https://iap.googleapis.com/v1/oauth/clientIds/1:handleRedirect"
+        );
+        assert_eq!(to(&iap), (true, Some(Refusal::Iap)));
+        assert_eq!(to("https://shop.acme.com/login"), (false, None));
     }
 }

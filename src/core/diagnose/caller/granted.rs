@@ -4,7 +4,8 @@ use crate::{
     diagnose::{
         Cause, Fix, Known, Outcome, Walk,
         grants::{self, Held},
-        symptom::Refusal,
+        symptom::{Refusal, Sender},
+        troubleshooter::Says,
     },
     iam::{Invocation, Principal, carries_invoke},
 };
@@ -22,10 +23,11 @@ impl Walk<'_> {
             Invocation::Supported => {
                 self.step("principal", Outcome::Pass, format!("{principal}"));
             }
-            Invocation::Disputed => self.step(
+            Invocation::Disputed => self.open(
                 "principal",
                 Outcome::Maybe,
                 format!("{principal} is of a workforce pool: Google's list of federated identities says that Cloud Run does not support these, its page for developers sends them there"),
+                "call once as it, and give the answer (--body); or let it act as a service account, or come through Identity-Aware Proxy",
             ),
             Invocation::Unsupported => {
                 self.step(
@@ -65,7 +67,7 @@ impl Walk<'_> {
         let there = there.map(|p| grants::held(p, principal, facts, &carries_invoke));
         if let Some(how) = there.as_ref().and_then(|t| t.yes.clone()) {
             let evidence = evidence(&here, principal);
-            self.step("grants on the service", Outcome::Maybe, evidence);
+            self.step("grants on the service", Outcome::Skipped, evidence);
             self.step("grants on the project", Outcome::Pass, how);
             return self.let_in();
         }
@@ -77,7 +79,7 @@ impl Walk<'_> {
         let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
         let maybe: Vec<String> = both.cloned().chain(self.maybe_above()).collect();
         let is_certain = self.is_surely_not_granted();
-        let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.got_in();
+        let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.facts.symptom.got_in();
         let outcome = if !is_certain && (may_be_above || !maybe.is_empty()) {
             Outcome::Maybe
         } else {
@@ -103,16 +105,25 @@ impl Walk<'_> {
     /// Nobody said who calls; the answer may say what was missing.
     fn unnamed(&mut self) {
         let facts = self.facts;
+        let sent_by_google = matches!(facts.symptom.sent_by, Some(Sender::Google { .. }));
         match facts.symptom.refusal {
             Some(Refusal::NoGrant) => {
-                let who = facts.symptom.sent_by.map_or_else(
-                    || "the caller".to_owned(),
-                    |sender| format!("the service account of {sender}"),
-                );
+                let who = match facts.symptom.sent_by {
+                    Some(Sender::Google { name, .. }) => format!("the service account of {name}"),
+                    _ => "the caller".to_owned(),
+                };
                 self.conclude(
                     Cause::NotGranted,
                     format!("A valid token came, and {who} may not invoke the service."),
                     "Give the principal with --as: the fix is a grant for it.",
+                );
+            }
+            Some(Refusal::NoTokenOrNoGrant) if sent_by_google => {
+                let fix = self.send_one();
+                self.conclude(
+                    Cause::NoTokenOrNoGrant,
+                    "Either the request came without a token, or its principal may not invoke the service: this text says both.",
+                    Fix { words: format!("Without a token: {} With one: its service account is no invoker; give it with --as.", fix.words), ..fix },
                 );
             }
             Some(Refusal::NoTokenOrNoGrant) => {
@@ -144,11 +155,6 @@ impl Walk<'_> {
         }
     }
 
-    fn got_in(&self) -> bool {
-        let status = self.facts.symptom.status;
-        status.is_some_and(|s| (200..300).contains(&s))
-    }
-
     fn not_granted(&mut self, principal: &Principal, here: Held, maybe: &[String]) {
         let symptom = &self.facts.symptom;
         let also =
@@ -158,33 +164,41 @@ impl Walk<'_> {
                 ""
             };
         let fix = self.grant_fix(principal, also);
-        if self.got_in() {
+        if self.facts.symptom.got_in() {
             return self.conclude(
                 Cause::CannotTell,
                 format!("{principal} got in, and neither service nor project names it: a grant on a folder or the organization does, or a group that it is in."),
                 "Policy Troubleshooter shows which: principal, run.routes.invoke, the service's full name.",
             );
         }
-        if let Some((cause, verdict)) = here.ended {
-            return self.conclude(cause, verdict, fix);
-        }
         let is_certain = symptom.refusal == Some(Refusal::NoGrant) || self.is_granted_nowhere();
+        let own = match &here.ended {
+            Some((_, verdict)) => verdict.clone(),
+            None => format!("{principal} has no grant of its own."),
+        };
         if !maybe.is_empty() && !is_certain {
             let verdict = format!(
-                "{principal} has no grant of its own; whether it is in one of these cannot be seen here: {}.",
+                "{own} Whether one of these lets it in cannot be seen here: {}.",
                 maybe.join(", ")
             );
             let words = format!(
                 "Ask who is in it. If it should not depend on that: {}",
                 fix.words
             );
-            return self.conclude(Cause::MaybeThroughAGroup, verdict, Fix { words, ..fix });
+            let cause = match here.ended {
+                Some(_) => Cause::CannotTell,
+                None => Cause::MaybeThroughAGroup,
+            };
+            return self.conclude(cause, verdict, Fix { words, ..fix });
         }
         if let (Known::Hidden(_), false) = (&self.facts.project, is_certain) {
             let verdict = format!(
-                "{principal} has no grant on the service. Either one on the project lets it in, which could not be seen, or it may not invoke the service."
+                "{own} Either a grant on the project lets it in, which could not be seen, or it may not invoke the service."
             );
             return self.conclude(Cause::CannotTell, verdict, fix);
+        }
+        if let Some((cause, verdict)) = here.ended {
+            return self.conclude(cause, verdict, fix);
         }
         self.conclude(
             Cause::NotGranted,
@@ -232,17 +246,33 @@ impl Walk<'_> {
                 fix,
             );
         }
-        if symptom.is_platforms_refusal() {
+        let token = match self.facts.token {
+            Some(_) => "",
+            None => ", or the token that came was somebody else's (give it with --token)",
+        };
+        let above = match self.facts.troubleshooter.value().map(|a| a.denied) {
+            Some(Says::No) => "a service perimeter",
+            _ => "a deny policy or a service perimeter",
+        };
+        if symptom.is_platforms_refusal() && symptom.refusal.is_some() {
             return self.conclude(
                 Cause::PerimeterOrDeny,
-                "The service's policy grants it, so a deny policy or a service perimeter refuses it, or the application itself.",
-                "Look at deny policies and the perimeter: the policy log (method run.googleapis.com/HttpIngress), and Policy Troubleshooter for run.routes.invoke on the service.",
+                format!("The principal is granted, so {above} refuses it{token}."),
+                "Look at deny policies (--troubleshoot) and the perimeter: the policy log (method run.googleapis.com/HttpIngress).",
             );
         }
+        if symptom.is_platforms_refusal() {
+            return self.conclude(
+                Cause::CannotTell,
+                format!("The principal is granted. Either the application itself refuses this, or {above} does{token}."),
+                "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
+            );
+        }
+        self.public_does_not_matter();
         self.conclude(
             Cause::AccessExpected,
             "IAM lets this principal invoke the service.",
-            "If it is refused all the same: the application answers so, a deny policy or a service perimeter stands above, or the change is younger than seven minutes.",
+            "If it is refused all the same: the application answers so, a service perimeter stands in front, or the change is younger than seven minutes.",
         );
     }
 }

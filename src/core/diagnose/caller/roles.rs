@@ -46,7 +46,7 @@ impl Walk<'_> {
         };
         let seen = matches!(self.facts.policy, Known::Is(_));
         if seen {
-            self.step(ON_SERVICE, Outcome::Maybe, evidence(here, principal));
+            self.step(ON_SERVICE, Outcome::Skipped, evidence(here, principal));
         }
         self.step("grants above the service", Outcome::Pass, how);
         self.let_in();

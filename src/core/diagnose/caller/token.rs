@@ -1,9 +1,12 @@
 //! The token of a request: is there one, is it whole, is it for this service, and how to mint one that is.
 
-use crate::diagnose::{
-    Cause, Fix, Outcome, Walk, address,
-    symptom::Refusal,
-    token::{Token, TokenKind},
+use crate::{
+    diagnose::{
+        Cause, Fix, Outcome, Walk, address,
+        symptom::{Refusal, Sender},
+        token::{Token, TokenKind},
+    },
+    iam::{Principal, ServiceSettings},
 };
 
 /// Audience of the ID tokens that gcloud prints for its user accounts. Cloud Run accepts it for
@@ -52,6 +55,11 @@ impl Walk<'_> {
                 Outcome::Pass,
                 "Cloud Run says that the principal lacks run.routes.invoke: a valid token came",
             ),
+            (None, Some(Refusal::NoTokenOrNoGrant))
+                if self.facts.symptom.sent_by == Some(Sender::Browser) =>
+            {
+                self.sent_by_a_browser();
+            }
             (None, Some(Refusal::NoTokenOrNoGrant)) => self.step(
                 "token",
                 Outcome::Maybe,
@@ -67,20 +75,37 @@ impl Walk<'_> {
             Outcome::Fail,
             "Cloud Run says that no credentials came with the request",
         );
-        let fix = match self.facts.symptom.sent_by {
-            Some(sender) => format!("Give {sender} a service account to authenticate as (OIDC), with the service's URL as audience, and make that account an invoker.").into(),
-            None => self.mint("Send an ID token: Authorization: Bearer TOKEN, with the service's URL as audience. A browser sends none; for people, use IAP or gcloud run services proxy."),
-        };
+        let fix = self.send_one();
         self.conclude(Cause::NoToken, "The request came without a token.", fix);
+    }
+
+    /// How whoever sent the request comes to send a token.
+    pub(super) fn send_one(&self) -> Fix {
+        match self.facts.symptom.sent_by {
+            Some(Sender::Google { name, token }) => format!("It was sent by {name}. {token}").into(),
+            Some(Sender::Browser) => "A browser has no ID token to send. For people, put Identity-Aware Proxy in front, or call through gcloud run services proxy.".into(),
+            None => self.mint("Send an ID token: Authorization: Bearer TOKEN, with the service's URL as audience. A browser sends none; for people, use IAP or gcloud run services proxy."),
+        }
+    }
+
+    /// A browser called, and Cloud Run does not say whether a token came.
+    fn sent_by_a_browser(&mut self) {
+        self.step(
+            "token",
+            Outcome::Fail,
+            "a browser called, and a browser sends no ID token by itself",
+        );
+        let fix = self.send_one();
+        self.conclude(
+            Cause::NoToken,
+            "The request came from a browser, without a token.",
+            fix,
+        );
     }
 
     /// What is known of a token that was given.
     fn given(&mut self, token: &Token) {
-        let flaw = self
-            .form(token)
-            .or_else(|| self.issuer_and_end(token))
-            .or_else(|| self.audience(token));
-        if let Some((cause, evidence, verdict)) = flaw {
+        if let Some((cause, evidence, verdict)) = self.flaw(token) {
             self.step("token", Outcome::Fail, evidence);
             let fix = self.mint(match cause {
                 Cause::ForeignIssuer => "Exchange it for a Google ID token (service account impersonation), or leave it in Authorization for the application and send a Google ID token in X-Serverless-Authorization.",
@@ -91,20 +116,17 @@ impl Walk<'_> {
             });
             return self.conclude(cause, verdict, fix);
         }
+        self.audience_of_a_tag(token);
         let of = token.principal();
-        let other = self
-            .facts
-            .principal
-            .as_ref()
-            .filter(|p| of.as_ref().is_some_and(|of| of != *p));
-        let outcome = |maybe: bool| if maybe { Outcome::Maybe } else { Outcome::Pass };
-        let mut evidence = match &of {
-            Some(of) => format!("a Google ID token for this service, of {of}"),
-            None => "a Google ID token for this service that names nobody by e-mail; mint it with --include-email".to_owned(),
-        };
-        if let Some(other) = other {
-            evidence.push_str(&format!(", and not of {other}"));
+        if let (Some(of), Some(named)) = (&of, self.facts.named_caller())
+            && of != named
+        {
+            return self.somebody_elses(of, named);
         }
+        let evidence = match &of {
+            Some(of) => format!("a Google ID token for this service, of {of}"),
+            None => "a Google ID token for this service that names nobody by e-mail".to_owned(),
+        };
         if self.facts.symptom.refusal == Some(Refusal::BadToken) {
             self.step("token", Outcome::Maybe, evidence);
             return self.conclude(
@@ -113,7 +135,39 @@ impl Walk<'_> {
                 "Something else was sent: a second Authorization header, two tokens in one, another token in X-Serverless-Authorization, or one with a changed signature.",
             );
         }
-        self.step("token", outcome(of.is_none() || other.is_some()), evidence);
+        match of {
+            Some(_) => self.step("token", Outcome::Pass, evidence),
+            None => self.open(
+                "token",
+                Outcome::Maybe,
+                evidence,
+                "mint it with --include-email, and give that one: it says who calls",
+            ),
+        }
+    }
+
+    /// Cloud Run judges whoever a token is of, whoever was meant.
+    fn somebody_elses(&mut self, of: &Principal, named: &Principal) {
+        self.step(
+            "token",
+            Outcome::Fail,
+            format!("it is of {of}, and not of {named}"),
+        );
+        let fix = self.mint(&format!(
+            "Send a token of {named}; or ask about {of}, without --as."
+        ));
+        self.settle(
+            Cause::WrongPrincipal,
+            format!("The token is somebody else's: Cloud Run judges {of}, and not {named}."),
+            fix,
+        );
+    }
+
+    /// What is wrong with a token, if anything is.
+    pub(super) fn flaw(&self, token: &Token) -> Option<Flaw> {
+        self.form(token)
+            .or_else(|| self.issuer_and_end(token))
+            .or_else(|| self.audience(token))
     }
 
     fn form(&self, token: &Token) -> Option<Flaw> {
@@ -157,7 +211,7 @@ impl Walk<'_> {
         ))
     }
 
-    fn audience(&mut self, token: &Token) -> Option<Flaw> {
+    fn audience(&self, token: &Token) -> Option<Flaw> {
         let facts = self.facts;
         let front = facts.front.value()?;
         let accepted = |a: &String| address::accepts(a, &facts.service, front);
@@ -169,17 +223,7 @@ impl Walk<'_> {
         {
             return None;
         }
-        let of_tag = |a: &String| front.tag_urls.iter().any(|u| a.trim_end_matches('/') == u);
-        if token.audiences.iter().any(of_tag) {
-            // Google documents the service's own URL, also for calls of a tag.
-            self.step(
-                "audience",
-                Outcome::Maybe,
-                format!(
-                    "it is the URL of a tag; mint tokens for {}",
-                    address::url(front)
-                ),
-            );
+        if Self::is_for_a_tag(token, front) {
             return None;
         }
         let own: Vec<&str> = front
@@ -195,6 +239,29 @@ impl Walk<'_> {
         );
         let verdict = "The token is for another audience.";
         Some((Cause::WrongAudience, evidence, verdict))
+    }
+
+    fn is_for_a_tag(token: &Token, front: &ServiceSettings) -> bool {
+        let of_tag = |a: &String| front.tag_urls.iter().any(|u| a.trim_end_matches('/') == u);
+        token.audiences.iter().any(of_tag)
+    }
+
+    /// Google documents the service's own URL, also for calls of a tag.
+    fn audience_of_a_tag(&mut self, token: &Token) {
+        let facts = self.facts;
+        let Some(front) = facts.front.value() else {
+            return;
+        };
+        let accepted = |a: &String| address::accepts(a, &facts.service, front);
+        if Self::is_for_a_tag(token, front) && !token.audiences.iter().any(accepted) {
+            let url = address::url(front);
+            self.open(
+                "audience",
+                Outcome::Maybe,
+                "it is the URL of a tag, which Google does not document as one",
+                format!("mint the token for {url}"),
+            );
+        }
     }
 
     /// How whoever calls gets a token. A user account cannot choose an audience with gcloud
@@ -217,10 +284,14 @@ impl Walk<'_> {
             Some(Some(("user", _))) => user.to_owned(),
             _ => format!("{user}    # as yourself\n{}", account("ACCOUNT")),
         };
+        let is_user = gcloud == user;
+        let more = if is_user {
+            ""
+        } else {
+            " On Google Cloud, the metadata server's identity endpoint mints one as well."
+        };
         Fix {
-            words: format!(
-                "{words} On Google Cloud, the metadata server's identity endpoint mints one as well."
-            ),
+            words: format!("{words}{more}"),
             gcloud,
             ..Fix::default()
         }

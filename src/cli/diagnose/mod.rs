@@ -1,19 +1,18 @@
 //! `diagnose`: gathers the facts about a refused request, and shows what they come to.
 
-use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf, sync::Arc};
+mod cluster;
+
+use std::{fs, io::Read as _, path::PathBuf};
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::{Api, api::ListParams, core::PartialObjectMeta};
 
 use super::{
     Exit, Output,
-    context::{Context, Kube, no_credentials, print},
+    context::{Context, no_credentials, print},
+    reach::one_of_many,
     select::google_name,
-    world::list_all,
 };
 use crate::{
-    api::{InvokerChange, InvokerPolicy, Mode},
     cloudrun::{
         CloudRun as _, Scope,
         google::{Google, Side},
@@ -21,7 +20,7 @@ use crate::{
     },
     config::CloudArgs,
     diagnose::{
-        Cause, Declared, Diagnosis, Facts, Known, Outcome,
+        Cause, Diagnosis, Facts, Gone, Known, Outcome,
         address::{self, Address, host_and_path},
         diagnose,
         symptom::{Entry, Symptom},
@@ -29,8 +28,7 @@ use crate::{
         troubleshooter::{self, Answer},
     },
     fault::{Fault, FaultClass},
-    iam::{Ingress, Principal, RunService, ServiceInfo},
-    intent::{self, AccountKey, GOOGLE_SERVICE_ACCOUNT, Intent, Target},
+    iam::{Principal, RunService},
     render::{Format, Style, Tone, data},
 };
 
@@ -66,7 +64,7 @@ pub struct DiagnoseCommand {
     #[arg(long)]
     pub status: Option<u16>,
 
-    /// Text of the answer, with its headers or without (curl -si).
+    /// The answer, as curl -si prints it, or its headers (curl -sI) or its text alone.
     #[arg(long)]
     pub body: Option<String>,
 
@@ -100,7 +98,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         symptom.logged = Some(false);
     }
     if let Some(body) = &command.body {
-        symptom.take_in_body(body);
+        symptom.take_in_answer(body);
     }
     let token = read_token(command)?;
     let principal = match &command.principal {
@@ -109,7 +107,8 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         }
         None => token.as_ref().and_then(Token::principal),
     };
-    let url = command.url.clone().or(entry.url.clone());
+    // What was called is what the entry says; --url may have helped to find the service.
+    let url = entry.url.clone().or(command.url.clone());
     let google = context.google(&command.cloud).await?;
     let service = find_service(command, &entry, url.as_deref(), &google).await?;
     let mut facts = Facts {
@@ -117,6 +116,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         principal,
         url,
         front: Known::NotAsked,
+        gone: None,
         policy: Known::NotAsked,
         project: Known::NotAsked,
         iap: Known::NotAsked,
@@ -125,6 +125,8 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         symptom,
         declared: Known::NotAsked,
         changed_at: None,
+        requests: Vec::new(),
+        requests_in: None,
         service,
     };
     ask_google(&google, &mut facts).await?;
@@ -144,7 +146,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     print(&text);
     Ok(match diagnosis.cause {
         Cause::AccessExpected => Exit::Nothing,
-        Cause::CannotTell => Exit::Unknown,
+        cause if cause.is_open() => Exit::Unknown,
         _ => Exit::Differences,
     })
 }
@@ -153,7 +155,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
 async fn consult_cluster(context: &Context, facts: &mut Facts) {
     match context.kube().await {
         Ok(kube) => {
-            if let Err(e) = ask_cluster(&kube, facts).await {
+            if let Err(e) = cluster::ask(&kube, facts).await {
                 context.complain(&format!(
                     "note: the cluster's policies are left out: {}",
                     context.explain(&e)
@@ -188,6 +190,11 @@ async fn ask_google(google: &Google, facts: &mut Facts) -> anyhow::Result<()> {
     if front.as_ref().is_ok_and(|f| f.iap) {
         facts.iap = known(google.iap_policy(service).await)?;
     }
+    facts.gone = front.as_ref().err().and_then(|fault| match fault.class {
+        FaultClass::ProjectNotFound => Some(Gone::Project),
+        FaultClass::ApiDisabled => Some(Gone::Api),
+        _ => None,
+    });
     facts.front = known(front)?;
     facts.policy = known(policy)?;
     facts.project = known(project)?;
@@ -242,12 +249,11 @@ fn known<T>(result: Result<T, Fault>) -> anyhow::Result<Known<T>> {
         Ok(value) => Ok(Known::Is(value)),
         Err(fault) if fault.class == FaultClass::Credentials => Err(no_credentials(&fault)),
         Err(fault) if fault.class.row().gone => Ok(Known::Absent(fault.message.clone())),
-        // What to do about it is said to the operator elsewhere; here it is the reader who lacks it.
         Err(fault) if fault.class == FaultClass::PermissionDenied => Ok(Known::Hidden(format!(
             "you may not see it: {}",
             fault.message
         ))),
-        Err(fault) => Ok(Known::Hidden(fault.advice())),
+        Err(fault) => Ok(Known::Hidden(one_of_many(&fault))),
     }
 }
 
@@ -258,7 +264,11 @@ async fn find_service(
     google: &Google,
 ) -> anyhow::Result<RunService> {
     if let (Some(p), Some(r), Some(s)) = (&command.project, &command.region, &command.service) {
-        return Ok(RunService::new(p.as_str(), r.as_str(), s.as_str()));
+        let service = RunService::new(p.as_str(), r.as_str(), s.as_str());
+        if let Some(logged) = entry.service.as_ref().filter(|logged| **logged != service) {
+            anyhow::bail!("the entry is of {logged}, and not of {service}; give one of the two");
+        }
+        return Ok(service);
     }
     if let Some(service) = &entry.service {
         return Ok(service.clone());
@@ -273,10 +283,10 @@ async fn find_service(
         .await
         .map_err(|f| match f.class {
             FaultClass::Credentials => no_credentials(&f),
-            _ => anyhow::anyhow!("listing the services of {project}: {}", f.advice()),
+            _ => anyhow::anyhow!("listing the services of {project}: {}", one_of_many(&f)),
         })?;
     let mut all = listing.services.iter();
-    if let Some(info) = all.find(|i| address::is_function(url, &i.service)) {
+    if let Some(info) = all.find(|i| address::may_be_function(url, &i.service)) {
         return Ok(info.service.clone());
     }
     for info in listing
@@ -294,133 +304,6 @@ async fn find_service(
         }
     }
     anyhow::bail!("no service of {project} has the address {host}; give --region and --service")
-}
-
-/// What policies say about the service, and when the operator last changed it.
-async fn ask_cluster(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
-    let policies =
-        list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
-    let mut declared = Vec::new();
-    for policy in &policies {
-        let mut intent = Intent::from_policy(policy);
-        if is_about(policy, &intent, facts) {
-            let links = links(kube, &intent).await;
-            intent.link_accounts(|account| links.get(account).map(String::as_str));
-            declared.push(declaration(policy, &intent, &links, facts));
-        }
-    }
-    // Those that list the principal first.
-    declared.sort_by_key(|d| (d.lists.is_none(), d.policy.clone()));
-    facts.declared = Known::Is(declared);
-    let changes =
-        list_all::<InvokerChange>(&Api::all(kube.client.clone()), ListParams::default()).await?;
-    let of_service = changes
-        .iter()
-        .filter(|c| crate::history::service(&c.spec) == facts.service);
-    let times = of_service.map(|c| c.spec.at.0);
-    facts.changed_at = times.filter(|at| *at <= facts.at).max();
-    Ok(())
-}
-
-/// Whether a policy names or selects the service. Where its labels could not be read, its status
-/// says what its selectors found.
-fn is_about(policy: &InvokerPolicy, intent: &Intent, facts: &Facts) -> bool {
-    let s = &facts.service;
-    let Known::Is(front) = &facts.front else {
-        let found = policy.status.iter().flat_map(|status| &status.services);
-        let mut named = intent.targets.iter();
-        return named.any(|t| matches!(t, Target::Named(n) if n == s))
-            || intent.project == s.project
-                && found
-                    .into_iter()
-                    .any(|x| *x.name == *s.name && *x.region == *s.region);
-    };
-    let info = ServiceInfo {
-        service: s.clone(),
-        uid: "".into(),
-        labels: Arc::new(front.labels.clone()),
-        invoker_iam_disabled: front.invoker_iam_disabled,
-        ingress: Ingress::from_v2(&front.ingress),
-        iap: front.iap,
-    };
-    intent.project == s.project && intent.targets.iter().any(|t| t.selects(&info))
-}
-
-/// The Google service accounts behind the ServiceAccounts that a policy names. One that may not be
-/// read is not followed.
-async fn links(kube: &Kube, intent: &Intent) -> BTreeMap<AccountKey, String> {
-    let mut links = BTreeMap::new();
-    let entries = intent.accounts.iter().flat_map(|a| &a.entries);
-    for account in entries.map(|e| &e.account) {
-        let api: Api<PartialObjectMeta<ServiceAccount>> =
-            Api::namespaced(kube.client.clone(), &account.namespace);
-        let found = api.get_metadata_opt(&account.name).await.ok().flatten();
-        let notes = found.and_then(|a| a.metadata.annotations);
-        if let Some(email) = notes.and_then(|n| n.get(GOOGLE_SERVICE_ACCOUNT).cloned()) {
-            links.insert(account.clone(), email);
-        }
-    }
-    links
-}
-
-fn declaration(
-    policy: &InvokerPolicy,
-    intent: &Intent,
-    links: &BTreeMap<AccountKey, String>,
-    facts: &Facts,
-) -> Declared {
-    let ready = policy.status.iter().flat_map(|s| &s.conditions);
-    let reason = ready
-        .into_iter()
-        .find(|c| c.type_ == "Ready" && c.status != "True")
-        .map(|c| format!("{}: {}", c.reason, c.message));
-    let own = facts.principal.as_ref();
-    let declares = |principal: &Principal| {
-        intent
-            .declared
-            .iter()
-            .filter(|d| d.grant.principal == *principal)
-            .collect::<Vec<_>>()
-    };
-    let entries = own.map(declares).unwrap_or_default();
-    // An entry that still holds goes before one that has ended.
-    let is_over = |d: &&&intent::Declared| d.expires.is_some_and(|e| e <= facts.at);
-    let ended = entries.iter().all(|d| is_over(&d));
-    Declared {
-        policy: intent.id.to_string(),
-        lists: own
-            .filter(|_| !entries.is_empty())
-            .map(|p| place_of(policy, intent, links, p)),
-        ended: entries
-            .iter()
-            .filter_map(|d| d.expires)
-            .max()
-            .filter(|_| ended),
-        public: !declares(&Principal::from_live("allUsers")).is_empty(),
-        enforced: intent.mode == Mode::Enforce,
-        suspended: intent.suspended,
-        reason,
-    }
-}
-
-/// The place of a principal in `spec.invokers`, by member or by ServiceAccount.
-fn place_of(
-    policy: &InvokerPolicy,
-    intent: &Intent,
-    links: &BTreeMap<AccountKey, String>,
-    principal: &Principal,
-) -> usize {
-    let is = |text: &str| Principal::from_live(text) == *principal;
-    let mut members = policy.spec.invokers.iter();
-    let by_member = members.rposition(|i| i.member.as_deref().is_some_and(is));
-    let mut accounts = intent.accounts.iter().flat_map(|a| &a.entries);
-    let linked = |account| {
-        links
-            .get(account)
-            .is_some_and(|e| is(&format!("serviceAccount:{e}")))
-    };
-    let by_account = || accounts.find(|e| linked(&e.account)).map(|e| e.position);
-    by_member.or_else(by_account).unwrap_or_default()
 }
 
 fn shown(diagnosis: &Diagnosis, style: &Style) -> String {

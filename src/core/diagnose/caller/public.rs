@@ -1,0 +1,113 @@
+//! A service that is public, or that a policy declares so.
+
+use super::roles;
+use crate::{
+    diagnose::{Cause, Known, Outcome, Step, Walk, grants, symptom::Refusal},
+    iam::{Principal, carries_invoke},
+};
+
+const PUBLIC: &str = "public access";
+
+impl Walk<'_> {
+    /// Whether everybody is let in decides nothing for whoever is granted by itself.
+    pub(super) fn public_does_not_matter(&mut self) {
+        let open = |step: &&mut Step| step.check == PUBLIC && step.outcome == Outcome::Maybe;
+        for step in self.steps.iter_mut().filter(open) {
+            step.outcome = Outcome::Skipped;
+        }
+    }
+
+    /// A service that is public, or that a policy declares so: a token is not asked for there, and
+    /// one that Cloud Run cannot verify is no cause before the grant is there.
+    pub(in crate::diagnose) fn public(&mut self) {
+        let facts = self.facts;
+        let everybody = Principal::from_live("allUsers");
+        let (mut how, mut unknown) = (None, Vec::new());
+        for policy in [&facts.policy, &facts.project]
+            .into_iter()
+            .filter_map(Known::value)
+        {
+            let held = grants::held(policy, &everybody, facts, &carries_invoke);
+            how = how.or(held.yes);
+            unknown.extend(held.unknown);
+        }
+        if let Some(how) = how {
+            self.step(PUBLIC, Outcome::Pass, how);
+            return self.is_public();
+        }
+        if !unknown.is_empty() && !facts.symptom.is_platforms_refusal() {
+            let evidence = roles::not_known(&unknown);
+            self.step(PUBLIC, Outcome::Maybe, evidence);
+        }
+        let mut declared = facts.declared.value().into_iter().flatten();
+        let Some(by) = declared.find(|d| d.public) else {
+            return;
+        };
+        if let Known::Is(_) = &facts.policy {
+            let evidence = format!(
+                "InvokerPolicy {} declares the service public, and IAM does not hold that",
+                by.policy
+            );
+            self.step(PUBLIC, Outcome::Fail, evidence);
+            let verdict = "The service is meant to be public, and is not. Until it is, Cloud Run tries to verify whatever token the application's users send.";
+            return self.settle(Cause::PublicGrantMissing, verdict, by.listing_fix());
+        }
+        let evidence = format!(
+            "InvokerPolicy {} declares the service public; whether IAM holds that could not be seen",
+            by.policy
+        );
+        self.step(PUBLIC, Outcome::Unknown, evidence);
+        if facts.symptom.is_platforms_refusal() {
+            self.settle(
+                Cause::CannotTell,
+                "Either the public grant is missing or young, or a token came that is not valid: the service is meant to be public.",
+                by.listing_fix(),
+            );
+        }
+    }
+
+    /// Nobody needs a grant or a token of their own: what is left is what refuses everybody.
+    fn is_public(&mut self) {
+        let symptom = &self.facts.symptom;
+        match symptom.refusal {
+            _ if symptom.is_platforms_refusal() && self.may_be_too_young() => {}
+            Some(Refusal::BadToken) => self.bad_token_to_all(),
+            Some(_) => self.conclude(
+                Cause::PerimeterOrDeny,
+                "The service is public, so a deny policy or a service perimeter refuses it, or it was asked before it became public.",
+                "Try again; if it is refused still, look at deny policies and at the policy log (method run.googleapis.com/HttpIngress).",
+            ),
+            None if symptom.is_platforms_refusal() => self.conclude(
+                Cause::CannotTell,
+                "The service is public. Either the application itself refuses this, or Cloud Run does: a deny policy, a service perimeter, or a token that it cannot verify.",
+                "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
+            ),
+            None => {
+                self.troubleshooter();
+                self.beyond();
+                self.conclude(
+                    Cause::AccessExpected,
+                    "The service is public: IAM lets everybody invoke it.",
+                    "If it is refused all the same: the application answers so, or a perimeter stands in front.",
+                );
+            }
+        }
+        self.is_over = true;
+    }
+
+    /// Who is public asks for no token, and yet Cloud Run verifies one that comes.
+    fn bad_token_to_all(&mut self) {
+        let evidence = match self.facts.token.as_ref().and_then(|t| self.flaw(t)) {
+            Some((_, evidence, _)) => {
+                format!("Cloud Run could not verify the token that came: {evidence}")
+            }
+            None => "Cloud Run could not verify the token that came".to_owned(),
+        };
+        self.step("token", Outcome::Fail, evidence);
+        self.conclude(
+            Cause::NotAnIdToken,
+            "The service is public and needs no token, and Cloud Run tries to verify any bearer token that comes.",
+            "Send no Authorization header, or the application's own token in another one. Where it has to stay in Authorization, send a Google ID token in X-Serverless-Authorization: Cloud Run looks at that one then. If it became public less than seven minutes before, try again.",
+        );
+    }
+}
