@@ -227,7 +227,7 @@ fn index(world: &World, guardrails_first: bool) -> Index {
             .map(|s| ServiceInfo {
                 service: RunService::new(*project, REGION, *s),
                 uid: "u".into(),
-                labels: BTreeMap::from([("all".into(), "yes".into())]),
+                labels: BTreeMap::from([("all".into(), "yes".into())]).into(),
                 invoker_iam_disabled: false,
                 ingress: Ingress::All,
                 iap: false,
