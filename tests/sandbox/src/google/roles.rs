@@ -1,6 +1,6 @@
 //! Which roles contain which permissions, as far as invoking Cloud Run goes.
 //!
-//! Source: the predefined roles of 2026-08-22 (iann0036/iam-dataset, `gcp/roles`), and
+//! Source: the predefined roles of 2026-08-22, and
 //! <https://docs.cloud.google.com/iam/docs/roles-permissions/run>. `roles/run.developer` contains
 //! `run.routes.invoke`; `roles/run.viewer` and `roles/viewer` do not.
 
