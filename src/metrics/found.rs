@@ -56,7 +56,7 @@ impl FindingMetrics {
             )?,
             circuit_open: registrar.gauge(
                 "circuit_open",
-                "1 while corrections of drift rest because there were too many.",
+                "1 while the circuit breaker is open: drift corrections are paused because there were too many.",
             )?,
             expiring_grants: registrar.gauge(
                 "expiring_grants",
@@ -85,7 +85,7 @@ impl InheritedMetrics {
             )?,
             bypassed_policies: registrar.gauge(
                 "bypassed_policies",
-                "Policies whose services somebody may invoke by a grant above them whom no policy lists.",
+                "Policies with services that an unlisted principal may invoke through an inherited grant.",
             )?,
         };
         // Series that alerts are about are there from the start.
@@ -131,7 +131,7 @@ impl EventMetrics {
             )?,
             events_reliable: registrar.gauge(
                 "events_reliable",
-                "1 while audit events tell of what happens, or are not used; 0 if they are missing and intervals have shrunk.",
+                "1 while audit events are delivered, or not configured; 0 while events are missing and services are polled at their own interval.",
             )?,
         };
         // Series that alerts are about are there from the start.

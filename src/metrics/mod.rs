@@ -101,7 +101,7 @@ impl DriftMetrics {
             )?,
             drift_detection_seconds: registrar.histogram(
                 "drift_detection_seconds",
-                "Time since the last look that found a service as declared, when drift is found: the most that it went unseen.",
+                "Time since the service was last read in sync, when drift is found: an upper bound of the detection delay.",
             )?,
         };
         for kind in ["missing", "unexpected"] {

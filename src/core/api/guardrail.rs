@@ -115,8 +115,9 @@ pub struct RequestTerms {
     #[x_kube(validation = Rule::new("self.all(p, p.matches('^[!-9;-~]+$') || p.matches('^(user|group|serviceAccount):[!-~]+$'))")
         .message("autoApprove holds patterns such as *@acme.com, user:*@acme.com or serviceAccount:*@acme-prod.iam.gserviceaccount.com"))]
     pub auto_approve: Option<Vec<String>>,
-    /// A regular expression (RE2) that the reason of a request has to match, for example
-    /// ^(INC|CHG)-[0-9]+. Omitted: any reason.
+    /// A regular expression that the reason of a request has to match, for example
+    /// ^(INC|CHG)-[0-9]+. RE2 syntax, but \d, \w and \s also match characters outside of ASCII.
+    /// Omitted: any reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     // What is no expression is an error of matches(), and refuses the object.

@@ -22,7 +22,7 @@ use super::ChangedBy;
     category = "run-invoker",
     status = "InvokerPolicyStatus",
     derive = "PartialEq",
-    doc = "InvokerPolicy declares which principals may invoke which Cloud Run services. In mode Audit (the default) the operator only reports how reality differs; in mode Enforce it makes reality so.",
+    doc = "InvokerPolicy declares which principals may invoke which Cloud Run services. In mode Audit (the default) the operator only reports how IAM differs; in mode Enforce it reconciles IAM to match.",
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name must be at most 63 characters"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -87,7 +87,7 @@ pub struct InvokerPolicySpec {
     #[serde(default)]
     pub on_delete: OnDelete,
 
-    /// How often reality is read when nothing else asks, for example 5m or 1h30m; at least 10s.
+    /// How often IAM is polled when nothing else triggers a reconcile, for example 5m or 1h30m; at least 10s.
     #[serde(default = "default_interval")]
     #[schemars(length(max = 20))]
     #[x_kube(
@@ -377,7 +377,7 @@ pub struct StatusCondition {
 pub struct StatusSummary {
     /// Services that the policy targets now.
     pub services: i64,
-    /// Services where reality is as declared.
+    /// Services whose IAM policy matches the declared state.
     pub in_sync: i64,
     /// Services where it is not.
     pub drifted: i64,

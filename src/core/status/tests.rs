@@ -270,12 +270,17 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
         exposed: Some("why".into()),
         ..Default::default()
     };
-    let first = events::notes(&service, None, &found, &Drift::default(), &[]);
+    let nothing = events::Changed {
+        drifted: &Drift::default(),
+        by: By::NotAsked,
+        written: vec![],
+    };
+    let first = events::notes(&service, None, &found, &nothing);
     assert_eq!(
         first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(),
         ["InvalidMember", "Exposed"]
     );
-    assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
+    assert!(events::notes(&service, Some(&found), &found, &nothing).is_empty());
 }
 
 #[test]
