@@ -79,13 +79,7 @@ fn every_alert_says_what_it_is_and_has_a_runbook() {
         );
         let book =
             fs::read_to_string(repository("docs/runbooks").join(format!("{name}.md"))).unwrap();
-        for part in [
-            "What it means",
-            "Who is hit",
-            "How to look",
-            "How to fix",
-            "How to undo",
-        ] {
+        for part in ["Meaning", "Impact", "Diagnosis", "Mitigation", "Rollback"] {
             assert!(book.contains(&format!("**{part}.**")), "{name}: no {part}");
         }
     }

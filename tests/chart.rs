@@ -139,10 +139,10 @@ fn series(query: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// From an alert to the panel that shows it, and back: a panel links to the runbooks of the alerts
-/// that watch what it shows, and every alert has such a panel on the fleet dashboard.
+/// Every alert has a panel on the fleet dashboard that shows what it watches and links to its
+/// runbook, and whatever a panel links to is there.
 #[test]
-fn panels_and_alerts_about_the_same_series_link_to_one_runbook() {
+fn every_alert_has_a_panel_that_links_to_its_runbook() {
     let folder = repository("charts/run-invoker/files");
     let rules: Value =
         serde_saphyr::from_str(&fs::read_to_string(folder.join("alerts.yaml")).unwrap()).unwrap();
@@ -169,8 +169,9 @@ fn panels_and_alerts_about_the_same_series_link_to_one_runbook() {
                 let name = name.unwrap_or_else(|| panic!("{title} links to {url}"));
                 let runbook = repository("docs/runbooks").join(format!("{name}.md"));
                 assert!(runbook.is_file(), "{title} links to {name}");
-                assert!(!alerts[name].is_disjoint(&shown), "{title} links to {name}");
-                linked.insert(name.to_owned());
+                if !alerts[name].is_disjoint(&shown) {
+                    linked.insert(name.to_owned());
+                }
             }
         }
         let wanted: BTreeSet<String> = match view {

@@ -63,25 +63,32 @@ def card(figure, box, title):
     return axes
 
 
-def inner(figure, box, bottom=0.38):
+def inner(figure, box, bottom=0.42):
     """The place for a chart within a card, clear of title and legend."""
     width, height = figure.get_size_inches()
     left, top = 0.4 / width, 0.3 / height
     below = bottom / height
     axes = figure.add_axes([box[0] + left, box[1] + below, box[2] - left - 0.1 / width, box[3] - below - top], facecolor="white")
     axes.tick_params(labelsize=6, length=0, colors=GREY)
+    axes.tick_params(axis="x", labelbottom=False)
     return axes
 
 
-def lines(axes, mine, most=8):
+def lines(axes, panel, mine, columns):
     series = [(a, s) for a in mine for s in a["result"]]
-    for number, (answer, one) in enumerate(series):
-        times, values = zip(*((float(t), float(v)) for t, v in one["values"]))
+    scale = 2**20 if panel["fieldConfig"]["defaults"].get("unit") == "bytes" else 1
+    drawn = []
+    for answer, one in series:
+        times, values = zip(*((float(t), float(v) / scale) for t, v in one["values"]))
         label = legend(answer["legend"], one["metric"]).replace("_", " ")
-        axes.plot([t - times[0] for t in times], values, label=label if number < most else None, linewidth=1.5)
+        axes.plot([t - times[0] for t in times], values, label=label, linewidth=1.5)
+        drawn.extend(v for v in values if v == v)
     axes.grid(axis="y", color="#e3e6ea")
+    axes.set_ylim(0, max(drawn, default=0) * 1.1 or 1)
+    if not drawn:
+        axes.text(0.5, 0.5, "no data in this minute", fontsize=8, color=GREY, ha="center", transform=axes.transAxes)
     if series:
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=columns, frameon=False)
 
 
 def timeline(axes, panel, mine):
@@ -91,7 +98,8 @@ def timeline(axes, panel, mine):
         start = values[0][0]
         for t, v in values:
             axes.barh(row, 1, left=t - start, color=color_of(panel, v), height=0.6)
-    axes.set_yticks(range(len(series)), [legend(mine[0]["legend"], s["metric"]) for s in series])
+        axes.text(0.3, row, legend(mine[0]["legend"], one["metric"]), fontsize=7, color="white", va="center")
+    axes.set_yticks([])
 
 
 def draw(figure, panel, mine, box):
@@ -101,14 +109,14 @@ def draw(figure, panel, mine, box):
         value = last(mine[0])
         axes.text(0.5, 0.4, words(panel, value), fontsize=18, ha="center", va="center", color=color_of(panel, value))
     elif kind == "text":
-        axes.text(0.01, 0.8, panel["options"]["content"], fontsize=7, va="top", family="monospace", parse_math=False)
+        axes.text(0.01, 0.8, panel["options"]["content"].replace("```\n", "").removesuffix("```"), fontsize=7, va="top", family="monospace", parse_math=False)
     elif kind == "table":
         rows = [f"{legend('', r['metric'])}   {float(r['values'][-1][1]):g}" for r in mine[0]["result"]]
         axes.text(0.02, 0.8, "\n".join(rows), fontsize=7, va="top", family="monospace")
     elif kind == "state-timeline":
         timeline(inner(figure, box, 0.2), panel, mine)
     else:
-        lines(inner(figure, box), mine)
+        lines(inner(figure, box), panel, mine, columns=max(3, round(box[2] * 10)))
 
 
 def save(figure, file, colors=64):

@@ -130,7 +130,7 @@ impl<C: CloudRun> Controller<C> {
                 biased;
                 Some(Ok((key, result))) = running.join_next() => {
                     if let Err(fault) = &result {
-                        tracing::debug!(%fault, "records to go back behind could not be read; it is tried again");
+                        tracing::debug!(%fault, "records of changes to roll back could not be read; retrying");
                     }
                     self.rollbacks.done(&key, result.is_err(), self.options.seed);
                 }
