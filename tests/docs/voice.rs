@@ -8,7 +8,7 @@ use std::{
 
 use regex::Regex;
 
-use crate::root;
+use crate::{recording::shown, root};
 
 /// What was written once, and what is written instead.
 const INSTEAD: [(&str, &str); 25] = [
@@ -88,12 +88,13 @@ fn nobody_writes_in_words_of_their_own() {
         .map(|(pattern, instead)| (Regex::new(pattern).unwrap(), *instead))
         .collect();
     let mut problems = Vec::new();
-    for path in texts.iter().chain(&sources) {
+    let recording = root.join("docs/pictures/demo.svg");
+    for path in texts.iter().chain(&sources).chain([&recording]) {
         let text = fs::read_to_string(path).unwrap();
-        let text = if sources.contains(path) {
-            said(&text)
-        } else {
-            text
+        let text = match path.extension().and_then(|e| e.to_str()) {
+            Some("rs") => said(&text),
+            Some("svg") => shown(&text),
+            _ => text,
         };
         // A phrase may go on in the next line.
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
