@@ -273,7 +273,7 @@ async fn kubectl_cannot_tell_the_sandbox_from_a_real_api_server() {
             "",
         )
         .await;
-    assert!(!fine && text.contains("project is immutable"), "{text}");
+    assert!(!fine && text.contains("project cannot be changed"), "{text}");
 
     let described = kubectl.ok(&["-n", "shop", "describe", "ivp", "web"]).await;
     assert!(

@@ -49,7 +49,7 @@ pub struct InvokerPolicySpec {
         validation = Rule::new("self.matches('^[a-z][a-z0-9-]{4,28}[a-z0-9]$') || self.matches('^[a-z0-9][a-z0-9-]*([.][a-z0-9][a-z0-9-]*)+:[a-z]([a-z0-9-]{0,28}[a-z0-9])?$')")
             .message("project must be a Google Cloud project id: 6 to 30 lower-case letters, digits or hyphens, beginning with a letter (not a project number or name); or DOMAIN:ID, such as example.com:shop"),
         validation = Rule::new("self == oldSelf")
-            .message("project is immutable; delete this policy and create another for the other project")
+            .message("project cannot be changed; delete this policy and create another for the other project")
     )]
     pub project: String,
 
