@@ -68,8 +68,8 @@ chart: $(BIN)/helm ## The Helm chart: lint, schema, snapshots, rights, install; 
 alerts: $(BIN)/promtool $(BIN)/alertmanager ## The alerts: promtool, runbooks, and live with real Prometheus and Alertmanager
 	$(CARGO) test --test alerts -- --nocapture
 
-picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into target/dashboards and docs/pictures
-	$(BIN)/picture/bin/python tests/picture.py target/dashboards docs/pictures/dashboard.png
+picture: $(BIN)/picture/.done ## Draws the dashboards from what `make alerts` asked Prometheus, into docs/pictures
+	$(BIN)/picture/bin/python tests/picture.py target/dashboards docs/pictures
 
 recording: $(BIN)/svg-term/.done ## Records `make demo` as it really runs, into docs/pictures/demo.svg
 	@$(CARGO) build --quiet --bin run-invoker --bin kubectl-invoker --example demo

@@ -285,7 +285,7 @@ impl Stage {
             .args(arguments)
             .args(["-n", "payments"])
             .env("KUBECONFIG", config)
-            .env("COLUMNS", "100")
+            .env("COLUMNS", "80")
             .output()
             .await?;
         self.say(String::from_utf8_lossy(&output.stdout).trim_end());

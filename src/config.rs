@@ -44,26 +44,26 @@ pub struct CloudArgs {
     #[arg(long, env = "RUN_INVOKER_ANONYMOUS")]
     pub anonymous: bool,
 
-    /// Project that pays for API quota (needs serviceusage.services.use there); the credential's
-    /// own if not given.
+    /// Quota project of API calls (needs serviceusage.services.use there); the credential's own if
+    /// not given.
     #[arg(long, env = "RUN_INVOKER_QUOTA_PROJECT")]
     pub quota_project: Option<String>,
 
-    /// How long one call to Google may take.
+    /// Timeout of one call to Google.
     #[arg(long, env = "RUN_INVOKER_CLOUD_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub cloud_timeout: Duration,
 
-    /// Reads per minute and project and region; at least 6. Never exceeded in any 60 seconds.
-    /// Projects were seen with a quota of 600.
+    /// Reads per minute, project and region; at least 6. Never exceeded in any 60 seconds.
+    /// Reported quotas are 600.
     #[arg(long, env = "RUN_INVOKER_READS_PER_MINUTE", default_value_t = 300, value_parser = clap::value_parser!(u32).range(6..))]
     pub reads_per_minute: u32,
 
-    /// Writes per minute and project and region. Projects were seen with a quota of 30, and of 60;
-    /// a 429 that names the limit is believed, and half of it is used from then on.
+    /// Writes per minute, project and region. Reported quotas are 30 and 60. If a 429 names the
+    /// limit, half of it is used from then on.
     #[arg(long, env = "RUN_INVOKER_WRITES_PER_MINUTE", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pub writes_per_minute: u32,
 
-    /// Services that are worked on at once; those that wait for an answer for long do not count.
+    /// Services that are reconciled concurrently; those that wait long for a response do not count.
     #[arg(long, env = "RUN_INVOKER_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub concurrency: u32,
 }
@@ -82,8 +82,8 @@ impl CloudArgs {
 /// plugin's.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Members that are never removed, not by the policy that lists them either; * stands for
-    /// anything. Repeat, or separate by commas.
+    /// Members that are never revoked, not even by the policy that lists them; * matches any text.
+    /// Repeat, or separate by commas.
     #[arg(
         long = "protected-member",
         env = "RUN_INVOKER_PROTECTED_MEMBERS",
@@ -92,21 +92,22 @@ pub struct PlanArgs {
     )]
     pub protected_members: Vec<String>,
 
-    /// Whether policies may grant allUsers and allAuthenticatedUsers where no guardrail speaks.
+    /// Whether policies may grant allUsers and allAuthenticatedUsers where no guardrail selects the
+    /// namespace.
     #[arg(long, env = "RUN_INVOKER_PUBLIC", value_enum, default_value = "deny")]
     pub public: Public,
 
-    /// The most invokers that one write may take from one service without approval, where no
-    /// guardrail says otherwise.
+    /// The most invokers of one service that one write may revoke without approval, unless a
+    /// guardrail sets it.
     #[arg(long, env = "RUN_INVOKER_MAX_REMOVALS", default_value_t = 20)]
     pub max_removals: u32,
 
-    /// The most services that a selector may newly reach at once without approval.
+    /// The most services that a selector may newly match at once without approval.
     #[arg(long, env = "RUN_INVOKER_MAX_NEW_SERVICES", default_value_t = 50)]
     pub max_new_services: u32,
 
-    /// Who agrees to a held plan where no guardrail says otherwise: tenant, whoever may write the
-    /// policy; approver, only somebody who may create an InvokerApproval.
+    /// Who approves held plans unless a guardrail sets it: tenant, whoever may write the policy;
+    /// approver, only who may create an InvokerApproval.
     #[arg(
         long,
         env = "RUN_INVOKER_APPROVED_BY",
@@ -140,7 +141,7 @@ impl PlanArgs {
     }
 }
 
-/// Keeps the IAM invokers of Cloud Run services as InvokerPolicy objects declare them.
+/// Reconciles the IAM invokers of Cloud Run services to match InvokerPolicy objects.
 ///
 /// Kubernetes is reached by KUBECONFIG or from inside a cluster; Google Cloud with Application
 /// Default Credentials.
@@ -154,25 +155,25 @@ pub struct Args {
     #[command(flatten)]
     pub cloud: CloudArgs,
 
-    /// How long IAM may take to act on a change; condition Propagated is False for so long.
+    /// How long IAM may take to propagate a change; the condition Propagated is False for that time.
     #[arg(long, env = "RUN_INVOKER_PROPAGATION_WINDOW", default_value = "7m", value_parser = duration)]
     pub propagation_window: Duration,
 
     #[command(flatten)]
     pub plan: PlanArgs,
 
-    /// The most writes that correct drift, over all services, within the window; beyond that
-    /// corrections rest.
+    /// The most writes that correct drift, across all services, within the window; beyond that
+    /// corrections are paused.
     #[arg(long, env = "RUN_INVOKER_BREAKER_CORRECTIONS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub breaker_corrections: u32,
 
-    /// Window of the circuit breaker; after such a time without fresh drift it closes by itself.
+    /// Window of the circuit breaker; after that time without new drift it closes automatically.
     #[arg(long, env = "RUN_INVOKER_BREAKER_WINDOW", default_value = "5m", value_parser = duration)]
     pub breaker_window: Duration,
 
     /// Pub/Sub subscription with Cloud Audit Logs of Cloud Run, as
     /// projects/PROJECT/subscriptions/NAME. Repeat, or separate by commas. Without one, drift is
-    /// found by periodic reads alone.
+    /// detected by polling only.
     #[arg(long = "event-subscription", env = "RUN_INVOKER_EVENT_SUBSCRIPTIONS", value_delimiter = ',', value_parser = subscription)]
     pub event_subscriptions: Vec<String>,
 
@@ -180,25 +181,23 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_EVENT_ENDPOINT", default_value = crate::subscription::DEFAULT_ENDPOINT)]
     pub event_endpoint: String,
 
-    /// With audit events, services are read periodically no more often than this, as a safety net;
-    /// while events cannot be relied on, at the interval of their policies.
+    /// Polling interval with audit events; while events are missing, services are polled at the
+    /// intervals of their policies.
     #[arg(long, env = "RUN_INVOKER_EVENT_INTERVAL", default_value = "1h", value_parser = duration)]
     pub event_interval: Duration,
 
-    /// A change that was read and that no audit event told of within so long means that events are
-    /// missing.
+    /// How long after a change its audit event may arrive; after that, events count as missing.
     #[arg(long, env = "RUN_INVOKER_EVENT_PATIENCE", default_value = "5m", value_parser = duration)]
     pub event_patience: Duration,
 
-    /// Where to search for grants above the services, with everything below: organizations/NUMBER,
-    /// folders/NUMBER or projects/ID. Repeat, or separate by commas. Without one, nobody looks there.
-    /// Nothing there is ever written to.
+    /// Where to search for inherited grants, everything below included: organizations/NUMBER,
+    /// folders/NUMBER or projects/ID. Repeat, or separate by commas. Without one, they are not
+    /// searched. They are never changed.
     #[arg(long = "inherited-scope", env = "RUN_INVOKER_INHERITED_SCOPES", value_delimiter = ',', value_parser = SearchScope::parse)]
     pub inherited_scopes: Vec<SearchScope>,
 
-    /// Take the annotation run-invoker.dev/created-by for who created an approval, and write it into
-    /// the records of changes. Only where admission policies see to it that it is true, as those of
-    /// the chart do: else anybody may write any name there.
+    /// Record the annotation run-invoker.dev/created-by as the approver in change records. Only where
+    /// admission policies verify it, as those of the chart do: otherwise anybody may write any name.
     #[arg(long, env = "RUN_INVOKER_ADMISSION_STAMPS")]
     pub admission_stamps: bool,
 
@@ -206,8 +205,8 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_INHERITED_INTERVAL", default_value = "15m", value_parser = duration)]
     pub inherited_interval: Duration,
 
-    /// Service account as which the search is made (roles/iam.serviceAccountTokenCreator on it),
-    /// so that the operator itself needs no right above its services.
+    /// Service account to impersonate for the search (roles/iam.serviceAccountTokenCreator on it), so
+    /// that the operator itself needs no permission above its services.
     #[arg(long, env = "RUN_INVOKER_INHERITED_IMPERSONATE")]
     pub inherited_impersonate: Option<String>,
 
@@ -219,16 +218,16 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_KEEP_CHANGES_FOR", default_value = "2160h", value_parser = duration)]
     pub keep_changes_for: Duration,
 
-    /// Over how many shards projects are spread; replicas share them. All replicas must have the
-    /// same number.
+    /// Number of shards that projects are distributed over; replicas share them. All replicas must
+    /// have the same number.
     #[arg(long, env = "RUN_INVOKER_SHARDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub shards: u32,
 
-    /// Namespace of the Leases by which replicas agree on who works on what.
+    /// Namespace of the Leases for leader election.
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub lease_namespace: String,
 
-    /// Name of the Lease; with several shards, what the names of their Leases begin with.
+    /// Name of the Lease; with several shards, the prefix of the names of their Leases.
     #[arg(long, env = "RUN_INVOKER_LEASE_NAME", default_value = "run-invoker")]
     pub lease_name: String,
 
@@ -236,7 +235,7 @@ pub struct Args {
     #[arg(long, env = "POD_NAME", default_value_t = identity())]
     pub identity: String,
 
-    /// Silence after which another replica takes over.
+    /// Time without renewal after which another replica takes over.
     #[arg(long, env = "RUN_INVOKER_LEASE_DURATION", default_value = "7s", value_parser = duration)]
     pub lease_duration: Duration,
 
@@ -244,7 +243,7 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_LEASE_RENEW", default_value = "1500ms", value_parser = duration)]
     pub lease_renew: Duration,
 
-    /// Leave out the metric series that grow with the number of policies.
+    /// Omit the metric series per policy.
     #[arg(long, env = "RUN_INVOKER_NO_POLICY_METRICS")]
     pub no_policy_metrics: bool,
 
@@ -252,7 +251,7 @@ pub struct Args {
     #[arg(long = "log", env = "RUN_INVOKER_LOG", default_value = "info")]
     pub log: String,
 
-    /// Form of the log.
+    /// Log format.
     #[arg(
         long,
         env = "RUN_INVOKER_LOG_FORMAT",
@@ -266,7 +265,7 @@ pub struct Args {
     #[arg(long, env = "RUN_INVOKER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
 
-    /// How long work in flight may take to finish after SIGTERM.
+    /// How long running calls may take to finish after SIGTERM.
     #[arg(long, env = "RUN_INVOKER_GRACE", default_value = "25s", value_parser = duration)]
     pub grace: Duration,
 }

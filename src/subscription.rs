@@ -58,7 +58,7 @@ impl Source {
     pub async fn new(endpoint: &str, credentials: Credentials) -> anyhow::Result<Self> {
         let uri: http::Uri = endpoint
             .parse()
-            .with_context(|| format!("--event-endpoint {endpoint:?} is no URL"))?;
+            .with_context(|| format!("--event-endpoint {endpoint:?} is not a URL"))?;
         let host = uri
             .host()
             .with_context(|| format!("--event-endpoint {endpoint:?} has no host"))?;

@@ -79,13 +79,7 @@ fn every_alert_says_what_it_is_and_has_a_runbook() {
         );
         let book =
             fs::read_to_string(repository("docs/runbooks").join(format!("{name}.md"))).unwrap();
-        for part in [
-            "What it means",
-            "Who is hit",
-            "How to look",
-            "How to fix",
-            "How to undo",
-        ] {
+        for part in ["Meaning", "Impact", "Diagnosis", "Mitigation", "Rollback"] {
             assert!(book.contains(&format!("**{part}.**")), "{name}: no {part}");
         }
     }
@@ -359,6 +353,10 @@ async fn an_alert_about_drift_arrives_and_is_taken_back() {
             "a member in an alert"
         );
     }
+    // The enforced one is changed too, and corrected.
+    let (project, region, role) = ("acme-prod", "europe-west1", "roles/run.invoker");
+    let rival = "user:y@evil.org";
+    sandbox.run.add_member(project, region, "api", role, rival);
     // By now there is something to see in every panel.
     every_panel_shows_something(prometheus).await;
     by_hand("remove-iam-policy-binding").await;
@@ -394,6 +392,42 @@ fn queries(dashboard: &Value) -> Vec<(String, String, String)> {
             )
         })
         .collect()
+}
+
+/// Name and query of every annotation.
+fn annotations(dashboard: &Value) -> Vec<(String, String)> {
+    let all = dashboard["annotations"]["list"].as_array().unwrap().iter();
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    all.map(|a| (text(&a["name"]), text(&a["expr"]))).collect()
+}
+
+/// Namespaces limit what has such a label. What has none is said to be about the whole fleet.
+#[test]
+fn every_panel_says_whether_it_is_about_the_namespace_or_the_whole_fleet() {
+    let fleet = dashboard("fleet");
+    let mut row = String::new();
+    let mut counts = [0, 0];
+    for panel in fleet["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        if panel["type"] == "row" {
+            row = title.to_owned();
+            let says = row.contains("$namespace") || row.ends_with("(whole fleet)");
+            assert!(says, "row {row}");
+            continue;
+        }
+        let is_limited = row.contains("$namespace");
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let limits = expression.contains("$namespace");
+            assert_eq!(limits, is_limited, "{row}: {title}: {expression}");
+            counts[usize::from(limits)] += 1;
+        }
+    }
+    assert!(counts[0] > 20 && counts[1] >= 4, "{counts:?}");
+    for (name, query) in annotations(&dashboard("policy")) {
+        let limits = query.contains(r#"namespace="$namespace", policy="$policy""#);
+        assert!(limits != name.ends_with("(whole fleet)"), "{name}: {query}");
+    }
 }
 
 #[test]
@@ -456,31 +490,39 @@ async fn every_panel_shows_something(prometheus: u16) {
     for name in DASHBOARDS {
         let board = dashboard(name);
         let mut answers = Vec::new();
-        for (title, query, legend) in queries(&board) {
+        let filled_in = |query: String| {
             let variables = [
                 ("$__rate_interval", "30s"),
                 ("$__range", "5m"),
                 ("$namespace", if name == "fleet" { ".*" } else { "default" }),
                 ("$policy", "web"),
             ];
-            let query = variables.iter().fold(query, |q, (k, v)| q.replace(k, v));
+            variables.iter().fold(query, |q, (k, v)| q.replace(k, v))
+        };
+        let shows = async |title: &str, query: &str| {
             // A counter that was born a moment ago has no rate yet.
-            eventually(
-                Duration::from_secs(40),
-                &format!("{name}: {title}: {query}"),
-                || async {
-                    let answer = ask("query", &[("query", &query)]).await;
-                    let found = answer["data"]["result"]
-                        .as_array()
-                        .is_some_and(|r| !r.is_empty());
-                    if answer["status"] == "success" && found {
-                        Ok(())
-                    } else {
-                        Err(answer.to_string())
-                    }
-                },
-            )
+            let what = format!("{name}: {title}: {query}");
+            eventually(Duration::from_secs(40), &what, || async {
+                let answer = ask("query", &[("query", query)]).await;
+                let result = answer["data"]["result"].as_array();
+                let found = result.is_some_and(|r| !r.is_empty());
+                if answer["status"] == "success" && found {
+                    Ok(())
+                } else {
+                    Err(answer.to_string())
+                }
+            })
             .await;
+        };
+        // First, because an annotation is about a moment.
+        let marks = annotations(&board);
+        assert!(!marks.is_empty(), "{name} has no annotation");
+        for (title, query) in marks {
+            shows(&title, &filled_in(query)).await;
+        }
+        for (title, query, legend) in queries(&board) {
+            let query = filled_in(query);
+            shows(&title, &query).await;
             let now = jiff::Timestamp::now().as_second();
             let span = [
                 ("start", (now - 60).to_string()),

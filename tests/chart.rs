@@ -18,7 +18,7 @@ mod upgrade;
 mod values;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::{Arc, Mutex},
     time::Duration,
@@ -127,18 +127,61 @@ fn the_dashboards_in_the_chart_are_the_files() {
             .unwrap(),
         );
         assert_eq!(in_map, in_file);
-        // A panel links to the runbook of the alert that watches the same thing.
-        for link in in_file.to_string().split(RUNBOOKS).skip(1) {
-            let name = link.split_once(".md").unwrap().0.trim_start_matches('/');
-            assert!(
-                repository("docs/runbooks")
-                    .join(format!("{name}.md"))
-                    .is_file(),
-                "{view} links to {name}"
-            );
-        }
     }
     assert_eq!(of_kind(&objects(&render(&[])), "ConfigMap").count(), 0);
+}
+
+/// Names of the series in a query.
+fn series(query: &str) -> BTreeSet<String> {
+    let name = regex::Regex::new(r"\brun_invoker_[a-z_]+").unwrap();
+    name.find_iter(query)
+        .map(|m| m.as_str().to_owned())
+        .collect()
+}
+
+/// Every alert has a panel on the fleet dashboard that shows what it watches and links to its
+/// runbook, and whatever a panel links to is there.
+#[test]
+fn every_alert_has_a_panel_that_links_to_its_runbook() {
+    let folder = repository("charts/run-invoker/files");
+    let rules: Value =
+        serde_saphyr::from_str(&fs::read_to_string(folder.join("alerts.yaml")).unwrap()).unwrap();
+    let rules = rules["groups"].as_array().unwrap().iter();
+    let alerts: BTreeMap<String, BTreeSet<String>> = rules
+        .flat_map(|g| g["rules"].as_array().unwrap())
+        .map(|r| {
+            let name = r["alert"].as_str().unwrap();
+            (name.to_owned(), series(r["expr"].as_str().unwrap()))
+        })
+        .collect();
+    for view in ["fleet", "policy"] {
+        let file = folder.join(format!("dashboards/{view}.json"));
+        let board: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let mut linked = BTreeSet::new();
+        for panel in board["panels"].as_array().unwrap() {
+            let title = &panel["title"];
+            let shown = series(&panel["targets"].to_string());
+            for link in panel["links"].as_array().into_iter().flatten() {
+                let url = link["url"].as_str().unwrap();
+                let name = url
+                    .strip_prefix("RUNBOOKS/")
+                    .and_then(|l| l.strip_suffix(".md"));
+                let name = name.unwrap_or_else(|| panic!("{title} links to {url}"));
+                let runbook = repository("docs/runbooks").join(format!("{name}.md"));
+                assert!(runbook.is_file(), "{title} links to {name}");
+                if !alerts[name].is_disjoint(&shown) {
+                    linked.insert(name.to_owned());
+                }
+            }
+        }
+        let wanted: BTreeSet<String> = match view {
+            "fleet" => alerts.keys().cloned().collect(),
+            _ => ["RunInvokerDrift", "RunInvokerPolicyNotReady"]
+                .map(str::to_owned)
+                .into(),
+        };
+        assert_eq!(linked, wanted, "{view}");
+    }
 }
 
 #[test]

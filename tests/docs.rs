@@ -2,6 +2,13 @@
 //! The pages for users, held to the code: every reason is explained, every link leads somewhere.
 #![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
+#[path = "docs/measured.rs"]
+mod measured;
+#[path = "docs/recording.rs"]
+mod recording;
+#[path = "docs/voice.rs"]
+mod voice;
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -263,7 +263,8 @@ struct Expect {
     /// `project/region/name` to invokers: `MEMBER`, `MEMBER if TITLE`, `ROLE: MEMBER`.
     #[serde(default)]
     iam: BTreeMap<String, BTreeSet<String>>,
-    /// Reasons of events on the policy, or on the request where one is given, each at least once.
+    /// `REASON` or `REASON: WORDS OF THE NOTE` of events on the policy, or on the request where one
+    /// is given, each at least once.
     #[serde(default)]
     events: Vec<String>,
     /// How many events of a reason there are, exactly (repeats on one event do not count).
@@ -900,12 +901,22 @@ impl World {
             regarding
                 .is_some_and(|r| r.name.as_deref() == Some(name) && r.kind.as_deref() == Some(kind))
         };
-        let reasons: Vec<String> = list.filter(is_about).filter_map(|e| e.reason).collect();
-        if let Some(absent) = expect.events.iter().find(|r| !reasons.contains(r)) {
-            return Err(format!("no event {absent}, only {reasons:?}"));
+        let found: Vec<(String, String)> = list
+            .filter(is_about)
+            .filter_map(|e| Some((e.reason?, e.note.unwrap_or_default())))
+            .collect();
+        let is_there = |wanted: &&String| {
+            let (reason, words) = wanted.split_once(": ").unwrap_or((wanted, ""));
+            found
+                .iter()
+                .any(|(r, note)| r == reason && note.contains(words))
+        };
+        if let Some(absent) = expect.events.iter().find(|w| !is_there(w)) {
+            return Err(format!("no event {absent}, only {found:?}"));
         }
+        let reasons: Vec<&String> = found.iter().map(|(reason, _)| reason).collect();
         for (reason, n) in &expect.event_count {
-            let have = reasons.iter().filter(|r| *r == reason).count();
+            let have = reasons.iter().filter(|r| **r == reason).count();
             if have != *n {
                 return Err(format!("{have} events {reason}, not {n}"));
             }

@@ -493,18 +493,20 @@ fn filled_in(command: &str) -> String {
             .into_owned();
     }
     // What it shows is agreed to.
-    let asks = Regex::new(r"kubectl invoker (approve|rollback)").unwrap();
+    let asks = Regex::new(r"kubectl invoker (approve|deny|rollback)").unwrap();
     asks.replace_all(&command, "kubectl invoker $1 --yes")
         .into_owned()
 }
 
 /// What may differ from run to run.
 fn normal(text: &str) -> String {
-    const DIFFERS: [(&str, &str); 12] = [
+    const DIFFERS: [(&str, &str); 14] = [
         (r"\x1b\[[0-9;]*m", ""),
         (r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?Z", "TIME"),
         (r"\b\d{2}:\d{2}:\d{2}Z?\b", "TIME"),
         (r"-\d{8}-\d{9}-[0-9a-f]{6}\b", "-RECORD"),
+        (r"-[0-9a-f]{8}-\d{8}-\d{6}\b", "-APPROVAL"),
+        (r"\b[0-9a-f]{40}\b", "HASH"),
         (r"\b[0-9a-f]{12}([0-9a-f]{4})?\b", "HASH"),
         (r"127\.0\.0\.1:\d+", "ADDRESS"),
         (r"\b(\d+d)?(\d+h)?(\d+m)?\d+(ms|s|m|h|d)\b", "AGE"),
@@ -512,10 +514,7 @@ fn normal(text: &str) -> String {
         (r"\S+ renewed its Lease", "HOLDER renewed its Lease"),
         (r"replica: run-invoker/\S+", "replica: run-invoker/HOLDER"),
         // A poll may find it before its event comes; the demo itself insists on the name.
-        (
-            "by whom the audit log has not told|actor unknown|by [^ ]+ with gcloud at TIME",
-            "by SOMEBODY",
-        ),
+        ("actor unknown|by [^ ]+ with gcloud at TIME", "by SOMEBODY"),
         (r#""?etag"?: .*"#, "etag: ETAG"),
     ];
     let mut text = text.to_owned();

@@ -402,7 +402,7 @@ impl ClusterSnapshot {
                 Some(change) => found.push((name.clone(), change.spec)),
                 None => {
                     let why = format!(
-                        "there is no InvokerChange {name} in namespace {} to go back behind",
+                        "there is no InvokerChange {name} in namespace {} to roll back",
                         key.namespace
                     );
                     self.index

@@ -111,7 +111,7 @@ impl<C: CloudRun> Controller<C> {
         let is_told = stored == status || stored.state.is_some_and(ApprovalState::is_final);
         let uid = object.metadata.uid.as_deref().unwrap_or_default().into();
         if !is_told && unkept.try_send(Untold { key, uid, status }).is_err() {
-            tracing::debug!("too many approvals do not count to tell them all at once");
+            tracing::debug!("too many refused approvals to update all of their statuses at once");
         }
     }
 
@@ -155,7 +155,7 @@ impl<C: CloudRun> Controller<C> {
             .cluster
             .write_approval_status(&told.key, &told.uid, &told.status);
         if let Err(fault) = written.await {
-            tracing::debug!(%fault, "an approval could not be told that it does not count");
+            tracing::debug!(%fault, "the status of a refused approval could not be written");
             return Some(told);
         }
         None

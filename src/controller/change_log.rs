@@ -279,7 +279,7 @@ impl<C: CloudRun> Controller<C> {
         if !services.is_empty() {
             tracing::info!(
                 services = services.len(),
-                "records that an older version left open; reality will tell"
+                "an older version left change records open; they are closed by what IAM holds"
             );
         }
         self.ask(&services, Priority::Retry);

@@ -70,7 +70,7 @@ impl CircuitBreaker {
         });
         if opened {
             tracing::error!(
-                "too much drift was corrected in too short a time; the circuit breaker is open and corrections rest"
+                "too many drift corrections in a short time; the circuit breaker is open and corrections are paused"
             );
             self.opened.notify_one();
         }
@@ -173,7 +173,7 @@ impl<C: CloudRun> Controller<C> {
             return Ok(());
         };
         if !open {
-            tracing::error!("another replica opened the circuit breaker; corrections rest");
+            tracing::error!("another replica opened the circuit breaker; corrections are paused");
             self.breaker.reopen(mark.since, now);
             *last = Some(mark);
             return Ok(());

@@ -62,7 +62,7 @@ impl<C: CloudRun> Controller<C> {
                     self.index.with(|i| i.remove_request(&key))
                 }
                 Change::Malformed(object) => {
-                    tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "a request in the store cannot be read; what was known of it stands still");
+                    tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "an InvokerAccessRequest cannot be parsed; what it granted is left as it is");
                     let key = PolicyKey::of_request(object.namespace.as_str(), &object.name);
                     self.index
                         .with(|i| i.apply_unreadable_request(&key, &object.uid, &object.why))
@@ -103,7 +103,7 @@ impl<C: CloudRun> Controller<C> {
         let uid = object.metadata.uid.as_deref().unwrap_or_default().into();
         let is_told = stored.message.as_deref() == Some(&*why);
         if !is_told && unkept.try_send(Untold { key, uid, why }).is_err() {
-            tracing::debug!("too many requests do not count to tell them all at once");
+            tracing::debug!("too many refused requests to update all of their statuses at once");
         }
     }
 
@@ -140,7 +140,7 @@ impl<C: CloudRun> Controller<C> {
             .cluster
             .write_request_status(&told.key, &told.uid, &status);
         if let Err(fault) = written.await {
-            tracing::debug!(%fault, "a request could not be told that it does not count");
+            tracing::debug!(%fault, "the status of a refused request could not be written");
             return Some(told);
         }
         None

@@ -130,7 +130,7 @@ impl<C: CloudRun> Controller<C> {
                 biased;
                 Some(Ok((key, result))) = running.join_next() => {
                     if let Err(fault) = &result {
-                        tracing::debug!(%fault, "records to go back behind could not be read; it is tried again");
+                        tracing::debug!(%fault, "records of changes to roll back could not be read; retrying");
                     }
                     self.rollbacks.done(&key, result.is_err(), self.options.seed);
                 }
@@ -166,7 +166,7 @@ impl<C: CloudRun> Controller<C> {
             if name.len() > MAX_NAME || !name.chars().all(is_name) {
                 let start: String = name.chars().take(64).collect();
                 return Ok(Err(format!(
-                    "{start:?} is no name of an InvokerChange; {CORRECT}"
+                    "{start:?} is not the name of an InvokerChange; {CORRECT}"
                 )
                 .into()));
             }
@@ -183,7 +183,7 @@ impl<C: CloudRun> Controller<C> {
                 }
                 None => {
                     let why = format!(
-                        "there is no InvokerChange {name} in namespace {namespace} to go back behind; {CORRECT}"
+                        "there is no InvokerChange {name} in namespace {namespace} to roll back; {CORRECT}"
                     );
                     return Ok(Err(why.into()));
                 }

@@ -60,7 +60,7 @@ impl<C: CloudRun> Controller<C> {
                 Change::Applied(policy) => self.policy_applied(&policy),
                 Change::Deleted(policy) => self.policy_deleted(&id_of(&policy)),
                 Change::Malformed(object) => {
-                    tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "a policy in the store cannot be read; what was known of it stands still");
+                    tracing::error!(namespace = %object.namespace, name = %object.name, why = %object.why, "an InvokerPolicy cannot be parsed; what it granted is left as it is");
                     let key = key_of(&object);
                     let effect = self
                         .index

@@ -47,17 +47,17 @@ impl ApprovalMetrics {
         let metrics = Self {
             approvals: registrar.gauges(
                 "approvals",
-                "InvokerApprovals whose time is not over, by state.",
+                "InvokerApprovals whose time is not over, by state. Not those beyond 256 or 1 MiB in a namespace: they are Refused and not kept.",
                 &["state"],
             )?,
             requests: registrar.gauges(
                 "requests",
-                "InvokerAccessRequests that are not over or still hold something, by phase.",
+                "InvokerAccessRequests that are not over or still grant something, by phase. Not those beyond 256 in a namespace: they are Refused and not kept.",
                 &["phase"],
             )?,
             request_wait_seconds: registrar.gauge(
                 "request_wait_seconds",
-                "How long the InvokerAccessRequest has waited for approval that has waited longest.",
+                "Age of the oldest InvokerAccessRequest that waits for approval.",
             )?,
         };
         // Series that alerts are about are there from the start.

@@ -37,7 +37,7 @@ impl FindingMetrics {
         Ok(Self {
             services: registrar.gauges(
                 "services",
-                "Services under policies, by state; one that two policies name counts for each.",
+                "Services under policies, by state. A service that two policies target counts for each.",
                 &["state"],
             )?,
             exposed_services: registrar.gauge(
@@ -46,7 +46,7 @@ impl FindingMetrics {
             )?,
             contested_services: registrar.gauge(
                 "contested_services",
-                "Services on which somebody else keeps changing the same grants.",
+                "Services on which another writer keeps changing the same grants.",
             )?,
             held_plans: registrar.gauge(
                 "held_plans",
@@ -54,11 +54,11 @@ impl FindingMetrics {
             )?,
             held_plan_seconds: registrar.gauge(
                 "held_plan_seconds",
-                "How long the plan has waited for approval that has waited longest.",
+                "Age of the oldest plan that waits for approval.",
             )?,
             circuit_open: registrar.gauge(
                 "circuit_open",
-                "1 while corrections of drift rest because there were too many.",
+                "1 while the circuit breaker is open: drift corrections are paused because there were too many.",
             )?,
             expiring_grants: registrar.gauge(
                 "expiring_grants",
@@ -73,21 +73,21 @@ impl InheritedMetrics {
         let metrics = Self {
             inherited_searches_total: registrar.counters(
                 "inherited_searches_total",
-                "Searches for grants on projects, folders and organizations, by whether they came to their end.",
+                "Searches for grants on projects, folders and organizations, by result.",
                 &["result"],
             )?,
             inherited_last_search_timestamp_seconds: registrar.gauge(
                 "inherited_last_search_timestamp_seconds",
-                "When a search for grants above the services last came to its end.",
+                "Unix time at which a search for inherited grants last completed.",
             )?,
             inherited_principals: registrar.gauges(
                 "inherited_principals",
-                "Principals that may invoke by a grant on a project, a folder or an organization that is searched.",
+                "Principals that may invoke through a grant on a searched project, folder or organization.",
                 &["level"],
             )?,
             bypassed_policies: registrar.gauge(
                 "bypassed_policies",
-                "Policies whose services somebody may invoke by a grant above them whom no policy lists.",
+                "Policies with services that an unlisted principal may invoke through an inherited grant.",
             )?,
         };
         // Series that alerts are about are there from the start.
@@ -128,12 +128,12 @@ impl EventMetrics {
         let metrics = Self {
             events_total: registrar.counters(
                 "events_total",
-                "Messages of the audit log that came in, by what became of them.",
+                "Audit log messages received, by result.",
                 &["result"],
             )?,
             events_reliable: registrar.gauge(
                 "events_reliable",
-                "1 while audit events tell of what happens, or are not used; 0 if they are missing and intervals have shrunk.",
+                "1 while audit events are delivered, or not configured; 0 while events are missing and services are polled at their own interval.",
             )?,
         };
         // Series that alerts are about are there from the start.

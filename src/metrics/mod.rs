@@ -91,7 +91,7 @@ impl DriftMetrics {
         let metrics = Self {
             drift_detected_total: registrar.counters(
                 "drift_detected_total",
-                "Grants found to differ, when that was news.",
+                "Grants found to drift, counted once when detected. Initial differences of a policy are not drift.",
                 &["kind"],
             )?,
             corrections_total: registrar.counters(
@@ -101,11 +101,16 @@ impl DriftMetrics {
             )?,
             drift_detection_seconds: registrar.histogram(
                 "drift_detection_seconds",
-                "Time since the last look that found a service as declared, when drift is found: the most that it went unseen.",
+                "Time since the service was last read in sync, when drift is found: an upper bound of the detection delay.",
             )?,
         };
         for kind in ["missing", "unexpected"] {
             metrics.drift_detected_total.with_label_values(&[kind]);
+        }
+        // Prometheus sees no increase in the first value of a series.
+        for action in ["grant", "revoke"] {
+            let labels = [action, "drift"];
+            metrics.corrections_total.with_label_values(&labels);
         }
         Ok(metrics)
     }
@@ -116,16 +121,16 @@ impl ReconcileMetrics {
         Ok(Self {
             convergence_seconds: registrar.histogram(
                 "convergence_seconds",
-                "From seeing a declared change to reading it back from IAM.",
+                "Time from observing a declared change to reading it back from IAM.",
             )?,
             reconcile_total: registrar.counters(
                 "reconcile_total",
-                "Rounds on a service, by result.",
+                "Reconciles of a service, by result.",
                 &["result"],
             )?,
             reconcile_duration_seconds: registrar.histogram(
                 "reconcile_duration_seconds",
-                "Time of a round on a service.",
+                "Duration of a reconcile of a service.",
             )?,
         })
     }
@@ -141,12 +146,12 @@ impl CloudMetrics {
             )?,
             cloud_request_duration_seconds: registrar.histograms(
                 "cloud_request_duration_seconds",
-                "Time of a call to Cloud Run.",
+                "Duration of calls to Cloud Run.",
                 &["method"],
             )?,
             limiter_wait_seconds: registrar.histograms(
                 "limiter_wait_seconds",
-                "Time that services waited for their turn and their quota.",
+                "Time that services waited in the queue and for the operator's own budget.",
                 &["priority"],
             )?,
         })
@@ -158,17 +163,17 @@ impl BudgetMetrics {
         Ok(Self {
             cloud_budget_per_minute: registrar.gauges(
                 "cloud_budget_per_minute",
-                "Calls to Cloud Run that the operator lets itself have in one project and region, in the tightest of all.",
+                "Request budget per minute for one project and region, the smallest of all.",
                 &["kind"],
             )?,
             cloud_limit_per_minute: registrar.gauges(
                 "cloud_limit_per_minute",
-                "The least limit that Google named in a 429 within the last hour, for one project and region; 0: none.",
+                "The smallest limit that Google named in a 429 within the last hour, for one project and region. 0: none.",
                 &["kind"],
             )?,
             cloud_budget_used_ratio: registrar.ratios(
                 "cloud_budget_used_ratio",
-                "Share of its budget that was used in the last minute, in the project and region where it is largest.",
+                "Share of the request budget used in the last minute, in the project and region where it is largest.",
                 &["kind"],
             )?,
         })
@@ -180,7 +185,7 @@ impl ShardMetrics {
         Ok(Self {
             last_audit_timestamp_seconds: registrar.gauges(
                 "last_audit_timestamp_seconds",
-                "Unix time at which a round on a service of the shard was last finished, or work on the shard began.",
+                "Unix time at which a reconcile on the shard last completed, or the shard was taken over.",
                 &["shard"],
             )?,
             interval_seconds: registrar.gauges(
@@ -207,7 +212,7 @@ impl Metrics {
         let mut registrar = Registrar::new()?;
         let build = registrar.gauges(
             "build_info",
-            "Always 1; the labels say what runs.",
+            "Always 1. The label is the version.",
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -219,8 +224,11 @@ impl Metrics {
         let drift = DriftMetrics::new(&mut registrar)?;
         let reconciles = ReconcileMetrics::new(&mut registrar)?;
         let cloud = CloudMetrics::new(&mut registrar)?;
-        let queue_depth =
-            registrar.gauges("queue_depth", "Services that wait, by lane.", &["priority"])?;
+        let queue_depth = registrar.gauges(
+            "queue_depth",
+            "Queued services, by priority.",
+            &["priority"],
+        )?;
         let budgets = BudgetMetrics::new(&mut registrar)?;
         let status_writes_total = registrar.counters(
             "status_writes_total",

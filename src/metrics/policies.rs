@@ -2,7 +2,7 @@
 
 pub(super) const READY: &str = "1 if the policy's Ready condition is True, else 0.";
 
-pub(super) const DRIFT_GRANTS: &str = "Grants that differ from the declaration.";
+pub(super) const DRIFT_GRANTS: &str = "Grants that differ from the policy.";
 
 /// What the series of one policy show.
 #[derive(Clone, Copy, Debug)]

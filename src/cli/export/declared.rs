@@ -24,7 +24,7 @@ pub(super) fn read(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> 
         let shown = file.display().to_string();
         if file.extension().is_some_and(|e| e == "json") {
             let value: Value =
-                serde_json::from_str(&text).with_context(|| format!("{shown} is no JSON"))?;
+                serde_json::from_str(&text).with_context(|| format!("{shown}: invalid JSON"))?;
             if value["format_version"].is_string() {
                 terraform(&value["values"]["root_module"], held, unmapped);
                 continue;
@@ -36,7 +36,7 @@ pub(super) fn read(path: &PathBuf, held: &mut Held, unmapped: &mut Unmapped) -> 
                 continue;
             }
             let value: Value = serde_saphyr::from_str(document)
-                .with_context(|| format!("{shown}, document {}: is no YAML", n + 1))?;
+                .with_context(|| format!("{shown}, document {}: invalid YAML", n + 1))?;
             config_connector(&value, held, unmapped);
         }
     }

@@ -143,10 +143,9 @@ fn readiness(policy: &InvokerPolicy, status: &InvokerPolicyStatus) -> (String, S
             let message = condition(status, "Stalled").unwrap_or(r).message.clone();
             (r.status.clone(), r.reason.clone(), message)
         }
-        _ if policy.spec.suspend => unknown(
-            "Suspended",
-            "suspended; reality is not read and nothing is written",
-        ),
+        _ if policy.spec.suspend => {
+            unknown("Suspended", "suspended: IAM is neither read nor written")
+        }
         Some(_) => unknown(
             "Progressing",
             "the operator has not reconciled this version of the spec yet",

@@ -377,7 +377,7 @@ impl<C: CloudRun> Controller<C> {
                 .state
                 .with(|s| (s.overdue(now), s.unreachable(now).is_some()));
             for project in &lost {
-                tracing::warn!(%project, "a change was seen by reading and no audit event told of it; intervals shrink");
+                tracing::warn!(%project, "found a change by polling for which no audit event was received; falling back to spec.interval");
                 self.shrink(&|p| p == &**project);
             }
             if is_cut && !cut {

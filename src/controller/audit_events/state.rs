@@ -123,7 +123,7 @@ impl State {
         Some((
             "EventsMissing",
             format!(
-                "a change in project {first}{tail} was seen by reading and no audit event told of it: check the log sink and its topic; services there are read at their own intervals"
+                "a change in project {first}{tail} was found by polling and no audit event was received for it: check the log sink and its topic; services there are polled at spec.interval"
             ),
         ))
     }

@@ -63,7 +63,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
             match result {
                 Ok(FinalizerWrite::Done) => index.with(|i| i.set_finalizer(&id, true)),
                 Ok(FinalizerWrite::Replaced) => {
-                    let why = format!("InvokerPolicy {}/{} was made anew", id.namespace, id.name);
+                    let why = format!("InvokerPolicy {}/{} was recreated", id.namespace, id.name);
                     return Err(Fault::new(FaultClass::Conflict, why));
                 }
                 Ok(write) => {

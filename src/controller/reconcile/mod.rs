@@ -24,7 +24,7 @@ use crate::{
     index::PlanInputs,
     ledger::Ledger,
     plan::{self, Plan},
-    status::{Applied, Drift},
+    status::{Applied, FoundDrift},
 };
 
 use ledger::take_back;
@@ -59,7 +59,7 @@ pub(super) struct Report {
     /// Writes whose end was seen.
     pub applied: Vec<Applied>,
     /// Differences that somebody else made, before anything was corrected.
-    pub drift: Drift,
+    pub drift: FoundDrift,
     /// Who made what differed, or what was corrected lately.
     pub blame: BTreeMap<Grant, Arc<ChangedBy>>,
 }
@@ -265,7 +265,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
                 .blame
                 .extend(controller.attribute(inputs, live, &views));
         }
-        self.report.drift.extend(Drift::of(&plan, &live.grants()));
+        self.report.drift.add(&plan, &live.grants());
         if !plan.drift.is_subset(&inputs.drift.waiting) {
             controller.breaker.drift_found(now);
             tracing::debug!(grants = plan.drift.len(), "drift");
@@ -326,7 +326,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         }
         let fault = Fault::new(
             FaultClass::Conflict,
-            "somebody else was faster several times in a row, or undid at once what was written",
+            "the IAM policy was changed concurrently several times in a row, or the write was undone immediately",
         );
         failed(inputs, fault)
     }

@@ -139,7 +139,7 @@ impl<'a, C: CloudRun> Reconcile<'a, C> {
         self.ended(name, Ending::Refused);
         match fault.class {
             FaultClass::Conflict => {
-                tracing::debug!("somebody else changed the policy in between; reading again");
+                tracing::debug!("the IAM policy was changed concurrently; reading it again");
                 self.again(inputs, None)
             }
             FaultClass::LeaseLost => failed(inputs, fault),

@@ -99,8 +99,8 @@ pub struct InvokerChangeSpec {
     #[schemars(length(max = 1500))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before: Vec<ChangeGrant>,
-    /// How many invoker grants before the write did not fit into this record; there is no going
-    /// back behind it then.
+    /// How many invoker grants before the write did not fit into this record. If any, it cannot be
+    /// rolled back.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before_omitted: i64,
@@ -329,7 +329,7 @@ pub struct ChangeOutcome {
 pub enum ChangePhase {
     /// The write is about to be made, or nobody has looked yet what became of it.
     Pending,
-    /// Reality is as planned.
+    /// IAM is as planned.
     Applied,
     /// Part of it is real. Versions before 0.2 wrote this.
     Partial,

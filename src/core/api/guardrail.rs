@@ -77,8 +77,8 @@ pub struct InvokerGuardrailSpec {
         .message("maxLifetime must be a duration of whole hours, minutes and seconds, for example 720h"))]
     pub max_lifetime: Option<String>,
 
-    /// The most invokers that one write may take from one service without approval. 0: every
-    /// removal needs approval. Omitted: the operator's own limit.
+    /// The most invokers of one service that one write may revoke without approval. 0: every
+    /// revocation needs approval. Omitted: the operator's own limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1500))]
     pub max_removals: Option<u32>,
@@ -88,9 +88,9 @@ pub struct InvokerGuardrailSpec {
     /// unless another guardrail says Ignore; of several that say something Report counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited: Option<InheritedAccess>,
-    /// Who agrees to a plan that is held. Tenant: whoever may write the policy, by the annotation
+    /// Who approves a held plan. Tenant: whoever may write the policy, by the annotation
     /// run-invoker.dev/approve, or an approver. Approver: only somebody who may create an
-    /// InvokerApproval; the annotation counts for nothing. Omitted: the operator's own setting.
+    /// InvokerApproval; the annotation is ignored. Omitted: the operator's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<ApprovedBy>,
     /// What InvokerAccessRequests may ask for. Without it a guardrail says nothing of them; where no
@@ -115,8 +115,9 @@ pub struct RequestTerms {
     #[x_kube(validation = Rule::new("self.all(p, p.matches('^[!-9;-~]+$') || p.matches('^(user|group|serviceAccount):[!-~]+$'))")
         .message("autoApprove holds patterns such as *@acme.com, user:*@acme.com or serviceAccount:*@acme-prod.iam.gserviceaccount.com"))]
     pub auto_approve: Option<Vec<String>>,
-    /// A regular expression (RE2) that the reason of a request has to match, for example
-    /// ^(INC|CHG)-[0-9]+. Omitted: any reason.
+    /// A regular expression that the reason of a request has to match, for example
+    /// ^(INC|CHG)-[0-9]+. RE2 syntax, but \d, \w and \s also match characters outside of ASCII.
+    /// Omitted: any reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 200))]
     // What is no expression is an error of matches(), and refuses the object.

@@ -22,7 +22,7 @@ use super::ChangedBy;
     category = "run-invoker",
     status = "InvokerPolicyStatus",
     derive = "PartialEq",
-    doc = "InvokerPolicy declares which principals may invoke which Cloud Run services. In mode Audit (the default) the operator only reports how reality differs; in mode Enforce it makes reality so.",
+    doc = "InvokerPolicy declares which principals may invoke which Cloud Run services. In mode Audit (the default) the operator only reports how IAM differs; in mode Enforce it reconciles IAM to match.",
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name must be at most 63 characters"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.mode"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -37,11 +37,11 @@ use super::ChangedBy;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("size(self.invokers) > 0 || (has(self.allowEmpty) && self.allowEmpty)")
-        .message("invokers is empty, which would let nobody invoke these services; list members, or set allowEmpty: true to mean it")
+        .message("invokers is empty, so nobody could invoke these services; list members, or set allowEmpty: true if intended")
         .field_path(".invokers")
 )]
 pub struct InvokerPolicySpec {
-    /// Google Cloud project id of the services. Cannot be changed: delete the policy and make
+    /// Google Cloud project id of the services. Immutable: delete the policy and create
     /// another.
     // Ids of projects in the domain of an organization, such as example.com:shop, are old and valid.
     #[schemars(length(min = 6, max = 63))]
@@ -49,7 +49,7 @@ pub struct InvokerPolicySpec {
         validation = Rule::new("self.matches('^[a-z][a-z0-9-]{4,28}[a-z0-9]$') || self.matches('^[a-z0-9][a-z0-9-]*([.][a-z0-9][a-z0-9-]*)+:[a-z]([a-z0-9-]{0,28}[a-z0-9])?$')")
             .message("project must be a Google Cloud project id: 6 to 30 lower-case letters, digits or hyphens, beginning with a letter (not a project number or name); or DOMAIN:ID, such as example.com:shop"),
         validation = Rule::new("self == oldSelf")
-            .message("project cannot be changed; delete this policy and make another for the other project")
+            .message("project cannot be changed; delete this policy and create another for the other project")
     )]
     pub project: String,
 
@@ -73,7 +73,7 @@ pub struct InvokerPolicySpec {
     #[serde(default)]
     pub role: RoleName,
 
-    /// Audit reports only and writes nothing to IAM; Enforce makes IAM as declared.
+    /// Audit reports only and writes nothing to IAM; Enforce reconciles IAM to match.
     #[serde(default)]
     pub mode: Mode,
 
@@ -87,7 +87,7 @@ pub struct InvokerPolicySpec {
     #[serde(default)]
     pub on_delete: OnDelete,
 
-    /// How often reality is read when nothing else asks, for example 5m or 1h30m; at least 10s.
+    /// How often IAM is polled when nothing else triggers a reconcile, for example 5m or 1h30m; at least 10s.
     #[serde(default = "default_interval")]
     #[schemars(length(max = 20))]
     #[x_kube(
@@ -106,7 +106,7 @@ pub struct InvokerPolicySpec {
     #[serde(default)]
     pub suspend: bool,
 
-    /// Says that an empty list of invokers is meant.
+    /// Allows an empty list of invokers.
     #[serde(default)]
     pub allow_empty: bool,
 }
@@ -145,7 +145,7 @@ pub struct ServiceSpec {
     #[x_kube(validation = Rule::new("self.matches('^[a-z]+-[a-z]+[0-9]+$')")
         .message("region must be a Google Cloud region such as europe-west1"))]
     pub region: Option<String>,
-    /// Regions in which the selector looks; every region if omitted.
+    /// Regions that the selector covers; every region if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.all(r, r.size() <= 40 && r.matches('^[a-z]+-[a-z]+[0-9]+$'))")
@@ -285,7 +285,7 @@ pub enum OnDelete {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InvokerPolicyStatus {
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status is for.
     #[serde(default)]
     pub observed_generation: Option<i64>,
     /// The last value of the annotation run-invoker.dev/requested-at that was acted on.
@@ -303,8 +303,8 @@ pub struct InvokerPolicyStatus {
     #[schemars(length(max = 21))]
     #[serde(default)]
     pub expired: Vec<String>,
-    /// Who may invoke by a grant on the project, a folder or the organization, where the operator
-    /// searches for it. Groups are not expanded; deny policies are not seen.
+    /// Who may invoke through a grant on the project, a folder or the organization, where the
+    /// operator searches for them. Groups are not expanded; deny policies are not seen.
     #[serde(default)]
     pub inherited: Option<InheritedStatus>,
     /// Numbers over all services of the policy.
@@ -363,7 +363,7 @@ pub struct StatusCondition {
     pub status: String,
     /// One word for programs.
     pub reason: String,
-    /// Words for people.
+    /// Message for people.
     pub message: String,
     /// When status last changed.
     pub last_transition_time: Time,
@@ -377,17 +377,17 @@ pub struct StatusCondition {
 pub struct StatusSummary {
     /// Services that the policy targets now.
     pub services: i64,
-    /// Services where reality is as declared.
+    /// Services whose IAM policy matches the declared state.
     pub in_sync: i64,
-    /// Services where it is not.
+    /// Services whose IAM policy differs.
     pub drifted: i64,
     /// Services that could not be read or written.
     pub failed: i64,
     /// Services where something is held back.
     pub held: i64,
-    /// Declared grants that are not real.
+    /// Declared grants that IAM does not have.
     pub missing: i64,
-    /// Real grants that no policy lists.
+    /// Grants in IAM that no policy lists.
     pub unexpected: i64,
 }
 
@@ -423,20 +423,20 @@ pub struct ServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub protected: Vec<String>,
     /// Members that may invoke by other roles on the service, with the role; up to 20. The operator
-    /// never touches these.
+    /// never changes these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_invokers: Vec<String>,
     /// Anyone can call this service.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exposed: bool,
-    /// Somebody else keeps changing the same grants.
+    /// Another writer keeps changing the same grants.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub contested: bool,
-    /// Who made what is off, as far as the audit log told.
+    /// The actor of the drift, if known from the audit log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift_by: Option<ChangedBy>,
-    /// Hash that lets exactly the plan through that is held here: the value for the annotation
-    /// run-invoker.dev/approve. Empty where only an approver can agree.
+    /// Hash that approves exactly the plan that is held here: the value for the annotation
+    /// run-invoker.dev/approve. Empty where only an approver can approve.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub approve: String,
     /// Hash of the plan that is held here, for spec.plan of an InvokerApproval.

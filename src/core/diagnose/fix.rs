@@ -129,7 +129,7 @@ impl Declared {
                 format!("InvokerPolicy {policy} lists it and says why it is not granted: {reason}")
             }
             None => format!(
-                "InvokerPolicy {policy} lists it; the operator will grant it at its next look."
+                "InvokerPolicy {policy} lists it; the operator will grant it with its next reconcile."
             ),
         }
         .into()
@@ -221,7 +221,7 @@ impl Walk<'_> {
         let s = &self.facts.service;
         // Additive: a snippet that is applied as it is must not take anything away.
         let policy = format!(
-            "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: {}-{}}}\nspec:\n  project: {}\n  services: [{{name: {}, region: {}}}]\n  invokers:\n  - member: \"{member}\"\n  mode: Enforce\n  membership: Additive\n",
+            "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {{name: {}-{}, namespace: NAMESPACE}}\nspec:\n  project: {}\n  services: [{{name: {}, region: {}}}]\n  invokers:\n  - member: \"{member}\"\n  mode: Enforce\n  membership: Additive\n",
             s.name, "access", s.project, s.name, s.region
         );
         let gcloud = format!(

@@ -280,7 +280,7 @@ pub fn rollback(
             .any(|r| r.role == role.as_str() && !is_whole(r))
     {
         return Err(format!(
-            "InvokerChange {name} could not hold everything that was there before it, so there is no going back behind it"
+            "InvokerChange {name} is too large to hold the state before it, so it cannot be rolled back"
         ));
     }
     let declared: BTreeSet<Declared> = spec

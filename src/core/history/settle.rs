@@ -63,20 +63,20 @@ pub fn settle(
         }
         Ending::Accepted => {
             let message = format!(
-                "{done} of {all} changes are still real: somebody else wrote at the same time"
+                "{done} of {all} changes are in effect: another writer changed the policy at the same time"
             );
             closed(ChangePhase::Applied, &message)
         }
         Ending::Unknown if !is_unchanged => {
             // Made and partly undone, or never made and partly done by somebody else.
             let message = format!(
-                "somebody else wrote before anybody saw whether it was made; {done} of {all} changes are real"
+                "another writer changed the policy before the result was known; {done} of {all} changes are in effect"
             );
             closed(ChangePhase::Unknown, &message)
         }
         Ending::Unknown | Ending::Untold => closed(
             ChangePhase::Unknown,
-            "nobody saw whether it was made: if it was, the service was deleted and made again since",
+            "the result is unknown: the service was deleted and recreated since",
         ),
     }
 }

@@ -48,7 +48,7 @@ impl Agreement {
             None => None,
             Some(text) => Some(
                 text.parse::<Timestamp>()
-                    .map_err(|e| format!("spec.notAfter {text:?} is no time: {e}"))?,
+                    .map_err(|e| format!("spec.notAfter {text:?} is not a timestamp: {e}"))?,
             ),
         };
         let key = ApprovalKey::of(meta);

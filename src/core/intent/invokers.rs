@@ -113,7 +113,7 @@ fn expiry(entry: &InvokerSpec) -> Result<Option<Timestamp>, Refused> {
         return Ok(None);
     };
     let parsed = expires.parse().ok().or_else(|| last_day(expires));
-    let why = || format!("{expires:?} is no time; write for example 2026-12-24T18:00:00Z");
+    let why = || format!("{expires:?} is not a timestamp; write for example 2026-12-24T18:00:00Z");
     parsed.map(Some).ok_or_else(|| ("expires", why()))
 }
 

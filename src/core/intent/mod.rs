@@ -150,7 +150,10 @@ impl Intent {
         let interval = parse_interval(&spec.interval).unwrap_or_else(|| {
             rejections.push(Rejection {
                 field: "spec.interval".into(),
-                message: format!("{:?} is no duration such as 5m; 5m is used", spec.interval),
+                message: format!(
+                    "{:?} is not a duration such as 5m; 5m is used",
+                    spec.interval
+                ),
             });
             DEFAULT_INTERVAL
         });

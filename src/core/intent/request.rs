@@ -45,7 +45,7 @@ impl AccessRequest {
         let (meta, spec) = (&object.metadata, &object.spec);
         let duration = parse_interval(&spec.duration).ok_or_else(|| {
             format!(
-                "spec.duration {:?} is no duration such as 1h",
+                "spec.duration {:?} is not a duration such as 1h",
                 spec.duration
             )
         })?;

@@ -87,6 +87,12 @@ impl PolicyOnService {
         self.intent.enforces() && self.spread.is_none() && self.stopped.is_none()
     }
 
+    /// Whether it is shown what differs, and changes nothing.
+    pub fn only_reports(&self) -> bool {
+        let is_over = self.intent.deleting || self.left || self.stopped.is_some();
+        !self.enforces() && !is_over
+    }
+
     /// Grants that are declared and not over at `now`.
     pub fn grants_at(&self, now: Timestamp) -> impl Iterator<Item = &Grant> {
         self.declared()

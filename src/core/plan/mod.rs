@@ -5,6 +5,7 @@
 
 mod check;
 pub mod claim;
+mod detect;
 pub mod diff;
 pub mod drift;
 pub mod effect;
@@ -148,6 +149,10 @@ pub struct Plan {
     pub lines: Lines,
     /// Changes, made or withheld, that undo what somebody else did.
     pub drift: BTreeSet<Grant>,
+    /// What differs for policies that only report.
+    pub reported: BTreeSet<Grant>,
+    /// What of that somebody else did.
+    pub reported_drift: BTreeSet<Grant>,
     /// Somebody agreed to this.
     pub approved: Option<Approval>,
     /// The InvokerApprovals that let its removals through.
@@ -169,6 +174,8 @@ impl Plan {
             withheld: Vec::new(),
             lines: Lines::new(),
             drift: BTreeSet::new(),
+            reported: BTreeSet::new(),
+            reported_drift: BTreeSet::new(),
             approved: None,
             approvals: Vec::new(),
             reached_by: Vec::new(),
@@ -264,8 +271,10 @@ impl Plan {
             .grants
             .keys()
             .chain(self.revokes.keys())
-            .chain(withheld);
-        all.filter(|g| !self.drift.contains(*g)).cloned().collect()
+            .chain(withheld)
+            .chain(&self.reported);
+        let is_drift = |g: &Grant| self.drift.contains(g) || self.reported_drift.contains(g);
+        all.filter(|g| !is_drift(g)).cloned().collect()
     }
 
     fn withhold(&mut self, change: Change, grant: &Grant, why: WithheldReason) {
@@ -314,7 +323,8 @@ pub fn plan(input: &Input<'_>) -> Plan {
     revoke_unlisted(&mut plan, input, &desired, &live);
     plan.lines = lines(&plan, input, &desired, &live);
     guard::hold_blast(&mut plan, input);
-    hold_fights(&mut plan, input);
+    detect::hold_fights(&mut plan, input);
+    detect::report_differences(&mut plan, input, &desired, &live);
     // Last: what is held back makes no room, and what is not made needs none.
     withhold_beyond_cap(&mut plan, input.live);
     let grants = &plan.grants;
@@ -432,55 +442,6 @@ fn why_not_enforced(input: &Input<'_>, by: &BTreeSet<PolicyId>) -> WithheldReaso
         WithheldReason::Audited
     } else {
         WithheldReason::Suspended
-    }
-}
-
-/// Separates what undoes a stranger's change, and holds it back where that has become a fight, or
-/// too much in all.
-fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
-    let by = claim::fingerprint(input.claims);
-    // Whoever makes a service anew takes nothing away from it.
-    let is_anew = input.live.etag.is_untouched();
-    let is_drift = |g: &Grant| !is_anew && input.memory.is_drift(by, g);
-    let unlisted = plan
-        .revokes
-        .iter()
-        .filter(|(_, cause)| **cause == RevokeCause::Unlisted)
-        .map(|(g, _)| g);
-    // What was approved was seen by a person.
-    if plan.approved.is_none() {
-        plan.drift = plan
-            .grants
-            .keys()
-            .chain(unlisted)
-            .filter(|g| is_drift(g))
-            .cloned()
-            .collect();
-    } else {
-        plan.drift = plan
-            .grants
-            .keys()
-            .filter(|g| is_drift(g))
-            .cloned()
-            .collect();
-    }
-    for grant in plan.drift.clone() {
-        let why = match input
-            .memory
-            .fight(&grant, input.now)
-            .filter(|f| f.not_before > input.now)
-        {
-            Some(fight) => WithheldReason::Contested(fight),
-            None if input.circuit_open => WithheldReason::CircuitOpen,
-            None => continue,
-        };
-        let change = if plan.grants.remove(&grant).is_some() {
-            Change::Grant
-        } else {
-            Change::Revoke
-        };
-        plan.revokes.remove(&grant);
-        plan.withheld.push(Withheld { change, grant, why });
     }
 }
 

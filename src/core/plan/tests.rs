@@ -948,6 +948,42 @@ fn the_strictest_guardrail_sets_the_blast_radius() {
 }
 
 #[test]
+fn the_difference_that_an_audited_policy_begins_with_is_no_drift() {
+    let mut audited = intent("a", &["user:a@acme.com"]);
+    audited.mode = Mode::Audit;
+    let mut case = Case::new(vec![audited], live(&["user:old@acme.com"]));
+    let by = claim::fingerprint(&case.claims());
+    let first = case.plan();
+    let both = [grant("user:a@acme.com"), grant("user:old@acme.com")];
+    assert_eq!(first.reported, both.clone().into());
+    assert!(first.reported_drift.is_empty() && first.drift.is_empty());
+    // The next one finds what somebody changed since, and that stays drift until it is gone.
+    case.memory.settle(by, first.outstanding());
+    case.live = live(&["user:old@acme.com", "user:x@evil.org"]);
+    for _ in 0..2 {
+        let next = case.plan();
+        assert_eq!(next.reported_drift, [grant("user:x@evil.org")].into());
+        assert!(next.is_empty() && !next.corrects_drift());
+        assert_eq!(next.outstanding(), both.clone().into());
+        case.memory.settle(by, next.outstanding());
+    }
+    // Another declaration is nobody's drift either, nor is an entry that has expired.
+    case.intents[0].generation = 2;
+    assert!(case.plan().reported_drift.is_empty());
+    case.intents[0].generation = 1;
+    case.intents[0].declared = [Declared {
+        grant: grant("user:x@evil.org"),
+        expires: Some(now() - jiff::SignedDuration::from_mins(1)),
+    }]
+    .into();
+    let by = claim::fingerprint(&case.claims());
+    case.memory.settle(by, BTreeSet::new());
+    let ended = case.plan();
+    assert!(ended.reported.contains(&grant("user:x@evil.org")));
+    assert!(!ended.reported_drift.contains(&grant("user:x@evil.org")));
+}
+
+#[test]
 fn drift_rests_in_a_fight_and_while_the_circuit_is_open_and_declarations_go_on() {
     let mut case = Case::new(
         vec![intent("a", &["user:a@acme.com"])],

@@ -33,6 +33,23 @@ pub fn views(input: &Input<'_>) -> Vec<View> {
         .collect()
 }
 
+/// What differs for policies that only report.
+pub(super) fn reported(
+    input: &Input<'_>,
+    live: &BTreeSet<Grant>,
+    desired: &Desired,
+) -> BTreeSet<Grant> {
+    let mut reporting = input.claims.iter().filter(|c| c.only_reports()).peekable();
+    if reporting.peek().is_none() {
+        return BTreeSet::new();
+    }
+    let unlisted: Vec<&Grant> = desired.unlisted(live).collect();
+    let views = reporting.map(|claim| view_of(claim, input, live, &unlisted, desired));
+    views
+        .flat_map(|v| v.missing.into_iter().chain(v.unexpected))
+        .collect()
+}
+
 /// A service as one of the policies on it sees it.
 pub fn view(claim: &PolicyOnService, input: &Input<'_>) -> View {
     let (live, desired) = (input.live.grants(), merge(input));

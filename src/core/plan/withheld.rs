@@ -132,7 +132,7 @@ impl WithheldReason {
                 format!("this would take {} invokers away at once, and {} need no approval", a.removals, a.limit)
             }
             Self::SelectorImpact(SelectorImpact::Counting { unseen }) => {
-                format!("{unseen} services that the selector found are still to be looked at")
+                format!("{unseen} services that the selector matches are not read yet")
             }
             Self::SelectorImpact(SelectorImpact::Held { services, limit, .. }) => {
                 format!("the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval")
@@ -143,7 +143,7 @@ impl WithheldReason {
                 fight.not_before.strftime("%H:%M:%SZ")
             ),
             Self::CircuitOpen => {
-                "the circuit breaker is open: too much drift was corrected lately over all services; it closes by itself when that stops, or by hand".into()
+                "the circuit breaker is open: too many drift corrections across all services; it closes when that stops, or when its Lease is deleted".into()
             }
             Self::UnansweredSelectors => {
                 "a policy lists it whose selector may mean this service; that is known when the project was listed".into()

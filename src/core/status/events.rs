@@ -3,7 +3,7 @@
 
 use super::{
     entries::exposed_words,
-    observation::{Drift, Findings, Members, Written},
+    observation::{By, Drift, Findings, Members, Written},
 };
 use crate::{
     api::{EventReason, InvokerPolicyStatus, Reason},
@@ -36,19 +36,31 @@ impl Note {
     }
 }
 
+/// What changed on a service since a policy last saw it.
+pub struct Changed<'a> {
+    pub drifted: &'a Drift,
+    /// Who made the drift.
+    pub by: By,
+    pub written: Vec<Written>,
+}
+
 /// The events between two observations of one service on behalf of one policy. `known` is what was
 /// found last.
 pub fn notes(
     service: &RunService,
     known: Option<&Findings>,
     found: &Findings,
-    drifted: &Drift,
-    written: &[Written],
+    changed: &Changed<'_>,
 ) -> Vec<Note> {
     let mut notes = Vec::new();
     let place = format!("{} ({})", service.name, service.region);
+    let Changed {
+        drifted,
+        by,
+        written,
+    } = changed;
     if !drifted.is_empty() {
-        let text = format!("{place}: {}{}", difference(drifted), found.by.words());
+        let text = format!("{place}: {}{}", difference(drifted), by.words());
         notes.push(Note::warning(EventReason::DriftDetected, text));
     }
     notes.extend(changes(service, written));

@@ -29,7 +29,8 @@ pub use entries::{NEW_TO_POLICY, PERHAPS_EXPOSED, shortened, state_of};
 use entries::{denied_services, needs_person};
 pub use inherited::InheritedView;
 pub use observation::{
-    Applied, Before, By, Drift, Findings, Held, Members, News, Observation, Reconciled, Written,
+    Applied, Before, By, Drift, Findings, FoundDrift, Held, Members, News, Observation, Reconciled,
+    Written,
 };
 pub use text::{how_to_agree, on_one_line, whole_seconds};
 

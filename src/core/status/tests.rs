@@ -71,6 +71,13 @@ fn ok(seen: Findings) -> Option<Observation> {
         changed_at: None,
     })
 }
+fn unchanged(drift: &Drift) -> events::Changed<'_> {
+    events::Changed {
+        drifted: drift,
+        by: By::NotAsked,
+        written: vec![],
+    }
+}
 fn cond<'a>(s: &'a InvokerPolicyStatus, t: &str) -> Option<(&'a str, &'a str)> {
     s.conditions
         .iter()
@@ -301,12 +308,14 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
         exposed: Some(Exposure::Surely("why".into())),
         ..Default::default()
     };
-    let first = events::notes(&service, None, &found, &Drift::default(), &[]);
+    let drift = Drift::default();
+    let nothing = unchanged(&drift);
+    let first = events::notes(&service, None, &found, &nothing);
     assert_eq!(
         first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(),
         ["InvalidMember", "Exposed"]
     );
-    assert!(events::notes(&service, Some(&found), &found, &Drift::default(), &[]).is_empty());
+    assert!(events::notes(&service, Some(&found), &found, &nothing).is_empty());
 }
 
 /// A custom role is what it is: nobody claims that its holders invoke, and nobody keeps quiet where
@@ -329,7 +338,9 @@ fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
         exposed: Some(Exposure::Perhaps([public].into())),
         ..Findings::default()
     };
-    let note = &events::notes(&service, None, &found, &Drift::default(), &[])[0];
+    let drift = Drift::default();
+    let nothing = unchanged(&drift);
+    let note = &events::notes(&service, None, &found, &nothing)[0];
     assert!(note.text.contains(PERHAPS_EXPOSED), "{}", note.text);
     let (seen, i) = (ok(found.clone()).unwrap(), intent(json!({}), 1));
     let observations: Looks<'_> = BTreeMap::from([(service.clone(), Some(&seen))]);
@@ -346,7 +357,7 @@ fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
     assert!(!entry.exposed && entry.message.contains("gcloud iam roles describe caller"));
     // After a restart the same is no news.
     let reported = Before::Reported(entry).findings(&found);
-    let again = events::notes(&service, reported.as_ref(), &found, &Drift::default(), &[]);
+    let again = events::notes(&service, reported.as_ref(), &found, &nothing);
     assert!(again.is_empty(), "{again:?}");
 
     let roles = InvokingRoles::shown([&role]);

@@ -165,7 +165,7 @@ impl Index {
         if record.rollback.is_loading() && !record.intent.deleting {
             return Some((
                 Reason::Progressing,
-                "the records to go back behind are being read".into(),
+                "the records of the changes to roll back are being read".into(),
             ));
         }
         if record.intent.accounts.is_none() || self.accounts.are_known() {

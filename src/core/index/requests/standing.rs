@@ -167,7 +167,7 @@ impl Index {
             .filter(|c| c.status != "True")
             .map(|c| c.message.as_str());
         if !is_ready && !was_active {
-            let why = why.unwrap_or("waiting for the first look");
+            let why = why.unwrap_or("waiting for the first reconcile");
             let message = format!("approved by {by}; access until {end} is being granted: {why}");
             return (RequestPhase::Approved, message);
         }
@@ -178,7 +178,7 @@ impl Index {
         if let Some(why) = why {
             message.push_str(&format!("; now: {why}"));
         } else if find(ConditionType::Propagated).is_some_and(|c| c.status == "False") {
-            message.push_str("; IAM takes some minutes to act on it everywhere");
+            message.push_str("; IAM takes some minutes to apply it everywhere");
         }
         (RequestPhase::Active, message)
     }

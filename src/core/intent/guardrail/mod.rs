@@ -85,7 +85,7 @@ impl Guardrail {
         };
         let max_lifetime = match spec.max_lifetime.as_deref().map(|t| (t, parse_interval(t))) {
             Some((text, None)) => {
-                let why = format!("spec.maxLifetime {text:?} is no duration such as 720h");
+                let why = format!("spec.maxLifetime {text:?} is not a duration such as 720h");
                 return Self {
                     // Whom it is about can be read: nobody else waits for its repair.
                     namespaces: globs(&spec.namespaces),
@@ -164,9 +164,12 @@ impl Guardrail {
                 .as_ref()
                 .is_some_and(|m| m.iter().any(|g| g.matches(principal)));
             if self.members.is_some() && !named {
-                return Some(
-                    self.no("does not allow this member; its members say who may be declared"),
-                );
+                return Some(Refusal {
+                    message: format!(
+                        "not allowed by guardrail {} (see its spec.members)",
+                        self.name
+                    ),
+                });
             }
             let named_as_set = self
                 .members

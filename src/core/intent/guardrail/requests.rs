@@ -42,7 +42,7 @@ impl Requests {
     pub(super) fn of(spec: &RequestTerms) -> Self {
         let longest = parse_interval(&spec.max_duration).ok_or_else(|| {
             let text = &spec.max_duration;
-            format!("spec.requests.maxDuration {text:?} is no duration such as 4h")
+            format!("spec.requests.maxDuration {text:?} is not a duration such as 4h")
         });
         let reason = spec.reason_pattern.as_deref().map(|pattern| {
             let compiled = RegexBuilder::new(pattern).size_limit(1 << 20).build();

@@ -1,6 +1,6 @@
 //! `Drifted`: whether the live policies differ from what is declared.
 
-use super::{ConditionInput, Conditions, Truth};
+use super::{ConditionInput, Conditions, Truth, rolled_back::rolled_back};
 use crate::{
     api::{ConditionType, Reason, ServiceStatus},
     status::{
@@ -17,7 +17,7 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
         return set(
             Truth::Unknown,
             Reason::Suspended,
-            "suspended; reality is not read",
+            "suspended: IAM is not read",
         );
     }
     let differs = |s: &&ServiceStatus| !s.missing.is_empty() || !s.unexpected.is_empty();
@@ -33,10 +33,16 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
         set(
             Truth::Unknown,
             Reason::Progressing,
-            "not every service could be looked at",
+            "not every service could be read",
         );
     } else {
-        set(Truth::False, Reason::InSync, "reality is as declared");
+        let message = match rolled_back(input.facts) {
+            Some(back) => {
+                format!("IAM matches the spec except where a rollback is in force; {back}")
+            }
+            None => "IAM matches the declared state".into(),
+        };
+        set(Truth::False, Reason::InSync, &message);
     }
 }
 

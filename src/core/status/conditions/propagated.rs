@@ -21,14 +21,14 @@ pub(super) fn set(conditions: &mut Conditions<'_>, input: &ConditionInput<'_>) {
         conditions.set(ConditionType::Propagated, truth, reason, message);
     };
     if facts.writing {
-        let message = "a change is being made, or its end is not on record yet";
+        let message = "a write is in progress, or its result is not recorded yet";
         return set(Truth::False, Reason::Progressing, message);
     }
     match until.map(whole_seconds) {
         Some(until) => set(
             Truth::False,
             Reason::Progressing,
-            &format!("changed lately; IAM may take until {until} to act on it everywhere"),
+            &format!("changed recently; IAM may take until {until} to apply it everywhere"),
         ),
         None => set(Truth::True, Reason::InSync, "no recent change"),
     }

@@ -96,7 +96,7 @@ fn verdict(input: &ConditionInput<'_>) -> Verdict {
 }
 
 fn suspended(facts: &StatusInput<'_>) -> Option<Verdict> {
-    let message = "suspended; reality is not read and nothing is written";
+    let message = "suspended: IAM is neither read nor written";
     is_suspended(facts.intent).then(|| Verdict::new(Truth::Unknown, Reason::Suspended, message))
 }
 
@@ -112,7 +112,7 @@ fn progress(facts: &StatusInput<'_>) -> Verdict {
     let observations = facts.observations.values().flatten();
     let done = observations.filter(|o| o.answers(facts.intent)).count();
     let all = facts.observations.len();
-    let message = format!("looked at {done} of {all} services since the last change");
+    let message = format!("reconciled {done} of {all} services since the last change");
     Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling()
 }
 
@@ -153,9 +153,7 @@ fn selector_impact(facts: &StatusInput<'_>) -> Option<Verdict> {
     let reach = facts.reach?;
     Some(match &reach.spread {
         SelectorImpact::Counting { unseen } => {
-            let message = format!(
-                "finding out how far the selector reaches: {unseen} services are still to be looked at"
-            );
+            let message = format!("evaluating the selector: {unseen} services not read yet");
             Verdict::new(Truth::Unknown, Reason::Progressing, message).reconciling()
         }
         SelectorImpact::Held {

@@ -39,7 +39,7 @@ impl By {
     pub fn words(&self) -> String {
         match self {
             Self::NotAsked => String::new(),
-            Self::Unknown => ", by whom the audit log has not told".into(),
+            Self::Unknown => ", actor unknown".into(),
             Self::Known(by) => format!(", by {by}"),
         }
     }

@@ -80,7 +80,7 @@ pub struct Reconciled<'a> {
     /// The service as each policy sees it now, in the order of the input's claims.
     pub views: &'a [View],
     /// Differences that somebody else made, before anything was corrected.
-    pub drift: &'a Drift,
+    pub drift: &'a FoundDrift,
     /// Writes whose end was seen.
     pub applied: &'a [Applied],
     /// Who made what differed, or what was corrected lately.
@@ -98,9 +98,8 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// What of a plan's drift is missing, and what is there.
-    pub fn of(plan: &Plan, live: &BTreeSet<Grant>) -> Self {
-        let (unexpected, missing) = plan.drift.iter().cloned().partition(|g| live.contains(g));
+    fn of(drift: &BTreeSet<Grant>, live: &BTreeSet<Grant>) -> Self {
+        let (unexpected, missing) = drift.iter().cloned().partition(|g| live.contains(g));
         Self {
             missing,
             unexpected,
@@ -117,19 +116,51 @@ impl Drift {
         self.unexpected.extend(more.unexpected);
     }
 
-    fn seen_by(&self, claim: &PolicyOnService) -> Self {
+    fn grants(&self) -> impl Iterator<Item = &Grant> {
+        self.missing.iter().chain(&self.unexpected)
+    }
+
+    fn members(&self) -> Members {
+        self.grants().collect()
+    }
+}
+
+/// Drift on a service, before anything of it was corrected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundDrift {
+    /// What enforced policies correct, or would if nothing stood in the way.
+    enforced: Drift,
+    /// What policies that only report see.
+    reported: Drift,
+}
+
+impl FoundDrift {
+    /// With what a plan says of the live policy that it was made for.
+    pub fn add(&mut self, plan: &Plan, live: &BTreeSet<Grant>) {
+        self.enforced.extend(Drift::of(&plan.drift, live));
+        self.reported.extend(Drift::of(&plan.reported_drift, live));
+    }
+
+    fn seen_by(&self, claim: &PolicyOnService, view: &View) -> Drift {
+        let both = |a: &BTreeSet<Grant>, b: &BTreeSet<Grant>| a.intersection(b).cloned().collect();
+        if claim.only_reports() {
+            return Drift {
+                missing: both(&self.reported.missing, &view.missing),
+                unexpected: both(&self.reported.unexpected, &view.unexpected),
+            };
+        }
         if !claim.enforces() || claim.left {
-            return Self::default();
+            return Drift::default();
         }
         let lists = |g: &&Grant| claim.declared().iter().any(|d| d.grant == **g);
-        Self {
-            missing: self.missing.iter().filter(lists).cloned().collect(),
-            unexpected: self
-                .unexpected
-                .iter()
-                .filter(|g| g.role == claim.intent.role)
-                .cloned()
-                .collect(),
+        let same_role = |g: &&Grant| g.role == claim.intent.role;
+        let Drift {
+            missing,
+            unexpected,
+        } = &self.enforced;
+        Drift {
+            missing: missing.iter().filter(lists).cloned().collect(),
+            unexpected: unexpected.iter().filter(same_role).cloned().collect(),
         }
     }
 }
@@ -147,17 +178,21 @@ impl Reconciled<'_> {
     pub fn observe(&self, place: usize, before: Before<'_>) -> Option<News> {
         let (claim, view) = (self.input.claims.get(place)?, self.views.get(place)?);
         let intent = &claim.intent;
-        let findings = self.findings(claim, view);
+        let drift = self.drift.seen_by(claim, view);
+        let findings = self.findings(claim, view, &drift);
         let known = before.findings(&findings);
-        let drifted = self.drifted(claim, view, known.as_ref(), &findings);
-        let written = Written::all(self.applied, claim);
-        let notes = events::notes(
-            self.input.service,
-            known.as_ref(),
-            &findings,
-            &drifted,
-            &written,
-        );
+        let is_known = |k: &Findings| findings.drift.are_among(&k.drift);
+        let drifted = match &known {
+            Some(k) if is_known(k) => Drift::default(),
+            _ => drift,
+        };
+        let changed = events::Changed {
+            by: self.made_by(drifted.grants()),
+            written: Written::all(self.applied, claim),
+            drifted: &drifted,
+        };
+        let service = self.input.service;
+        let notes = events::notes(service, known.as_ref(), &findings, &changed);
         let observation = Observation {
             generation: intent.generation,
             requested_at: intent.requested_at.clone(),
@@ -171,7 +206,7 @@ impl Reconciled<'_> {
         })
     }
 
-    fn findings(&self, claim: &PolicyOnService, view: &View) -> Findings {
+    fn findings(&self, claim: &PolicyOnService, view: &View, drift: &Drift) -> Findings {
         let input = self.input;
         let concerned: Vec<&Withheld> = self
             .rest
@@ -198,7 +233,6 @@ impl Reconciled<'_> {
                 fight.corrections
             )
         });
-        let drift = self.drift.seen_by(claim);
         let (held, held_more) = held(&claim.intent, &concerned);
         let approval = concerned.iter().find_map(|w| match &w.why {
             WithheldReason::Approval(a) => Some(a),
@@ -209,7 +243,7 @@ impl Reconciled<'_> {
             missing: view.missing.iter().collect(),
             unexpected: view.unexpected.iter().collect(),
             protected: view.protected.iter().collect(),
-            drift: drift.missing.iter().chain(&drift.unexpected).collect(),
+            drift: drift.members(),
             held,
             held_more,
             approve: approval
@@ -224,8 +258,7 @@ impl Reconciled<'_> {
                 view.missing
                     .iter()
                     .chain(&view.unexpected)
-                    .chain(&drift.missing)
-                    .chain(&drift.unexpected),
+                    .chain(drift.grants()),
             ),
             notes: self.notes(claim, &concerned),
         }
@@ -253,43 +286,6 @@ impl Reconciled<'_> {
             .find(|w| matches!(w.why, WithheldReason::Contested(_)));
         notes.extend(fight.map(|w| format!("{}: {}", w.grant, w.why.explain())));
         notes
-    }
-
-    /// Differences that are news, and somebody else's doing: for a policy that acts, what the plan
-    /// calls drift; for one that only watches, whatever is off that was not.
-    fn drifted(
-        &self,
-        claim: &PolicyOnService,
-        view: &View,
-        known: Option<&Findings>,
-        found: &Findings,
-    ) -> Drift {
-        if claim.enforces() || claim.intent.deleting || claim.left {
-            let fresh = known.is_none_or(|k| !found.drift.are_among(&k.drift));
-            return if fresh {
-                self.drift.seen_by(claim)
-            } else {
-                Drift::default()
-            };
-        }
-        // What our own writes on behalf of others took away or gave is nobody's drift.
-        let own = |g: &&Grant| {
-            !self
-                .applied
-                .iter()
-                .any(|a| a.pending.added.contains(*g) || a.pending.removed.contains(*g))
-        };
-        let known_of = |k: &Findings| {
-            found.missing.are_among(&k.missing) && found.unexpected.are_among(&k.unexpected)
-        };
-        let fresh = !known.is_some_and(known_of);
-        if !fresh || claim.stopped.is_some() {
-            return Drift::default();
-        }
-        Drift {
-            missing: view.missing.iter().filter(own).cloned().collect(),
-            unexpected: view.unexpected.iter().filter(own).cloned().collect(),
-        }
     }
 
     fn made_by<'a>(&self, differences: impl Iterator<Item = &'a Grant>) -> By {

@@ -331,7 +331,13 @@ impl Kube {
     fn review(&self, call: &Call) -> Option<Result<Response<Body>, Refusal>> {
         let account = access::service_account(call.header("authorization"));
         let path = call.path.trim_end_matches('/');
-        let mut review = call.json();
+        if !path.starts_with("/apis/auth") {
+            return None;
+        }
+        let mut review = match Self::parse(call) {
+            Ok(review) => review,
+            Err(refusal) => return Some(Err(refusal)),
+        };
         match path {
             "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews" => {
                 let wanted = &review["spec"]["resourceAttributes"];

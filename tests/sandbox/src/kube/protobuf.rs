@@ -92,6 +92,45 @@ fn meta(bytes: &[u8]) -> Option<Value> {
     Some(Value::Object(meta))
 }
 
+/// A message of strings only, by the names of its fields from number 1 on; empty ones are left out.
+fn strings(bytes: &[u8], names: &[&str]) -> Option<Value> {
+    let mut object = Map::new();
+    for (number, wire) in fields(bytes)? {
+        let name = names.get(usize::try_from(number).ok()?.checked_sub(1)?);
+        if let (Some(name), Wire::Bytes(b)) = (name, wire)
+            && !b.is_empty()
+        {
+            object.insert((*name).to_owned(), text(b));
+        }
+    }
+    Some(Value::Object(object))
+}
+
+/// `rbac/v1.Subject` and `rbac/v1.RoleRef`.
+const SUBJECT: [&str; 4] = ["kind", "apiGroup", "name", "namespace"];
+const ROLE_REF: [&str; 3] = ["apiGroup", "kind", "name"];
+/// `authorization/v1.ResourceAttributes`.
+const ATTRIBUTES: [&str; 7] = [
+    "namespace",
+    "verb",
+    "group",
+    "version",
+    "resource",
+    "subresource",
+    "name",
+];
+
+/// `authorization/v1.SelfSubjectAccessReviewSpec`, about resources.
+fn access_spec(bytes: &[u8]) -> Option<Value> {
+    let mut spec = Map::new();
+    for (number, wire) in fields(bytes)? {
+        if let (1, Wire::Bytes(b)) = (number, wire) {
+            spec.insert("resourceAttributes".into(), strings(b, &ATTRIBUTES)?);
+        }
+    }
+    Some(Value::Object(spec))
+}
+
 fn base64(bytes: &[u8]) -> Value {
     json!(base64::engine::general_purpose::STANDARD.encode(bytes))
 }
@@ -121,7 +160,7 @@ pub fn read(body: &[u8]) -> Result<Value, String> {
     object.insert("kind".into(), json!(kind));
     for (number, wire) in fields(raw).ok_or_else(broken)? {
         match (kind.as_str(), number, wire) {
-            ("Secret" | "ConfigMap" | "Namespace", 1, Wire::Bytes(b)) => {
+            ("Secret" | "ConfigMap" | "Namespace" | "RoleBinding", 1, Wire::Bytes(b)) => {
                 object.insert("metadata".into(), meta(b).ok_or_else(broken)?);
             }
             ("Secret", 2, Wire::Bytes(b)) => {
@@ -139,6 +178,21 @@ pub fn read(body: &[u8]) -> Result<Value, String> {
             ("Secret", 5, Wire::Number(n)) | ("ConfigMap", 4, Wire::Number(n)) => {
                 object.insert("immutable".into(), json!(n != 0));
             }
+            ("RoleBinding", 2, Wire::Bytes(b)) => {
+                let subject = strings(b, &SUBJECT).ok_or_else(broken)?;
+                let subjects = object.entry("subjects").or_insert_with(|| json!([]));
+                if let Some(subjects) = subjects.as_array_mut() {
+                    subjects.push(subject);
+                }
+            }
+            ("RoleBinding", 3, Wire::Bytes(b)) => {
+                let role = strings(b, &ROLE_REF).ok_or_else(broken)?;
+                object.insert("roleRef".into(), role);
+            }
+            ("SelfSubjectAccessReview", 2, Wire::Bytes(b)) => {
+                object.insert("spec".into(), access_spec(b).ok_or_else(broken)?);
+            }
+            ("SelfSubjectAccessReview" | "SelfSubjectReview", _, _) => {}
             ("Namespace", 2 | 3, _) => {}
             // Options of a DELETE: nothing in them matters here.
             ("DeleteOptions", _, _) => {}
@@ -161,6 +215,67 @@ mod tests {
         let mut out = vec![number << 3 | 2, bytes.len() as u8];
         out.extend_from_slice(bytes);
         out
+    }
+
+    #[test]
+    fn a_role_binding_reads_as_the_json_of_it() {
+        let who = |kind: &[u8], group: &[u8], name: &[u8]| {
+            [field(1, kind), field(2, group), field(3, name)].concat()
+        };
+        let group = who(b"Group", b"rbac.authorization.k8s.io", b"leads");
+        let account = [who(b"ServiceAccount", b"", b"grace"), field(4, b"ns")].concat();
+        let role = who(b"rbac.authorization.k8s.io", b"ClusterRole", b"approver");
+        let meta = [field(1, b"x"), field(3, b"ns")].concat();
+        let binding = [
+            field(1, &meta),
+            field(2, &group),
+            field(2, &account),
+            field(3, &role),
+        ];
+        let kind = [
+            field(1, b"rbac.authorization.k8s.io/v1"),
+            field(2, b"RoleBinding"),
+        ];
+        let message = [
+            field(1, &kind.concat()),
+            binding_envelope(&binding.concat()),
+        ];
+        let body = [b"k8s\0".to_vec(), message.concat()].concat();
+        let api = "rbac.authorization.k8s.io";
+        assert_eq!(
+            read(&body).unwrap(),
+            json!({"apiVersion": format!("{api}/v1"), "kind": "RoleBinding",
+                "metadata": {"name": "x", "namespace": "ns"},
+                "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": "approver"},
+                "subjects": [{"kind": "Group", "apiGroup": api, "name": "leads"},
+                    {"kind": "ServiceAccount", "name": "grace", "namespace": "ns"}]})
+        );
+    }
+
+    #[test]
+    fn a_question_about_access_reads_as_the_json_of_it() {
+        let wanted = [field(1, b"ns"), field(2, b"create"), field(5, b"pods")].concat();
+        let review = [field(1, b""), field(2, &field(1, &wanted))].concat();
+        let kind = [
+            field(1, b"authorization.k8s.io/v1"),
+            field(2, b"SelfSubjectAccessReview"),
+        ];
+        let body = [
+            b"k8s\0".to_vec(),
+            field(1, &kind.concat()),
+            field(2, &review),
+        ]
+        .concat();
+        assert_eq!(
+            read(&body).unwrap()["spec"]["resourceAttributes"],
+            json!({"namespace": "ns", "verb": "create", "resource": "pods"})
+        );
+    }
+
+    /// Longer than one byte of length can say.
+    fn binding_envelope(bytes: &[u8]) -> Vec<u8> {
+        let (low, high) = (bytes.len() as u8 & 0x7f | 0x80, (bytes.len() >> 7) as u8);
+        [&[2 << 3 | 2, low, high], bytes].concat()
     }
 
     #[test]
