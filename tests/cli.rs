@@ -225,6 +225,15 @@ async fn transcript(folder: &Path) -> String {
         let attached = json!({"resource": resource, "policies": policies});
         common::control(&sandbox, "deny", &attached).await;
     }
+    let namespaces: BTreeSet<&str> = case
+        .objects
+        .iter()
+        .filter_map(|o| o["metadata"]["namespace"].as_str())
+        .filter(|n| !["shop", "default"].contains(n))
+        .collect();
+    for name in namespaces {
+        common::namespace(&client, name).await;
+    }
     for object in &case.objects {
         put(&client, object).await;
     }

@@ -8,7 +8,7 @@ use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
     files::{self, Loaded},
-    reach::one_of_many,
+    reach::{hint, one_of_many},
     review::{self, Review},
     world::ClusterSnapshot,
 };
@@ -127,9 +127,11 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     for note in &world.notes {
         context.complain(&format!("note: {note}"));
     }
-    if document.summary.failed > 0 {
+    if world.is_refused() {
         let asked = context.servers().google_asked();
         context.complain(&format!("note: {asked}"));
+    }
+    if document.summary.failed > 0 {
         return Ok(Exit::Error);
     }
     let kinds: Vec<FailOn> = match command.fail_on.as_slice() {
@@ -239,7 +241,8 @@ fn messages(world: &ClusterSnapshot, record: &Record) -> Vec<String> {
     if let Some(fault) = project.and_then(|p| p.fault())
         && intent.has_selector()
     {
-        messages.push(format!("its services cannot be listed: {}", fault.advice()));
+        let why = fault.advice_with(hint(fault.class));
+        messages.push(format!("its services cannot be listed: {why}"));
     }
     messages
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cloudrun::CloudRun,
+    fault::FaultClass,
     iam::{Invocation, Policy, Principal, PrincipalKind, ServiceInfo},
     render::{Format, data},
 };
@@ -92,12 +93,13 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
-    let (mut services, mut unread) = (Vec::new(), false);
+    let (mut services, mut refused) = (Vec::new(), false);
     for (info, live) in read {
         let live = match live {
             Ok(live) => live,
             Err(fault) => {
-                unread = true;
+                failed = true;
+                refused |= fault.class == FaultClass::PermissionDenied;
                 let why = one_of_many(&fault);
                 notes.push(format!("{} could not be read: {why}", info.service));
                 continue;
@@ -107,8 +109,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
         services.push(found);
     }
-    if unread {
-        failed = true;
+    if refused {
         notes.push(format!("{}.", context.servers().google_asked()));
     }
     if command.member.is_some() || asked.is_some() {

@@ -33,7 +33,7 @@ use crate::{
 
 pub use check::check;
 pub use view::{View, exposed, view, views};
-pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
+pub use withheld::{CONTESTED, Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};
