@@ -218,6 +218,9 @@ struct ApproveAs {
     #[serde(default)]
     remembered: bool,
     not_after: Option<String>,
+    /// It says no.
+    #[serde(default)]
+    deny: bool,
 }
 
 #[derive(Deserialize)]
@@ -482,6 +485,9 @@ impl World {
             "spec": {"policy": policy, "plan": plan, "reason": "CHG-1"}});
         if let Some(end) = &approval.not_after {
             object["spec"]["notAfter"] = json!(end);
+        }
+        if approval.deny {
+            object["spec"]["decision"] = json!("Deny");
         }
         self.apply(&object).await.unwrap();
     }

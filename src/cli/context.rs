@@ -184,6 +184,11 @@ impl Context {
             .unwrap_or_else(|| "default".into())
     }
 
+    /// The namespace that was asked for with -n.
+    pub fn asked_namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// The namespace that was asked for, or the one that counts without a cluster.
     pub fn offline_namespace(&self) -> String {
         self.namespace.clone().unwrap_or_else(|| "default".into())

@@ -1,5 +1,7 @@
 //! `request` and `requests`: access for a time, asked for and followed.
 
+mod check;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
@@ -24,6 +26,7 @@ use crate::{
         CREATED_BY, InvokerAccessRequest, InvokerAccessRequestSpec, InvokerAccessRequestStatus,
         InvokerPolicy, RequestPhase, RoleName, ServiceSpec,
     },
+    config::CloudArgs,
     iam::Principal,
 };
 
@@ -58,6 +61,8 @@ pub struct RequestCommand {
     /// Follow the request until it ends, and say each step. Exits with 2 where it was not granted.
     #[arg(long)]
     pub wait: bool,
+    #[command(flatten, next_help_heading = super::help::GOOGLE)]
+    pub cloud: CloudArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -173,6 +178,7 @@ pub async fn request(context: &Context, command: &RequestCommand) -> anyhow::Res
         Some(project) => project.clone(),
         None => project_of(&kube, command).await?,
     };
+    check::services_are_there(context, command, &project).await?;
     let service = |name: &String| ServiceSpec {
         name: Some(name.clone()),
         region: Some(command.region.clone()),

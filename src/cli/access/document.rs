@@ -186,15 +186,22 @@ pub(super) fn markdown(document: &AccessDocument) -> String {
     for s in &document.services {
         let place = format!("{} ({}, {})", s.service, s.region, s.project);
         if let Some(Open::Yes(words) | Open::No(words)) = s.open() {
-            rows.push(vec![place.clone(), "anyone".into(), format!("**{words}**")]);
+            rows.push(vec![
+                table::literal(&place),
+                "anyone".into(),
+                format!("**{}**", table::literal(&words)),
+            ]);
         }
-        rows.extend(
-            s.invokers
-                .iter()
-                .map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]),
-        );
+        rows.extend(s.invokers.iter().map(|i| {
+            let member = format!("`{}`", i.member.replace('`', "'"));
+            vec![table::literal(&place), member, table::literal(&i.how())]
+        }));
     }
-    let notes: String = document.notes.iter().map(|n| format!("\n{n}\n")).collect();
+    let notes: String = document
+        .notes
+        .iter()
+        .map(|n| format!("\n{}\n", table::literal(n)))
+        .collect();
     format!(
         "{}{notes}",
         table::markdown(&["service", "member", "how"], &rows)

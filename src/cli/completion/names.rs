@@ -99,12 +99,12 @@ impl<'a> Line<'a> {
             (Some("-n" | "--namespace"), _) => Some(Wanted::Namespace),
             (Some("--context"), _) => Some(Wanted::Context),
             (Some("--policy"), Some("rollback")) => Some(Wanted::Policy),
-            (Some("--ledger"), _) => Some(Wanted::Ledger),
             (Some(_), _) => None,
             (None, Some("status" | "drift" | "reconcile" | "suspend" | "resume")) => {
                 Some(Wanted::Policy)
             }
             (None, Some("history")) => Some(Wanted::PolicyOrRequest),
+            (None, Some("approve")) if self.has("--ledger") => Some(Wanted::Ledger),
             (None, Some("approve" | "deny")) if self.has("--request") => Some(Wanted::Request),
             (None, Some("approve" | "deny")) => Some(Wanted::PolicyOrRequest),
             (None, Some("requests")) => Some(Wanted::Request),

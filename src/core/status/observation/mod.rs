@@ -199,7 +199,7 @@ impl Reconciled<'_> {
             )
         });
         let drift = self.drift.seen_by(claim);
-        let (held, held_more) = held(&claim.intent, &concerned);
+        let (held, held_more) = held(claim, &concerned);
         let approval = concerned.iter().find_map(|w| match &w.why {
             WithheldReason::Approval(a) => Some(a),
             _ => None,
