@@ -18,6 +18,7 @@ use crate::{
     iam::{Grant, RunService},
     index::policies::Record,
     intent::{Guardrail, PolicyId, PolicyKey},
+    ledger,
     plan::{
         self, Change, HeldPlan, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact,
         Withheld, WithheldReason,
@@ -305,6 +306,7 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
     ServicePlan {
         policies: names(&inputs.claims),
         changes: lines.lines.into_iter().collect(),
+        ledger: (inputs.claims.is_empty() && approve.is_some()).then(|| ledger::name(service)),
         approve: approve.map(|hash| hash.to_string()),
         approvals,
         approved_by: approved_by.collect(),

@@ -4,8 +4,6 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde::Serialize;
 
-use crate::{iam::RunService, ledger};
-
 use super::{Format, Style, Tone, count, data, neutral, table::literal};
 
 /// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or
@@ -58,6 +56,9 @@ pub struct ServicePlan {
     /// Hash that lets through what is held for approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// The InvokerLedger that is approved where no policy is left that could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<String>,
     /// The plan of each policy that an InvokerApproval could let through.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<NeededApproval>,
@@ -183,14 +184,10 @@ impl ServicePlan {
         };
         match (&self.approve, self.policies.first()) {
             (Some(hash), Some(policy)) => vec![command(policy, hash)],
-            // No policy is left that could be asked.
             (Some(hash), None) => {
-                let (project, region) = (self.project.as_str(), self.region.as_str());
-                let service = RunService::new(project, region, self.service.as_str());
-                let ledger = ledger::name(&service);
-                vec![format!(
-                    "kubectl invoker approve --ledger {ledger} --hash {hash}"
-                )]
+                let ledger = self.ledger.iter();
+                let of = |l| format!("kubectl invoker approve --ledger {l} --hash {hash}");
+                ledger.map(of).collect()
             }
             // Only somebody who may create InvokerApprovals, and says why.
             (None, _) => {

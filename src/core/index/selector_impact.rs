@@ -186,7 +186,7 @@ impl Index {
         wanting: &BTreeSet<RunService>,
     ) -> Option<Arc<Agreement>> {
         let is_for = |a: &Agreement| {
-            if self.is_spent(a, None) {
+            if a.denies() || self.is_denied(a) || self.is_spent(a, None) {
                 return false;
             }
             let reached: BTreeSet<&RunService> = self
