@@ -16,9 +16,8 @@ use super::{
 use crate::{
     api::Mode,
     iam::{Grant, RunService},
-    index::policies::Record,
+    index::{Index, policies::Record},
     intent::{Guardrail, PolicyId, PolicyKey},
-    ledger,
     plan::{
         self, Change, HeldPlan, Input, Plan, PolicyOnService, RevokeCause, SelectorImpact,
         Withheld, WithheldReason,
@@ -306,7 +305,8 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
     ServicePlan {
         policies: names(&inputs.claims),
         changes: lines.lines.into_iter().collect(),
-        ledger: (inputs.claims.is_empty() && approve.is_some()).then(|| ledger::name(service)),
+        ledger: (inputs.claims.is_empty() && approve.is_some())
+            .then(|| Index::ledger_name(service)),
         approve: approve.map(|hash| hash.to_string()),
         approvals,
         approved_by: approved_by.collect(),
