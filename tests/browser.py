@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 
 CHECK = """
 <script>
@@ -55,6 +56,17 @@ cell.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowDown", bubbles: true
 cell.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true}));
 want("arrows move", document.activeElement !== cell || document.querySelectorAll(".cell").length === 1);
 want("every button has a name", [...document.querySelectorAll("button")].every(b => b.textContent.trim() || b.getAttribute("aria-label")));
+want("names are shown whole", visible().every(r => r.children[0].scrollWidth <= r.children[0].clientWidth + 1));
+dispatchEvent(new Event("beforeprint"));
+const sheets = [...document.querySelectorAll("#sheets table")];
+want("sheets", sheets.length === Math.ceil(columns.length / SHEET));
+want("every grant is on a sheet", sheets.reduce((n, t) => n + [...t.tBodies[0].querySelectorAll("td + td + td")].filter(c => c.firstChild).length, 0) === body.querySelectorAll(".grant").length);
+$("sheets").style.display = "block";
+// Letter is the narrowest: 11 inches without two margins of 10 mm, at 96 to the inch.
+want("a sheet is as wide as paper", sheets.every(t => t.offsetWidth <= 980 && t.tHead.offsetHeight <= 180));
+$("sheets").style.display = "";
+dispatchEvent(new Event("afterprint"));
+want("and they go again", !$("sheets").firstChild);
 const frame = document.querySelector(".frame");
 frame.scrollTop = 200; frame.scrollLeft = 200;
 const edge = frame.getBoundingClientRect().top;
@@ -81,6 +93,29 @@ document.title = JSON.stringify(times);
 </body>"""
 
 
+# A colour that only the titles have, so that they are found on each sheet.
+TITLES = "<style>@media print { #sheets thead * { color: rgb(10, 200, 30) !important; } }</style></head>"
+
+
+def sheets_without_titles(common, page, folder):
+    """How many sheets the page takes on paper, and how many of them have no titles."""
+    marked, paper = folder / "marked.html", folder / "access.pdf"
+    marked.write_text(page.read_text(encoding="utf-8").replace("</head>", TITLES), encoding="utf-8")
+    flags = ["--no-pdf-header-footer", f"--print-to-pdf={paper.resolve()}"]
+    subprocess.run([*common, *flags, marked.resolve().as_uri()], capture_output=True, timeout=240, check=True)
+    data = paper.read_bytes()
+    objects = dict(re.findall(rb"(?m)^(\d+) 0 obj\n(.*?)\nendobj", data, re.S))
+    sheets = [o for o in objects.values() if re.search(rb"/Type /Page\b", o)]
+    bare = 0
+    for sheet in sheets:
+        content = objects[re.search(rb"/Contents (\d+) 0 R", sheet).group(1)]
+        stream = content.split(b"stream\n", 1)[1].rsplit(b"\nendstream", 1)[0]
+        if b"FlateDecode" in content:
+            stream = zlib.decompress(stream)
+        bare += not re.search(rb"\.0392\d* \.784\d* \.117\d* rg", stream)
+    return len(sheets), bare
+
+
 def title_of(common, page, script, folder):
     checked = folder / "checked.html"
     checked.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
@@ -103,11 +138,18 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     common = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,800"]
     title = title_of(common, page, CHECK, folder)
+    sheets, bare = sheets_without_titles(common, page, folder)
+    if sheets == 0 or bare > 0:
+        title = f"FAIL: {bare} of {sheets} sheets have no titles; {title}"
     for scheme, number in (("light", 1), ("dark", 0)):
         flags = [f"--blink-settings=preferredColorScheme={number}", f"--screenshot={folder.resolve()}/access-{scheme}.png"]
         subprocess.run([*common, *flags, page.resolve().as_uri()], capture_output=True, timeout=120, check=True)
     large = folder / "large.html"
     if large.exists():
+        sheets, bare = sheets_without_titles(common, large, folder)
+        print(f"500 services and 2,000 principals on paper: {sheets} sheets, {bare} without titles")
+        if bare > 0:
+            title = f"FAIL: {bare} of {sheets} sheets have no titles; {title}"
         print(f"500 services and 2,000 principals, milliseconds: {title_of(common, large, TIMES, folder)}")
         subprocess.run([*common, f"--screenshot={folder.resolve()}/access-large.png", large.resolve().as_uri()], capture_output=True, timeout=120, check=True)
     print(f"{title}; pictures in {folder}")

@@ -539,6 +539,139 @@ async fn the_sandbox_answers_as_a_real_api_server_does() {
     );
 }
 
+/// Columns that may be empty behind an apply, and why kubectl cannot show anything there.
+const MAY_BE_EMPTY: &[(&str, &str)] = &[
+    // What is omitted there is without a limit, or the operator's own limit: a path finds no words
+    // for what is not there, and a default in the spec would be a limit that was never written.
+    ("InvokerGuardrail", "Namespaces"),
+    ("InvokerGuardrail", "Projects"),
+    ("InvokerGuardrail", "Max Lifetime"),
+    ("InvokerGuardrail", "Max Removals"),
+    // Access has no end before it is granted, an approval no change before it is used, and until when
+    // it may be used follows from when it was created: no default can know these.
+    ("InvokerAccessRequest", "Until"),
+    ("InvokerAccessRequest", "Approval"),
+    ("InvokerApproval", "Ends"),
+    ("InvokerApproval", "Change"),
+    // One of the two; the column For has either.
+    ("InvokerApproval", "Policy"),
+    ("InvokerApproval", "Request"),
+    // Nothing was changed yet.
+    ("InvokerPolicy", "Last Change"),
+    // Nobody applies a ledger, and nearly none has a removal that waits, or a write under way.
+    ("InvokerLedger", "Held"),
+    ("InvokerLedger", "Pending"),
+];
+
+/// The smallest object of each kind that somebody, or the operator, can apply.
+fn smallest() -> Vec<Value> {
+    let plan = "a".repeat(40);
+    let service = json!({"name": "web", "region": "europe-west1"});
+    let place = json!({"project": "acme-prod", "region": "europe-west1", "service": "web"});
+    let mut change = json!({"reason": "SpecChanged", "at": "2026-01-01T00:00:00.000000Z", "policies": [], "added": [], "addedCount": 0,
+        "removed": [], "removedCount": 0, "before": [], "etagBefore": "BwX=", "outcome": {"phase": "Applied"}});
+    let place = place.as_object().unwrap().clone();
+    change.as_object_mut().unwrap().extend(place.clone());
+    let object = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let invokers = json!([{"member": "user:a@acme.com"}]);
+    vec![
+        object(
+            "InvokerPolicy",
+            "p",
+            json!({"project": "acme-prod", "services": [service], "invokers": invokers}),
+        ),
+        object("InvokerGuardrail", "g", json!({})),
+        object("InvokerChange", "c", change),
+        object("InvokerLedger", "l", Value::Object(place)),
+        object(
+            "InvokerApproval",
+            "of-a-policy",
+            json!({"policy": "p", "plan": plan, "reason": "CHG-1"}),
+        ),
+        object(
+            "InvokerApproval",
+            "of-a-request",
+            json!({"request": "inc-1", "plan": plan, "reason": "CHG-1"}),
+        ),
+        object(
+            "InvokerAccessRequest",
+            "inc-1",
+            json!({"project": "acme-prod", "services": [service], "member": "user:a@acme.com", "duration": "1h", "reason": "INC-1"}),
+        ),
+    ]
+}
+
+/// Each object as a row of its table: kind, name, and its columns with what is in them.
+async fn rows(client: &Client) -> Vec<(String, Vec<(String, Value)>)> {
+    let definitions = run_invoker::api::definitions();
+    let mut rows = Vec::new();
+    for object in smallest() {
+        let kind = object["kind"].as_str().unwrap();
+        let crd = definitions.iter().find(|d| d.spec.names.kind == kind);
+        let crd = crd.unwrap();
+        let place = match crd.spec.scope.as_str() {
+            "Namespaced" => "namespaces/default/",
+            _ => "",
+        };
+        let base = format!(
+            "/apis/run-invoker.dev/v1alpha1/{place}{}",
+            crd.spec.names.plural
+        );
+        let created = request("apply", "POST", &base, JSON, object.clone());
+        let (status, answer) = ask(client, &created).await;
+        assert_eq!(status, 201, "{answer}");
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        let asked = http::Request::get(format!("{base}/{name}"))
+            .header("accept", accept)
+            .body(Vec::new())
+            .unwrap();
+        let table: Value = client.request(asked).await.unwrap();
+        let columns = table["columnDefinitions"].as_array().unwrap();
+        let cells = table["rows"][0]["cells"].as_array().unwrap();
+        let named = columns
+            .iter()
+            .zip(cells)
+            .map(|(column, cell)| (column["name"].as_str().unwrap().to_owned(), cell.clone()))
+            .filter(|(column, _)| column != "Age")
+            .collect();
+        rows.push((kind.to_owned(), named));
+    }
+    rows
+}
+
+/// What is applied and was seen by no operator: both servers fill the columns in alike, and none is
+/// empty without a reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn columns_are_filled_in_before_an_operator_has_seen_anything() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    let client = common::client(&sandbox.kubeconfig()).await;
+    common::install(&client).await;
+    let ours = rows(&client).await;
+    let mut used = BTreeSet::new();
+    for (kind, row) in &ours {
+        assert!(row.len() > 3, "{kind}: {row:?}");
+        for (column, cell) in row {
+            let excused = (kind.as_str(), column.as_str());
+            if cell.is_null() || cell == "" {
+                assert!(MAY_BE_EMPTY.contains(&excused), "{kind}: {column} is empty");
+                used.insert(excused);
+            }
+        }
+    }
+    assert_eq!(
+        used.len(),
+        MAY_BE_EMPTY.len(),
+        "an excuse that nobody needs"
+    );
+    let Some(server) = Envtest::start("whether columns are filled in as there").await else {
+        return;
+    };
+    let client = common::client(&server.kubeconfig()).await;
+    common::install(&client).await;
+    assert_eq!(rows(&client).await, ours);
+}
+
 /// Namespaces that end, and who may do what: told to both servers, by an admin and by ServiceAccounts.
 /// Refusals must be equal word for word; of other answers, what people look at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -230,6 +230,9 @@ struct ApproveAs {
     #[serde(default)]
     remembered: bool,
     not_after: Option<String>,
+    /// It says no.
+    #[serde(default)]
+    deny: bool,
 }
 
 #[derive(Deserialize)]
@@ -503,6 +506,9 @@ impl World {
         if let Some(end) = &approval.not_after {
             object["spec"]["notAfter"] = json!(end);
         }
+        if approval.deny {
+            object["spec"]["decision"] = json!("Deny");
+        }
         self.apply(&object).await.unwrap();
     }
 
@@ -534,9 +540,15 @@ impl World {
     }
 
     async fn requested_plan(&self, name: &str) -> String {
-        let status = self.requests().get(name).await.unwrap().status;
-        let plan = status.clone().unwrap_or_default().plan;
-        plan.unwrap_or_else(|| panic!("{name} shows no plan: {status:?}"))
+        let status = async || self.requests().get(name).await.unwrap().status;
+        // Until the operator has seen it the status is the default of the definition.
+        eventually(Duration::from_secs(10), "it shows a plan", || async {
+            let status = status().await.unwrap_or_default();
+            let is_seen = status.plan.is_some();
+            is_seen.then_some(()).ok_or_else(|| format!("{status:?}"))
+        })
+        .await;
+        status().await.unwrap().plan.unwrap()
     }
 
     async fn answer_request(&self, answer: &AnswerRequest) {

@@ -13,7 +13,7 @@ use super::{
     request::myself,
     select::{ObjectName, Selection},
 };
-use crate::api::{EDITED_BY, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT};
+use crate::api::{EDITED_BY, InvokerPolicy, InvokerPolicyStatus, REQUESTED_AT, StatusCondition};
 
 /// Writes as this field manager.
 pub(super) const MANAGER: &str = "kubectl-invoker";
@@ -25,16 +25,27 @@ pub struct NameCommand {
 }
 
 impl NameCommand {
-    /// The policies that are meant: nothing is done to all of a namespace because no name was given.
-    async fn policies(&self, context: &Context, kube: &Kube) -> anyhow::Result<Vec<InvokerPolicy>> {
+    /// The policies that are meant, and how to exit where nothing goes wrong: nothing is done to all
+    /// of a namespace because no name was given.
+    async fn policies(
+        &self,
+        context: &Context,
+        kube: &Kube,
+    ) -> anyhow::Result<(Vec<InvokerPolicy>, Exit)> {
         if !self.chosen.is_explicit() {
             anyhow::bail!("name policies, or choose them with -l or -A");
         }
-        let found = self.chosen.policies(kube).await?;
-        if found.is_empty() {
-            context.complain(&self.chosen.nothing("policies", &kube.namespace));
+        let chosen = self.chosen.policies(kube).await?;
+        let exit = if chosen.complain(context) {
+            Exit::Error
+        } else {
+            Exit::Nothing
+        };
+        if chosen.found.is_empty() {
+            self.chosen
+                .say_nothing(context, "policies", &kube.namespace);
         }
-        Ok(found)
+        Ok((chosen.found, exit))
     }
 }
 
@@ -87,13 +98,12 @@ pub(super) fn annotation(name: &str, value: Option<&str>) -> Value {
 /// Asks for a reconcile of each policy, and then waits for all of them.
 pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = command.policies(context, &kube).await?;
+    let (found, mut exit) = command.policies(context, &kube).await?;
     let value = context.now.to_string();
     let asked = annotation(REQUESTED_AT, Some(&value));
     for policy in &found {
         patch(&at(&kube, policy), &policy.name_any(), asked.clone()).await?;
     }
-    let mut exit = Exit::Nothing;
     let deadline = tokio::time::Instant::now() + ANSWER_WITHIN;
     for policy in &found {
         let (kube, name) = (at(&kube, policy), policy.name_any());
@@ -106,17 +116,34 @@ pub async fn reconcile(context: &Context, command: &NameCommand) -> anyhow::Resu
             );
         };
         let status = status?;
-        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
-        let text = ready.map_or(String::new(), |c| {
-            format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
-        });
-        let line = format!("{} reconciled{text}", full_name(policy));
-        print(&format!("{}\n", context.style().wrap(0, &line)));
-        if ready.is_none_or(|c| c.status != "True") {
+        print(&format!(
+            "{}\n",
+            context.style().wrap(0, &reconciled(policy, &status))
+        ));
+        let is_ready = |c: &StatusCondition| c.type_ == "Ready" && c.status == "True";
+        let is_fine = policy.spec.suspend || status.conditions.iter().any(is_ready);
+        if !is_fine && exit == Exit::Nothing {
             exit = Exit::Differences;
         }
     }
     Ok(exit)
+}
+
+/// What a reconcile came to.
+fn reconciled(policy: &InvokerPolicy, status: &InvokerPolicyStatus) -> String {
+    let name = full_name(policy);
+    if policy.spec.suspend {
+        return format!(
+            "{name} is suspended: nothing was read and nothing is written until kubectl invoker resume {} -n {}",
+            policy.name_any(),
+            policy.namespace().unwrap_or_default()
+        );
+    }
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+    let text = ready.map_or(String::new(), |c| {
+        format!(": Ready={} ({}) {}", c.status, c.reason, c.message)
+    });
+    format!("{name} reconciled{text}")
 }
 
 /// How long a reconcile that was asked for is waited for.
@@ -140,7 +167,8 @@ pub async fn suspend(
     suspend: bool,
 ) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    for found in command.policies(context, &kube).await? {
+    let (found, exit) = command.policies(context, &kube).await?;
+    for found in found {
         let full = full_name(&found);
         if found.spec.suspend == suspend {
             let state = if suspend { "suspended" } else { "active" };
@@ -158,5 +186,5 @@ pub async fn suspend(
             ));
         }
     }
-    Ok(Exit::Nothing)
+    Ok(exit)
 }

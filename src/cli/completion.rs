@@ -1,18 +1,15 @@
 //! Completion: for `kubectl invoker` by the script that kubectl calls while somebody types, and for
 //! the program by itself.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+mod names;
 
-use kube::{ResourceExt as _, api::ListParams};
+use std::{ffi::OsString, path::Path};
 
 use super::{
     Exit,
     context::{Context, print},
     help,
-    select::{self, ObjectName},
-    world::list_all,
 };
-use crate::api::InvokerPolicy;
 
 /// How completion is installed; shown by `completion --help`.
 pub const HOW: &str = "kubectl completes plugins by a program beside them on the PATH:
@@ -95,68 +92,13 @@ pub async fn complete(context: &Context, command: &CompleteCommand) -> anyhow::R
     }
     let at = words.len() - 1;
     let folder = std::env::current_dir().ok();
-    let mut found = names(context, &words).await;
+    let mut found = names::names(context, &words).await;
     found.extend(candidates(words, at, folder.as_deref()));
     let mut text: String = found.iter().map(|line| format!("{line}\n")).collect();
     // ShellCompDirectiveNoFileComp: files are among the candidates where they are meant.
     text.push_str(":4\n");
     print(&text);
     Ok(Exit::Nothing)
-}
-
-/// Names of policies, where a name is taken. A cluster that does not answer soon has none: nobody
-/// waits for it while typing.
-async fn names(context: &Context, words: &[OsString]) -> Vec<String> {
-    const TAKE_NAMES: [&str; 7] = [
-        "status",
-        "drift",
-        "history",
-        "approve",
-        "reconcile",
-        "suspend",
-        "resume",
-    ];
-    let words: Vec<String> = words
-        .iter()
-        .map(|w| w.to_string_lossy().into_owned())
-        .collect();
-    let [before @ .., typed] = words.as_slice() else {
-        return Vec::new();
-    };
-    let is_value = before
-        .last()
-        .is_some_and(|w| w.starts_with('-') && !w.contains('='));
-    if typed.starts_with('-')
-        || is_value
-        || !before.iter().any(|w| TAKE_NAMES.contains(&w.as_str()))
-    {
-        return Vec::new();
-    }
-    let ask = async {
-        let kube = context.kube().await.ok()?;
-        let asked = before.iter().position(|w| w == "-n" || w == "--namespace");
-        let namespace = match (
-            typed.split_once('/'),
-            asked.and_then(|at| before.get(at + 1)),
-        ) {
-            (Some((namespace, _)), _) => Some(namespace),
-            (None, asked) => asked.map(String::as_str),
-        };
-        let name = ObjectName {
-            namespace: namespace.map(select::namespace).transpose().ok()?,
-            name: String::new(),
-        };
-        let api = kube.in_namespace_of(&name).api::<InvokerPolicy>(false);
-        list_all(&api, ListParams::default()).await.ok()
-    };
-    let found = tokio::time::timeout(Duration::from_secs(2), ask).await;
-    let prefix = typed
-        .split_once('/')
-        .map(|(namespace, _)| format!("{namespace}/"));
-    let prefix = prefix.unwrap_or_default();
-    let found = found.ok().flatten().unwrap_or_default();
-    let all = found.iter().map(|p| format!("{prefix}{}", p.name_any()));
-    all.filter(|n| n.starts_with(typed.as_str())).collect()
 }
 
 fn candidates(words: Vec<OsString>, at: usize, folder: Option<&Path>) -> Vec<String> {

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::{
     Api, Client, Resource,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
     core::NamespaceResourceScope,
 };
 
@@ -130,14 +130,42 @@ impl Context {
         }
     }
 
+    /// The same for other words on the command line.
+    pub fn pointed(
+        &self,
+        kubeconfig: Option<PathBuf>,
+        context: Option<String>,
+        namespace: Option<String>,
+    ) -> Self {
+        Self {
+            kubeconfig: kubeconfig.or_else(|| self.kubeconfig.clone()),
+            context: context.or_else(|| self.context.clone()),
+            namespace: namespace.or_else(|| self.namespace.clone()),
+            colour: self.colour,
+            now: self.now,
+            frozen: self.frozen,
+            servers: Servers::default(),
+        }
+    }
+
+    fn kubeconfig(&self) -> Result<Kubeconfig, KubeconfigError> {
+        match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        }
+    }
+
+    /// Names of the contexts that there are.
+    pub fn contexts(&self) -> Vec<String> {
+        let kubeconfig = self.kubeconfig().unwrap_or_default();
+        let contexts = kubeconfig.contexts.into_iter();
+        contexts.map(|c| c.name).collect()
+    }
+
     /// The namespace that counts, without reaching the cluster.
     pub fn namespace(&self) -> String {
         let of_kubeconfig = || {
-            let kubeconfig = match &self.kubeconfig {
-                Some(path) => Kubeconfig::read_from(path),
-                None => Kubeconfig::read(),
-            };
-            let kubeconfig = kubeconfig.ok()?;
+            let kubeconfig = self.kubeconfig().ok()?;
             let name = self
                 .context
                 .as_ref()
@@ -156,6 +184,11 @@ impl Context {
             .unwrap_or_else(|| "default".into())
     }
 
+    /// The namespace that was asked for with -n.
+    pub fn asked_namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// The namespace that was asked for, or the one that counts without a cluster.
     pub fn offline_namespace(&self) -> String {
         self.namespace.clone().unwrap_or_else(|| "default".into())
@@ -170,14 +203,14 @@ impl Context {
             context: self.context.clone(),
             ..KubeConfigOptions::default()
         };
-        let read = match &self.kubeconfig {
-            Some(path) => Kubeconfig::read_from(path),
-            None => Kubeconfig::read(),
-        };
+        let read = self.kubeconfig();
         let identity = read
             .as_ref()
             .ok()
             .map(|k| identity(k, self.context.as_deref()));
+        if let (Some(wanted), Ok(kubeconfig)) = (&self.context, &read) {
+            known_context(wanted, kubeconfig)?;
+        }
         let config = match read {
             Ok(kubeconfig) => kube::Config::from_custom_kubeconfig(kubeconfig, &options).await,
             Err(e) => Err(e),
@@ -273,6 +306,23 @@ impl Context {
         std::io::stdin().read_line(&mut answer)?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// Refuses a context that is not there, and names those that are.
+fn known_context(wanted: &str, kubeconfig: &Kubeconfig) -> anyhow::Result<()> {
+    let names: Vec<&str> = kubeconfig
+        .contexts
+        .iter()
+        .map(|c| c.name.as_str())
+        .collect();
+    if names.contains(&wanted) {
+        return Ok(());
+    }
+    let there = match names.as_slice() {
+        [] => "it has none".to_owned(),
+        names => format!("it has {}", names.join(", ")),
+    };
+    anyhow::bail!("the kubeconfig has no context {wanted}; {there}")
 }
 
 /// Whom a kubeconfig stands for, by the names in it.

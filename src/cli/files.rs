@@ -1,21 +1,22 @@
 //! Policies, guardrails and approvals from files, checked as the API server checks them: schema, unknown
 //! fields, CEL rules.
 
+mod check;
+
 use std::{
     fmt, fs,
     io::Read as _,
     path::{Path, PathBuf},
-    sync::LazyLock,
 };
 
 use anyhow::Context as _;
-use jsonschema::error::ValidationErrorKind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::cel::Validator;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::api::{self, InvokerApproval, InvokerGuardrail, InvokerPolicy};
+pub use check::check;
+
+use crate::api::{InvokerApproval, InvokerGuardrail, InvokerPolicy};
 
 /// Something wrong in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,16 +76,21 @@ pub fn load(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Loaded> {
         if path.as_os_str() == "-" {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text)?;
-            read(&mut loaded, "standard input", &text, namespace);
+            read(&mut loaded, "standard input", &text, Given::Itself);
             continue;
         }
+        let given = if path.is_dir() {
+            Given::InFolder
+        } else {
+            Given::Itself
+        };
         let (files, others) = files_of(path)?;
         let ignored = others.iter().map(|f| f.display().to_string());
         loaded.ignored.extend(ignored);
         for file in files {
             let text = fs::read_to_string(&file)
                 .with_context(|| format!("{} cannot be read", file.display()))?;
-            read(&mut loaded, &file.display().to_string(), &text, namespace);
+            read(&mut loaded, &file.display().to_string(), &text, given);
         }
     }
     Ok(loaded)
@@ -134,7 +140,17 @@ fn documents(text: &str) -> Vec<(usize, String)> {
     found.into_iter().filter(|(_, d)| !empty(d)).collect()
 }
 
-fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
+/// How a file came to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Given {
+    /// It was named: it is meant to hold objects.
+    Itself,
+    /// It is in a folder, where other programs have files of their own (values.yaml,
+    /// kustomization.yaml).
+    InFolder,
+}
+
+fn read(loaded: &mut Loaded, file: &str, text: &str, given: Given) {
     for (line, document) in documents(text) {
         let place = if line == 1 {
             file.to_owned()
@@ -144,14 +160,9 @@ fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
         let value: Value = match serde_saphyr::from_str(&document) {
             Ok(value) => value,
             Err(e) => {
-                let message = format!(
-                    "invalid YAML: {}",
-                    e.to_string()
-                        .lines()
-                        .next()
-                        .unwrap_or_default()
-                        .trim_start_matches("error: ")
-                );
+                let words = e.render_with_formatter(&serde_saphyr::UserMessageFormatter);
+                let first = words.lines().next().unwrap_or_default();
+                let message = format!("invalid YAML: {}", first.trim_start_matches("error: "));
                 loaded.problems.push(Problem {
                     place,
                     object: String::new(),
@@ -168,24 +179,24 @@ fn read(loaded: &mut Loaded, file: &str, text: &str, namespace: &str) {
             vec![value]
         };
         for item in items {
-            take(loaded, &place, item, namespace);
+            take(loaded, &place, item, given);
         }
     }
 }
 
-fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
+fn take(loaded: &mut Loaded, place: &str, mut value: Value, given: Given) {
     let group = value["apiVersion"].as_str().unwrap_or_default().to_owned();
     let kind = value["kind"].as_str().unwrap_or_default().to_owned();
     if !group.starts_with("run-invoker.dev/") {
-        let problem = (kind.is_empty() || group.is_empty())
-            .then_some("not a Kubernetes object: apiVersion or kind is missing");
-        match problem {
-            Some(message) => loaded.problems.push(Problem {
+        let message = "not a Kubernetes object: apiVersion or kind is missing";
+        match (kind.is_empty() || group.is_empty(), given) {
+            (true, Given::Itself) => loaded.problems.push(Problem {
                 place: place.into(),
                 object: String::new(),
                 message: message.into(),
             }),
-            None => loaded.ignored.push(format!("{place}: {kind}")),
+            (true, Given::InFolder) => loaded.ignored.push(format!("{place}: {message}")),
+            (false, _) => loaded.ignored.push(format!("{place}: {kind}")),
         }
         return;
     }
@@ -206,7 +217,7 @@ fn take(loaded: &mut Loaded, place: &str, mut value: Value, namespace: &str) {
     }
     let namespaced = ["InvokerPolicy", "InvokerApproval", "InvokerAccessRequest"];
     if namespaced.contains(&kind.as_str()) && value["metadata"]["namespace"].is_null() {
-        value["metadata"]["namespace"] = json!(namespace);
+        value["metadata"]["namespace"] = json!(loaded.namespace);
     }
     let found = check(&kind, &value);
     if !found.is_empty() {
@@ -258,159 +269,16 @@ fn read_as<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
-/// A kind as the API server checks it, made ready once: compiling a schema takes longer than
-/// checking hundreds of objects.
-struct Checked {
-    kind: String,
-    api_version: String,
-    schema: Value,
-    strict: Result<jsonschema::Validator, String>,
-}
-
-static KINDS: LazyLock<Vec<Checked>> = LazyLock::new(|| {
-    api::definitions()
-        .iter()
-        .map(|crd| {
-            let version = &crd.spec.versions[0];
-            let schema = version
-                .schema
-                .as_ref()
-                .and_then(|s| s.open_api_v3_schema.as_ref());
-            let schema = schema
-                .and_then(|s| serde_json::to_value(s).ok())
-                .unwrap_or_default();
-            Checked {
-                kind: crd.spec.names.kind.clone(),
-                api_version: format!("{}/{}", crd.spec.group, version.name),
-                strict: jsonschema::draft202012::new(&strict(&schema, true))
-                    .map_err(|e| e.to_string()),
-                schema,
-            }
-        })
-        .collect()
-});
-
-/// What the API server would refuse about an object, in its words where they are ours.
-pub fn check(kind: &str, object: &Value) -> Vec<String> {
-    let Some(checked) = KINDS.iter().find(|c| c.kind == kind) else {
-        return vec![format!("there is no kind {kind} in run-invoker.dev")];
-    };
-    if object["apiVersion"] != json!(checked.api_version) {
-        return vec![format!("apiVersion must be {}", checked.api_version)];
-    }
-    // Defaults come before rules, as in the API server.
-    let mut full = object.clone();
-    default(&checked.schema, &mut full);
-    // The server says what is in status.
-    if let Some(map) = full.as_object_mut() {
-        map.remove("status");
-    }
-    let mut found = Vec::new();
-    match &checked.strict {
-        Ok(validator) => found.extend(validator.iter_errors(&full).map(|e| {
-            let path = e.instance_path().to_string();
-            format!("{}: {}", dotted(&path), words(&e))
-        })),
-        Err(e) => found.push(format!("the schema cannot be used: {e}")),
-    }
-    if found.is_empty()
-        && let Err(errors) = Validator::new().validate(&checked.schema, &full, None)
-    {
-        found.extend(errors.iter().map(ToString::to_string));
-    }
-    found
-}
-
-/// What is wrong, in the API server's words where people know them.
-fn words(error: &jsonschema::ValidationError<'_>) -> String {
-    match error.kind() {
-        ValidationErrorKind::Enum { options } => {
-            let options = options.as_array().into_iter().flatten();
-            let options: Vec<String> = options.map(Value::to_string).collect();
-            format!(
-                "Unsupported value: {}: supported values: {}",
-                error.instance(),
-                options.join(", ")
-            )
-        }
-        _ => error.to_string(),
-    }
-}
-
-/// `/spec/invokers/0/member` as kubectl writes it.
-fn dotted(pointer: &str) -> String {
-    let mut path = String::new();
-    for part in pointer.split('/').filter(|p| !p.is_empty()) {
-        if part.bytes().all(|b| b.is_ascii_digit()) {
-            path.push_str(&format!("[{part}]"));
-        } else {
-            if !path.is_empty() {
-                path.push('.');
-            }
-            path.push_str(part);
-        }
-    }
-    if path.is_empty() {
-        "the object".into()
-    } else {
-        path
-    }
-}
-
-/// A schema in which fields that nobody knows are refused, as kubectl asks the API server to.
-fn strict(schema: &Value, root: bool) -> Value {
-    let mut schema = schema.clone();
-    if let Some(map) = schema.as_object_mut() {
-        map.retain(|k, _| !k.starts_with("x-kubernetes"));
-        // OpenAPI's formats and nullable are not those of JSON Schema.
-        map.remove("format");
-        map.remove("nullable");
-        if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
-            for (_, property) in properties.iter_mut() {
-                *property = strict(property, false);
-            }
-            if root {
-                for known in ["apiVersion", "kind", "metadata"] {
-                    properties.entry(known).or_insert(json!({}));
-                }
-            }
-            map.insert("additionalProperties".into(), json!(false));
-        }
-        for key in ["items", "additionalProperties"] {
-            if let Some(inner) = map.get(key).filter(|v| v.is_object()).cloned() {
-                map.insert(key.into(), strict(&inner, false));
-            }
-        }
-    }
-    schema
-}
-
-/// Puts defaults in where a field is absent.
-fn default(schema: &Value, value: &mut Value) {
-    if let (Some(properties), Some(map)) = (schema["properties"].as_object(), value.as_object_mut())
-    {
-        for (name, property) in properties {
-            if !map.contains_key(name) && !property["default"].is_null() {
-                map.insert(name.clone(), property["default"].clone());
-            }
-            if let Some(child) = map.get_mut(name) {
-                default(property, child);
-            }
-        }
-    }
-    if let Some(list) = value.as_array_mut() {
-        list.iter_mut()
-            .for_each(|item| default(&schema["items"], item));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn load_text(text: &str) -> Loaded {
-        let mut loaded = Loaded::default();
-        read(&mut loaded, "x.yaml", text, "shop");
+        let mut loaded = Loaded {
+            namespace: "shop".into(),
+            ..Loaded::default()
+        };
+        read(&mut loaded, "x.yaml", text, Given::Itself);
         loaded
     }
 
@@ -468,6 +336,33 @@ mod tests {
             );
             assert!(loaded.policies.is_empty());
         }
+    }
+
+    #[test]
+    fn every_fault_of_an_object_is_named() {
+        let text = "apiVersion: run-invoker.dev/v1alpha1\nkind: InvokerPolicy\nmetadata: {name: web}\nspec: {project: Acme-prod, foo: 1, suspend: soon, services: [{name: web, region: europe-west1, zone: b}]}\n";
+        let loaded = load_text(text);
+        let found: Vec<&str> = loaded.problems.iter().map(|p| p.message.as_str()).collect();
+        assert_eq!(
+            found,
+            [
+                "unknown field \"spec.foo\"",
+                "unknown field \"spec.services[0].zone\"",
+                "spec.invokers: Required value",
+                "spec.suspend: Invalid value: \"soon\": must be of type boolean",
+            ]
+        );
+        // And the rules behind what is unknown.
+        let loaded = load_text(&text.replace("suspend: soon,", "invokers: [],"));
+        let found: Vec<&str> = loaded.problems.iter().map(|p| p.message.as_str()).collect();
+        assert!(
+            found.len() > 3 && found[2..].iter().any(|f| f.contains("invokers is empty")),
+            "{found:?}"
+        );
+        let loaded = load_text(": 1\n");
+        let found: Vec<&str> = loaded.problems.iter().map(|p| p.message.as_str()).collect();
+        assert_eq!(found.len(), 1);
+        assert!(!found[0].contains("Option<"), "{found:?}");
     }
 
     #[test]

@@ -34,9 +34,25 @@ const GROUPS: &[(&str, &[&str])] = &[
 pub fn command() -> Command {
     let command = Args::command();
     let groups = grouped(&command);
+    let command = with_own_usage(command);
     command.help_template(format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{groups}\n{GLOBAL}:\n{{options}}{{after-help}}"
     ))
+}
+
+/// In an error clap's usage lists every option that has a value, also by the environment. That of
+/// the help is shown instead.
+fn with_own_usage(command: Command) -> Command {
+    // With what every command has.
+    let mut whole = command.clone();
+    whole.build();
+    command.mut_subcommands(|sub| match whole.find_subcommand(sub.get_name()) {
+        Some(built) => {
+            let usage = built.clone().render_usage().to_string();
+            sub.override_usage(usage.trim_start_matches("Usage: ").to_owned())
+        }
+        None => sub,
+    })
 }
 
 /// The subcommands, each with what it is for, in groups.

@@ -103,6 +103,7 @@ pub enum Command {
   kubectl invoker plan -f policies/ --all               # the whole state, with these files applied
   kubectl invoker plan -f policies/ --offline           # no cluster needed: files and Google only
   kubectl invoker plan                                  # what the operator would do now
+  kubectl invoker plan -n shop                          # the same for the policies of a namespace
   kubectl invoker plan -f policies/ -o markdown --fail-on held,exposed      # for a pull request
   kubectl invoker plan -f policies/ --approvals policies/approvals.yaml      # what the merge needs")]
     Plan(plan::PlanCommand),
@@ -142,7 +143,8 @@ pub enum Command {
   kubectl invoker approve checkout -n shop
   kubectl invoker approve shop/checkout --hash 3f9c0a71e2b4 --yes
   kubectl invoker approve checkout -n shop --reason 'CHG-42: batch moves to its own account'
-  kubectl invoker approve inc-1 --request -n shop --reason 'INC-1: agreed with the owner'")]
+  kubectl invoker approve inc-1 --request -n shop --reason 'INC-1: agreed with the owner'
+  kubectl invoker approve --ledger acme-prod.europe-west1.archive")]
     Approve(approve::ApproveCommand),
 
     /// Say no to a request for access, or to the plan that a policy holds, by an InvokerApproval.
@@ -156,12 +158,12 @@ pub enum Command {
   kubectl invoker request --service checkout --region europe-west1 --for 1h --reason INC-1 -n shop
   kubectl invoker request --service checkout --region europe-west1 --project acme-prod --for 30m \\
     --reason 'CHG-7: look at the queue' --member user:ada@acme.com --wait")]
-    Request(request::RequestCommand),
+    Request(Box<request::RequestCommand>),
 
     /// Who asked for access, and where that stands.
     #[command(after_help = "Examples:
   kubectl invoker requests -A --pending
-  kubectl invoker requests -n shop -o wide")]
+  kubectl invoker requests -n shop -o wide", mut_arg("names", |a| a.help("Names of requests, each NAME or NAMESPACE/NAME; all of the namespace if none is given")), mut_arg("selector", |a| a.help("Only requests with these labels, as in team=shop,tier in (web,api)")))]
     Requests(request::RequestsCommand),
 
     /// Asks the operator to reconcile now, and waits for it.
@@ -180,7 +182,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   kubectl invoker history -n shop
   kubectl invoker history checkout -n shop
-  kubectl invoker history -A --service checkout")]
+  kubectl invoker history -A --service checkout", mut_arg("names", |a| a.help("Names of policies and requests, gone ones too, each NAME or NAMESPACE/NAME; all of the namespace if none is given")), mut_arg("selector", |a| a.help("Only changes of policies with these labels, as in team=shop,tier in (web,api)")))]
     History(show::HistoryCommand),
 
     /// Restores the state before a change until you end the rollback, after showing the difference.
@@ -192,6 +194,7 @@ pub enum Command {
     /// Who can invoke what, and how: a matrix.
     #[command(after_help = "Examples:
   kubectl invoker access --project acme-prod
+  kubectl invoker access -n shop                        # the services that policies of a namespace declare
   kubectl invoker access --project acme-prod --project acme-shop -o html > access.html")]
     Access(access::AccessCommand),
 

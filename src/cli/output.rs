@@ -1,6 +1,6 @@
 //! The forms of a list, as kubectl has them.
 
-use std::ffi::OsStr;
+use std::{ffi::OsStr, marker::PhantomData};
 
 use clap::builder::{PossibleValue, TypedValueParser};
 use jsonpath_rust::JsonPath as _;
@@ -94,7 +94,7 @@ impl ListOutput {
         Ok(Some(match self {
             Self::Json => data(document, Format::Json).map_err(anyhow::Error::msg)?,
             Self::Yaml => data(document, Format::Yaml).map_err(anyhow::Error::msg)?,
-            Self::JsonPath(template) => template.fill(&serde_json::to_value(document)?)?,
+            Self::JsonPath(template) => template.over(document)?,
             Self::Name => names.into_iter().map(|n| n + "\n").collect(),
             Self::Text | Self::Wide | Self::Markdown => return Ok(None),
         }))
@@ -106,6 +106,55 @@ impl ListOutput {
             Self::Markdown => Format::Markdown,
             _ => Format::Text,
         }
+    }
+}
+
+/// A form of one answer, or a template over its JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Form<T> {
+    Of(T),
+    JsonPath(Template),
+}
+
+impl<T: clap::ValueEnum + Send + Sync + 'static> clap::builder::ValueParserFactory for Form<T> {
+    type Parser = FormParser<T>;
+
+    fn value_parser() -> FormParser<T> {
+        FormParser(PhantomData)
+    }
+}
+
+/// Takes a template besides the forms of `T`.
+#[derive(Clone, Debug)]
+pub struct FormParser<T>(PhantomData<T>);
+
+impl<T: clap::ValueEnum + Send + Sync + 'static> TypedValueParser for FormParser<T> {
+    type Value = Form<T>;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Form<T>, clap::Error> {
+        let parse: fn(&str) -> Result<Form<T>, String> = |text| {
+            if let Some(template) = text.strip_prefix("jsonpath=") {
+                return Template::parse(template).map(Form::JsonPath);
+            }
+            let forms = T::value_variants().iter();
+            let forms = forms.filter_map(T::to_possible_value);
+            let forms: Vec<String> = forms.map(|f| f.get_name().to_owned()).collect();
+            let unknown = |_| format!("give one of {} or jsonpath=TEMPLATE", forms.join(", "));
+            T::from_str(text, false).map(Form::Of).map_err(unknown)
+        };
+        parse.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let forms = T::value_variants().iter();
+        let forms = forms.filter_map(T::to_possible_value);
+        let template = PossibleValue::new("jsonpath=TEMPLATE");
+        Some(Box::new(forms.chain([template])))
     }
 }
 
@@ -155,6 +204,14 @@ impl Template {
             (Some((_, parts)), true) => Ok(Self(parts)),
             _ => Err("{range} without {end}".into()),
         }
+    }
+
+    /// The template over a document.
+    ///
+    /// # Errors
+    /// When a path cannot be asked of it.
+    pub fn over<T: Serialize>(&self, document: &T) -> anyhow::Result<String> {
+        self.fill(&serde_json::to_value(document)?)
     }
 
     fn fill(&self, document: &Value) -> anyhow::Result<String> {

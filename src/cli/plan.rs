@@ -8,14 +8,15 @@ use super::{
     Exit, Output, WorldArgs,
     context::{Context, print},
     files::{self, Loaded},
-    reach::one_of_many,
+    output::Form,
+    reach::{hint, one_of_many},
     review::{self, Review},
     world::ClusterSnapshot,
 };
 use crate::{
     api::Mode,
     iam::{Grant, RunService},
-    index::policies::Record,
+    index::{Index, policies::Record},
     intent::{Guardrail, PolicyId, PolicyKey},
     plan::{
         self, Change, Exposure, HeldPlan, Input, Plan, PolicyOnService, RevokeCause,
@@ -43,8 +44,9 @@ pub struct PlanCommand {
     #[arg(long)]
     pub offline: bool,
 
-    #[arg(short, long, value_enum, default_value = "text")]
-    pub output: Output,
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
+    #[arg(short, long, default_value = "text", value_name = "FORM")]
+    pub output: Form<Output>,
 
     /// Write the approvals that an apply of these files would need, as InvokerApprovals to be
     /// reviewed and merged with them. Those that the file has and that can still be used stay.
@@ -106,14 +108,22 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     )
     .await?;
     let cloud = context.limited(&command.world.cloud).await?;
-    let about = (!command.files.is_empty() && !command.all).then(|| about(&world, &loaded));
+    let about = match context.asked_namespace() {
+        _ if command.all => None,
+        // The namespace of documents that name none.
+        _ if !command.files.is_empty() => Some(about(&world, &loaded)),
+        Some(namespace) => Some(keys_in(&world, namespace)),
+        None => None,
+    };
     world.read(&cloud, about.as_ref()).await?;
     let document = document(&world);
-    print(
-        &document
-            .render(command.output.into(), &context.style())
+    let style = context.style();
+    print(&match &command.output {
+        Form::Of(form) => document
+            .render((*form).into(), &style)
             .map_err(anyhow::Error::msg)?,
-    );
+        Form::JsonPath(template) => template.over(&document)?,
+    });
     if let Some(file) = &command.approvals {
         let review = Review {
             file,
@@ -127,9 +137,11 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     for note in &world.notes {
         context.complain(&format!("note: {note}"));
     }
-    if document.summary.failed > 0 {
+    if world.is_refused() {
         let asked = context.servers().google_asked();
         context.complain(&format!("note: {asked}"));
+    }
+    if document.summary.failed + document.summary.unlisted > 0 {
         return Ok(Exit::Error);
     }
     let kinds: Vec<FailOn> = match command.fail_on.as_slice() {
@@ -184,6 +196,14 @@ fn about(world: &ClusterSnapshot, loaded: &Loaded) -> BTreeSet<PolicyKey> {
     own.chain(selected.cloned()).collect()
 }
 
+/// The policies of a namespace.
+fn keys_in(world: &ClusterSnapshot, namespace: &str) -> BTreeSet<PolicyKey> {
+    let all = world.index.policies().iter().map(|(key, _)| key);
+    all.filter(|k| *k.namespace == *namespace)
+        .cloned()
+        .collect()
+}
+
 /// The plan of a world.
 pub fn document(world: &ClusterSnapshot) -> PlanDocument {
     let services = world
@@ -208,7 +228,13 @@ pub fn document(world: &ClusterSnapshot) -> PlanDocument {
             message,
         }));
     }
-    PlanDocument::new(services, notes)
+    let mut document = PlanDocument::new(services, notes);
+    let asked = world.index.policies().iter();
+    let asked = asked.filter(|(key, record)| is_meant(key) && record.intent.has_selector());
+    let projects: BTreeSet<&Arc<str>> = asked.map(|(_, record)| &record.intent.project).collect();
+    let is_unlisted = |p: &&&Arc<str>| world.index.project(p).is_some_and(|p| p.fault().is_some());
+    document.summary.unlisted = projects.iter().filter(is_unlisted).count();
+    document
 }
 
 /// What a person should know of one policy as a whole.
@@ -239,7 +265,8 @@ fn messages(world: &ClusterSnapshot, record: &Record) -> Vec<String> {
     if let Some(fault) = project.and_then(|p| p.fault())
         && intent.has_selector()
     {
-        messages.push(format!("its services cannot be listed: {}", fault.advice()));
+        let why = fault.advice_with(hint(fault.class));
+        messages.push(format!("its services cannot be listed: {why}"));
     }
     messages
 }
@@ -278,6 +305,8 @@ pub fn service_plan(world: &ClusterSnapshot, service: &RunService) -> ServicePla
     ServicePlan {
         policies: names(&inputs.claims),
         changes: lines.lines.into_iter().collect(),
+        ledger: (inputs.claims.is_empty() && approve.is_some())
+            .then(|| Index::ledger_name(service)),
         approve: approve.map(|hash| hash.to_string()),
         approvals,
         approved_by: approved_by.collect(),

@@ -6,7 +6,10 @@ use std::{fs, path::PathBuf, sync::OnceLock};
 use serde_json::Value;
 
 use super::context::no_credentials;
-use crate::fault::{Fault, FaultClass};
+use crate::{
+    cloudrun::google::Side,
+    fault::{Fault, FaultClass},
+};
 
 /// A server that was asked, and as whom.
 #[derive(Clone, Debug)]
@@ -54,6 +57,24 @@ impl Servers {
         )
     }
 
+    /// Where one of Google's other APIs is asked.
+    pub fn google_host(&self, side: Side) -> String {
+        let own = self.google.get().map_or("", |s| s.host.as_str());
+        side.endpoint_beside(own).to_owned()
+    }
+
+    /// What one of Google's other APIs says: evidence, and what to do.
+    pub fn google_refused(&self, side: Side, fault: &Fault) -> (String, &'static str) {
+        let identity = self.google.get().map_or("nobody", |s| s.identity.as_str());
+        let evidence = match fault.class {
+            class if is_cut_off(fault) || class == FaultClass::PermissionDenied => {
+                refusal(fault, &self.google_host(side), identity)
+            }
+            _ => fault.message.trim_end_matches('.').to_owned(),
+        };
+        (evidence, hint(fault.class))
+    }
+
     /// As whom the API server was asked.
     pub fn kubernetes_asked(&self) -> String {
         let asked = self.kubernetes.get();
@@ -66,10 +87,52 @@ impl Servers {
 /// once for all of them ([`Servers::google_asked`]).
 pub fn one_of_many(fault: &Fault) -> String {
     match fault.class {
-        // What to do is said to the operator elsewhere; here it is the reader who lacks it.
+        // Who was asked, and where the permissions are, is said below all of them.
         FaultClass::PermissionDenied => fault.message.trim_end_matches('.').to_owned(),
-        _ => fault.advice(),
+        _ => fault.advice_with(hint(fault.class)),
     }
+}
+
+/// What whoever runs a command should do. [`FaultClass::row`] speaks to whoever runs the operator,
+/// which tries again and has an identity of its own.
+pub fn hint(class: FaultClass) -> &'static str {
+    match class {
+        FaultClass::Conflict => "another writer changed the policy; run the command again",
+        FaultClass::PermissionDenied => {
+            "ask for the permission (docs/google-cloud.md), or log in as somebody else: gcloud auth application-default login"
+        }
+        FaultClass::ProjectNotFound => "check the project id",
+        FaultClass::ApiDisabled => "enable the API that the message names",
+        FaultClass::ConsumerUnavailable => {
+            "the project that pays for these calls (--quota-project, or that of your credentials) has to have the API and billing on"
+        }
+        FaultClass::PerimeterDenied => {
+            "ask to be let into the VPC Service Controls perimeter; the identifier finds the denial in the audit log"
+        }
+        FaultClass::QuotaExceeded => {
+            "run the command again in a minute, with fewer --reads-per-minute, or raise the quota of the API"
+        }
+        FaultClass::Unavailable | FaultClass::Timeout | FaultClass::ForeignAnswer => {
+            "check the network, the proxy and --cloud-run-endpoint"
+        }
+        FaultClass::Credentials => {
+            "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS"
+        }
+        FaultClass::Kubernetes => "run the command again",
+        // What is to be done there is the same for everybody.
+        other => other.row().hint,
+    }
+}
+
+/// Whether a fault is about the way to Google, and not about what was asked for.
+pub fn is_cut_off(fault: &Fault) -> bool {
+    matches!(
+        fault.class,
+        FaultClass::Unavailable
+            | FaultClass::Timeout
+            | FaultClass::Credentials
+            | FaultClass::ForeignAnswer
+    )
 }
 
 /// Whether it says nothing about what was asked for: nobody answered, or nobody is let in.
@@ -111,24 +174,27 @@ fn innermost(error: &dyn std::error::Error) -> String {
 
 fn of_google(fault: &Fault, server: Option<&Server>) -> String {
     let Some(Server { host, identity }) = server else {
-        return fault.advice();
+        return fault.advice_with(hint(fault.class));
     };
-    let message = fault.message.trim_end_matches('.');
     match fault.class {
         FaultClass::Credentials => no_credentials(fault).to_string(),
-        FaultClass::Unavailable | FaultClass::Timeout | FaultClass::ForeignAnswer => format!(
-            "{host} cannot be reached as {identity}: {}; check the network, the proxy and --cloud-run-endpoint",
-            // The client repeats the whole URL before the cause.
-            message
-                .rsplit("client error (Connect): ")
-                .next()
-                .unwrap_or(message)
-        ),
-        FaultClass::PermissionDenied => format!(
-            "{host} refuses this to {identity}: {message}; ask for the permission (docs/google-cloud.md), or log in as somebody else: gcloud auth application-default login"
-        ),
-        _ => fault.advice(),
+        class if is_cut_off(fault) || class == FaultClass::PermissionDenied => {
+            format!("{}; {}", refusal(fault, host, identity), hint(class))
+        }
+        class => fault.advice_with(hint(class)),
     }
+}
+
+/// Who did not answer, or does not let in, and whom.
+fn refusal(fault: &Fault, host: &str, identity: &str) -> String {
+    let message = fault.message.trim_end_matches('.');
+    if is_cut_off(fault) {
+        // The client repeats the whole URL before the cause.
+        let cause = message.rsplit("client error (Connect): ").next();
+        let cause = cause.unwrap_or(message);
+        return format!("{host} cannot be reached as {identity}: {cause}");
+    }
+    format!("{host} refuses this to {identity}: {message}")
 }
 
 /// Whom Application Default Credentials stand for, as far as their file tells.

@@ -1,5 +1,7 @@
 //! `request` and `requests`: access for a time, asked for and followed.
 
+mod check;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
@@ -15,7 +17,7 @@ use super::{
     act::MANAGER,
     context::{Context, Kube, print},
     output::ListOutput,
-    select::{Selection, google_name},
+    select::{Chosen, Selection, google_name},
     show::{ago, tabulated},
     world::list_all,
 };
@@ -24,6 +26,7 @@ use crate::{
         CREATED_BY, InvokerAccessRequest, InvokerAccessRequestSpec, InvokerAccessRequestStatus,
         InvokerPolicy, RequestPhase, RoleName, ServiceSpec,
     },
+    config::CloudArgs,
     iam::Principal,
 };
 
@@ -58,6 +61,8 @@ pub struct RequestCommand {
     /// Follow the request until it ends, and say each step. Exits with 2 where it was not granted.
     #[arg(long)]
     pub wait: bool,
+    #[command(flatten, next_help_heading = super::help::GOOGLE)]
+    pub cloud: CloudArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -173,6 +178,7 @@ pub async fn request(context: &Context, command: &RequestCommand) -> anyhow::Res
         Some(project) => project.clone(),
         None => project_of(&kube, command).await?,
     };
+    check::services_are_there(context, command, &project).await?;
     let service = |name: &String| ServiceSpec {
         name: Some(name.clone()),
         region: Some(command.region.clone()),
@@ -279,24 +285,31 @@ pub(super) async fn find(kube: &Kube, name: &str) -> anyhow::Result<Option<Invok
     Ok(api.get_opt(name).await?)
 }
 
-async fn chosen(kube: &Kube, chosen: &Selection) -> anyhow::Result<Vec<InvokerAccessRequest>> {
-    if chosen.names.is_empty() {
-        let api = kube.api::<InvokerAccessRequest>(chosen.all_namespaces);
-        return list_all(&api, chosen.list_params()).await;
+/// That a request is not there, and where to look.
+pub(super) fn no_request(kube: &Kube, name: &str) -> String {
+    format!(
+        "namespace {} has no InvokerAccessRequest {name}; see kubectl invoker requests -A",
+        kube.namespace
+    )
+}
+
+async fn chosen(
+    kube: &Kube,
+    selection: &Selection,
+) -> anyhow::Result<Chosen<InvokerAccessRequest>> {
+    let mut chosen = Chosen::default();
+    if selection.names.is_empty() {
+        let api = kube.api::<InvokerAccessRequest>(selection.all_namespaces);
+        chosen.found = list_all(&api, selection.list_params()).await?;
     }
-    let mut found = Vec::with_capacity(chosen.names.len());
-    for name in &chosen.names {
+    for name in &selection.names {
         let kube = kube.in_namespace_of(name);
         match find(&kube, &name.name).await? {
-            Some(request) => found.push(request),
-            None => anyhow::bail!(
-                "namespace {} has no InvokerAccessRequest {}; see kubectl invoker requests -A",
-                kube.namespace,
-                name.name
-            ),
+            Some(request) => chosen.found.push(request),
+            None => chosen.absent.push(no_request(&kube, &name.name)),
         }
     }
-    Ok(found)
+    Ok(chosen)
 }
 
 /// Those that wait for somebody first, the longest of them first.
@@ -315,7 +328,13 @@ fn created(request: &InvokerAccessRequest) -> Timestamp {
 
 pub async fn requests(context: &Context, command: &RequestsCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let mut found = chosen(&kube, &command.chosen).await?;
+    let chosen = chosen(&kube, &command.chosen).await?;
+    let exit = if chosen.complain(context) {
+        Exit::Error
+    } else {
+        Exit::Nothing
+    };
+    let mut found = chosen.found;
     if command.pending {
         found.retain(|r| order(r).0 == RequestPhase::Pending);
     }
@@ -331,7 +350,7 @@ pub async fn requests(context: &Context, command: &RequestsCommand) -> anyhow::R
         .map(|r| format!("invokeraccessrequest.{group}/{}", r.name_any()));
     if let Some(text) = command.output.for_programs(&document, names)? {
         print(&text);
-        return Ok(Exit::Nothing);
+        return Ok(exit);
     }
     if found.is_empty() {
         let what = if command.pending {
@@ -339,8 +358,8 @@ pub async fn requests(context: &Context, command: &RequestsCommand) -> anyhow::R
         } else {
             "requests"
         };
-        context.complain(&command.chosen.nothing(what, &kube.namespace));
-        return Ok(Exit::Nothing);
+        command.chosen.say_nothing(context, what, &kube.namespace);
+        return Ok(exit);
     }
     let mut head = vec![
         "request", "phase", "member", "for", "until", "age", "reason",
@@ -351,7 +370,7 @@ pub async fn requests(context: &Context, command: &RequestsCommand) -> anyhow::R
     let row = |r: &InvokerAccessRequest| row(context.now, command, r);
     let rows: Vec<Vec<String>> = found.iter().map(row).collect();
     print(&tabulated(context, &command.output, &head, &rows));
-    Ok(Exit::Nothing)
+    Ok(exit)
 }
 
 fn row(now: Timestamp, command: &RequestsCommand, request: &InvokerAccessRequest) -> Vec<String> {

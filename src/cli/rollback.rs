@@ -1,6 +1,7 @@
 //! `rollback`: restores the state before a change, and ends that again. Both show the difference
 //! that the operator will make, and ask.
 
+use kube::ResourceExt;
 use serde_json::json;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     world::ClusterSnapshot,
 };
 use crate::{
-    api::{ChangeGrant, InvokerChange, InvokerPolicy, Mode, ROLLBACK},
+    api::{ChangeGrant, InvokerChange, InvokerPolicy, Mode, ROLLBACK, request_of},
     history,
     iam::RunService,
     intent::{Intent, PolicyKey},
@@ -64,8 +65,8 @@ async fn begin(
         )
     };
     let wanted = command.policy.as_ref().map(|p| p.name.as_str());
-    let name = policy_behind(&record, namespace, wanted)?;
-    let found = policy(kube, &name).await?;
+    let found = policy_behind(kube, &record, wanted).await?;
+    let name = found.name_any();
     let mut names = rolled_back(&found);
     if !names.contains(change) {
         names.push(change.clone());
@@ -223,25 +224,64 @@ fn recorded(change: &InvokerChange, style: &Style) -> String {
     back.chain(gone).map(line).collect()
 }
 
-/// The policy whose change is rolled back: the one that was asked for, or the only one.
-fn policy_behind(
+/// The policy whose change is rolled back: the one that was asked for, or the only one that is
+/// there.
+async fn policy_behind(
+    kube: &Kube,
     change: &InvokerChange,
-    namespace: &str,
     wanted: Option<&str>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<InvokerPolicy> {
+    let namespace = &kube.namespace;
     let own = change.spec.policies.iter();
-    let own = own.filter(|p| p.namespace == namespace);
+    let own = own.filter(|p| p.namespace == *namespace);
     let behind: Vec<&str> = own.map(|p| p.name.as_str()).collect();
-    match (wanted, behind.as_slice()) {
-        (Some(name), list) if list.contains(&name) => Ok(name.to_owned()),
-        (Some(name), list) => {
-            anyhow::bail!("{name} is not behind that change; {} is", list.join(", "))
+    let requests: Vec<&str> = behind.iter().copied().filter_map(request_of).collect();
+    let mut gone = Vec::new();
+    let mut there = Vec::new();
+    for name in behind.iter().filter(|n| request_of(n).is_none()) {
+        match kube.api::<InvokerPolicy>(false).get_opt(name).await? {
+            Some(policy) => there.push(policy),
+            None => gone.push(*name),
         }
-        (None, [one]) => Ok((*one).to_owned()),
-        (None, []) => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
-        (None, several) => anyhow::bail!(
+    }
+    let names: Vec<String> = there.iter().map(ResourceExt::name_any).collect();
+    let offer = match names.as_slice() {
+        [] => String::new(),
+        names => format!("; {} is behind that change too", names.join(", ")),
+    };
+    let chosen = |p: &InvokerPolicy| wanted.is_none_or(|name| p.name_any() == name);
+    let mut found: Vec<InvokerPolicy> = there.into_iter().filter(chosen).collect();
+    match (found.len(), wanted) {
+        (1, _) => Ok(found.remove(0)),
+        (0, Some(name)) if requests.contains(&name) => {
+            anyhow::bail!("{}{offer}", not_rolled_back(name, namespace))
+        }
+        (0, Some(name)) if gone.contains(&name) => {
+            anyhow::bail!(
+                "InvokerPolicy {namespace}/{name} was deleted, and only a policy can be rolled back{offer}"
+            )
+        }
+        (0, Some(name)) => {
+            anyhow::bail!("{name} is not behind that change; {} is", names.join(", "))
+        }
+        (0, None) if !gone.is_empty() => anyhow::bail!(
+            "what is behind that change was deleted ({}), and only a policy can be rolled back; apply one that lists what is to be granted",
+            gone.join(", ")
+        ),
+        (0, None) => match requests.first() {
+            Some(name) => anyhow::bail!(not_rolled_back(name, namespace)),
+            None => anyhow::bail!("no policy of namespace {namespace} is behind that change"),
+        },
+        _ => anyhow::bail!(
             "several policies are behind that change; name one with --policy: {}",
-            several.join(", ")
+            names.join(", ")
         ),
     }
+}
+
+/// What is done instead where a request is behind a change.
+fn not_rolled_back(request: &str, namespace: &str) -> String {
+    format!(
+        "request {namespace}/{request} cannot be rolled back: its access ends by itself, and now by kubectl -n {namespace} delete ivr {request}"
+    )
 }

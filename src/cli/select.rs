@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{context::Kube, world::list_all};
+use super::{
+    context::{Context, Kube},
+    world::list_all,
+};
 use crate::api::InvokerPolicy;
 
 /// `NAME` or `NAMESPACE/NAME`; what `-o name` prints is taken as well.
@@ -140,22 +143,62 @@ impl Selection {
         }
     }
 
+    /// Says that nothing was found, where nothing was named: what is named and absent is said by
+    /// name.
+    pub fn say_nothing(&self, context: &Context, what: &str, namespace: &str) {
+        if self.names.is_empty() {
+            context.complain(&self.nothing(what, namespace));
+        }
+    }
+
     /// The policies that are meant, by namespace and name.
     ///
     /// # Errors
-    /// When one that is named is not there, or they cannot be read.
-    pub async fn policies(&self, kube: &Kube) -> anyhow::Result<Vec<InvokerPolicy>> {
-        let mut found = Vec::new();
+    /// When they cannot be read.
+    pub async fn policies(&self, kube: &Kube) -> anyhow::Result<Chosen<InvokerPolicy>> {
+        let mut chosen = Chosen::default();
         if self.names.is_empty() {
             let api = kube.api(self.all_namespaces);
-            found = list_all(&api, self.list_params()).await?;
+            chosen.found = list_all(&api, self.list_params()).await?;
         }
         for name in &self.names {
-            found.push(policy(&kube.in_namespace_of(name), &name.name).await?);
+            let kube = kube.in_namespace_of(name);
+            match kube.api(false).get_opt(&name.name).await? {
+                Some(policy) => chosen.found.push(policy),
+                None => chosen.absent.push(no_policy(&kube, &name.name).await?),
+            }
         }
+        let found = &mut chosen.found;
         found.sort_by_key(|p: &InvokerPolicy| (p.namespace(), p.name_any()));
         found.dedup_by_key(|p| (p.namespace(), p.name_any()));
-        Ok(found)
+        Ok(chosen)
+    }
+}
+
+/// What was chosen: one that is not there hides no other.
+#[derive(Debug)]
+pub struct Chosen<K> {
+    pub found: Vec<K>,
+    /// What is said of each name under which nothing is.
+    pub absent: Vec<String>,
+}
+
+impl<K> Default for Chosen<K> {
+    fn default() -> Self {
+        Self {
+            found: Vec::new(),
+            absent: Vec::new(),
+        }
+    }
+}
+
+impl<K> Chosen<K> {
+    /// Says what is not there; whether something is not.
+    pub fn complain(&self, context: &Context) -> bool {
+        for absent in &self.absent {
+            context.complain(&format!("error: {absent}"));
+        }
+        !self.absent.is_empty()
     }
 }
 
@@ -164,10 +207,15 @@ impl Selection {
 /// # Errors
 /// When it is not there, with what there is.
 pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
-    let api: Api<InvokerPolicy> = Api::namespaced(kube.client.clone(), &kube.namespace);
-    if let Some(found) = api.get_opt(name).await? {
-        return Ok(found);
+    match kube.api(false).get_opt(name).await? {
+        Some(found) => Ok(found),
+        None => anyhow::bail!(no_policy(kube, name).await?),
     }
+}
+
+/// That a policy is not there, and what there is.
+async fn no_policy(kube: &Kube, name: &str) -> anyhow::Result<String> {
+    let api: Api<InvokerPolicy> = kube.api(false);
     let there = list_all(&api, ListParams::default()).await?;
     let names: Vec<String> = there.iter().map(|p| p.name_any()).take(10).collect();
     let hint = if names.is_empty() {
@@ -175,10 +223,10 @@ pub async fn policy(kube: &Kube, name: &str) -> anyhow::Result<InvokerPolicy> {
     } else {
         format!("it has {}", names.join(", "))
     };
-    anyhow::bail!(
+    Ok(format!(
         "namespace {} has no InvokerPolicy {name}; {hint}",
         kube.namespace
-    )
+    ))
 }
 
 #[cfg(test)]

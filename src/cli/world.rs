@@ -134,15 +134,31 @@ pub async fn list_project<C: CloudRun>(
     let listing = listed.with_context(|| format!("cannot list the services of {project}"))?;
     if let Some(region) = region
         && listing.services.is_empty()
-        && !is_region(region)
     {
-        let near = nearest_region(region);
-        let near = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
-        anyhow::bail!(
-            "{region} is no region of Cloud Run that is known, and {project} has no service there{near}"
-        );
+        known_region(region)?;
     }
     Ok(listing)
+}
+
+/// Refuses a region that is not known, where nothing was found in it.
+///
+/// # Errors
+/// That it is not known, and which one may be meant.
+pub fn known_region(region: &str) -> anyhow::Result<()> {
+    if is_region(region) {
+        return Ok(());
+    }
+    let near = nearest_region(region);
+    let near = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+    anyhow::bail!(
+        "{region} is no region of Cloud Run that is known, and no service was found there{near}"
+    )
+}
+
+/// That a service is not there.
+pub fn no_service(name: &str, region: Option<&str>, projects: &str) -> String {
+    let region = region.map(|r| format!(" in {r}")).unwrap_or_default();
+    format!("there is no service {name}{region} in {projects}")
 }
 
 /// The IAM policies of services, in no order, with progress on the terminal.

@@ -45,6 +45,15 @@ impl Side {
             Self::PolicyTroubleshooter => "https://policytroubleshooter.googleapis.com",
         }
     }
+
+    /// Where it is reached by somebody who reaches Cloud Run at `own`: there too where that is not
+    /// Google's, as emulators have everything in one place.
+    pub fn endpoint_beside(self, own: &str) -> &str {
+        match own.trim_end_matches('/') {
+            DEFAULT_ENDPOINT => self.endpoint(),
+            own => own,
+        }
+    }
 }
 
 const PAGE_SIZE: i32 = 500;
@@ -245,8 +254,7 @@ impl Google {
     }
 
     /// Asks another of Google's APIs, which no reconciling needs: a GET, or a POST where there is a
-    /// body. Reached at the Cloud Run endpoint where that is not Google's, as emulators have
-    /// everything in one place.
+    /// body.
     ///
     /// # Errors
     /// The fault of the one call that this makes.
@@ -256,12 +264,7 @@ impl Google {
         path: &str,
         body: Option<&serde_json::Value>,
     ) -> Result<serde_json::Value, Fault> {
-        let own = self.options.endpoint.trim_end_matches('/');
-        let base = if own == DEFAULT_ENDPOINT {
-            side.endpoint()
-        } else {
-            own
-        };
+        let base = side.endpoint_beside(&self.options.endpoint);
         let body = body.map(serde_json::Value::to_string);
         let last = path.rsplit('/').next().unwrap_or_default();
         // The verb is behind the last colon; the id of a domain's project has one of its own.

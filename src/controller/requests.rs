@@ -161,7 +161,8 @@ impl<C: CloudRun> Controller<C> {
         let now = self.now();
         let (status, before) = self.index.with(|i| {
             let status = i.request_status(key, self.options.propagation, now);
-            let before = i.requests().stored(key).and_then(|s| s.phase);
+            let stored = i.requests().stored(key);
+            let before = stored.and_then(InvokerAccessRequestStatus::written_phase);
             (status, before)
         });
         if let Some(status) = status {

@@ -311,18 +311,19 @@ impl Fault {
         (self.class, &self.message) == (other.class, &other.message)
     }
 
-    /// Google's message, its request id, and what to do.
+    /// Google's message, its request id, and what whoever runs the operator should do.
     pub fn advice(&self) -> String {
+        self.advice_with(self.class.row().hint)
+    }
+
+    /// The same for somebody else, who has something else to do.
+    pub fn advice_with(&self, hint: &str) -> String {
         let id = self
             .request_id
             .as_ref()
             .map(|id| format!(" (request {id})"))
             .unwrap_or_default();
-        format!(
-            "{}{id}: {}",
-            self.message.trim_end_matches('.'),
-            self.class.row().hint
-        )
+        format!("{}{id}: {hint}", self.message.trim_end_matches('.'))
     }
 }
 

@@ -136,6 +136,7 @@ pub fn matrix(
         .iter()
         .map(|n| format!("<p class=\"note\">{}</p>", escape(n)))
         .collect();
+    let longest = rows.keys().map(|m| m.chars().count()).max().unwrap_or(0);
     let summary = format!(
         "{} principals, {} services, read {}",
         rows.len(),
@@ -145,6 +146,7 @@ pub fn matrix(
     PAGE.replace("{{summary}}", &summary)
         .replace("{{columns}}", &columns.len().to_string())
         .replace("{{colcount}}", &(columns.len() + 2).to_string())
+        .replace("{{longest}}", &longest.to_string())
         .replace("{{rowcount}}", &(rows.len() + 1).to_string())
         .replace("{{legend}}", &legend)
         .replace("{{head}}", &head)

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::{Format, Style, Tone, count, data, neutral};
+use super::{Format, Style, Tone, count, data, neutral, table::literal};
 
 /// What an apply would do. The stable shape of `plan -o json`: fields are added, never changed or
 /// removed, within `version` 1.
@@ -34,6 +34,13 @@ pub struct Summary {
     pub audited: usize,
     pub exposed: usize,
     pub failed: usize,
+    /// Projects whose services could not be listed, so that what selectors mean there is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unlisted: usize,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -49,6 +56,9 @@ pub struct ServicePlan {
     /// Hash that lets through what is held for approval.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// The InvokerLedger that is approved where no policy is left that could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<String>,
     /// The plan of each policy that an InvokerApproval could let through.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub approvals: Vec<NeededApproval>,
@@ -174,7 +184,11 @@ impl ServicePlan {
         };
         match (&self.approve, self.policies.first()) {
             (Some(hash), Some(policy)) => vec![command(policy, hash)],
-            (Some(_), None) => Vec::new(),
+            (Some(hash), None) => {
+                let ledger = self.ledger.iter();
+                let of = |l| format!("kubectl invoker approve --ledger {l} --hash {hash}");
+                ledger.map(of).collect()
+            }
             // Only somebody who may create InvokerApprovals, and says why.
             (None, _) => {
                 let approvals = self.approvals.iter();
@@ -206,6 +220,7 @@ impl PlanDocument {
             audited: lines(&[Action::WouldGrant, Action::WouldRevoke]),
             exposed: services.iter().filter(|s| s.exposed.is_some()).count(),
             failed: services.iter().filter(|s| s.error.is_some()).count(),
+            unlisted: 0,
         };
         Self {
             kind: "Plan",
@@ -273,7 +288,10 @@ impl PlanDocument {
                 parts.push(format!("{n} {what}"));
             }
         }
-        if s.grants + s.revokes + s.held + s.audited + s.exposed + s.failed == 0 {
+        if s.unlisted > 0 {
+            parts.push(format!("{} not listable", count(s.unlisted, "project")));
+        }
+        if s.grants + s.revokes + s.held + s.audited + s.exposed + s.failed + s.unlisted == 0 {
             return format!(
                 "{}: as declared, nothing to do.",
                 count(s.services, "service")
@@ -287,13 +305,13 @@ impl PlanDocument {
         let code = |t: &str| format!("`{}`", t.replace('`', "'"));
         let mut rows = Vec::new();
         for s in &self.services {
-            let place = format!("{} ({}, {})", s.service, s.region, s.project);
+            let place = literal(&format!("{} ({}, {})", s.service, s.region, s.project));
             for line in s.changes.iter().filter(|l| l.action != Action::Leave) {
                 rows.push(vec![
                     place.clone(),
                     line.word().to_owned(),
                     code(&line.grant()),
-                    line.reason.clone(),
+                    literal(&line.reason),
                 ]);
             }
             rows.extend(s.exposed.iter().map(|w| {
@@ -301,7 +319,7 @@ impl PlanDocument {
                     place.clone(),
                     "**exposed**".into(),
                     String::new(),
-                    w.clone(),
+                    literal(w),
                 ]
             }));
             rows.extend(s.error.iter().map(|w| {
@@ -309,7 +327,7 @@ impl PlanDocument {
                     place.clone(),
                     "not readable".into(),
                     String::new(),
-                    w.clone(),
+                    literal(w),
                 ]
             }));
         }
@@ -321,7 +339,12 @@ impl PlanDocument {
         }
         self.push_approvals(&mut text);
         for note in &self.policies {
-            let _ = write!(text, "\n- {}: {}", code(&note.policy), note.message);
+            let _ = write!(
+                text,
+                "\n- {}: {}",
+                code(&note.policy),
+                literal(&note.message)
+            );
         }
         if !self.policies.is_empty() {
             text.push('\n');

@@ -49,7 +49,27 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-/// The same as Markdown.
+/// A text as Markdown shows it, letter by letter: what somebody else wrote makes no links, headings
+/// or HTML on a page of ours.
+///
+/// Source: <https://spec.commonmark.org/0.31.2/#backslash-escapes>.
+pub fn literal(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    // GitHub makes links of bare addresses.
+    for c in neutral(text).replace("://", ":\u{0}//").chars() {
+        if c == '\u{0}' {
+            escaped.push('\\');
+            continue;
+        }
+        if "\\`*_[]<>#~&".contains(c) {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// The same as Markdown; cells are Markdown already ([`literal`]).
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     let cell = |text: &String| neutral(text).replace('|', "\\|").replace('\n', " ");
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
@@ -79,6 +99,17 @@ mod tests {
             "{text}"
         );
         assert!(text.lines().count() > 2);
+    }
+
+    #[test]
+    fn what_somebody_wrote_is_no_markdown() {
+        let text = literal("[free](http://evil.org) <img src=x> `a` *b* | #1 \u{1b}[2J");
+        let row = vec![text];
+        let shown = markdown(&["reason"], &[row]);
+        assert_eq!(
+            shown.lines().last(),
+            Some(r"| \[free\](http:\//evil.org) \<img src=x\> \`a\` \*b\* \| \#1 \\u001b\[2J |"),
+        );
     }
 
     #[test]

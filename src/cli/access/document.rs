@@ -240,15 +240,22 @@ pub(super) fn markdown(document: &AccessDocument) -> String {
             None => ("", String::new()),
         };
         if !who.is_empty() {
-            rows.push(vec![place.clone(), who.into(), format!("**{words}**")]);
+            rows.push(vec![
+                table::literal(&place),
+                who.into(),
+                format!("**{}**", table::literal(&words)),
+            ]);
         }
-        rows.extend(
-            s.invokers
-                .iter()
-                .map(|i| vec![place.clone(), format!("`{}`", i.member), i.how()]),
-        );
+        rows.extend(s.invokers.iter().map(|i| {
+            let member = format!("`{}`", i.member.replace('`', "'"));
+            vec![table::literal(&place), member, table::literal(&i.how())]
+        }));
     }
-    let notes: String = document.notes.iter().map(|n| format!("\n{n}\n")).collect();
+    let notes: String = document
+        .notes
+        .iter()
+        .map(|n| format!("\n{}\n", table::literal(n)))
+        .collect();
     format!(
         "{}{notes}",
         table::markdown(&["service", "member", "how"], &rows)

@@ -10,15 +10,18 @@ use super::{
     Exit, WorldArgs,
     context::{Context, print},
     effective::{EffectiveArgs, Searched, look_above, stands_for},
+    output::Form,
     reach::one_of_many,
     select::google_name,
-    world::{ClusterSnapshot, Sources, list_project, read_services},
+    world::{ClusterSnapshot, Sources, list_project, no_service, read_services},
 };
 use crate::{
-    cloudrun::CloudRun,
+    cloudrun::{CloudRun, google::Side},
+    fault::FaultClass,
     iam::{
         Invocation, InvokingRoles, Policy, Principal, PrincipalKind, ServiceInfo, describe_with,
     },
+    intent::PolicyKey,
     render::{Format, data},
 };
 pub use document::{AccessDocument, InheritedFrom, Invoker, ServiceAccess};
@@ -58,8 +61,9 @@ pub struct AccessCommand {
     #[arg(long, requires = "project")]
     pub offline: bool,
 
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub output: AccessOutput,
+    /// Form of the answer; TEMPLATE as kubectl takes it, over the document of -o json.
+    #[arg(short, long, default_value = "table", value_name = "FORM")]
+    pub output: Form<AccessOutput>,
 
     #[command(flatten)]
     pub world: WorldArgs,
@@ -74,22 +78,29 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
     };
     let (mut world, _) = ClusterSnapshot::declared(context, &command.world, &sources).await?;
     let cloud = context.limited(&command.world.cloud).await?;
-    let projects = projects(&world, command)?;
+    let projects = projects(context, &world, command)?;
     let mut notes = Vec::new();
     let above = above(context, command, &projects, &mut notes).await?;
     let mut failed = above.as_ref().is_some_and(|a| a.failed);
     notes.extend(world.notes.iter().map(|n| format!("Note: {n}.")));
     let infos = list(&mut world, &cloud, command, &projects, &mut notes).await?;
+    for project in &command.project {
+        if !infos.iter().any(|i| *i.service.project == **project) {
+            failed |= !is_seen(context, command, project, &mut notes).await?;
+        }
+    }
+    let infos = of_namespace(context, &world, infos);
     let mut read = read_services(&cloud, infos).await;
     read.sort_by(|(a, _), (b, _)| a.service.cmp(&b.service));
     let roles = above.as_ref().map(Searched::roles).cloned();
     let roles = roles.unwrap_or_default();
-    let (mut services, mut unread) = (Vec::new(), false);
+    let (mut services, mut refused) = (Vec::new(), false);
     for (info, live) in read {
         let live = match live {
             Ok(live) => live,
             Err(fault) => {
-                unread = true;
+                failed = true;
+                refused |= fault.class == FaultClass::PermissionDenied;
                 let why = one_of_many(&fault);
                 notes.push(format!("{} could not be read: {why}", info.service));
                 continue;
@@ -99,8 +110,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         add_inherited(&mut found, &world, &info, above.as_ref(), asked.as_ref());
         services.push(found);
     }
-    if unread {
-        failed = true;
+    if refused {
         notes.push(format!("{}.", context.servers().google_asked()));
     }
     if command.member.is_some() || asked.is_some() {
@@ -113,7 +123,7 @@ pub async fn run(context: &Context, command: &AccessCommand) -> anyhow::Result<E
         services,
         notes,
     };
-    print(&rendered(context, command.output, &document)?);
+    print(&rendered(context, &command.output, &document)?);
     Ok(if failed { Exit::Error } else { Exit::Nothing })
 }
 
@@ -151,14 +161,29 @@ fn unknown_roles(services: &[ServiceAccess]) -> Option<String> {
 }
 
 /// The projects that are asked about, or those of the policies.
-fn projects(world: &ClusterSnapshot, command: &AccessCommand) -> anyhow::Result<Vec<Arc<str>>> {
-    let projects: Vec<Arc<str>> = if command.project.is_empty() {
-        world.index.policies().projects().cloned().collect()
+fn projects(
+    context: &Context,
+    world: &ClusterSnapshot,
+    command: &AccessCommand,
+) -> anyhow::Result<Vec<Arc<str>>> {
+    let namespace = context.asked_namespace();
+    if command.offline && namespace.is_some() {
+        anyhow::bail!("-n is about policies, and --offline looks at none; leave one of them out");
+    }
+    let is_meant = |key: &PolicyKey| namespace.is_none_or(|n| *key.namespace == *n);
+    let projects: BTreeSet<Arc<str>> = if command.project.is_empty() {
+        let all = world.index.policies().iter();
+        let meant = all.filter(|(key, _)| is_meant(key));
+        meant
+            .map(|(_, record)| record.intent.project.clone())
+            .collect()
     } else {
         command.project.iter().map(|p| p.as_str().into()).collect()
     };
+    let projects: Vec<Arc<str>> = projects.into_iter().collect();
     if projects.is_empty() {
-        anyhow::bail!("no policy names a project; give --project");
+        let place = namespace.map_or(String::new(), |n| format!(" of namespace {n}"));
+        anyhow::bail!("no policy{place} names a project; give --project");
     }
     Ok(projects)
 }
@@ -208,6 +233,45 @@ fn member(text: &str) -> Result<Principal, String> {
     Principal::parse(text).map_err(|e| format!("{text:?} {e}"))
 }
 
+/// Whether a project in which no service was found is there: one with a slip in its id has none
+/// either.
+async fn is_seen(
+    context: &Context,
+    command: &AccessCommand,
+    project: &str,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<bool> {
+    let google = context.google(&command.world.cloud).await?;
+    let side = Side::ResourceManager;
+    let answer = google
+        .ask(side, &format!("v3/projects/{project}"), None)
+        .await;
+    let Err(fault) = answer else {
+        return Ok(true);
+    };
+    let (why, _) = context.servers().google_refused(side, &fault);
+    notes.push(format!(
+        "No service was found in {project}, and whether there is such a project cannot be seen; check its id ({why})."
+    ));
+    Ok(false)
+}
+
+/// Those that policies of the namespace declare that was asked for.
+fn of_namespace(
+    context: &Context,
+    world: &ClusterSnapshot,
+    mut infos: Vec<ServiceInfo>,
+) -> Vec<ServiceInfo> {
+    if let Some(namespace) = context.asked_namespace() {
+        let is_declared = |info: &ServiceInfo| {
+            let claims = world.index.words(&info.service);
+            claims.iter().any(|c| *c.intent.id.namespace == *namespace)
+        };
+        infos.retain(is_declared);
+    }
+    infos
+}
+
 /// Keeps the services that are named.
 fn only_named(
     infos: &mut Vec<ServiceInfo>,
@@ -219,12 +283,8 @@ fn only_named(
     }
     let is_there = |name: &&String| infos.iter().any(|i| *i.service.name == **name);
     if let Some(absent) = command.service.iter().find(|n| !is_there(n)) {
-        let region = command.region.as_ref().map(|r| format!(" in {r}"));
-        anyhow::bail!(
-            "there is no service {absent}{} in {}",
-            region.unwrap_or_default(),
-            projects.join(", ")
-        );
+        let region = command.region.as_deref();
+        anyhow::bail!(no_service(absent, region, &projects.join(", ")));
     }
     infos.retain(|i| command.service.iter().any(|n| **n == *i.service.name));
     Ok(())
@@ -232,10 +292,14 @@ fn only_named(
 
 fn rendered(
     context: &Context,
-    output: AccessOutput,
+    output: &Form<AccessOutput>,
     document: &AccessDocument,
 ) -> anyhow::Result<String> {
-    Ok(match output {
+    let form = match output {
+        Form::Of(form) => form,
+        Form::JsonPath(template) => return template.over(document),
+    };
+    Ok(match form {
         AccessOutput::Table => text(document, &context.style()),
         AccessOutput::Json => data(document, Format::Json).map_err(anyhow::Error::msg)?,
         AccessOutput::Yaml => data(document, Format::Yaml).map_err(anyhow::Error::msg)?,

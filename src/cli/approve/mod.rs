@@ -2,6 +2,7 @@
 //! where one is wanted, or says no.
 
 mod held;
+mod ledger;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authorization::v1::{
@@ -12,7 +13,7 @@ use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
 use super::{
     Exit,
     act::{MANAGER, annotation, full_name, patch},
-    context::{Context, Kube, print},
+    context::{Context, Kube, complain, print},
     request,
     select::{ObjectName, policy},
 };
@@ -33,6 +34,10 @@ const LIFETIME: SignedDuration = SignedDuration::from_hours(7 * 24);
 pub struct ApproveCommand {
     #[command(flatten)]
     pub which: Which,
+    /// The names are of InvokerLedgers: removals that wait where no policy is left that could be
+    /// asked.
+    #[arg(long, conflicts_with_all = ["request", "reason", "wait"])]
+    pub ledger: bool,
     /// Why, for the record. Needed where an approver has to agree.
     #[arg(long)]
     pub reason: Option<String>,
@@ -88,7 +93,11 @@ pub async fn approve(context: &Context, command: &ApproveCommand) -> anyhow::Res
     let mut exit = Exit::Nothing;
     for name in &command.which.names {
         let kube = kube.in_namespace_of(name);
-        let ended = approve_one(context, command, &kube, &name.name).await?;
+        let ended = if command.ledger {
+            ledger::approve(context, command, &kube, &name.name).await?
+        } else {
+            approve_one(context, command, &kube, &name.name).await?
+        };
         if exit != Exit::Error && ended != Exit::Nothing {
             exit = ended;
         }
@@ -208,6 +217,12 @@ async fn asked(
             };
         }
     };
+    if matches!(request::find(kube, name).await, Ok(Some(_))) {
+        complain(&format!(
+            "note: {0}/{name} is a policy and a request; this is about the policy, and --request is about the request",
+            kube.namespace
+        ));
+    }
     let full = full_name(&found);
     let mut held = held_plans(&found.status.unwrap_or_default());
     if let Some(wanted) = &which.hash {
@@ -334,8 +349,8 @@ async fn create(
             },
         );
         let done = format!(
-            "{about} {verb} by InvokerApproval {name}; what becomes of it: kubectl -n {} get iva {name}",
-            kube.namespace,
+            "{} {verb} by InvokerApproval {name}; what becomes of it: kubectl -n {} get iva {name}",
+            asked.full, kube.namespace,
         );
         print(&format!("{}\n", context.style().wrap(0, &done)));
         names.push(name);

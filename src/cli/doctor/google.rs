@@ -6,16 +6,13 @@ use serde_json::{Value, json};
 
 use super::{
     DoctorCommand,
+    checks::Checks,
     cluster::VERBS,
     findings::{Findings, Outcome},
 };
 use crate::{
     api::InvokerPolicy,
-    cloudrun::{
-        google::{Google, Side},
-        limit::Place,
-    },
-    fault::{Fault, FaultClass},
+    cloudrun::{google::Side, limit::Place},
     render::count,
 };
 
@@ -28,14 +25,6 @@ const PERMISSIONS: [&str; 5] = [
     "run.locations.list",
 ];
 
-/// What a refusal of a check means for the check.
-fn refused(fault: &Fault) -> Outcome {
-    match fault.class {
-        FaultClass::PermissionDenied => Outcome::Unknown,
-        _ => Outcome::Fail,
-    }
-}
-
 fn granted(answer: &Value) -> BTreeSet<&str> {
     answer["permissions"]
         .as_array()
@@ -45,25 +34,16 @@ fn granted(answer: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-pub(super) async fn permissions_are_there(google: &Google, project: &str, findings: &mut Findings) {
+pub(super) async fn permissions_are_there(checks: &mut Checks<'_>, project: &str) {
     const CHECK: &str = "permissions";
+    let side = Side::ResourceManager;
     let path = format!("v3/projects/{project}:testIamPermissions");
-    match google
-        .ask(
-            Side::ResourceManager,
-            &path,
-            Some(&json!({"permissions": PERMISSIONS})),
-        )
-        .await
-    {
-        Err(fault) => findings.add(
-            CHECK,
-            project,
-            refused(&fault),
-            fault.to_string(),
-            "is the project's id right, and is the Resource Manager API on?",
-        ),
-        Ok(answer) => {
+    let body = json!({"permissions": PERMISSIONS});
+    match checks.ask(side, &path, Some(&body)).await {
+        None => {}
+        Some(Err(fault)) => checks.refused(CHECK, project, (side, &fault), ""),
+        Some(Ok(answer)) => {
+            let findings = &mut checks.findings;
             let held = granted(&answer);
             let missing: Vec<&str> = PERMISSIONS
                 .iter()
@@ -92,66 +72,48 @@ pub(super) async fn permissions_are_there(google: &Google, project: &str, findin
 }
 
 /// The topic of the subscription, if it can be seen.
-pub(super) async fn subscription_is_read(
-    google: &Google,
-    name: &str,
-    findings: &mut Findings,
-) -> Option<String> {
+pub(super) async fn subscription_is_read(checks: &mut Checks<'_>, name: &str) -> Option<String> {
     let consume = "pubsub.subscriptions.consume";
-    let asked = google
-        .ask(
-            Side::PubSub,
-            &format!("v1/{name}:testIamPermissions"),
-            Some(&json!({"permissions": [consume]})),
-        )
-        .await;
-    match asked {
+    let path = format!("v1/{name}:testIamPermissions");
+    let body = json!({"permissions": [consume]});
+    match checks.ask(Side::PubSub, &path, Some(&body)).await? {
         Ok(answer) if granted(&answer).contains(consume) => {
-            findings.pass(SUBSCRIPTION, name, "it may be read")
+            checks.findings.pass(SUBSCRIPTION, name, "it may be read")
         }
-        Ok(_) => findings.add(
+        Ok(_) => checks.findings.add(
             SUBSCRIPTION,
             name,
             Outcome::Fail,
             format!("{consume} is missing, or there is no such subscription"),
             "grant roles/pubsub.subscriber on it: docs/events.md",
         ),
-        Err(fault) => {
-            let is_gone = fault.class.row().gone;
-            let (outcome, evidence) = if is_gone {
-                (Outcome::Fail, "it is not there".to_owned())
-            } else {
-                (refused(&fault), fault.to_string())
-            };
-            let fix = "docs/events.md sets it up";
-            findings.add(SUBSCRIPTION, name, outcome, evidence, fix);
-            if is_gone {
-                return None;
-            }
+        Err(fault) if fault.class.row().gone => {
+            let (evidence, fix) = ("it is not there", "docs/events.md sets it up");
+            let findings = &mut checks.findings;
+            findings.add(SUBSCRIPTION, name, Outcome::Fail, evidence, fix);
+            return None;
         }
+        Err(fault) => checks.refused(SUBSCRIPTION, name, (Side::PubSub, &fault), ""),
     }
-    topic_of(google, name, findings).await
+    topic_of(checks, name).await
 }
 
 const SUBSCRIPTION: &str = "subscription";
 
-async fn topic_of(google: &Google, name: &str, findings: &mut Findings) -> Option<String> {
-    let found = match google.ask(Side::PubSub, &format!("v1/{name}"), None).await {
+async fn topic_of(checks: &mut Checks<'_>, name: &str) -> Option<String> {
+    let side = Side::PubSub;
+    let found = match checks.ask(side, &format!("v1/{name}"), None).await? {
         Ok(found) => found,
         Err(fault) => {
-            findings.add(
-                SUBSCRIPTION,
-                name,
-                Outcome::Unknown,
-                format!("its topic cannot be seen: {fault}"),
-                "needs pubsub.subscriptions.get, which the operator itself does not",
-            );
+            let needs =
+                "its topic needs pubsub.subscriptions.get, which the operator itself does not";
+            checks.refused(SUBSCRIPTION, name, (side, &fault), needs);
             return None;
         }
     };
     let topic = found["topic"].as_str().unwrap_or_default();
     if topic.is_empty() || topic == "_deleted-topic_" {
-        findings.add(
+        checks.findings.add(
             SUBSCRIPTION,
             name,
             Outcome::Fail,
@@ -163,23 +125,15 @@ async fn topic_of(google: &Google, name: &str, findings: &mut Findings) -> Optio
     Some(topic.to_owned())
 }
 
-pub(super) async fn sink_covers(
-    google: &Google,
-    project: &str,
-    topics: &BTreeSet<String>,
-    findings: &mut Findings,
-) {
+pub(super) async fn sink_covers(checks: &mut Checks<'_>, project: &str, topics: &BTreeSet<String>) {
     let path = format!("v2/projects/{project}/sinks");
-    let sinks = match google.ask(Side::Logging, &path, None).await {
-        Ok(found) => found,
-        Err(fault) => {
-            return findings.add(
-                SINK,
-                project,
-                Outcome::Unknown,
-                fault.to_string(),
-                "needs logging.sinks.list",
-            );
+    let side = Side::Logging;
+    let sinks = match checks.ask(side, &path, None).await {
+        None => return,
+        Some(Ok(found)) => found,
+        Some(Err(fault)) => {
+            let needs = "needs logging.sinks.list";
+            return checks.refused(SINK, project, (side, &fault), needs);
         }
     };
     let leads_to = |destination: &str| {
@@ -188,8 +142,8 @@ pub(super) async fn sink_covers(
     };
     let ours = |s: &&Value| leads_to(s["destination"].as_str().unwrap_or_default());
     match sinks["sinks"].as_array().into_iter().flatten().find(ours) {
-        Some(sink) => sink_lets_through(project, sink, findings),
-        None => findings.add(
+        Some(sink) => sink_lets_through(project, sink, checks.findings),
+        None => checks.findings.add(
             SINK,
             project,
             Outcome::Unknown,

@@ -1,5 +1,6 @@
 //! `doctor`: what stands between the operator and its work, and what to do about it.
 
+mod checks;
 mod cluster;
 mod findings;
 mod google;
@@ -17,6 +18,7 @@ use crate::{
     render::{Format, Style, Tone, data, neutral},
 };
 
+use checks::Checks;
 use cluster::{definitions_are_current, operator_works, policies_stand};
 use findings::{Document, Finding, Findings, Outcome};
 use google::{permissions_are_there, quota_suffices, sink_covers, subscription_is_read};
@@ -100,12 +102,13 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
     if projects.is_empty() {
         projects.extend(policies.iter().map(|p| p.spec.project.clone()));
     }
+    let mut checks = Checks::new(&google, context.servers(), &mut findings);
     for project in &projects {
-        permissions_are_there(&google, project, &mut findings).await;
+        permissions_are_there(&mut checks, project).await;
     }
     let mut topics = BTreeSet::new();
     for subscription in &command.event_subscriptions {
-        topics.extend(subscription_is_read(&google, subscription, &mut findings).await);
+        topics.extend(subscription_is_read(&mut checks, subscription).await);
     }
     if command.event_subscriptions.is_empty() {
         findings.add(
@@ -117,7 +120,7 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
         );
     } else {
         for project in &projects {
-            sink_covers(&google, project, &topics, &mut findings).await;
+            sink_covers(&mut checks, project, &topics).await;
         }
     }
     quota_suffices(&policies, command, &mut findings);

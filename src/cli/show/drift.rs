@@ -16,9 +16,11 @@ use crate::{
         Exit,
         context::{Context, Kube, print},
         output::ListOutput,
+        reach::is_unreachable,
         select::Selection,
         world::list_all,
     },
+    plan::CONTESTED,
     render::Tone,
     status::PERHAPS_EXPOSED,
 };
@@ -92,8 +94,14 @@ pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<
         records.news(context, &kube, command, &[]).await?;
     }
     let mut last = None;
+    let mut absent = false;
     loop {
-        let found = command.chosen.policies(&kube).await?;
+        let chosen = command.chosen.policies(&kube).await?;
+        // Once, and not every two seconds.
+        if last.is_none() {
+            absent = chosen.complain(context);
+        }
+        let found = chosen.found;
         let mut document = drift_document(&found);
         if command.watch && last.is_some() {
             document.corrected = records.news(context, &kube, command, &found).await?;
@@ -102,7 +110,9 @@ pub async fn drift(context: &Context, command: &DriftCommand) -> anyhow::Result<
             show(context, command, &document, &found, &kube.namespace)?;
         }
         if !command.watch {
-            return Ok(if document.services.is_empty() {
+            return Ok(if absent {
+                Exit::Error
+            } else if document.services.is_empty() {
                 Exit::Nothing
             } else {
                 Exit::Differences
@@ -138,6 +148,8 @@ impl Records {
         let listed = list_all(&api, ListParams::default().labels(&labels)).await;
         let changes = match listed {
             Ok(changes) => changes,
+            // The command ends with it, and says it then.
+            Err(why) if why.downcast_ref().is_some_and(is_unreachable) => return Err(why),
             Err(why) => {
                 self.hidden = true;
                 let why = context.explain(&why);
@@ -198,7 +210,7 @@ fn show(
         return Ok(());
     }
     if found.is_empty() {
-        context.complain(&command.chosen.nothing("policies", namespace));
+        command.chosen.say_nothing(context, "policies", namespace);
         return Ok(());
     }
     print(&drift_text(context, command, document));
@@ -274,8 +286,8 @@ fn differences(line: &DriftLine) -> Vec<String> {
     if line.exposed {
         all.push("EXPOSED: anyone can call it".to_owned());
     }
-    if line.contested {
-        all.push("CONTESTED: somebody else keeps changing it".to_owned());
+    if line.contested && !line.message.contains(CONTESTED) {
+        all.push(format!("CONTESTED: {CONTESTED}"));
     }
     all.extend(line.drift_by.as_ref().map(|by| format!("by {by}")));
     all.extend((!line.message.is_empty()).then(|| line.message.clone()));
@@ -297,12 +309,13 @@ fn drift_lines(context: &Context, document: &DriftDocument) -> String {
     let mut text = String::new();
     for l in &document.services {
         let head = format!("{} ({})", l.service, l.region);
-        let since = ago(context.present(), l.since);
+        // What is said of a service in sync is below, and is not as old as that state.
+        let state = match l.state {
+            ServiceState::InSync => String::new(),
+            state => format!("{state:?} since {}, ", ago(context.present(), l.since)),
+        };
         text.push_str(&style.paint(Tone::Strong, &head));
-        text.push_str(&format!(
-            "  {:?} since {since}, policy {}/{}\n",
-            l.state, l.namespace, l.policy
-        ));
+        text.push_str(&format!("  {state}policy {}/{}\n", l.namespace, l.policy));
         for line in differences(l) {
             let tone = if line.starts_with('+') {
                 Tone::Good
@@ -317,9 +330,13 @@ fn drift_lines(context: &Context, document: &DriftDocument) -> String {
     for c in &document.corrected {
         text.push_str(&corrected_lines(context, c));
     }
-    if !document.services.is_empty() {
-        let legend = "+ declared and not granted, - granted and not declared. By whom: needs audit events (docs/events.md).";
-        text.push_str(&style.paint(Tone::Dim, &style.wrap(0, legend)));
+    let differ = |l: &DriftLine| !l.missing.is_empty() || !l.unexpected.is_empty();
+    if document.services.iter().any(differ) {
+        let mut legend = "+ declared and not granted, - granted and not declared.".to_owned();
+        if document.services.iter().all(|l| l.drift_by.is_none()) {
+            legend.push_str(" By whom: needs audit events (docs/events.md).");
+        }
+        text.push_str(&style.paint(Tone::Dim, &style.wrap(0, &legend)));
         text.push('\n');
     }
     text

@@ -1,17 +1,22 @@
 //! `history`: what the operator changed, and why.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use kube::{Resource as _, ResourceExt as _};
+use kube::{Resource as _, ResourceExt as _, api::ListParams};
 use serde::Serialize;
 
 use super::{ago, tabulated};
 use crate::{
-    api::{ChangePhase, InvokerChange, InvokerChangeSpec, change_label},
+    api::{
+        ChangePhase, InvokerChange, InvokerChangeSpec, InvokerPolicy, REQUEST_PREFIX, change_label,
+    },
     cli::{
         Exit,
         context::{Context, Kube, print},
         output::ListOutput,
-        select::Selection,
+        request,
+        select::{Chosen, Selection},
         world::list_all,
     },
 };
@@ -56,28 +61,76 @@ impl<'a> RecordedChange<'a> {
     }
 }
 
-/// The changes of the policies that are named, or of all that were chosen.
-async fn changes(kube: &Kube, chosen: &Selection) -> anyhow::Result<Vec<InvokerChange>> {
+/// The changes that are on record of what was chosen.
+async fn changes(kube: &Kube, chosen: &Selection) -> anyhow::Result<Chosen<InvokerChange>> {
+    let mut found: Chosen<InvokerChange> = Chosen::default();
     if chosen.names.is_empty() {
         let api = kube.api::<InvokerChange>(chosen.all_namespaces);
-        return list_all(&api, chosen.list_params()).await;
+        if chosen.selector.is_none() {
+            found.found = list_all(&api, ListParams::default()).await?;
+            return Ok(found);
+        }
+        // Labels are those of policies; a record has labels of its own.
+        let policies = chosen.policies(kube).await?.found;
+        let meant: BTreeSet<(Option<String>, String)> = policies
+            .iter()
+            .map(|p| (p.namespace(), p.name_any()))
+            .collect();
+        found.found = list_all(&api, ListParams::default()).await?;
+        found.found.retain(|c| {
+            let mut behind = c.spec.policies.iter();
+            behind.any(|p| meant.contains(&(Some(p.namespace.clone()), p.name.clone())))
+        });
+        return Ok(found);
     }
-    let mut found: Vec<InvokerChange> = Vec::new();
     for name in &chosen.names {
-        let api = kube.in_namespace_of(name).api::<InvokerChange>(false);
-        let labels = change_label(&name.name);
-        let params = kube::api::ListParams::default().labels(&labels);
-        let of_policy = list_all(&api, params).await?;
-        found.extend(of_policy);
+        let kube = kube.in_namespace_of(name);
+        match of_name(&kube, &name.name).await? {
+            Some(changes) => found.found.extend(changes),
+            None => found.absent.push(format!(
+                "namespace {} has no InvokerPolicy and no InvokerAccessRequest {name}, and no change of one is on record; see kubectl invoker history -n {}",
+                kube.namespace,
+                kube.namespace,
+                name = name.name
+            )),
+        }
     }
-    found.sort_by_key(|c| (c.namespace(), c.name_any()));
-    found.dedup_by_key(|c| (c.namespace(), c.name_any()));
+    let changes = &mut found.found;
+    changes.sort_by_key(|c| (c.namespace(), c.name_any()));
+    changes.dedup_by_key(|c| (c.namespace(), c.name_any()));
     Ok(found)
+}
+
+/// The changes of a policy or a request, which may be gone itself; `None`: neither is there, nor a
+/// change of one.
+async fn of_name(kube: &Kube, name: &str) -> anyhow::Result<Option<Vec<InvokerChange>>> {
+    let api = kube.api::<InvokerChange>(false);
+    let mut found = Vec::new();
+    for label in [
+        change_label(name),
+        change_label(&format!("{REQUEST_PREFIX}{name}")),
+    ] {
+        found.extend(list_all(&api, ListParams::default().labels(&label)).await?);
+    }
+    if !found.is_empty() {
+        return Ok(Some(found));
+    }
+    // Who may not read one of these kinds is not told that there is none.
+    let policy = kube.api::<InvokerPolicy>(false).get_opt(name).await;
+    let is_there =
+        !matches!(policy, Ok(None)) || !matches!(request::find(kube, name).await, Ok(None));
+    Ok(is_there.then_some(found))
 }
 
 pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let mut found = changes(&kube, &command.chosen).await?;
+    let chosen = changes(&kube, &command.chosen).await?;
+    let exit = if chosen.complain(context) {
+        Exit::Error
+    } else {
+        Exit::Nothing
+    };
+    let mut found = chosen.found;
     if let Some(service) = &command.service {
         found.retain(|c| c.spec.service == *service);
     }
@@ -93,15 +146,13 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
         .map(|c| format!("invokerchange.{group}/{}", c.name_any()));
     if let Some(text) = command.output.for_programs(&document, names)? {
         print(&text);
-        return Ok(Exit::Nothing);
+        return Ok(exit);
     }
     if found.is_empty() {
-        let what = match &command.service {
-            Some(service) => format!("changes of service {service} on record"),
-            None => "changes on record".to_owned(),
-        };
-        context.complain(&command.chosen.nothing(&what, &kube.namespace));
-        return Ok(Exit::Nothing);
+        if exit == Exit::Nothing {
+            say_nothing(context, &kube, command);
+        }
+        return Ok(exit);
     }
     let mut head = vec!["change", "age", "service", "reason", "grants"];
     if command.output == ListOutput::Wide {
@@ -110,7 +161,27 @@ pub async fn history(context: &Context, command: &HistoryCommand) -> anyhow::Res
     let row = |c: &InvokerChange| history_row(context.now, command, c);
     let rows: Vec<Vec<String>> = found.iter().map(row).collect();
     print(&tabulated(context, &command.output, &head, &rows));
-    Ok(Exit::Nothing)
+    Ok(exit)
+}
+
+/// That nothing is on record of what was chosen.
+fn say_nothing(context: &Context, kube: &Kube, command: &HistoryCommand) {
+    let what = match &command.service {
+        Some(service) => format!("changes of service {service} on record"),
+        None if command.chosen.selector.is_some() => "changes on record of policies".to_owned(),
+        None => "changes on record".to_owned(),
+    };
+    let chosen = &command.chosen;
+    if chosen.names.is_empty() {
+        chosen.say_nothing(context, &what, &kube.namespace);
+        return;
+    }
+    let names: Vec<String> = chosen
+        .names
+        .iter()
+        .map(|n| format!("{}/{}", kube.in_namespace_of(n).namespace, n.name))
+        .collect();
+    context.complain(&format!("no {what} for {}", names.join(", ")));
 }
 
 /// Why it was written, and by which approvals.

@@ -54,7 +54,11 @@ pub fn tabulated(
         style.width = UNLIMITED;
     }
     match output.table_format() {
-        Format::Markdown => table::markdown(head, rows),
+        Format::Markdown => {
+            let literal = |row: &Vec<String>| row.iter().map(|c| table::literal(c)).collect();
+            let rows: Vec<Vec<String>> = rows.iter().map(literal).collect();
+            table::markdown(head, &rows)
+        }
         _ => table::table(&style, head, rows),
     }
 }

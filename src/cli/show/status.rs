@@ -46,6 +46,7 @@ struct PolicyLine {
     ready: String,
     pub(super) reason: String,
     pub(super) services: i64,
+    drifted: i64,
     pub(super) missing: i64,
     pub(super) unexpected: i64,
     pub(super) message: String,
@@ -58,7 +59,9 @@ struct PolicyLine {
 
 pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Result<Exit> {
     let kube = context.kube().await?;
-    let found = command.chosen.policies(&kube).await?;
+    let chosen = command.chosen.policies(&kube).await?;
+    let absent = chosen.complain(context);
+    let found = chosen.found;
     let document = StatusDocument {
         kind: "Status",
         version: 1,
@@ -66,7 +69,9 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
     };
     let lines = &document.policies;
     let is_off = |l: &PolicyLine| l.ready != "True" || l.missing + l.unexpected > 0;
-    let exit = if lines.iter().any(is_off) {
+    let exit = if absent {
+        Exit::Error
+    } else if lines.iter().any(is_off) {
         Exit::Differences
     } else {
         Exit::Nothing
@@ -79,7 +84,9 @@ pub async fn status(context: &Context, command: &StatusCommand) -> anyhow::Resul
         return Ok(exit);
     }
     if found.is_empty() {
-        context.complain(&command.chosen.nothing("policies", &kube.namespace));
+        command
+            .chosen
+            .say_nothing(context, "policies", &kube.namespace);
         return Ok(exit);
     }
     let mut text = status_table(context, command, lines);
@@ -124,6 +131,7 @@ fn policy_line(policy: &InvokerPolicy) -> PolicyLine {
         ready,
         reason,
         services: summary.services,
+        drifted: summary.drifted,
         missing: summary.missing,
         unexpected: summary.unexpected,
         message,
@@ -159,9 +167,10 @@ fn readiness(policy: &InvokerPolicy, status: &InvokerPolicyStatus) -> (String, S
 
 fn status_table(context: &Context, command: &StatusCommand, lines: &[PolicyLine]) -> String {
     let wide = command.output == ListOutput::Wide;
-    let mut head = vec!["policy", "mode", "ready", "reason", "svc", "miss", "extra"];
+    let mut head = vec!["policy", "mode", "ready", "reason", "services", "drifted"];
     if wide {
-        head.extend(["project", "rollback", "last change", "message"]);
+        head.extend(["missing", "unexpected", "project"]);
+        head.extend(["rollback", "last change", "message"]);
     }
     let or_none = |text: String| {
         if text.is_empty() {
@@ -181,10 +190,11 @@ fn status_table(context: &Context, command: &StatusCommand, lines: &[PolicyLine]
             l.ready.clone(),
             l.reason.clone(),
             l.services.to_string(),
-            l.missing.to_string(),
-            l.unexpected.to_string(),
+            l.drifted.to_string(),
         ];
         if wide {
+            cells.push(l.missing.to_string());
+            cells.push(l.unexpected.to_string());
             cells.push(l.project.clone());
             cells.push(or_none(l.rollback.join(",")));
             cells.push(or_none(l.last_change.clone().unwrap_or_default()));
@@ -233,13 +243,22 @@ fn in_full(
     }
     let off = status.services.iter();
     for s in off.filter(|s| s.state != ServiceState::InSync) {
-        let new = !said.iter().any(|m| m.contains(&s.message));
-        text.push_str(&service(context, &style, s, new));
+        text.push_str(&service(context, &style, s, &unsaid(s, &said)));
     }
     text
 }
 
-fn service(context: &Context, style: &Style, s: &ServiceStatus, with_message: bool) -> String {
+/// What the message of a service says beyond the conditions. Those name the service behind the
+/// member (`M on S (R): why`), it does not (`M: why`).
+fn unsaid(s: &ServiceStatus, said: &BTreeSet<String>) -> String {
+    let place = format!(" on {} ({})", s.name, s.region);
+    let said: Vec<String> = said.iter().map(|m| m.replace(&place, "")).collect();
+    let is_new = |part: &&str| !said.iter().any(|m| m.contains(*part));
+    let parts: Vec<&str> = s.message.split("; ").filter(is_new).collect();
+    parts.join("; ")
+}
+
+fn service(context: &Context, style: &Style, s: &ServiceStatus, message: &str) -> String {
     let since = ago(context.now, s.since.0);
     let head = format!("{} ({}): {:?}, since {since}", s.name, s.region, s.state);
     let mut text = format!("\n{}\n", style.wrap(0, &head));
@@ -251,8 +270,8 @@ fn service(context: &Context, style: &Style, s: &ServiceStatus, with_message: bo
     if let Some(by) = &s.drift_by {
         text.push_str(&format!("{}\n", style.wrap(2, &format!("by {by}"))));
     }
-    if with_message && !s.message.is_empty() {
-        text.push_str(&format!("{}\n", style.wrap(2, &s.message)));
+    if !message.is_empty() {
+        text.push_str(&format!("{}\n", style.wrap(2, message)));
     }
     text
 }

@@ -6,9 +6,9 @@ use futures::StreamExt as _;
 
 use super::ClusterSnapshot;
 use crate::{
-    cli::context::progress,
+    cli::{context::progress, reach::is_cut_off},
     cloudrun::{CloudRun, Listing, list_services},
-    fault::{Fault, FaultClass},
+    fault::FaultClass,
     iam::{Policy, RunService},
     index::{PlanInputs, Scope},
     intent::PolicyKey,
@@ -85,7 +85,7 @@ impl ClusterSnapshot {
             && self
                 .live
                 .values()
-                .all(|l| l.as_ref().is_err_and(is_unreachable))
+                .all(|l| l.as_ref().is_err_and(is_cut_off))
         {
             return Err(anyhow::Error::from(fault.clone()).context("cannot read IAM"));
         }
@@ -135,7 +135,7 @@ impl ClusterSnapshot {
         bar.finish_and_clear();
         for (project, result) in listings {
             if let Err(fault) = &result
-                && is_unreachable(fault)
+                && is_cut_off(fault)
             {
                 let why = format!("cannot list the services of {project}");
                 return Err(anyhow::Error::from(fault.clone()).context(why));
@@ -177,6 +177,12 @@ impl ClusterSnapshot {
         }
     }
 
+    /// Whether something could not be read for want of a permission.
+    pub fn is_refused(&self) -> bool {
+        let mut faults = self.live.values().filter_map(|l| l.as_ref().err());
+        faults.any(|fault| fault.class == FaultClass::PermissionDenied)
+    }
+
     /// The plan of a service that could be read.
     pub fn plan(&self, service: &RunService) -> Option<Planned<'_>> {
         let live = self.live.get(service)?.as_ref().ok()?;
@@ -184,15 +190,4 @@ impl ClusterSnapshot {
         let plan = plan::plan(&inputs.input(live, &self.settings, self.now));
         Some(Planned { inputs, live, plan })
     }
-}
-
-/// Whether a fault is about the way to Google, and not about what was asked for.
-fn is_unreachable(fault: &Fault) -> bool {
-    matches!(
-        fault.class,
-        FaultClass::Unavailable
-            | FaultClass::Timeout
-            | FaultClass::Credentials
-            | FaultClass::ForeignAnswer
-    )
 }

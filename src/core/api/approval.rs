@@ -19,8 +19,7 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     doc = "InvokerApproval agrees to one plan of one policy of its namespace, or to one InvokerAccessRequest, once; with decision: Deny it says no. Who may create one may approve: the right is a role of its own. It waits for the plan until notAfter, may come before it, and cannot be changed.",
     validation = Rule::new("self.metadata.name.size() <= 100").message("metadata.name must be at most 100 characters"),
-    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policy"),
-    printcolumn(name = "Request", type_ = "string", json_path = ".spec.request"),
+    printcolumn(name = "For", type_ = "string", json_path = ".spec['policy','request']"),
     printcolumn(name = "Decision", type_ = "string", json_path = ".spec.decision"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Ends", type_ = "string", json_path = ".status.ends"),
@@ -31,6 +30,8 @@ use serde::{Deserialize, Serialize};
         json_path = ".metadata.creationTimestamp"
     ),
     printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason", priority = 1),
+    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policy", priority = 1),
+    printcolumn(name = "Request", type_ = "string", json_path = ".spec.request", priority = 1),
     printcolumn(name = "Plan", type_ = "string", json_path = ".spec.plan", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -41,13 +42,15 @@ use serde::{Deserialize, Serialize};
         .message("give either policy (the name of an InvokerPolicy) or request (the name of an InvokerAccessRequest)")
 )]
 pub struct InvokerApprovalSpec {
-    /// Name of the InvokerPolicy, in this namespace, whose plan is meant.
+    /// Name of the InvokerPolicy, in this namespace, whose plan is meant. Omitted: a request is
+    /// meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
         .message("policy must be the name of an InvokerPolicy of this namespace"))]
     pub policy: Option<String>,
-    /// Name of the InvokerAccessRequest, in this namespace, that is meant.
+    /// Name of the InvokerAccessRequest, in this namespace, that is meant. Omitted: the plan of a
+    /// policy is meant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 50))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
@@ -78,7 +81,7 @@ pub struct InvokerApprovalSpec {
     pub not_after: Option<String>,
     /// What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals
     /// writes it. Where it is given it must be what the plan of this hash does, or the approval
-    /// does not count.
+    /// does not count. Omitted: the hash alone says what is meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "effect")]
     pub effect: Vec<String>,
@@ -87,7 +90,7 @@ pub struct InvokerApprovalSpec {
 fn effect(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "array", "maxItems": 201,
-        "description": "What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals writes it. Where it is given it must be what the plan of this hash does, or the approval does not count.",
+        "description": "What the plan does, for whoever reviews the approval: as kubectl invoker plan --approvals writes it. Where it is given it must be what the plan of this hash does, or the approval does not count. Omitted: the hash alone says what is meant.",
         "items": {"type": "string", "maxLength": 700},
     })
 }

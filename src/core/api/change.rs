@@ -100,7 +100,7 @@ pub struct InvokerChangeSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before: Vec<ChangeGrant>,
     /// How many invoker grants before the write did not fit into this record. If any, it cannot be
-    /// rolled back.
+    /// rolled back. Omitted: 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("what an InvokerChange records cannot be changed"))]
     pub before_omitted: i64,

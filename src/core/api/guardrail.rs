@@ -84,8 +84,9 @@ pub struct InvokerGuardrailSpec {
     pub max_removals: Option<u32>,
 
     /// Whether policies say (condition Bypassed, status.inherited) who may invoke by a grant on the
-    /// project, a folder or the organization, where the operator searches for it. Omitted: they do,
-    /// unless another guardrail says Ignore; of several that say something Report counts.
+    /// project, a folder or the organization, where the operator searches for it. Report: they do.
+    /// Ignore: they do not, it is another team's business. Omitted: they do, unless another
+    /// guardrail says Ignore; of several that say something Report counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inherited: Option<InheritedAccess>,
     /// Who approves a held plan. Tenant: whoever may write the policy, by the annotation
@@ -93,7 +94,7 @@ pub struct InvokerGuardrailSpec {
     /// InvokerApproval; the annotation is ignored. Omitted: the operator's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approvals: Option<ApprovedBy>,
-    /// What InvokerAccessRequests may ask for. Without it a guardrail says nothing of them; where no
+    /// What InvokerAccessRequests may ask for. Omitted: this guardrail says nothing of them; where no
     /// guardrail that selects a namespace has it, there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<RequestTerms>,
@@ -171,10 +172,9 @@ fn auto_approve(_: &mut SchemaGenerator) -> Schema {
 
 /// What is done about grants above the services.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+// Variants have no text of their own: with one, the text of the type takes the place of the field's.
 pub enum InheritedAccess {
-    /// Policies report them.
     Report,
-    /// Nobody speaks of them: it is another team's business.
     Ignore,
 }
 

@@ -178,7 +178,7 @@ pub struct PendingChange {
     /// The invoker grants before the write, as many as fit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<LedgerMember>,
-    /// How many invoker grants did not fit into `before`.
+    /// How many invoker grants did not fit into `before`. Omitted: 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub before_omitted: i64,
     /// Those of `added` and `removed` that undo what somebody else did.

@@ -70,26 +70,48 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         state_defaults(schema);
         narrow_selectors(schema);
     });
-    let policy = all[0].spec.versions.iter_mut().next();
-    let schema = policy.and_then(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
-    let status = schema.and_then(|s| s.properties.as_mut()?.get_mut("status"));
-    if let Some(status) = status {
-        status.default = Some(JSON(status_before_the_first()));
+    for crd in &mut all {
+        let kind = crd.spec.names.kind.as_str();
+        let first = crd.spec.versions.iter_mut().next();
+        let schema = first.and_then(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+        let mut properties = schema.and_then(|s| s.properties.as_mut());
+        if let Some(status) = properties.as_mut().and_then(|p| p.get_mut("status")) {
+            status.default = status_before_the_first(kind).map(JSON);
+        }
+        let is_record = ["InvokerChange", "InvokerLedger"].contains(&kind);
+        if let Some(spec) = properties.and_then(|p| p.get_mut("spec"))
+            && is_record
+        {
+            state_omissions(spec);
+        }
     }
     all
 }
 
-/// The status of a policy that no operator has reconciled yet, so that no column is empty after an
-/// apply, also where no operator runs. The Gateway API does the same.
+/// What stands in a status until the operator writes it.
+const WAITING: &str = "waiting for the operator";
+
+/// The status of an object that no operator has seen yet, so that columns are not empty after an
+/// apply, also where no operator runs. The Gateway API does the same. It holds nothing by which the
+/// operator knows what it has said itself.
 ///
 /// Source: <https://gateway-api.sigs.k8s.io/reference/spec/> (default of `status.conditions`).
-fn status_before_the_first() -> serde_json::Value {
+fn status_before_the_first(kind: &str) -> Option<serde_json::Value> {
+    Some(match kind {
+        "InvokerPolicy" => policy_before_the_first(),
+        "InvokerAccessRequest" => serde_json::json!({"phase": "Pending", "message": WAITING}),
+        "InvokerApproval" => serde_json::json!({"state": "Waiting", "message": WAITING}),
+        _ => return None,
+    })
+}
+
+fn policy_before_the_first() -> serde_json::Value {
     serde_json::json!({
         "conditions": [{
             "type": "Ready",
             "status": "Unknown",
             "reason": "Progressing",
-            "message": "waiting for the operator",
+            "message": WAITING,
             "lastTransitionTime": "1970-01-01T00:00:00Z",
             "observedGeneration": 0,
         }],
@@ -115,6 +137,24 @@ fn state_defaults(schema: &mut JSONSchemaProps) {
         state_defaults(property);
         if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut property.items {
             state_defaults(items);
+        }
+    }
+}
+
+/// What the operator writes itself it leaves out where there is nothing to write.
+fn state_omissions(schema: &mut JSONSchemaProps) {
+    let required = schema.required.clone().unwrap_or_default();
+    for (name, property) in schema.properties.iter_mut().flatten() {
+        if let Some(text) = &mut property.description
+            && !required.contains(name)
+            && !text.contains("Omitted: ")
+            && !text.contains("Default: ")
+        {
+            text.push_str(" Omitted: none.");
+        }
+        state_omissions(property);
+        if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut property.items {
+            state_omissions(items);
         }
     }
 }

@@ -133,26 +133,27 @@ fn default_interval() -> String {
         .message("in matchExpressions, In and NotIn need values, Exists and DoesNotExist take none")
 )]
 pub struct ServiceSpec {
-    /// Name of one Cloud Run service.
+    /// Name of one Cloud Run service. Omitted: the entry has a selector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')")
         .message("name must be a Cloud Run service name: lower-case letters, digits and hyphens, beginning with a letter"))]
     pub name: Option<String>,
-    /// Region of the service named.
+    /// Region of the service named, which needs it. Omitted: the entry has a selector.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z]+-[a-z]+[0-9]+$')")
         .message("region must be a Google Cloud region such as europe-west1"))]
     pub region: Option<String>,
-    /// Regions that the selector covers; every region if omitted.
+    /// Regions that the selector covers. Omitted: every region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.all(r, r.size() <= 40 && r.matches('^[a-z]+-[a-z]+[0-9]+$'))")
         .message("regions must be Google Cloud regions such as europe-west1"))]
     #[schemars(schema_with = "regions_schema")]
     pub regions: Option<Vec<String>>,
-    /// Kubernetes label selector over the labels of the Cloud Run services of the project.
+    /// Kubernetes label selector over the labels of the Cloud Run services of the project. Omitted:
+    /// the entry has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
 }
@@ -160,7 +161,7 @@ pub struct ServiceSpec {
 fn regions_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "array", "nullable": true, "minItems": 1, "maxItems": 64, "x-kubernetes-list-type": "set",
-        "description": "Regions in which the selector looks; every region if omitted.",
+        "description": "Regions in which the selector looks. Omitted: every region.",
         "items": {"type": "string", "maxLength": 40},
     })
 }
@@ -177,7 +178,8 @@ fn regions_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 pub struct InvokerSpec {
     /// The principal as IAM writes it: user:, group:, serviceAccount:, domain:, principal://,
     /// principalSet://, allUsers or allAuthenticatedUsers. Federated identities (principal://,
-    /// principalSet://) are accepted, but Cloud Run does not let them invoke.
+    /// principalSet://) are accepted, but Cloud Run does not let them invoke. Omitted: the entry has
+    /// a kubernetesServiceAccount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 320))]
     #[x_kube(
@@ -195,17 +197,19 @@ pub struct InvokerSpec {
     )]
     pub member: Option<String>,
     /// A Kubernetes ServiceAccount, in place of member: stands for the Google service account that
-    /// its annotation iam.gke.io/gcp-service-account names, and follows it.
+    /// its annotation iam.gke.io/gcp-service-account names, and follows it. Omitted: the entry has a
+    /// member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes_service_account: Option<ServiceAccountReference>,
     /// When access ends (RFC 3339 with a zone, for example 2026-12-24T18:00:00Z). It becomes an IAM
-    /// condition, so access ends on time whatever happens to the operator.
+    /// condition, so access ends on time whatever happens to the operator. Omitted: access does not
+    /// end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     #[x_kube(validation = Rule::new(r"self.matches('^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')")
         .message("expires must be a time as in RFC 3339 with a zone, for example 2026-12-24T18:00:00Z"))]
     pub expires: Option<String>,
-    /// IAM condition under which the grant holds.
+    /// IAM condition under which the grant holds. Omitted: it holds without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<ConditionSpec>,
 }
@@ -219,7 +223,7 @@ pub struct ServiceAccountReference {
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
         .message("name must be the name of a ServiceAccount"))]
     pub name: String,
-    /// Namespace of the ServiceAccount; the policy's if omitted.
+    /// Namespace of the ServiceAccount. Omitted: that of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')")
@@ -236,7 +240,7 @@ pub struct ConditionSpec {
     /// Short name of the condition; part of its identity in IAM.
     #[schemars(length(min = 1, max = 100))]
     pub title: String,
-    /// What the condition is for.
+    /// What the condition is for. Omitted: nothing is said of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 256))]
     pub description: String,

@@ -117,6 +117,14 @@ pub struct InvokerAccessRequestStatus {
     pub conditions: Vec<StatusCondition>,
 }
 
+impl InvokerAccessRequestStatus {
+    /// The phase that the operator wrote, as opposed to the default of the definition, which has no
+    /// plan.
+    pub fn written_phase(&self) -> Option<RequestPhase> {
+        self.phase.filter(|_| self.plan.is_some())
+    }
+}
+
 /// Where a request stands.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,

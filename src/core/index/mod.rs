@@ -337,6 +337,11 @@ impl Index {
         self.ledgers.spoil(service, why, version);
     }
 
+    /// Name of the ledger object of a service.
+    pub fn ledger_name(service: &RunService) -> String {
+        crate::ledger::name(service)
+    }
+
     /// A ledger object that cannot be read, by its name; the service that it is about comes back.
     pub fn spoil_ledger_named(
         &mut self,

@@ -11,7 +11,7 @@ use crate::{
     iam::RunService,
     intent::{Agreement, Target},
     plan::{HeldPlan, SelectorImpact, UnansweredSelectors, effect::reach_hash, guard},
-    status::ReachedServices,
+    status::{ReachedServices, denial_of},
 };
 
 /// How far the selectors of one policy reach. Kept while nothing changes it: a policy can mean
@@ -117,10 +117,18 @@ impl Index {
     /// How far the selectors of a policy reach beyond what it changed before, if that is too far.
     pub(super) fn reach(&self, record: &Record) -> Option<ReachedServices> {
         self.with_reach(record, |reach| {
+            let spread = reach.spread(record)?;
+            let denied = match &spread {
+                SelectorImpact::Held { plan, .. } => {
+                    denial_of(&self.denials(record), &plan.hash).cloned()
+                }
+                SelectorImpact::Counting { .. } => None,
+            };
             Some(ReachedServices {
-                spread: reach.spread(record)?,
+                spread,
                 services: reach.wanting.clone(),
                 approver: record.terms().approver(),
+                denied,
             })
         })
     }
@@ -178,7 +186,7 @@ impl Index {
         wanting: &BTreeSet<RunService>,
     ) -> Option<Arc<Agreement>> {
         let is_for = |a: &Agreement| {
-            if self.is_spent(a, None) {
+            if a.denies() || self.is_denied(a) || self.is_spent(a, None) {
                 return false;
             }
             let reached: BTreeSet<&RunService> = self

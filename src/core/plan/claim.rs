@@ -53,6 +53,8 @@ pub struct PolicyOnService {
     pub left: bool,
     /// Approvals of plans of the policy that were not used yet, the earliest first.
     pub agreements: Vec<Arc<Agreement>>,
+    /// Those that say no to a plan of the policy.
+    pub denials: Vec<Arc<Agreement>>,
     /// The approval that lets its selectors reach the service, until that is on record there.
     pub reached_by: Option<Arc<Agreement>>,
 }
@@ -68,6 +70,7 @@ impl PolicyOnService {
             stopped: None,
             left: false,
             agreements: Vec::new(),
+            denials: Vec::new(),
             reached_by: None,
         }
     }

@@ -35,7 +35,7 @@ use crate::{
 
 pub use check::check;
 pub use view::{View, view, views};
-pub use withheld::{Change, RejectedMember, Withheld, WithheldReason};
+pub use withheld::{CONTESTED, Change, RejectedMember, Withheld, WithheldReason};
 
 pub use claim::{PolicyOnService, Rollback, SelectorImpact};
 pub use diff::{RevokeCause, Verdict};

@@ -84,6 +84,9 @@ pub enum WithheldReason {
     HashedConditions,
 }
 
+/// What is said of a grant in a fight; more follows.
+pub const CONTESTED: &str = "somebody else keeps changing it";
+
 impl WithheldReason {
     /// The reason that conditions show.
     pub fn reason(&self) -> Reason {
@@ -138,7 +141,7 @@ impl WithheldReason {
                 format!("the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval")
             }
             Self::Contested(fight) => format!(
-                "somebody else keeps changing it: corrected {} times within an hour, next at {}",
+                "{CONTESTED}: corrected {} times within an hour, next at {}",
                 fight.corrections,
                 fight.not_before.strftime("%H:%M:%SZ")
             ),

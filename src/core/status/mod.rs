@@ -20,7 +20,7 @@ use crate::{
     api::{InvokerPolicyStatus, Reason},
     fault::Fault,
     iam::{InvokingRoles, RunService},
-    intent::Intent,
+    intent::{Agreement, Intent},
     plan::SelectorImpact,
 };
 use conditions::ConditionInput;
@@ -32,7 +32,7 @@ pub use observation::{
     Applied, Before, By, Drift, Findings, FoundDrift, Held, Members, News, Observation, Reconciled,
     Written,
 };
-pub use text::{how_to_agree, on_one_line, whole_seconds};
+pub use text::{denial_of, denied_by, how_to_agree, on_one_line, whole_seconds};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct ReachedServices {
     pub services: BTreeSet<RunService>,
     /// Who says that only an InvokerApproval counts, if somebody does.
     pub approver: Option<Arc<str>>,
+    /// Who said no to it, if somebody did.
+    pub denied: Option<Arc<Agreement>>,
 }
 
 /// All that the status of a policy depends on.

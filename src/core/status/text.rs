@@ -1,8 +1,13 @@
 //! Words that several places of a status share.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
-use crate::{iam::RunService, intent::Intent};
+use crate::{
+    iam::RunService,
+    intent::{Agreement, Intent},
+};
 
 /// How somebody lets a plan through, and whom to ask. `approver`: who says that only an
 /// InvokerApproval counts.
@@ -16,6 +21,24 @@ pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> Stri
             "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker approve {name} -n {namespace} --reason WHY"
         ),
     }
+}
+
+/// The approval that says no to a plan. One whose time is over is not kept.
+pub fn denial_of<'a>(denials: &'a [Arc<Agreement>], plan: &str) -> Option<&'a Arc<Agreement>> {
+    denials.iter().find(|d| *d.plan == *plan)
+}
+
+/// Who said no to a plan, and why.
+pub fn denied_by(denial: &Agreement) -> String {
+    let who = match &*denial.by {
+        "" => String::new(),
+        who => format!(" of {who}"),
+    };
+    format!(
+        "Denied by InvokerApproval {}{who}: {}",
+        denial.key.name,
+        on_one_line(&denial.reason)
+    )
 }
 
 /// The command that ends a rollback.

@@ -247,6 +247,12 @@ impl Index {
         all.iter().filter(may).cloned().collect()
     }
 
+    /// The approvals that say no to a plan of a policy.
+    pub(super) fn denials(&self, record: &Record) -> Vec<Arc<Agreement>> {
+        let all = self.approvals.of(&record.intent.id.key()).iter();
+        all.filter(|a| a.denies()).cloned().collect()
+    }
+
     /// Whether somebody who may approve said no to the plan of an approval.
     pub(super) fn is_denied(&self, agreement: &Agreement) -> bool {
         let mut all = self.approvals.of(&agreement.policy()).iter();

@@ -203,6 +203,7 @@ impl Index {
             word.spread = self.spread(record);
         }
         word.agreements = self.agreements(record, service);
+        word.denials = self.denials(record);
         word.reached_by = self.reached_by(record, service);
         word
     }

@@ -10,7 +10,7 @@ use crate::{
     intent::{Intent, Rejection},
     plan::SelectorImpact,
     status::{
-        Held, Members, StatusInput, how_to_agree, is_suspended, needs_person,
+        Held, Members, StatusInput, denied_by, how_to_agree, is_suspended, needs_person,
         text::{and_more, listed, listed_with, place, retain_with, services_in_words},
     },
 };
@@ -162,11 +162,14 @@ fn selector_impact(facts: &StatusInput<'_>) -> Option<Verdict> {
             hash,
             ..
         } => {
+            let next = match &reach.denied {
+                Some(denial) => denied_by(denial),
+                None => how_to_agree(facts.intent, hash, reach.approver.as_deref()),
+            };
             let names: Vec<String> = reach.services.iter().map(place).collect();
             let message = format!(
-                "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. {}",
-                listed(&names, 5),
-                how_to_agree(facts.intent, hash, reach.approver.as_deref())
+                "the selector reaches {services} services that this policy would change for the first time, and {limit} need no approval: {}. {next}",
+                listed(&names, 5)
             );
             Verdict::new(Truth::False, Reason::ApprovalRequired, message).stalled()
         }

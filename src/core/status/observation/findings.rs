@@ -8,7 +8,7 @@ use crate::{
     iam::{Carries, Grant, InvokingRoles, Policy, Principal},
     intent::Intent,
     plan::{Exposure, HeldPlan, Input, PolicyOnService, Withheld, WithheldReason},
-    status::how_to_agree,
+    status::{denial_of, denied_by, how_to_agree},
 };
 
 /// The most things held back that an observation keeps one by one.
@@ -167,7 +167,8 @@ impl Written {
 /// What waits on a service for a person or a better time, as one policy reads it; the second part
 /// counts those that are left out. A plan that is held for approval is one thing, however many
 /// members it takes away.
-pub(super) fn held(intent: &Intent, concerned: &[&Withheld]) -> (Vec<Held>, usize) {
+pub(super) fn held(claim: &PolicyOnService, concerned: &[&Withheld]) -> (Vec<Held>, usize) {
+    let intent = &claim.intent;
     let single = |w: &&&Withheld| {
         !matches!(
             w.why,
@@ -193,16 +194,19 @@ pub(super) fn held(intent: &Intent, concerned: &[&Withheld]) -> (Vec<Held>, usiz
         _ => None,
     });
     if let Some((approval, why)) = first {
+        let plan = approval.effects.get(&intent.id).map(|held| &held.hash);
+        let denial = plan.and_then(|plan| denial_of(&claim.denials, plan));
+        let next = match denial {
+            Some(denial) => denied_by(denial),
+            None => how_to_agree(intent, &approval.hash, approval.approver.as_deref()),
+        };
         // First, because it is the one that a person can settle.
         held.insert(
             0,
             Held {
                 member: waiting.listed(NAMED),
                 reason: Reason::ApprovalRequired,
-                message: format!(
-                    "{why}. {}",
-                    how_to_agree(intent, &approval.hash, approval.approver.as_deref())
-                ),
+                message: format!("{why}. {next}"),
             },
         );
     }

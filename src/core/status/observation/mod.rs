@@ -233,7 +233,7 @@ impl Reconciled<'_> {
                 fight.corrections
             )
         });
-        let (held, held_more) = held(&claim.intent, &concerned);
+        let (held, held_more) = held(claim, &concerned);
         let approval = concerned.iter().find_map(|w| match &w.why {
             WithheldReason::Approval(a) => Some(a),
             _ => None,

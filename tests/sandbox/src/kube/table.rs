@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::registry::Resource;
 
 /// Evaluates a JSON path of the kind that printer columns and field selectors use: `.a.b`, `['a']`,
-/// `[0]`, `[*]` and `[?(@.type=="Ready")]`.
+/// `['a','b']` (both, as far as they are there), `[0]`, `[*]` and `[?(@.type=="Ready")]`.
+///
+/// Source: <https://kubernetes.io/docs/reference/kubectl/jsonpath/>.
 pub fn lookup<'a>(root: &'a Value, path: &str) -> Vec<&'a Value> {
     let mut found = vec![root];
     let mut rest = path
@@ -81,9 +83,8 @@ fn bracket<'a>(value: &'a Value, index: &str) -> Vec<&'a Value> {
     if let Ok(i) = index.parse::<usize>() {
         return value.get(i).into_iter().collect();
     }
-    value
-        .get(index.trim_matches(|c| c == '"' || c == '\''))
-        .into_iter()
+    let keys = index.split(',').map(str::trim);
+    keys.filter_map(|key| value.get(key.trim_matches(|c| c == '"' || c == '\'')))
         .collect()
 }
 
@@ -158,6 +159,7 @@ mod tests {
         assert_eq!(lookup(&v, ".status.conditions[1].type"), [&json!("x")]);
         assert_eq!(lookup(&v, ".status.conditions[*].type").len(), 2);
         assert_eq!(lookup(&v, ".a\\.b"), [&json!(1)]);
+        assert_eq!(lookup(&v, ".status['nothing','conditions']").len(), 1);
         assert!(lookup(&v, ".status.nothing.here").is_empty());
     }
 
