@@ -232,6 +232,7 @@ const PURE: &[&str] = &[
     "jiff",
     "k8s-openapi",
     "kube",
+    "lz4_flex",
     "regex",
     "schemars",
     "serde",
