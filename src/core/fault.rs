@@ -98,7 +98,7 @@ impl FaultClass {
                 Retry::Slow,
                 "organization_policy",
                 false,
-                "the organization restricts who may be granted access (iam.allowedPolicyMemberDomains); use a permitted principal or ask for an exception",
+                "a constraint of the organization forbids this grant; use a principal that it permits, or ask who administers it for an exception",
             ),
             C::PermissionDenied => (
                 Reason::PermissionDenied,
