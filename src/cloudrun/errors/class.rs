@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{About, document::Answer, foreign};
-use crate::fault::{Fault, FaultClass};
+use crate::fault::{DENIAL, Fault, FaultClass, denial_in};
 
 /// The longest that an answer may silence what it was about. Whoever sends more may not be Google.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -29,6 +29,9 @@ pub(super) fn classify(answer: Answer, about: About<'_>) -> Fault {
     fault.quota_limit = quota_limit(&answer);
     fault.retry_after = answer.retry.map(|wait| wait.min(LONGEST_WAIT));
     fault.request_id = answer.request_id;
+    fault.denial = (class == FaultClass::PerimeterDenied)
+        .then(|| denial_in(&fault.message).map(str::to_owned))
+        .flatten();
     fault
 }
 
@@ -49,9 +52,13 @@ fn particulars(answer: &Answer, class: FaultClass) -> Vec<String> {
             }
         }
         FaultClass::PerimeterDenied => {
-            let id = answer.metadata("uid").unwrap_or_default();
+            let of_violation = answer.violations.iter().find(|v| v.kind == PERIMETER);
+            let id = answer
+                .metadata("uid")
+                .or(of_violation.map(|v| v.description.as_str()))
+                .unwrap_or_default();
             if !id.is_empty() && !answer.message.contains(id) {
-                add(&format!("vpcServiceControlsUniqueIdentifier: {id}"));
+                add(&format!("{DENIAL}{id}"));
             }
         }
         FaultClass::ConsumerUnavailable => add(answer.metadata("consumer").unwrap_or_default()),
@@ -60,7 +67,9 @@ fn particulars(answer: &Answer, class: FaultClass) -> Vec<String> {
         }
         _ => {}
     }
-    for violation in &answer.violations {
+    let perimeter = class == FaultClass::PerimeterDenied;
+    let violations = answer.violations.iter();
+    for violation in violations.filter(|v| !(perimeter && v.kind == PERIMETER)) {
         add(&violation.kind);
         add(&violation.description);
     }
@@ -126,9 +135,7 @@ fn class_of(answer: &Answer, about: About<'_>) -> FaultClass {
 /// VPC Service Controls without the `ErrorInfo` that would say so (reference §8.7).
 fn is_perimeter(answer: &Answer) -> bool {
     answer.violations.iter().any(|v| v.kind == PERIMETER)
-        || answer
-            .message
-            .contains("vpcServiceControlsUniqueIdentifier")
+        || answer.message.contains(DENIAL.trim_end_matches(": "))
 }
 
 /// "One or more users named in the policy do not belong to a permitted customer", with either one

@@ -241,7 +241,7 @@ fn of_organizations() -> Vec<Recorded> {
             denied,
             json!([violation("VPC_SERVICE_CONTROLS", "AbC-123")]),
             PerimeterDenied,
-            "(VPC_SERVICE_CONTROLS) (AbC-123)",
+            "(vpcServiceControlsUniqueIdentifier: AbC-123)",
         ),
         detailed(
             denied,

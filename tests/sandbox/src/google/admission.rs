@@ -1,11 +1,11 @@
-//! What stands before a call of an API other than Cloud Run: credentials, whether the API is on,
-//! its quota, the caller's rights.
+//! What stands before a call: credentials, the project that pays, whether the API is on, a quota, the
+//! caller's rights. Each refusal is the whole document that Google sends.
 
 use serde_json::{Value, json};
 
 use crate::{
     exchange::Call,
-    run::{Problem, State},
+    run::{ConsumerTrouble, Problem, State},
 };
 
 /// An API by its service name and its title.
@@ -15,6 +15,14 @@ pub struct Api {
     pub title: &'static str,
 }
 
+pub const RUN: Api = Api {
+    service: "run.googleapis.com",
+    title: "Cloud Run Admin API",
+};
+pub const LOGGING: Api = Api {
+    service: "logging.googleapis.com",
+    title: "Cloud Logging API",
+};
 pub const RESOURCE_MANAGER: Api = Api {
     service: "cloudresourcemanager.googleapis.com",
     title: "Cloud Resource Manager API",
@@ -37,26 +45,44 @@ pub const ASSET: Api = Api {
 };
 
 impl State {
-    /// Refuses what an API refuses before it looks at a request. The consumer is the quota project
-    /// if there is one, else the project that the request is about.
+    /// Refuses what an API refuses before it looks at a request.
     pub(crate) fn admit(&mut self, call: &Call, api: Api, resource: &str) -> Result<(), Problem> {
         self.authenticate()?;
-        let quota_project = call.header("x-goog-user-project");
-        let consumer = match quota_project {
-            "" => resource
-                .strip_prefix("projects/")
-                .and_then(|r| r.split('/').next()),
-            project => Some(project),
-        };
-        let consumer = consumer.unwrap_or("-").to_owned();
-        let off = |project: &str| {
-            let key = (project.to_owned(), api.service.to_owned());
-            self.world.disabled_services.contains(&key)
-        };
-        if off(&consumer) || off("*") {
-            return Err(disabled(api, &consumer));
-        }
+        let project = resource
+            .strip_prefix("projects/")
+            .and_then(|r| r.split('/').next());
+        let consumer = self.admit_consumer(call, api, project.unwrap_or("-"))?;
         self.spend(api, consumer)
+    }
+
+    /// The project that pays, if it may: the quota project if there is one, else that of the
+    /// credentials, else the one that the request is about.
+    pub(crate) fn admit_consumer(
+        &self,
+        call: &Call,
+        api: Api,
+        target: &str,
+    ) -> Result<String, Problem> {
+        let named = Some(call.header("x-goog-user-project")).filter(|p| !p.is_empty());
+        let payer = named.or(self.world.credentials_project.as_deref());
+        let consumer = payer.unwrap_or(target);
+        if payer.is_some_and(|p| self.world.gone.contains(p)) {
+            return Err(invalid_consumer(api, consumer));
+        }
+        match self.world.consumers.get(consumer) {
+            Some(trouble) => Err(unable(*trouble, api, consumer)),
+            None if self.is_off(api, consumer) => Err(disabled(api, consumer)),
+            None => Ok(consumer.to_owned()),
+        }
+    }
+
+    /// Whether an API is off in a project.
+    pub(crate) fn is_off(&self, api: Api, project: &str) -> bool {
+        let entry = |project: &str| (project.to_owned(), api.service.to_owned());
+        let off = &self.world.disabled_services;
+        off.contains(&entry(project))
+            || off.contains(&entry("*"))
+            || (api.service == RUN.service && self.world.disabled.contains(project))
     }
 
     fn spend(&mut self, api: Api, consumer: String) -> Result<(), Problem> {
@@ -88,7 +114,7 @@ impl State {
 }
 
 /// An API that is off (<https://docs.cloud.google.com/service-usage/docs/enable-disable>).
-fn disabled(api: Api, consumer: &str) -> Problem {
+pub fn disabled(api: Api, consumer: &str) -> Problem {
     let Api { service, title } = api;
     let url = format!(
         "https://console.developers.google.com/apis/api/{service}/overview?project={consumer}"
@@ -118,20 +144,108 @@ pub fn denied(api: Api, message: String, permission: &str, resource: &str) -> Pr
     problem
 }
 
-/// Quota that is used up: without a word about when to come back, as Google answers.
-fn exhausted(api: Api, consumer: &str, quota: usize) -> Problem {
-    let service = api.service;
+/// A project that pays and does not exist, as public reports quote it
+/// (<https://github.com/google-gemini/gemini-cli/issues/4065>).
+pub fn invalid_consumer(api: Api, project: &str) -> Problem {
+    let message = format!("Permission denied on resource project {project}.");
+    of_consumer(api, project, "CONSUMER_INVALID", message, CONSOLE)
+}
+
+/// A project that may not pay.
+fn unable(trouble: ConsumerTrouble, api: Api, consumer: &str) -> Problem {
+    let billing =
+        format!("https://console.developers.google.com/billing/enable?project={consumer}");
+    match trouble {
+        ConsumerTrouble::Invalid => invalid_consumer(api, consumer),
+        ConsumerTrouble::Suspended => {
+            let message =
+                format!("Permission denied: Consumer 'projects/{consumer}' has been suspended.");
+            of_consumer(api, consumer, "CONSUMER_SUSPENDED", message, CONSOLE)
+        }
+        ConsumerTrouble::BillingDisabled => {
+            let message = format!(
+                "This API method requires billing to be enabled. Please enable billing on project #{consumer} by visiting {billing} then retry. If you enabled billing for this project recently, wait a few minutes for the action to propagate to our systems and retry."
+            );
+            of_consumer(api, consumer, "BILLING_DISABLED", message, &billing)
+        }
+        ConsumerTrouble::Denied => {
+            let url = format!(
+                "https://console.developers.google.com/iam-admin/iam/project?project={consumer}"
+            );
+            let message = format!(
+                "Caller does not have required permission to use project {consumer}. Grant the caller the roles/serviceusage.serviceUsageConsumer role, or a custom role with the serviceusage.services.use permission, by visiting {url} and then retry. Propagation of the new permission may take a few minutes."
+            );
+            of_consumer(api, consumer, "USER_PROJECT_DENIED", message, &url)
+        }
+    }
+}
+
+const CONSOLE: &str = "https://console.developers.google.com";
+
+fn of_consumer(api: Api, consumer: &str, reason: &str, message: String, url: &str) -> Problem {
+    let metadata = json!({"service": api.service, "consumer": format!("projects/{consumer}"), "containerInfo": consumer});
+    let localized = json!({"@type": "type.googleapis.com/google.rpc.LocalizedMessage", "locale": "en-US", "message": message});
+    let help = json!({"@type": "type.googleapis.com/google.rpc.Help", "links": [
+        {"description": "Google developers console", "url": url}]});
+    let mut problem = Problem::new(403, "PERMISSION_DENIED", message);
+    problem.details = vec![info(reason, "googleapis.com", metadata), localized, help];
+    problem
+}
+
+/// VPC Service Controls
+/// (<https://docs.cloud.google.com/vpc-service-controls/docs/troubleshooting>). The identifier is
+/// that of one denial.
+pub fn behind_perimeter(api: Api, project: &str, denial: u64) -> Problem {
+    let id = format!("sandbox-denial-{denial}");
     let mut problem = Problem::new(
-        429,
-        "RESOURCE_EXHAUSTED",
+        403,
+        "PERMISSION_DENIED",
         format!(
-            "Quota exceeded for quota metric 'Requests' and limit 'Requests per minute' of service '{service}' for consumer 'project_number:1'."
+            "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: {id}"
         ),
     );
+    let metadata =
+        json!({"uid": id, "service": api.service, "consumer": format!("projects/{project}")});
+    problem.details = vec![
+        json!({"@type": "type.googleapis.com/google.rpc.PreconditionFailure",
+            "violations": [{"type": "VPC_SERVICE_CONTROLS", "description": id}]}),
+        info("SECURITY_POLICY_VIOLATED", "googleapis.com", metadata),
+    ];
+    problem
+}
+
+/// A custom constraint that forbids a change of an allow policy.
+pub fn against_constraint(name: &str, display_name: &str) -> Problem {
+    let message =
+        format!("Operation denied by custom org policy: [\"{name}\": \"{display_name}\"].");
+    let mut problem = Problem::new(400, "FAILED_PRECONDITION", message);
+    let metadata = json!({ "customConstraints": name });
+    problem.details = vec![info(
+        "CUSTOM_ORG_POLICY_VIOLATION",
+        "googleapis.com",
+        metadata,
+    )];
+    problem
+}
+
+/// Quota that is used up.
+fn exhausted(api: Api, consumer: &str, quota: usize) -> Problem {
+    let service = api.service;
     let metadata = json!({"service": service, "consumer": format!("projects/{consumer}"),
         "quota_location": "global", "quota_limit": "RequestsPerMinutePerProject",
         "quota_metric": format!("{service}/requests"), "quota_unit": "1/min/{project}",
         "quota_limit_value": quota.to_string()});
+    over_quota(
+        format!(
+            "Quota exceeded for quota metric 'Requests' and limit 'Requests per minute' of service '{service}' for consumer 'project_number:1'."
+        ),
+        metadata,
+    )
+}
+
+/// Without a word about when to come back, as Google answers.
+pub fn over_quota(message: String, metadata: Value) -> Problem {
+    let mut problem = Problem::new(429, "RESOURCE_EXHAUSTED", message);
     problem.details = vec![
         info("RATE_LIMIT_EXCEEDED", "googleapis.com", metadata),
         json!({"@type": "type.googleapis.com/google.rpc.Help", "links": [

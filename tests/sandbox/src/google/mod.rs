@@ -4,7 +4,7 @@
 //! All are served at the address of Cloud Run. Their paths share the prefixes v1, v2 and v3, but no
 //! two of these methods have the same path: [`request`] tells them apart by shape.
 
-mod admission;
+pub(crate) mod admission;
 pub mod asset;
 mod asset_index;
 mod asset_query;
