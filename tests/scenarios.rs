@@ -75,6 +75,7 @@ struct SettingsDef {
     breaker_corrections: Option<usize>,
     breaker_seconds: Option<i64>,
     keep_changes: Option<usize>,
+    quota_project: Option<String>,
     /// Scopes that are searched for grants above the services, every second.
     #[serde(default)]
     inherited: Vec<String>,
@@ -339,6 +340,7 @@ impl World {
             .settings
             .keep_changes
             .unwrap_or(setup.retention.number);
+        setup.quota_project = scenario.settings.quota_project.clone();
         let scopes = scenario.settings.inherited.iter();
         setup.inherited = scopes.map(|s| SearchScope::parse(s).unwrap()).collect();
         if let Some(s) = scenario.settings.propagation_seconds {
