@@ -277,8 +277,6 @@ pub struct Fault {
     pub message: String,
     /// Google's id of the request, for a support case.
     pub request_id: Option<String>,
-    /// The identifier in the message that a perimeter gave this one denial.
-    pub denial: Option<String>,
     /// How long the other side asked to wait.
     pub retry_after: Option<Duration>,
     /// The member that the other side named as the culprit.
@@ -291,7 +289,7 @@ pub struct Fault {
 pub const DENIAL: &str = "vpcServiceControlsUniqueIdentifier: ";
 
 /// The identifier that a text gives a denial by a perimeter.
-pub fn denial_in(text: &str) -> Option<&str> {
+fn denial_in(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once(DENIAL)?;
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
@@ -312,7 +310,6 @@ impl Fault {
             class,
             message,
             request_id: None,
-            denial: None,
             retry_after: None,
             member: None,
             quota_limit: None,
@@ -327,7 +324,7 @@ impl Fault {
 
     /// The message of any denial like this one.
     fn message_of_any(&self) -> String {
-        match &self.denial {
+        match denial_in(&self.message) {
             Some(id) => self.message.replace(id, ""),
             None => self.message.clone(),
         }
@@ -340,10 +337,8 @@ impl Fault {
         if let Some((_, rest)) = advice.split_once("(request ") {
             told.request_id = rest.split_once(')').map(|(id, _)| id.to_owned());
         }
-        if let Some(id) = &self.denial {
-            let before = denial_in(advice)?;
-            told.message = self.message.replace(id, before);
-            told.denial = Some(before.to_owned());
+        if let Some(id) = denial_in(&self.message) {
+            told.message = self.message.replace(id, denial_in(advice)?);
         }
         (told.advice() == advice).then_some(told)
     }
@@ -386,7 +381,6 @@ mod tests {
         let denied = |id: &str| {
             let message = format!("Request is prohibited. {DENIAL}{id} (https://x;uniqueId={id})");
             Fault {
-                denial: Some(id.to_owned()),
                 request_id: Some(format!("req-{id}")),
                 ..Fault::new(FaultClass::PerimeterDenied, message)
             }

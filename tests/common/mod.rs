@@ -562,6 +562,7 @@ impl Operator {
             renew: Duration::from_millis(750),
             grace: Duration::from_secs(5),
             now: leader::Now(Arc::new(Timestamp::now)),
+            note: controller.clone().lease_note(),
         };
         let running = controller.clone();
         let tasks = vec![

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{About, document::Answer, foreign};
-use crate::fault::{DENIAL, Fault, FaultClass, denial_in};
+use crate::fault::{DENIAL, Fault, FaultClass};
 
 /// The longest that an answer may silence what it was about. Whoever sends more may not be Google.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -14,7 +14,11 @@ const PERIMETER: &str = "VPC_SERVICE_CONTROLS";
 pub(super) fn classify(answer: Answer, about: About<'_>) -> Fault {
     let class = class_of(&answer, about);
     let mut message = answer.message.clone();
-    for more in particulars(&answer, class) {
+    let more = particulars(&answer, class);
+    if !more.is_empty() {
+        message.truncate(message.trim_end_matches('.').len());
+    }
+    for more in more {
         if !message.contains(more.as_str()) {
             message.push_str(&format!(" ({more})"));
         }
@@ -29,9 +33,6 @@ pub(super) fn classify(answer: Answer, about: About<'_>) -> Fault {
     fault.quota_limit = quota_limit(&answer);
     fault.retry_after = answer.retry.map(|wait| wait.min(LONGEST_WAIT));
     fault.request_id = answer.request_id;
-    fault.denial = (class == FaultClass::PerimeterDenied)
-        .then(|| denial_in(&fault.message).map(str::to_owned))
-        .flatten();
     fault
 }
 

@@ -286,7 +286,7 @@ fn of_organizations() -> Vec<Recorded> {
                 "User x@other.com is not in permitted organization."
             )]),
             OrganizationPolicy,
-            "customer. (constraints/iam.allowedPolicyMemberDomains) (User x@other.com is not in permitted organization.)",
+            "customer (constraints/iam.allowedPolicyMemberDomains) (User x@other.com is not in permitted organization.)",
         ),
     ]
 }

@@ -4,7 +4,7 @@
 //! All are served at the address of Cloud Run. Their paths share the prefixes v1, v2 and v3, but no
 //! two of these methods have the same path: [`request`] tells them apart by shape.
 
-pub(crate) mod admission;
+mod admission;
 pub mod asset;
 mod asset_index;
 mod asset_query;
@@ -13,6 +13,7 @@ mod deny;
 mod enums;
 pub mod hierarchy;
 mod iap;
+pub mod refusal;
 mod request;
 mod resource_manager;
 pub mod roles;

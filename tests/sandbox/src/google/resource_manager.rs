@@ -7,8 +7,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    admission::{RESOURCE_MANAGER, denied},
     hierarchy::{Kind, Node},
+    refusal::{RESOURCE_MANAGER, denied},
     request::{NodeRequest, NodeVerb},
 };
 use crate::{

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Problem, State};
 use crate::{
     exchange::Call,
-    google::admission::{self, Api, RUN},
+    google::refusal::{self, Api, RUN},
 };
 
 /// What a call wants.
@@ -27,14 +27,14 @@ impl State {
         self.authenticate()?;
         let consumer = self.admit_consumer(call, api, wish.project)?;
         if self.world.gone.contains(wish.project) {
-            return Err(admission::invalid_consumer(api, wish.project));
+            return Err(refusal::invalid_consumer(api, wish.project));
         }
         if self.is_off(api, wish.project) {
-            return Err(admission::disabled(api, wish.project));
+            return Err(refusal::disabled(api, wish.project));
         }
         if self.world.perimeters.contains(wish.project) {
             self.denials += 1;
-            return Err(admission::behind_perimeter(api, wish.project, self.denials));
+            return Err(refusal::behind_perimeter(api, wish.project, self.denials));
         }
         if let Some(permission) = wish.permission
             && self.lacks(&format!("projects/{}", wish.project), permission)
@@ -43,7 +43,7 @@ impl State {
                 "Permission '{permission}' denied on resource '{}' (or resource may not exist).",
                 wish.resource
             );
-            return Err(admission::denied(api, message, permission, wish.resource));
+            return Err(refusal::denied(api, message, permission, wish.resource));
         }
         self.spend_regional(consumer, wish)
     }
@@ -67,7 +67,7 @@ impl State {
             "quota_limit": format!("{kind}RequestsPerMinutePerProjectPerRegion"),
             "quota_metric": format!("run.googleapis.com/{}_requests", kind.to_lowercase()),
             "quota_unit": "1/min/{project}/{region}", "quota_limit_value": quota.to_string()});
-        Err(admission::over_quota(
+        Err(refusal::over_quota(
             format!(
                 "Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."
             ),

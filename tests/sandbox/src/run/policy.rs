@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::{Problem, World};
-use crate::google::admission::against_constraint;
+use crate::google::refusal::against_constraint;
 
 /// The most members in one policy.
 const MAX_MEMBERS: usize = 1500;

@@ -13,7 +13,7 @@ use crate::{
     exchange::{Call, json as respond},
     google::{
         self,
-        admission::{LOGGING, RUN},
+        refusal::{LOGGING, RUN},
     },
 };
 
