@@ -22,6 +22,7 @@ mod guardrail;
     reason = "kube's derive takes one attribute per column"
 )]
 mod ledger;
+mod member;
 mod policy;
 mod reason;
 mod request;
