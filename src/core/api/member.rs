@@ -37,9 +37,8 @@ fn rule(expression: &str, message: &str) -> Rule {
 }
 
 pub(super) fn is_ascii() -> Rule {
-    rule(
-        r"self.matches('^[ -~\\t\\n\\f\\r]*$')",
-        "'member contains a character other than printable ASCII; write the identifier exactly as IAM shows it'",
+    Rule::new(r"self.matches('^[ -~\\t\\n\\f\\r]*$')").message(
+        "member contains a character other than printable ASCII; write the identifier exactly as IAM shows it",
     )
 }
 
@@ -51,10 +50,8 @@ pub(super) fn has_no_blank() -> Rule {
 }
 
 pub(super) fn is_not_deleted() -> Rule {
-    rule(
-        "!$CLEAN || !self.startsWith('deleted:')",
-        "'member names a deleted identity; write the member without `deleted:` and `?uid=`'",
-    )
+    Rule::new(format!("!{CLEAN} || !self.startsWith('deleted:')"))
+        .message("member names a deleted identity; write the member without `deleted:` and `?uid=`")
 }
 
 pub(super) fn has_a_prefix() -> Rule {

@@ -143,7 +143,7 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z]+-[a-z]+[0-9]+$')")
-        .message(kube::core::Message::Expression("'region must be a Google Cloud region such as ' + (self.lowerAscii().matches('^[a-z]+-[a-z]+[0-9]+$') ? self.lowerAscii() : 'europe-west1')".into())))]
+        .message(kube::core::Message::Expression("'region must be a Google Cloud region; write ' + (self.lowerAscii().matches('^[a-z]+-[a-z]+[0-9]+$') ? self.lowerAscii() : 'it such as europe-west1')".into())))]
     pub region: Option<String>,
     /// Regions in which the selector looks; every region if omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
