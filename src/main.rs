@@ -199,6 +199,7 @@ async fn run_elected(
         renew: args.lease_renew,
         grace: args.grace,
         now: leader::Now(Arc::new(jiff::Timestamp::now)),
+        note: controller.clone().lease_note(),
     };
     let election = tokio::spawn(leader::run(client, lease, shards, retired));
     tokio::spawn(async move {

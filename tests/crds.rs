@@ -1,10 +1,17 @@
 //! The definitions: that what is checked in is what the code makes, and the conventions they keep.
 #![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
+mod common;
+
 use std::process::Command;
 
-use run_invoker::api;
-use serde_json::Value;
+use kube::{Api, Client, ResourceExt as _, api::PostParams};
+use run_invoker::{
+    api::{self, InvokerPolicy},
+    iam::Principal,
+};
+use sandbox::Sandbox;
+use serde_json::{Value, json};
 
 #[test]
 fn the_definitions_in_crds_are_current() {
@@ -149,4 +156,71 @@ fn every_rule_has_a_message_that_says_what_to_do() {
         .iter()
         .for_each(|crd| walk(&serde_json::to_value(crd).unwrap(), &mut seen));
     assert!(seen >= 30, "only {seen} rules");
+}
+
+/// Members that are nearly one, and some that are none.
+const REFUSED: [&str; 31] = [
+    "allusers",
+    "AllUsers",
+    "allauthenticatedusers",
+    "ada@acme.com",
+    "web@acme-prod.iam.gserviceaccount.com",
+    "acme.com",
+    "nonsense",
+    "allUsers ",
+    "user: ada@acme.com",
+    " group:ops@acme.com\t",
+    "user:\u{430}da@acme.com",
+    "user:ad\u{a0}a @acme.com",
+    "user:",
+    "group:@",
+    "domain:",
+    "user:ada",
+    "user:ada@",
+    "user:ada@acme",
+    "user:@acme.com",
+    "group:a@b@c.com",
+    "Group:ops@acme.com",
+    "serviceAccount:web",
+    "serviceAccount:web@",
+    "serviceAccount:web@acme-prod",
+    "serviceaccount:web@acme-prod.iam.gserviceaccount.com",
+    "domain:acme",
+    "domain:-acme.com",
+    "Domain:acme.com",
+    "PrincipalSet://iam.googleapis.com/x/y",
+    "deleted:user:a@b.com?uid=1",
+    "projectOwner:acme-prod",
+];
+
+/// Whoever applies and whoever asks the plugin reads the same, once.
+async fn refuses_in_the_same_words(client: Client) {
+    common::install(&client).await;
+    common::namespace(&client, "team-a").await;
+    let policies: Api<InvokerPolicy> = Api::namespaced(client, "team-a");
+    for member in REFUSED {
+        let why = Principal::parse(member).unwrap_err();
+        let wanted = format!("member {why}");
+        let policy = serde_json::from_value(
+            json!({"metadata": {"name": "x"}, "spec": {"project": "acme-prod",
+            "services": [{"name": "web", "region": "europe-west1"}], "invokers": [{"member": member}]}}),
+        );
+        let policy: InvokerPolicy = policy.unwrap();
+        let refused = policies.create(&PostParams::default(), &policy).await;
+        let error = match refused.map(|p| p.name_any()).expect_err(member) {
+            kube::Error::Api(status) => status.message.clone(),
+            other => other.to_string(),
+        };
+        assert!(error.contains(&wanted), "{wanted:?} is not in {error:?}");
+        assert_eq!(error.matches("Invalid value").count(), 1, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_refused_in_the_words_of_the_plugin() {
+    let sandbox = Sandbox::start(Default::default()).await.unwrap();
+    refuses_in_the_same_words(common::client(&sandbox.kubeconfig()).await).await;
+    if let Some(server) = common::Envtest::start("words about members").await {
+        refuses_in_the_same_words(common::client(&server.kubeconfig()).await).await;
+    }
 }

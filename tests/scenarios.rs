@@ -27,7 +27,10 @@ use std::{
 
 use common::{Deployed, Envtest, Operator, Setup, deploy, eventually};
 use k8s_openapi::{
-    api::core::v1::{Namespace, ServiceAccount},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Namespace, ServiceAccount},
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
@@ -36,7 +39,7 @@ use kube::{
 };
 use run_invoker::{
     api::{
-        APPROVE, InvokerAccessRequest, InvokerApproval, InvokerChange, InvokerGuardrail,
+        APPROVE, BUDGETS, InvokerAccessRequest, InvokerApproval, InvokerChange, InvokerGuardrail,
         InvokerLedger, InvokerPolicy, REQUESTED_AT, ROLLBACK,
     },
     inherited::SearchScope,
@@ -75,6 +78,7 @@ struct SettingsDef {
     breaker_corrections: Option<usize>,
     breaker_seconds: Option<i64>,
     keep_changes: Option<usize>,
+    quota_project: Option<String>,
     /// Scopes that are searched for grants above the services, every second.
     #[serde(default)]
     inherited: Vec<String>,
@@ -278,6 +282,8 @@ struct Expect {
     /// Lines of /metrics that must be there.
     #[serde(default)]
     metrics: Vec<String>,
+    /// Contained in what the operator says about its budgets on its Lease.
+    budgets: Option<String>,
     ledger_entries: Option<usize>,
     /// Writes that the ledgers have as open.
     pending: Option<usize>,
@@ -362,6 +368,7 @@ impl World {
             .settings
             .keep_changes
             .unwrap_or(setup.retention.number);
+        setup.quota_project = scenario.settings.quota_project.clone();
         let scopes = scenario.settings.inherited.iter();
         setup.inherited = scopes.map(|s| SearchScope::parse(s).unwrap()).collect();
         if let Some(s) = scenario.settings.propagation_seconds {
@@ -704,8 +711,7 @@ impl World {
                 assert!(error.contains(contains), "{contains:?} is not in {error:?}");
             }
             Step::ResetCircuit => {
-                let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-                    Api::namespaced(self.client.clone(), "default");
+                let leases: Api<Lease> = Api::namespaced(self.client.clone(), "default");
                 leases
                     .delete("run-invoker-circuit", &DeleteParams::default())
                     .await
@@ -1008,6 +1014,15 @@ impl World {
                 return Err(format!("no line {absent:?}, only {near:?}"));
             }
         }
+        if let Some(text) = &expect.budgets {
+            let name = &self.setup.lease;
+            let leases: Api<Lease> = Api::namespaced(self.client.clone(), &self.setup.home);
+            let lease = leases.get(name).await.map_err(|e| e.to_string())?;
+            let told = lease.annotations().get(BUDGETS).cloned();
+            if !told.as_ref().is_some_and(|t| t.contains(text)) {
+                return Err(format!("the Lease says {told:?}, not {text:?}"));
+            }
+        }
         if let Some(n) = expect.pending {
             let ledgers: Api<InvokerLedger> = Api::all(self.client.clone());
             let list = ledgers
@@ -1249,8 +1264,7 @@ impl World {
                 .await
                 .ok();
         }
-        let leases: Api<k8s_openapi::api::coordination::v1::Lease> =
-            Api::namespaced(self.client.clone(), "default");
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), "default");
         leases
             .delete(&self.setup.lease, &DeleteParams::default())
             .await

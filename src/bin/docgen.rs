@@ -127,7 +127,9 @@ fn resources() -> anyhow::Result<String> {
 fn walk(path: &str, schema: &Value, rows: &mut Vec<String>, rules: &mut Vec<(String, String)>) {
     for rule in rules_of(schema) {
         let message = rule["message"].as_str().map(str::to_owned);
-        let message = message.or_else(|| rule["messageExpression"].as_str().map(begins));
+        let field = path.rsplit('.').next().unwrap_or_default();
+        let said = |expression| sentences(field, expression);
+        let message = message.or_else(|| rule["messageExpression"].as_str().map(said));
         rules.push((path.to_owned(), message.unwrap_or_default()));
     }
     let required: Vec<&str> = schema["required"]
@@ -170,12 +172,20 @@ fn rules_of(schema: &Value) -> impl Iterator<Item = &Value> {
     rules.into_iter().flatten()
 }
 
-/// Of a message that depends on the value, what it begins with.
-fn begins(expression: &str) -> String {
-    let text = expression.split('\'').nth(1).unwrap_or_default();
+/// Of a message that depends on the value, what it says is wrong: its sentences begin with the name
+/// of the field.
+fn sentences(field: &str, expression: &str) -> String {
+    let texts = expression.split('\'').skip(1).step_by(2);
+    let is_sentence = |text: &&str| text.starts_with(field) && text.contains(' ');
+    let mut found: Vec<&str> = texts
+        .filter(is_sentence)
+        .map(|text| text.split_once("; write").map_or(text, |(wrong, _)| wrong))
+        .map(|text| text.trim_end_matches(" after `"))
+        .collect();
+    found.dedup();
     format!(
         "{}; the message has the likely right spelling",
-        text.trim_end_matches("; write ")
+        found.join(", or ")
     )
 }
 

@@ -8,7 +8,12 @@ use std::{
 
 use super::{Controller, Priority};
 use crate::{
-    cloudrun::CloudRun, fault::Fault, iam::RunService, intent::PolicyKey, leader::InFlightGuard,
+    api::BUDGETS,
+    cloudrun::CloudRun,
+    fault::Fault,
+    iam::RunService,
+    intent::PolicyKey,
+    leader::{InFlightGuard, Note},
 };
 
 impl<C: CloudRun> Controller<C> {
@@ -21,6 +26,19 @@ impl<C: CloudRun> Controller<C> {
         let shard = self.shards.of(project);
         let term = self.shards.terms().get(shard).copied().flatten();
         term.is_some() && self.taken.with(|t| t.get(shard).copied().flatten()) == term
+    }
+
+    /// What is said on the Lease of a shard: the budgets of its projects.
+    pub fn lease_note(self: Arc<Self>) -> Note
+    where
+        C: 'static,
+    {
+        Note(Arc::new(move |shard| {
+            let ours = |project: &str| self.shards.of(project) == shard;
+            let report = self.cloud.budgets().report(&ours);
+            let text = serde_json::to_string(&report).unwrap_or_default();
+            BTreeMap::from([(BUDGETS.to_owned(), text)])
+        }))
     }
 
     /// Whether anything is worked on here.

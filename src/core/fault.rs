@@ -98,7 +98,7 @@ impl FaultClass {
                 Retry::Slow,
                 "organization_policy",
                 false,
-                "the organization restricts who may be granted access (iam.allowedPolicyMemberDomains); use a permitted principal or ask for an exception",
+                "a constraint of the organization forbids this grant; use a principal that it permits, or ask who administers it for an exception",
             ),
             C::PermissionDenied => (
                 Reason::PermissionDenied,
@@ -285,6 +285,17 @@ pub struct Fault {
     pub quota_limit: Option<u32>,
 }
 
+/// Before the identifier of a denial by VPC Service Controls.
+pub const DENIAL: &str = "vpcServiceControlsUniqueIdentifier: ";
+
+/// The identifier that a text gives a denial by a perimeter.
+fn denial_in(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once(DENIAL)?;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+    Some(&rest[..end]).filter(|id| !id.is_empty())
+}
+
 /// The most of a message that is kept: it ends up in statuses and events.
 const MAX_MESSAGE: usize = 2048;
 
@@ -306,9 +317,30 @@ impl Fault {
     }
 
     /// Whether it says the same as another one, which may have been told before: only the request
-    /// is another.
+    /// is another, and the denial.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        (self.class, &self.message) == (other.class, &other.message)
+        self.class == other.class && self.message_of_any() == other.message_of_any()
+    }
+
+    /// The message of any denial like this one.
+    fn message_of_any(&self) -> String {
+        match denial_in(&self.message) {
+            Some(id) => self.message.replace(id, ""),
+            None => self.message.clone(),
+        }
+    }
+
+    /// The same fault at the request that a text of [`Self::advice`] was about, if it says the
+    /// same.
+    pub fn told_in(&self, advice: &str) -> Option<Self> {
+        let mut told = self.clone();
+        if let Some((_, rest)) = advice.split_once("(request ") {
+            told.request_id = rest.split_once(')').map(|(id, _)| id.to_owned());
+        }
+        if let Some(id) = denial_in(&self.message) {
+            told.message = self.message.replace(id, denial_in(advice)?);
+        }
+        (told.advice() == advice).then_some(told)
     }
 
     /// Google's message, its request id, and what whoever runs the operator should do.
@@ -342,6 +374,24 @@ mod tests {
     fn every_class_has_its_own_label() {
         let labels: BTreeSet<_> = FaultClass::ALL.iter().map(|c| c.row().label).collect();
         assert_eq!(labels.len(), FaultClass::ALL.len());
+    }
+
+    /// A perimeter gives each denial an identifier: a status that repeats itself keeps the first.
+    #[test]
+    fn another_denial_by_the_same_perimeter_is_no_news() {
+        let denied = |id: &str| {
+            let message = format!("Request is prohibited. {DENIAL}{id} (https://x;uniqueId={id})");
+            Fault {
+                request_id: Some(format!("req-{id}")),
+                ..Fault::new(FaultClass::PerimeterDenied, message)
+            }
+        };
+        let (first, second) = (denied("aB-1"), denied("cD_2"));
+        assert!(first.says_the_same(&second));
+        assert_eq!(second.told_in(&first.advice()), Some(first));
+        assert_eq!(second.told_in("something else"), None);
+        let other = Fault::new(FaultClass::PerimeterDenied, "another text");
+        assert!(!other.says_the_same(&second));
     }
 
     #[test]

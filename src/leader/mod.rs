@@ -13,5 +13,5 @@ mod election;
 mod shards;
 mod share;
 
-pub use election::{Now, Options, run};
+pub use election::{Note, Now, Options, run};
 pub use shards::{InFlightGuard, Shards};

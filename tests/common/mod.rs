@@ -454,6 +454,8 @@ pub struct Setup {
     pub lease: String,
     pub identity: String,
     pub shards: usize,
+    /// The project that pays for the operator's calls.
+    pub quota_project: Option<String>,
     /// Where grants above the services are searched for, every second.
     pub inherited: Vec<SearchScope>,
     /// Audit events; how they come in is for the test.
@@ -484,6 +486,7 @@ impl Default for Setup {
             lease: "run-invoker".into(),
             identity: "under-test".into(),
             shards: 1,
+            quota_project: None,
             inherited: Vec::new(),
             events: None,
             offset: Arc::default(),
@@ -508,7 +511,7 @@ impl Operator {
             endpoint: run_url,
             credentials: google_cloud_auth::credentials::anonymous::Builder::new().build(),
             timeout: setup.timeout,
-            quota_project: None,
+            quota_project: setup.quota_project.clone(),
         })
         .await
         .unwrap();
@@ -559,6 +562,7 @@ impl Operator {
             renew: Duration::from_millis(750),
             grace: Duration::from_secs(5),
             now: leader::Now(Arc::new(Timestamp::now)),
+            note: controller.clone().lease_note(),
         };
         let running = controller.clone();
         let tasks = vec![

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     DoctorCommand,
     findings::{Findings, Outcome},
+    quota::report_on,
 };
 use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON, InvokerPolicy, definitions},
@@ -21,6 +22,7 @@ use crate::{
         select::ObjectName,
         world::list_all,
     },
+    cloudrun::limit::BudgetReport,
     render::count,
 };
 
@@ -135,24 +137,22 @@ fn served_fields(definition: &CustomResourceDefinition) -> Option<BTreeSet<Strin
     Some(all)
 }
 
+/// What the operator says about its calls, if it says anything.
 pub(super) async fn operator_works(
     context: &Context,
     kube: &Kube,
     command: &DoctorCommand,
     findings: &mut Findings,
-) {
+) -> Option<Vec<BudgetReport>> {
     let api: Api<Lease> = Api::namespaced(kube.client.clone(), &command.release_namespace);
     let place = format!("{}/{}", command.release_namespace, command.release);
     let leases = match list_all(&api, ListParams::default()).await {
         Ok(found) => found,
         Err(why) => {
-            return findings.add(
-                OPERATOR,
-                place,
-                Outcome::Unknown,
-                refusal(context, &why),
-                "needs list on leases in the operator's namespace",
-            );
+            let fix = "needs list on leases in the operator's namespace";
+            let evidence = refusal(context, &why);
+            findings.add(OPERATOR, place, Outcome::Unknown, evidence, fix);
+            return None;
         }
     };
     let of_release = |l: &&Lease| {
@@ -173,15 +173,18 @@ pub(super) async fn operator_works(
             fix,
         );
     }
+    let mut reports = Vec::new();
     for lease in shards {
         let name = format!("{}/{}", command.release_namespace, lease.name_any());
         if let Some(holder) = shard_is_led(context.now, lease, &name, findings) {
+            reports.extend(report_on(lease));
             holder_is_a_pod(context, kube, command, &holder, findings).await;
         }
     }
     for lease in &leases {
         state_is_good(&command.release, lease, findings);
     }
+    (!reports.is_empty()).then_some(reports)
 }
 
 pub(super) const OPERATOR: &str = "operator";

@@ -1,20 +1,15 @@
-//! What is asked of Google: rights, the subscription and its sink, the quota.
+//! What is asked of Google: rights, the subscription and its sink.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
 use super::{
-    DoctorCommand,
     checks::Checks,
     cluster::VERBS,
     findings::{Findings, Outcome},
 };
-use crate::{
-    api::InvokerPolicy,
-    cloudrun::{google::Side, limit::Place},
-    render::count,
-};
+use crate::cloudrun::google::Side;
 
 /// What the operator needs on every project; product.md 20.
 const PERMISSIONS: [&str; 5] = [
@@ -183,51 +178,4 @@ fn sink_lets_through(project: &str, sink: &Value, findings: &mut Findings) {
         evidence,
         "docs/events.md has the filter",
     );
-}
-
-/// Reads in a minute that policies ask for, against what the operator lets itself have.
-pub(super) fn quota_suffices(
-    policies: &[InvokerPolicy],
-    command: &DoctorCommand,
-    findings: &mut Findings,
-) {
-    const CHECK: &str = "quota";
-    let mut places: BTreeMap<Place, BTreeMap<String, f64>> = BTreeMap::new();
-    for p in policies.iter().filter(|p| !p.spec.suspend) {
-        let interval = crate::intent::interval(&p.spec.interval)
-            .as_secs_f64()
-            .max(10.0);
-        for s in p.status.iter().flat_map(|s| &s.services) {
-            let place = Place {
-                project: p.spec.project.as_str().into(),
-                region: s.region.as_str().into(),
-            };
-            let services = places.entry(place).or_default();
-            let rate = services.entry(s.name.clone()).or_default();
-            *rate = rate.max(60.0 / interval);
-        }
-    }
-    let fullest = places
-        .iter()
-        .map(|(place, services)| (services.values().sum::<f64>(), services.len(), place));
-    let Some((rate, services, place)) = fullest.max_by(|a, b| a.0.total_cmp(&b.0)) else {
-        return;
-    };
-    let budget = f64::from(command.cloud.reads_per_minute);
-    let subject = format!("{} ({})", place.project, place.region);
-    let evidence = format!(
-        "busiest region: {}, {rate:.1} of {budget:.0} reads/min",
-        count(services, "service")
-    );
-    if rate > budget * 0.8 {
-        findings.add(
-            CHECK,
-            subject,
-            Outcome::Warn,
-            evidence,
-            "raise spec.interval, or settings.readsPerMinute if Google's quota allows, or use audit events",
-        );
-    } else {
-        findings.pass(CHECK, subject, evidence);
-    }
 }

@@ -4,6 +4,7 @@ mod checks;
 mod cluster;
 mod findings;
 mod google;
+mod quota;
 
 use std::collections::BTreeSet;
 
@@ -21,7 +22,8 @@ use crate::{
 use checks::Checks;
 use cluster::{definitions_are_current, operator_works, policies_stand};
 use findings::{Document, Finding, Findings, Outcome};
-use google::{permissions_are_there, quota_suffices, sink_covers, subscription_is_read};
+use google::{permissions_are_there, sink_covers, subscription_is_read};
+use quota::quota_suffices;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct DoctorCommand {
@@ -74,10 +76,11 @@ fn subscription(text: &str) -> Result<String, String> {
 pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<Exit> {
     let mut findings = Findings::default();
     let mut policies = Vec::new();
+    let mut budgets = None;
     match reach(context).await {
         Ok(kube) => {
             definitions_are_current(context, &kube, &mut findings).await;
-            operator_works(context, &kube, command, &mut findings).await;
+            budgets = operator_works(context, &kube, command, &mut findings).await;
             policies = policies_stand(context, &kube, &mut findings).await;
         }
         Err(why) => findings.add(
@@ -123,7 +126,7 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
             sink_covers(&mut checks, project, &topics).await;
         }
     }
-    quota_suffices(&policies, command, &mut findings);
+    quota_suffices(&policies, budgets.as_deref(), command, &mut findings);
     report(context, command, findings)
 }
 

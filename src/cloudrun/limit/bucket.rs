@@ -148,10 +148,11 @@ impl Bucket {
         limit: Option<u32>,
     ) {
         self.refill(now);
-        if let Some(limit) = limit.filter(|l| (1..self.per_minute.saturating_mul(2)).contains(l)) {
-            let half = (limit / 2).max(1);
+        // A larger one than was named before may be another's: that one is believed for its time.
+        let known = self.learnt.map_or(u32::MAX, |(_, limit)| limit);
+        if let Some(limit) = limit.filter(|l| (1..=known).contains(l)) {
             self.learnt = Some((now, limit));
-            self.resize(half);
+            self.resize((limit / 2).clamp(1, self.budget.max(1)));
         }
         self.share = (self.share / 2.0).max(LEAST_SHARE);
         // What is held stays covered.

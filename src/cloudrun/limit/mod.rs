@@ -8,6 +8,7 @@
 
 mod bucket;
 mod client;
+mod report;
 mod tokens;
 
 use std::{
@@ -23,6 +24,7 @@ use crate::{fault::Fault, iam::RunService};
 
 use bucket::Bucket;
 pub use client::Limited;
+pub use report::{BudgetReport, CallReport, PlaceReport};
 pub use tokens::{Token, Tokens};
 
 /// Calls per minute, for each project and region.

@@ -219,3 +219,38 @@ async fn places_that_are_as_new_are_forgotten() {
     }
     assert!(budgets.lock().len() < 20);
 }
+
+/// What `doctor` shows: the fullest place first, with the limit that Google named.
+#[tokio::test(start_paused = true)]
+async fn a_report_has_limit_budget_and_use_of_each_place() {
+    let budgets = budgets(15);
+    for (project, reads) in [("quiet", 0), ("some", 1), ("most", 3), ("theirs", 9)] {
+        for _ in 0..reads {
+            let mut tokens = budgets.reserve(&place(project), Needs::READ).unwrap();
+            tokens.read().unwrap().spend();
+        }
+    }
+    let named = Fault {
+        quota_limit: Some(30),
+        ..Fault::new(FaultClass::QuotaExceeded, "no")
+    };
+    budgets.pushed_back(&place("some"), Kind::Write, &named);
+    let report = budgets.report(&|project| project != "theirs");
+    let shown: Vec<_> = report
+        .places
+        .iter()
+        .map(|p| (&*p.project, p.reads.used, p.writes.limit, p.writes.budget))
+        .collect();
+    assert_eq!(shown, [("most", 3, None, 15), ("some", 1, Some(30), 15)]);
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<BudgetReport>(&text).unwrap(), report);
+    for n in 0..30 {
+        let mut tokens = budgets
+            .reserve(&place(&format!("p{n}")), Needs::READ)
+            .unwrap();
+        tokens.read().unwrap().spend();
+    }
+    let report = budgets.report(&|_| true);
+    assert_eq!((report.places.len(), report.others), (20, 13));
+    assert_eq!(report.places[0].project, "theirs");
+}

@@ -22,6 +22,7 @@ mod guardrail;
     reason = "kube's derive takes one attribute per column"
 )]
 mod ledger;
+mod member;
 mod policy;
 mod reason;
 mod request;
@@ -216,6 +217,8 @@ pub const CREATED_BY: &str = "run-invoker.dev/created-by";
 pub const EDITED_BY: &str = "run-invoker.dev/edited-by";
 /// Field manager of every write to the Kubernetes API, and reporting controller of events.
 pub const FIELD_MANAGER: &str = "run-invoker";
+/// On the Lease of a shard, by its holder: budget and use of calls to Cloud Run, as JSON.
+pub const BUDGETS: &str = "run-invoker.dev/budgets";
 /// Annotations of the Lease that tells that audit events cannot be relied on.
 pub const EVENTS_REASON: &str = "run-invoker.dev/reason";
 pub const EVENTS_MESSAGE: &str = "run-invoker.dev/message";

@@ -8,7 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ChangedBy;
+use super::{ChangedBy, member};
 
 /// Declares which principals may invoke which Cloud Run services.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -143,13 +143,13 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 40))]
     #[x_kube(validation = Rule::new("self.matches('^[a-z]+-[a-z]+[0-9]+$')")
-        .message("region must be a Google Cloud region such as europe-west1"))]
+        .message(kube::core::Message::Expression("'region must be a Google Cloud region; write ' + (self.lowerAscii().matches('^[a-z]+-[a-z]+[0-9]+$') ? self.lowerAscii() : 'it such as europe-west1')".into())))]
     pub region: Option<String>,
     /// Regions that the selector covers. Omitted: every region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new("self.all(r, r.size() <= 40 && r.matches('^[a-z]+-[a-z]+[0-9]+$'))")
-        .message("regions must be Google Cloud regions such as europe-west1"))]
+        .message("regions must be Google Cloud regions such as europe-west1, in lower case"))]
     #[schemars(schema_with = "regions_schema")]
     pub regions: Option<Vec<String>>,
     /// Kubernetes label selector over the labels of the Cloud Run services of the project. Omitted:
@@ -183,17 +183,14 @@ pub struct InvokerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 320))]
     #[x_kube(
-        validation = Rule::new("!self.startsWith('deleted:')")
-            .message("member names a deleted identity; write the member without deleted: and ?uid="),
-        validation = Rule::new("self.contains(':') || self.matches('(?i)^all(authenticated)?users$')")
-            .message(kube::core::Message::Expression("'member has no prefix; write ' + (self.endsWith('.gserviceaccount.com') ? 'serviceAccount:' + self : self.contains('@') ? 'user:' + self + ' (or group: for a group)' : 'user:EMAIL, group:EMAIL, serviceAccount:EMAIL or domain:NAME')".into())),
-        validation = Rule::new("!self.matches('(?i)^((user|group|serviceAccount|domain|principal|principalSet|deleted):|all(authenticated)?users$)') || self.matches('^((user|group|serviceAccount|domain|principal|principalSet|deleted):|all(Authenticated)?Users$)')")
-            .message(kube::core::Message::Expression("'member is not spelled as IAM does, case counts; write ' + (self.matches('(?i)^allusers$') ? 'allUsers' : self.matches('(?i)^allauth') ? 'allAuthenticatedUsers' : (self.matches('(?i)^user:') ? 'user:' : self.matches('(?i)^group:') ? 'group:' : self.matches('(?i)^service') ? 'serviceAccount:' : self.matches('(?i)^domain:') ? 'domain:' : self.matches('(?i)^principals') ? 'principalSet:' : self.matches('(?i)^principal:') ? 'principal:' : 'deleted:') + ' in front')".into())),
-        validation = Rule::new("!self.matches('^(user|group|serviceAccount):[^@]*$') || self.contains('[')")
-            .message(kube::core::Message::Expression("'member has no domain; write ' + self + (self.startsWith('serviceAccount:') ? '@PROJECT.iam.gserviceaccount.com' : '@DOMAIN')".into())),
-        // What one of the rules above refuses has its message already.
-        validation = Rule::new(r"self.startsWith('deleted:') || !self.contains(':') || (self.matches('(?i)^(user|group|serviceAccount|domain|principal|principalSet|deleted):') && !self.matches('^(user|group|serviceAccount|domain|principal|principalSet):')) || self.matches('^(user|group|serviceAccount):[^@\\[]*$') || self.matches('^(allUsers|allAuthenticatedUsers|(user|group|serviceAccount):[A-Za-z0-9.!#$%&*+/=?^_`{|}~\\x27-]+@([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|serviceAccount:[A-Za-z0-9.:-]+[.]svc[.]id[.]goog\\[[A-Za-z0-9.-]+/[A-Za-z0-9.-]+\\]|domain:([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?[.])+[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?|principal(Set)?://[!-.0-~]+(/[!-.0-~]+)+/?)$')")
-            .message("member must be user:EMAIL, group:EMAIL, serviceAccount:EMAIL, domain:NAME, principal://..., principalSet://..., allUsers or allAuthenticatedUsers, spelled exactly so (no spaces, ASCII only)")
+        validation = member::is_ascii(),
+        validation = member::has_no_blank(),
+        validation = member::is_not_deleted(),
+        validation = member::has_a_prefix(),
+        validation = member::is_spelled_as_iam_does(),
+        validation = member::has_a_domain(),
+        validation = member::has_a_whole_domain(),
+        validation = member::is_known()
     )]
     pub member: Option<String>,
     /// A Kubernetes ServiceAccount, in place of member: stands for the Google service account that

@@ -49,18 +49,24 @@ pub enum PrincipalError {
         "contains a character other than printable ASCII; write the identifier exactly as IAM shows it"
     )]
     NotAscii,
+    #[error("contains a blank; write {0}")]
+    Blank(String),
     #[error("has no prefix; write {0}")]
     NoPrefix(String),
     #[error("is not spelled as IAM does, case counts; write {0}")]
     Case(String),
+    #[error("names nobody; write {0}")]
+    Nobody(&'static str),
     #[error("has no domain; write {0}")]
     NoDomain(String),
+    #[error("has an incomplete domain; write for example {0}")]
+    ShortDomain(String),
     #[error("is not a valid e-mail address after `{0}:`")]
     Email(&'static str),
     #[error("is not a valid domain name after `domain:`")]
     Domain,
     #[error(
-        "has no known form; use user:, group:, serviceAccount:, domain:, principal://, principalSet://, allUsers or allAuthenticatedUsers"
+        "has no known form; write user:EMAIL, group:EMAIL, serviceAccount:EMAIL, domain:NAME, principal://..., principalSet://..., allUsers or allAuthenticatedUsers"
     )]
     Unknown,
 }
@@ -87,8 +93,14 @@ impl Principal {
         if text.is_empty() {
             return Err(PrincipalError::Empty);
         }
-        if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        let is_blank = |b: u8| b.is_ascii_whitespace();
+        if !text.bytes().all(|b| b.is_ascii_graphic() || is_blank(b)) {
             return Err(PrincipalError::NotAscii);
+        }
+        if text.bytes().any(is_blank) {
+            return Err(PrincipalError::Blank(
+                text.split_ascii_whitespace().collect(),
+            ));
         }
         if let Some(slip) = slip(text) {
             return Err(slip);
@@ -241,7 +253,7 @@ fn slip(text: &str) -> Option<PrincipalError> {
         } else if is_domain(text) {
             format!("domain:{text}")
         } else {
-            return None;
+            "user:EMAIL, group:EMAIL, serviceAccount:EMAIL or domain:NAME".to_owned()
         };
         return Some(PrincipalError::NoPrefix(right));
     };
@@ -250,13 +262,37 @@ fn slip(text: &str) -> Option<PrincipalError> {
     if right.trim_end_matches(':') != prefix {
         return Some(PrincipalError::Case(format!("{right}{rest}")));
     }
-    let domain = match *right {
-        "serviceAccount:" => "PROJECT.iam.gserviceaccount.com",
-        "user:" | "group:" => "DOMAIN",
+    slip_of_domain(text, right, rest)
+}
+
+/// The same for what stands behind the prefix.
+fn slip_of_domain(text: &str, prefix: &str, rest: &str) -> Option<PrincipalError> {
+    let (nobody, domain, end) = match prefix {
+        "serviceAccount:" => (
+            "serviceAccount:EMAIL",
+            "PROJECT.iam.gserviceaccount.com",
+            ".iam.gserviceaccount.com",
+        ),
+        "user:" => ("user:EMAIL", "DOMAIN", ".com"),
+        "group:" => ("group:EMAIL", "DOMAIN", ".com"),
+        "domain:" => ("domain:NAME", "", ".com"),
         _ => return None,
     };
-    let is_bare = !rest.is_empty() && !rest.contains(['@', '[']);
-    is_bare.then(|| PrincipalError::NoDomain(format!("{text}@{domain}")))
+    let short = || Some(PrincipalError::ShortDomain(format!("{text}{end}")));
+    let is_word = |text: &str| !text.is_empty() && !text.contains(['@', '.', '[']);
+    if rest.is_empty() || rest == "@" {
+        return Some(PrincipalError::Nobody(nobody));
+    }
+    if prefix == "domain:" {
+        return is_word(rest).then(short).flatten();
+    }
+    match rest.split_once('@') {
+        None if rest.contains('[') => None,
+        None => Some(PrincipalError::NoDomain(format!("{text}@{domain}"))),
+        Some((name, _)) if name.contains('[') => None,
+        Some((_, "")) => Some(PrincipalError::NoDomain(format!("{text}{domain}"))),
+        Some((_, rest)) => is_word(rest).then(short).flatten(),
+    }
 }
 
 /// A conservative e-mail form: printable ASCII without delimiters that IAM gives a meaning to.
@@ -376,15 +412,25 @@ mod tests {
                 "acme.com",
                 PrincipalError::NoPrefix("domain:acme.com".into()),
             ),
-            ("nonsense", PrincipalError::Unknown),
-            ("allUsers ", PrincipalError::NotAscii),
+            (
+                "nonsense",
+                PrincipalError::NoPrefix(
+                    "user:EMAIL, group:EMAIL, serviceAccount:EMAIL or domain:NAME".into(),
+                ),
+            ),
+            ("allUsers ", PrincipalError::Blank("allUsers".into())),
+            (
+                "user: ada@acme.com",
+                PrincipalError::Blank("user:ada@acme.com".into()),
+            ),
             ("all\u{200b}Users", PrincipalError::NotAscii),
             ("user:\u{430}da@acme.com", PrincipalError::NotAscii),
             (
                 "user:ada",
                 PrincipalError::NoDomain("user:ada@DOMAIN".into()),
             ),
-            ("user:", PrincipalError::Email("user")),
+            ("user:", PrincipalError::Nobody("user:EMAIL")),
+            ("domain:", PrincipalError::Nobody("domain:NAME")),
             (
                 "Group:ops@acme.com",
                 PrincipalError::Case("group:ops@acme.com".into()),
@@ -393,8 +439,21 @@ mod tests {
                 "PrincipalSet://iam.googleapis.com/x/y",
                 PrincipalError::Case("principalSet://iam.googleapis.com/x/y".into()),
             ),
-            ("user:ada@", PrincipalError::Email("user")),
-            ("user:ada@acme", PrincipalError::Email("user")),
+            (
+                "user:ada@",
+                PrincipalError::NoDomain("user:ada@DOMAIN".into()),
+            ),
+            (
+                "user:ada@acme",
+                PrincipalError::ShortDomain("user:ada@acme.com".into()),
+            ),
+            ("user:@acme.com", PrincipalError::Email("user")),
+            (
+                "serviceAccount:web@acme-prod",
+                PrincipalError::ShortDomain(
+                    "serviceAccount:web@acme-prod.iam.gserviceaccount.com".into(),
+                ),
+            ),
             ("group:a@b@c.com", PrincipalError::Email("group")),
             (
                 "serviceAccount:x",
@@ -404,7 +463,11 @@ mod tests {
                 "serviceaccount:x@y.com",
                 PrincipalError::Case("serviceAccount:x@y.com".into()),
             ),
-            ("domain:acme", PrincipalError::Domain),
+            (
+                "domain:acme",
+                PrincipalError::ShortDomain("domain:acme.com".into()),
+            ),
+            ("domain:-acme.com", PrincipalError::Domain),
             ("deleted:user:a@b.com?uid=1", PrincipalError::Deleted),
             ("principalSet://", PrincipalError::Unknown),
             ("projectOwner:acme", PrincipalError::Unknown),

@@ -61,6 +61,11 @@ pub fn nearest_region(region: &str) -> Option<&'static str> {
     if REGIONS.contains(&region) {
         return None;
     }
+    let lower = region.to_ascii_lowercase();
+    let region = lower.as_str();
+    if let Some(known) = REGIONS.iter().find(|known| **known == region) {
+        return Some(known);
+    }
     // `eu-west1` stands for `europe-west1`, which is not the nearest by letters.
     if let Some((area, rest)) = region.split_once('-')
         && let Some(whole) = REGIONS.iter().find(|known| {
@@ -93,6 +98,8 @@ mod tests {
             ("eurpe-west4", Some("europe-west4")),
             ("us-centrall1", Some("us-central1")),
             ("eu-west1", Some("europe-west1")),
+            ("EUROPE-WEST1", Some("europe-west1")),
+            ("US-Centrall1", Some("us-central1")),
             ("antarctica-south1", None),
             ("x", None),
         ] {

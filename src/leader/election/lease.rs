@@ -118,6 +118,14 @@ impl Election {
                 .await);
         };
         let mut lease = lease.clone();
+        let note = (self.options.note.0)(shard);
+        if !note.is_empty() {
+            lease
+                .metadata
+                .annotations
+                .get_or_insert_default()
+                .extend(note);
+        }
         lease.spec = Some(hold(&self.options, lease.spec.as_ref()));
         won(self
             .within(self.api.replace(&name, &PostParams::default(), &lease))

@@ -9,7 +9,11 @@
 mod lease;
 mod members;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -40,6 +44,24 @@ pub struct Options {
     pub grace: Duration,
     /// The wall clock, for the times that people read in a Lease.
     pub now: Now,
+    /// What else is said on the Leases that are held.
+    pub note: Note,
+}
+
+/// Annotations for the Lease of a shard. They are written with a renewal, and never cause one.
+#[derive(Clone)]
+pub struct Note(pub Arc<dyn Fn(usize) -> BTreeMap<String, String> + Send + Sync>);
+
+impl Default for Note {
+    fn default() -> Self {
+        Self(Arc::new(|_| BTreeMap::new()))
+    }
+}
+
+impl std::fmt::Debug for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a note")
+    }
 }
 
 /// A wall clock.

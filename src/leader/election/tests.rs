@@ -10,6 +10,7 @@ fn names_of_leases_say_which_shard_of_how_many() {
         renew: Duration::from_secs(2),
         grace: Duration::from_secs(1),
         now: Now(Arc::new(|| jiff::Timestamp::UNIX_EPOCH)),
+        note: Note::default(),
     };
     assert_eq!(options.lease(0, 1), "run-invoker");
     assert_eq!(options.lease(2, 4), "run-invoker-2-of-4");

@@ -22,7 +22,9 @@ const HELP: &str = "The sandbox's control API (JSON in, JSON out):
   DELETE /services/P/R/NAME             deletes one
   POST   /members                       {project, region, name, role?, add?, remove?} changes IAM behind the operator's back
   POST   /world                         {unknown?, permittedDomains?, denied?, disabled?, gone?, unreachable?, readQuota?, writeQuota?, terse?, expiredCredentials?, pageCap?, sinks?, subscriptions?,
-                                        disabledServices?: [{project or *, service}], quotas?: {service: requests a minute}, searchDelayMilliseconds?}
+                                        disabledServices?: [{project or *, service}], quotas?: {service: requests a minute}, searchDelayMilliseconds?,
+                                        consumers?: {project: invalid|suspended|billingDisabled|denied}, credentialsProject?, perimeters?: [project],
+                                        constraints?: [{name, displayName, forbids: [how members begin]}]}
   GET    /faults    POST /faults    DELETE /faults    {api, method?, contains?, times?, skip?, fault: {kind: latency|error|drop|lostResponse|hang, ...}}
   POST   /outage                        {api: kube, milliseconds}
   POST   /compact                       forgets the watch history: older watches get 410

@@ -230,8 +230,14 @@ impl Exchange {
     }
 }
 
+/// A body that is text is sent as it is, as a proxy's page.
 fn refused(status: u16, body: &Value, headers: Vec<(String, String)>) -> Response<Body> {
     let mut response = json(status, body);
+    if body.is_string() || body.is_null() {
+        *response.body_mut() = Body::from(body.as_str().unwrap_or_default().to_owned());
+        let html = axum::http::HeaderValue::from_static("text/html; charset=UTF-8");
+        response.headers_mut().insert("content-type", html);
+    }
     for (name, value) in headers {
         if let (Ok(name), Ok(value)) = (name.parse::<axum::http::HeaderName>(), value.parse()) {
             response.headers_mut().insert(name, value);

@@ -19,6 +19,7 @@ pub enum Fault {
     /// Answered with this status and body instead of being carried out.
     Error {
         status: u16,
+        /// A document; text is sent as it is, and none is an empty answer.
         #[serde(default)]
         body: Value,
         #[serde(default)]

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{
     dice::{Dice, Stream},
-    story::{Action, Agreement, Crash, Harm, Moment, Setup, Side, Storm, Story, What},
+    story::{Action, Agreement, Crash, Moment, Setup, Story, What},
+    weather::weather,
 };
 
 const PROJECT: &str = "acme-prod";
@@ -90,6 +91,7 @@ pub fn story(seed: u64) -> Story {
         actions.extend(accounts(&dice, length_ms));
     }
     actions.extend(owners(&dice, &cast, length_ms));
+    actions.extend(projects(&dice, length_ms));
     if cast.rivals {
         actions.extend(rivals(&dice, &cast, length_ms));
     }
@@ -642,6 +644,22 @@ fn owners(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
     actions
 }
 
+/// A project is deleted, and restored within its thirty days.
+fn projects(dice: &Dice, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("projects");
+    if !d.chance(0.08) {
+        return vec![];
+    }
+    let project = (*d.pick(&[PROJECT, PROJECT, OTHER])).to_owned();
+    let gone = d.between(0, length_ms);
+    let back = gone + d.between(1_000, 60_000);
+    let turn = |at_ms, gone| {
+        let project = project.clone();
+        at(at_ms, What::Project { project, gone })
+    };
+    vec![turn(gone, true), turn(back, false)]
+}
+
 /// The console, Terraform, a second operator.
 fn rivals(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
     let mut d = dice.stream("rivals");
@@ -888,173 +906,6 @@ fn publishers(dice: &Dice, cast: &Cast, length_ms: u64) -> Vec<Action> {
         actions.push(at(d.between(1, length_ms), What::Message(text)));
     }
     actions
-}
-
-fn weather(dice: &Dice, length_ms: u64) -> Vec<Storm> {
-    let mut d = dice.stream("weather");
-    let mut storms = vec![];
-    if d.chance(0.35) {
-        return storms;
-    }
-    for _ in 0..1 + d.below(4) {
-        let from_ms = d.between(0, length_ms);
-        let to_ms = from_ms + *d.pick(&[200, 2_000, 10_000, 60_000]);
-        let side = if d.chance(0.5) { Side::Kube } else { Side::Run };
-        let percent = *d.pick(&[5, 20, 50, 100]);
-        let (only, harm) = match side {
-            Side::Kube => kube_harm(&mut d),
-            Side::Run => run_harm(&mut d),
-        };
-        storms.push(Storm {
-            from_ms,
-            to_ms,
-            side,
-            only: only.into(),
-            replica: None,
-            nth: None,
-            percent,
-            harm,
-        });
-    }
-    storms
-}
-
-fn kube_harm(d: &mut Stream) -> (&'static str, Harm) {
-    let refused = |status: u16, reason: &str, message: &str| {
-        Harm::Refused {
-        status,
-        body: json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": status}).to_string(),
-        headers: vec![],
-    }
-    };
-    let writes = *d.pick(&[
-        "POST ",
-        "PATCH ",
-        "PUT ",
-        "DELETE ",
-        "invokerchanges",
-        "invokerledgers",
-        "/status",
-        "events",
-        "leases",
-        "",
-    ]);
-    match d.below(12) {
-        0 => (writes, Harm::Dropped),
-        1 | 2 => (writes, Harm::Lost),
-        3 => (writes, Harm::Late),
-        4 => (writes, Harm::Hung),
-        5 => (writes, Harm::Slow(d.between(200, 8_000))),
-        6 => (
-            writes,
-            refused(500, "InternalError", "etcdserver: request timed out"),
-        ),
-        7 => (
-            writes,
-            refused(
-                409,
-                "Conflict",
-                "the object has been modified; please apply your changes to the latest version and try again",
-            ),
-        ),
-        8 => (
-            "POST ",
-            refused(
-                403,
-                "Forbidden",
-                "exceeded quota: objects, requested: count/invokerchanges.run-invoker.dev=1, used: 10, limited: 10",
-            ),
-        ),
-        9 => ("watch=true", Harm::Stalled(d.between(100, 20_000))),
-        10 => ("watch=true", Harm::Ended),
-        _ => (
-            "",
-            refused(
-                429,
-                "TooManyRequests",
-                "too many requests, please try again later",
-            ),
-        ),
-    }
-}
-
-fn run_harm(d: &mut Stream) -> (&'static str, Harm) {
-    let google = |status: u16, name: &str, message: &str, details: Value| {
-        Harm::Refused {
-        status,
-        body: json!({"error": {"code": status, "message": message, "status": name, "details": details}}).to_string(),
-        headers: vec![],
-    }
-    };
-    let info = |reason: &str, metadata: Value| json!([{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com", "metadata": metadata}]);
-    let html = |status: u16| Harm::Refused {
-        status,
-        body: "<!DOCTYPE html>\n<html lang=en>\n<title>Error</title>\n".into(),
-        headers: vec![],
-    };
-    let calls = *d.pick(&["setIamPolicy", "getIamPolicy", "/services", ""]);
-    let quota = "Quota exceeded for quota metric 'Write requests' and limit 'Write requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'.";
-    match d.below(14) {
-        0 => (calls, Harm::Dropped),
-        1 | 2 => (calls, Harm::Lost),
-        3 => (calls, Harm::Late),
-        4 => (calls, Harm::Hung),
-        5 => (calls, Harm::Slow(d.between(200, 15_000))),
-        6 => (
-            "setIamPolicy",
-            google(
-                429,
-                "RESOURCE_EXHAUSTED",
-                quota,
-                info("RATE_LIMIT_EXCEEDED", json!({"quota_limit_value": "30"})),
-            ),
-        ),
-        7 => (
-            calls,
-            google(
-                503,
-                "UNAVAILABLE",
-                "The service is currently unavailable.",
-                json!([]),
-            ),
-        ),
-        8 => (
-            calls,
-            google(500, "INTERNAL", "Internal error encountered.", json!([])),
-        ),
-        9 => (
-            calls,
-            google(
-                403,
-                "PERMISSION_DENIED",
-                "Permission 'run.services.getIamPolicy' denied on resource 'projects/acme-prod' (or resource may not exist).",
-                json!([]),
-            ),
-        ),
-        10 => (calls, html(404)),
-        11 => (calls, html(502)),
-        12 => (
-            calls,
-            google(
-                403,
-                "PERMISSION_DENIED",
-                "Cloud Run Admin API has not been used in project 99 before or it is disabled.",
-                info(
-                    "SERVICE_DISABLED",
-                    json!({"consumer": "projects/99", "service": "run.googleapis.com"}),
-                ),
-            ),
-        ),
-        _ => (
-            "setIamPolicy",
-            google(
-                409,
-                "ABORTED",
-                "There were concurrent policy changes. Please retry the whole read-modify-write with exponential backoff.",
-                json!([]),
-            ),
-        ),
-    }
 }
 
 fn crashes(dice: &Dice, setup: &Setup, length_ms: u64) -> Vec<Crash> {

@@ -5,7 +5,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`story`] | what happens in a world, as data that can be told, kept and shortened |
-//! | [`generate`] | a story from a seed |
+//! | [`generate`], [`weather`] | a story from a seed |
 //! | [`world`] | a story played, and the verdict |
 //! | [`net`], [`cloud`], [`replica`] | what lies between the operator and the world; Google's SDK over it; one replica |
 //! | [`shrink`] | the shortest story that still breaks a promise |
@@ -28,5 +28,6 @@ pub mod replica;
 pub mod shrink;
 pub mod story;
 pub mod sweep;
+pub mod weather;
 pub mod world;
 pub mod wrong;

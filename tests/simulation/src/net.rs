@@ -179,8 +179,11 @@ impl Net {
         }
     }
 
-    /// A service as it is.
+    /// A service as it really is; `None` in a project that is gone, too.
     pub fn real(&self, s: &Service) -> Option<Real> {
+        if self.apis.run.world().gone.contains(&s.0) {
+            return None;
+        }
         let found = self.apis.run.service(&s.0, &s.1, &s.2)?;
         Some(Real {
             policy: found.policy.view(3),

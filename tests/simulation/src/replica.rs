@@ -150,6 +150,7 @@ impl Replica {
             renew: Duration::from_millis(setup.renew_ms),
             grace: Duration::from_secs(10),
             now: leader::Now(now),
+            note: controller.clone().lease_note(),
         };
         let running = controller.clone();
         let election = tokio::spawn(leader::run(client, lease, shards, retired));

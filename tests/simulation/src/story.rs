@@ -123,6 +123,11 @@ pub enum What {
         service: String,
         off: bool,
     },
+    /// A project is deleted with all that is in it, or restored as it was.
+    Project {
+        project: String,
+        gone: bool,
+    },
     /// A rival, in one step.
     Member {
         service: String,
@@ -356,6 +361,14 @@ impl fmt::Display for What {
                     if *off { "off" } else { "on" }
                 )
             }
+            Self::Project {
+                project,
+                gone: true,
+            } => write!(f, "project {project} is deleted"),
+            Self::Project {
+                project,
+                gone: false,
+            } => write!(f, "project {project} is restored"),
             Self::Member {
                 service,
                 role,

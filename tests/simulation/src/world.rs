@@ -558,6 +558,18 @@ impl World {
         End { services, refused }
     }
 
+    /// Somebody outside does what more than one service may show.
+    fn outside_of_all(&self, act: impl FnOnce()) {
+        let all = self.net.apis.run.services();
+        let before: Vec<_> = all.iter().map(|s| (s.clone(), self.net.real(s))).collect();
+        act();
+        for (s, before) in before {
+            let after = self.net.real(&s);
+            let (now, judge) = (self.net.now(), &mut self.net.lock().judge);
+            judge.outside(now, &s, before.as_ref(), after.as_ref());
+        }
+    }
+
     async fn act(&mut self, what: &What) {
         self.net.note(&format!("{what}"));
         let run = self.net.apis.run.clone();
@@ -728,18 +740,18 @@ impl World {
                 }
             }),
             What::DeleteIdentity { member } => {
-                let all = run.services();
-                let before: Vec<_> = all.iter().map(|s| (s.clone(), self.net.real(s))).collect();
-                run.delete_identity(member, 7);
-                for (s, before) in before {
-                    let after = self.net.real(&s);
-                    self.net.lock().judge.outside(
-                        self.net.now(),
-                        &s,
-                        before.as_ref(),
-                        after.as_ref(),
-                    );
-                }
+                self.outside_of_all(|| run.delete_identity(member, 7));
+            }
+            What::Project { project, gone } => {
+                let turn = |w: &mut sandbox::run::World| match gone {
+                    true => w.gone.insert(project.clone()),
+                    false => w.gone.remove(project),
+                };
+                self.outside_of_all(|| run.change_world(|w| _ = turn(w)));
+                self.net.count(match gone {
+                    true => "projects deleted",
+                    false => "projects restored",
+                });
             }
             What::Terse(terse) => run.change_world(|w| w.terse = *terse),
             What::ResetCircuit => {

@@ -65,18 +65,9 @@ impl<'a> Before<'a> {
             return same.clone();
         }
         if let Self::Reported(entry) = self
-            && let Some(id) = entry
-                .message
-                .split_once("(request ")
-                .and_then(|(_, rest)| rest.split_once(')'))
+            && let Some(first) = fault.told_in(&entry.message)
         {
-            let first = Fault {
-                request_id: Some(id.0.to_owned()),
-                ..fault.clone()
-            };
-            if first.advice() == entry.message {
-                return first;
-            }
+            return first;
         }
         fault.clone()
     }

@@ -12,10 +12,11 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use super::{
-    admission::{ASSET, denied},
     asset_index::Policies,
     asset_query::Query,
-    hierarchy, roles, service_key,
+    hierarchy,
+    refusal::{ASSET, denied},
+    roles, service_key,
 };
 use crate::{
     exchange::Call,

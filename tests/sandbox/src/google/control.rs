@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::run::{Run, World};
+use crate::run::{Constraint, ConsumerTrouble, Run, World};
 
 pub const HELP: &str = "\
 Who can invoke a service beyond its own policy (resources by relative name: projects/P, folders/N, organizations/N,
@@ -18,8 +18,16 @@ projects/P/locations/R/services/S, projects/P/iap_web/cloud_run-R/services/S):
   POST   /iap                           {resource, settings} settings of Identity-Aware Proxy
 ";
 
-/// Fields of `POST /world` that belong to these APIs.
-pub const WORLD: [&str; 3] = ["disabledServices", "quotas", "searchDelayMilliseconds"];
+/// Fields of `POST /world` about what stands before the calls of every API.
+pub const WORLD: [&str; 7] = [
+    "disabledServices",
+    "quotas",
+    "searchDelayMilliseconds",
+    "consumers",
+    "credentialsProject",
+    "perimeters",
+    "constraints",
+];
 
 /// Carries out a control request, if it is one about these APIs.
 pub fn act(run: &Run, method: &str, path: &[&str], body: &Value) -> Option<Result<Value, String>> {
@@ -80,7 +88,44 @@ pub fn change_world(world: &mut World, body: &Value) -> Result<(), String> {
             })
             .collect::<Result<_, String>>()?;
     }
+    if let Some(consumers) = body.get("consumers") {
+        let consumers = consumers.as_object().ok_or("consumers must be an object")?;
+        world.consumers = consumers
+            .iter()
+            .map(|(project, trouble)| Ok((project.clone(), consumer_trouble(trouble)?)))
+            .collect::<Result<_, String>>()?;
+    }
+    if let Some(project) = body.get("credentialsProject") {
+        world.credentials_project = project.as_str().map(str::to_owned);
+    }
+    if body.get("perimeters").is_some() {
+        world.perimeters = strings(list(body, "perimeters")?)?;
+    }
+    if body.get("constraints").is_some() {
+        let entries = list(body, "constraints")?.as_array().into_iter().flatten();
+        world.constraints = entries.map(constraint).collect::<Result<_, String>>()?;
+    }
     Ok(())
+}
+
+fn consumer_trouble(value: &Value) -> Result<ConsumerTrouble, String> {
+    match value.as_str() {
+        Some("invalid") => Ok(ConsumerTrouble::Invalid),
+        Some("suspended") => Ok(ConsumerTrouble::Suspended),
+        Some("billingDisabled") => Ok(ConsumerTrouble::BillingDisabled),
+        Some("denied") => Ok(ConsumerTrouble::Denied),
+        _ => Err(format!(
+            "a consumer is invalid, suspended, billingDisabled or denied, not {value}"
+        )),
+    }
+}
+
+fn constraint(entry: &Value) -> Result<Constraint, String> {
+    Ok(Constraint {
+        name: text(entry, "name")?.to_owned(),
+        display_name: text(entry, "displayName")?.to_owned(),
+        forbids: strings(list(entry, "forbids")?)?.into_iter().collect(),
+    })
 }
 
 fn put_hierarchy(run: &Run, body: &Value) -> Result<(), String> {
@@ -227,12 +272,19 @@ mod tests {
         assert_eq!(world.search_delay, std::time::Duration::from_millis(5));
         assert_eq!(world.quotas["iam.googleapis.com"], 5);
         assert_eq!(world.disabled_services.len(), 1);
+        let body = json!({"consumers": {"ops": "billingDisabled"}, "credentialsProject": "ops", "perimeters": ["p"],
+            "constraints": [{"name": "customConstraints/custom.x", "displayName": "x", "forbids": ["group:"]}]});
+        change_world(&mut world, &body).unwrap();
+        assert_eq!(world.consumers["ops"], ConsumerTrouble::BillingDisabled);
+        assert_eq!(world.constraints[0].forbids, ["group:"]);
         for odd in [
             json!({"searchDelayMilliseconds": "x"}),
             json!({"quotas": []}),
             json!({"quotas": {"iam.googleapis.com": "x"}}),
             json!({"disabledServices": [{"project": "p"}]}),
             json!({"disabledServices": {}}),
+            json!({"consumers": {"ops": "poor"}}),
+            json!({"constraints": [{"name": "x"}]}),
         ] {
             assert!(change_world(&mut world, &odd).is_err(), "{odd}");
         }

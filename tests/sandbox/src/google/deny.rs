@@ -10,8 +10,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde_json::{Value, json};
 
 use super::{
-    admission::{IAM, denied},
     hierarchy::{self, Kind},
+    refusal::{IAM, denied},
     request::DenyRequest,
 };
 use crate::{

@@ -8,8 +8,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    admission::{IAP, denied},
     hierarchy::Kind,
+    refusal::{IAP, denied},
     request::{IapRequest, IapVerb},
     resource_manager::{body, requested_version},
 };

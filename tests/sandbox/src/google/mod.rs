@@ -13,6 +13,7 @@ mod deny;
 mod enums;
 pub mod hierarchy;
 mod iap;
+pub mod refusal;
 mod request;
 mod resource_manager;
 pub mod roles;

@@ -7,8 +7,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    admission::{RESOURCE_MANAGER, denied},
     hierarchy::{Kind, Node},
+    refusal::{RESOURCE_MANAGER, denied},
     request::{NodeRequest, NodeVerb},
 };
 use crate::{
@@ -201,7 +201,7 @@ fn names_the_public(policy: &Value) -> bool {
 /// Domain restricted sharing: Resource Manager's sentence ends sooner than Cloud Run's, and has
 /// details.
 fn in_own_words(mut problem: Problem, name: &str) -> Problem {
-    if problem.status == "FAILED_PRECONDITION" {
+    if problem.status == "FAILED_PRECONDITION" && problem.details.is_empty() {
         problem.message =
             "One or more users named in the policy do not belong to a permitted customer.".into();
         problem.details = vec![

@@ -4,9 +4,12 @@
 //! <https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/>.
 //! Not here: the estimate of a rule's cost; only a real API server refuses a definition for that.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
-use cel::{Context, Program};
+use cel::{Context, Env, Program, extensions};
 use serde_json::{Map, Value, json};
 
 use super::status::Cause;
@@ -18,6 +21,15 @@ pub enum ListType {
     Set,
     Map(Vec<String>),
 }
+
+/// CEL as the API server has it for rules, as far as it is used: with the library of strings
+/// (<https://kubernetes.io/docs/reference/using-api/cel/>).
+static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    // Nothing is declared twice.
+    let _ = env.add_extension(extensions::strings);
+    Arc::new(env)
+});
 
 #[derive(Debug)]
 struct Rule {
@@ -204,14 +216,16 @@ impl Schema {
             .enumerate()
         {
             let source = rule["rule"].as_str().unwrap_or_default().to_owned();
-            let expression = rule["messageExpression"].as_str().map(Program::compile);
+            let expression = rule["messageExpression"]
+                .as_str()
+                .map(|e| ENVIRONMENT.compile(e));
             if let Some(Err(e)) = &expression {
                 errors.push((
                     format!("{path}.x-kubernetes-validations[{i}].messageExpression"),
                     format!("Invalid value: {rule}: compilation failed: {e}"),
                 ));
             }
-            match Program::compile(&source) {
+            match ENVIRONMENT.compile(&source) {
                 Ok(program) => {
                     let transition = program.references().has_variable("oldSelf");
                     node.rules.push(Rule {
@@ -494,7 +508,7 @@ impl Schema {
             if rule.transition && old.is_none() {
                 continue;
             }
-            let mut context = Context::default();
+            let mut context = Context::with_env(ENVIRONMENT.clone());
             context.add_variable_from_value("self", to_cel(value));
             if let Some(old) = old {
                 context.add_variable_from_value("oldSelf", to_cel(old));

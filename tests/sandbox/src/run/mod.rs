@@ -6,6 +6,7 @@
 //! public reports. What is not known for sure is left out rather than invented.
 
 pub mod audit;
+mod gate;
 pub mod policy;
 pub(crate) mod rest;
 
@@ -89,9 +90,18 @@ pub struct World {
     pub expired_credentials: bool,
     /// Projects in which the API is off.
     pub disabled: BTreeSet<String>,
-    /// (consumer project, service) such as (`acme-prod`, `cloudasset.googleapis.com`): an API other
-    /// than Cloud Run that is off. The project `*` stands for every consumer.
+    /// (consumer project, service) such as (`acme-prod`, `cloudasset.googleapis.com`): an API that
+    /// is off. The project `*` stands for every consumer.
     pub disabled_services: BTreeSet<(String, String)>,
+    /// Projects that may not pay for a call, and why.
+    pub consumers: BTreeMap<String, ConsumerTrouble>,
+    /// The project that the caller's credentials belong to, which pays where no quota project is
+    /// named. Without it, the project that a request is about does.
+    pub credentials_project: Option<String>,
+    /// Projects behind a perimeter of VPC Service Controls that lets nobody in.
+    pub perimeters: BTreeSet<String>,
+    /// Custom constraints of the organization on allow policies.
+    pub constraints: Vec<Constraint>,
     /// Requests per minute and consumer of an API other than Cloud Run, by service name, such as
     /// `iam.googleapis.com`: 5, the quota of IAM v2.
     pub quotas: BTreeMap<String, usize>,
@@ -115,6 +125,28 @@ pub struct World {
     pub subscriptions: BTreeMap<String, Value>,
 }
 
+/// Why a project may not pay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsumerTrouble {
+    /// There is no such project.
+    Invalid,
+    Suspended,
+    BillingDisabled,
+    /// The caller may not use it as a quota project.
+    Denied,
+}
+
+/// A custom constraint on `iam.googleapis.com/AllowPolicy`, as far as members go.
+#[derive(Clone, Debug)]
+pub struct Constraint {
+    /// `customConstraints/custom.NAME`.
+    pub name: String,
+    /// What it says to whoever is refused.
+    pub display_name: String,
+    /// How members begin that it forbids.
+    pub forbids: Vec<String>,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) services: BTreeMap<ServiceKey, Service>,
@@ -123,7 +155,9 @@ pub(crate) struct State {
     pub(crate) google: Google,
     uids: u64,
     etags: Etags,
-    /// Times of requests by (project, region, is write), for quotas.
+    /// Denials by perimeters so far: each has an identifier of its own.
+    denials: u64,
+    /// Times of requests by (consumer, region, is write), for quotas.
     used: BTreeMap<(String, String, bool), crate::quota::Minute>,
 }
 
@@ -443,115 +477,10 @@ impl State {
         }
         Ok(())
     }
-
-    /// What stands before any call: does the project exist, is the API on, may the caller, is there
-    /// quota.
-    fn gate(
-        &mut self,
-        project: &str,
-        region: &str,
-        permission: &str,
-        resource: &str,
-        write: bool,
-    ) -> Result<(), Problem> {
-        self.authenticate()?;
-        if self.world.gone.contains(project) {
-            return Err(Problem::new(
-                404,
-                "NOT_FOUND",
-                format!("Project '{project}' not found or deleted."),
-            ));
-        }
-        if self.world.disabled.contains(project) {
-            let mut p = Problem::new(
-                403,
-                "PERMISSION_DENIED",
-                format!(
-                    "Cloud Run Admin API has not been used in project {project} before or it is disabled. Enable it by visiting https://console.developers.google.com/apis/api/run.googleapis.com/overview?project={project} then retry. If you enabled this API recently, wait a few minutes for the action to propagate to our systems and retry."
-                ),
-            );
-            p.details = vec![
-                json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "SERVICE_DISABLED", "domain": "googleapis.com",
-                "metadata": {"service": "run.googleapis.com", "consumer": format!("projects/{project}")}}),
-            ];
-            return Err(p);
-        }
-        if self
-            .world
-            .denied
-            .contains(&(project.to_owned(), permission.to_owned()))
-        {
-            return Err(Problem::new(
-                403,
-                "PERMISSION_DENIED",
-                format!(
-                    "Permission '{permission}' denied on resource '{resource}' (or resource may not exist)."
-                ),
-            ));
-        }
-        let quota = if write {
-            self.world.write_quota
-        } else {
-            self.world.read_quota
-        };
-        if let Some(quota) = quota {
-            let used = self
-                .used
-                .entry((project.to_owned(), region.to_owned(), write))
-                .or_default();
-            if !used.spend(quota) {
-                let kind = if write { "Write" } else { "Read" };
-                let mut p = Problem::new(
-                    429,
-                    "RESOURCE_EXHAUSTED",
-                    format!(
-                        "Quota exceeded for quota metric '{kind} requests' and limit '{kind} requests per minute per region' of service 'run.googleapis.com' for consumer 'project_number:1'."
-                    ),
-                );
-                // Without a word about when to come back, as Google answers.
-                p.details = vec![
-                    json!({"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com",
-                        "metadata": {"service": "run.googleapis.com", "consumer": "projects/1", "quota_location": region,
-                            "quota_limit": format!("{kind}RequestsPerMinutePerProjectPerRegion"),
-                            "quota_metric": format!("run.googleapis.com/{}_requests", kind.to_lowercase()),
-                            "quota_unit": "1/min/{project}/{region}", "quota_limit_value": quota.to_string()}}),
-                    json!({"@type": "type.googleapis.com/google.rpc.Help", "links": [
-                        {"description": "Request a higher quota limit.", "url": "https://cloud.google.com/docs/quotas/help/request_increase"}]}),
-                ];
-                return Err(p);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Handler for Run {
     fn handle(self: Arc<Self>, call: Call) -> BoxFuture<'static, Response<Body>> {
         Box::pin(async move { rest::answer(&self, &call) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotas_are_by_project_region_and_kind_and_do_not_say_when_to_come_back() {
-        let run = Run::new(Clock::default());
-        run.change_world(|w| w.write_quota = Some(2));
-        let mut state = run.lock();
-        let mut write =
-            |region: &str| state.gate("p", region, "run.services.setIamPolicy", "r", true);
-        assert!(write("europe-west1").is_ok() && write("europe-west1").is_ok());
-        let refused = write("europe-west1").unwrap_err();
-        assert_eq!((refused.code, refused.status), (429, "RESOURCE_EXHAUSTED"));
-        assert_eq!(
-            refused.details[0]["metadata"]["quota_limit_value"],
-            json!("2")
-        );
-        assert!(
-            write("us-central1").is_ok(),
-            "another region has its own quota"
-        );
     }
 }

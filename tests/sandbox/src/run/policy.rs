@@ -7,6 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::{Problem, World};
+use crate::google::refusal::against_constraint;
 
 /// The most members in one policy.
 const MAX_MEMBERS: usize = 1500;
@@ -217,6 +218,7 @@ impl StoredPolicy {
             existence(&member, fresh, world)?;
             if fresh {
                 permitted(&member, world)?;
+                unconstrained(&member, world)?;
             }
         }
         Ok(())
@@ -338,6 +340,22 @@ fn permitted(member: &str, world: &World) -> Result<(), Problem> {
         "FAILED_PRECONDITION",
         "One or more users named in the policy do not belong to a permitted customer,  perhaps due to an organization policy.",
     ))
+}
+
+/// Custom constraints, which judge what is new
+/// (<https://docs.cloud.google.com/iam/docs/custom-org-policies-allow-policies>).
+fn unconstrained(member: &str, world: &World) -> Result<(), Problem> {
+    let broken = world.constraints.iter().find(|constraint| {
+        let mut forbidden = constraint.forbids.iter();
+        forbidden.any(|start| member.starts_with(start.as_str()))
+    });
+    match broken {
+        Some(constraint) => Err(against_constraint(
+            &constraint.name,
+            &constraint.display_name,
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

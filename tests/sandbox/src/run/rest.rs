@@ -6,11 +6,15 @@ use serde_json::{Value, json};
 use super::{
     Problem, Run, Service, ServiceKey,
     audit::{Caller, Change},
+    gate::Wish,
     with_type,
 };
 use crate::{
     exchange::{Call, json as respond},
-    google,
+    google::{
+        self,
+        refusal::{LOGGING, RUN},
+    },
 };
 
 /// Answers one request.
@@ -48,7 +52,7 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
     match (method, parts.as_slice()) {
         ("GET", ["v2", "projects", p, "locations", r, "services"]) => list_v2(run, call, p, r),
         // Cloud Logging, and Pub/Sub as far as it is looked at.
-        ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, p),
+        ("GET", ["v2", "projects", p, "sinks"]) => sinks(run, call, p),
         ("GET", ["v1", "projects", p, "subscriptions", s]) => subscription(run, p, s),
         ("POST", ["v1", "projects", p, "subscriptions", s]) => match s.split_once(':') {
             Some((s, "testIamPermissions")) => subscription(run, p, s)
@@ -56,7 +60,7 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
                 .map(|asked| json!({"permissions": asked["permissions"]})),
             _ => Err(unknown_path()),
         },
-        ("GET", ["v1", "projects", p, "locations"]) => locations(run, p),
+        ("GET", ["v1", "projects", p, "locations"]) => locations(run, call, p),
         ("GET", ["v1", "projects", p, "locations", r, "services"]) => {
             list_v1(run, call, p, (*r != "-").then_some(*r))
         }
@@ -82,7 +86,7 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
                 "services",
                 s,
             ],
-        ) => get(run, p, &region_of_host(call)?, s, Version::V1, false),
+        ) => get(run, call, p, &region_of_host(call)?, s, Version::V1),
         (
             _,
             [
@@ -102,7 +106,7 @@ fn route(run: &Run, call: &Call) -> Result<Value, Problem> {
                 Version::V2
             };
             match (method, verb) {
-                ("GET", "") => get(run, p, r, name, version, integers(call)),
+                ("GET", "") => get(run, call, p, r, name, version),
                 ("GET", "getIamPolicy") => get_policy(run, call, p, r, name),
                 ("POST", "setIamPolicy") => set_policy(run, call, version, p, r, name),
                 ("POST", "testIamPermissions") => test_permissions(run, call, p, r, name),
@@ -144,6 +148,17 @@ fn resource(p: &str, r: &str, s: &str) -> String {
     format!("projects/{p}/locations/{r}/services/{s}")
 }
 
+/// A read that needs a permission.
+fn read<'a>(permission: &'a str, project: &'a str, region: &'a str, resource: &'a str) -> Wish<'a> {
+    Wish {
+        project,
+        region,
+        permission: Some(permission),
+        resource,
+        write: false,
+    }
+}
+
 fn missing(p: &str, r: &str, s: &str) -> Problem {
     Problem::new(
         404,
@@ -160,7 +175,11 @@ fn key(p: &str, r: &str, s: &str) -> ServiceKey {
 
 fn get_policy(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, r, "run.services.getIamPolicy", &resource(p, r, s), false)?;
+    state.gate(
+        call,
+        RUN,
+        read("run.services.getIamPolicy", p, r, &resource(p, r, s)),
+    )?;
     let asked = call.param("options.requestedPolicyVersion").unwrap_or("0");
     let version = asked
         .parse::<i64>()
@@ -225,7 +244,12 @@ fn try_set_policy(
     bindings: &mut Option<(Value, Value)>,
 ) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, r, "run.services.setIamPolicy", &resource(p, r, s), true)?;
+    let resource_name = resource(p, r, s);
+    let wish = Wish {
+        write: true,
+        ..read("run.services.setIamPolicy", p, r, &resource_name)
+    };
+    state.gate(call, RUN, wish)?;
     let request: Value = serde_json::from_slice(&call.body)
         .map_err(|e| Problem::invalid(format!("Invalid JSON payload received. {e}")))?;
     if !request["policy"].is_object() {
@@ -256,14 +280,12 @@ pub(crate) fn held_permissions(state: &super::State, p: &str, asked: &Value) -> 
     .collect()
 }
 
-fn sinks(run: &Run, p: &str) -> Result<Value, Problem> {
+fn sinks(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(
-        p,
-        "-",
-        "logging.sinks.list",
-        &format!("projects/{p}"),
-        false,
+        call,
+        LOGGING,
+        read("logging.sinks.list", p, "-", &format!("projects/{p}")),
     )?;
     let list = state.world.sinks.get(p).cloned().unwrap_or_default();
     Ok(if list.is_empty() {
@@ -294,7 +316,12 @@ fn subscription(run: &Run, p: &str, s: &str) -> Result<Value, Problem> {
 
 fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, r, "", &resource(p, r, s), false)?;
+    let resource_name = resource(p, r, s);
+    let wish = Wish {
+        permission: None,
+        ..read("", p, r, &resource_name)
+    };
+    state.gate(call, RUN, wish)?;
     if !state.services.contains_key(&key(p, r, s)) {
         return Ok(json!({}));
     }
@@ -308,16 +335,20 @@ fn test_permissions(run: &Run, call: &Call, p: &str, r: &str, s: &str) -> Result
 
 fn get(
     run: &Run,
+    call: &Call,
     p: &str,
     r: &str,
     s: &str,
     version: Version,
-    integers: bool,
 ) -> Result<Value, Problem> {
     let mut state = run.lock();
-    state.gate(p, r, "run.services.get", &resource(p, r, s), false)?;
+    state.gate(
+        call,
+        RUN,
+        read("run.services.get", p, r, &resource(p, r, s)),
+    )?;
     match (state.services.get(&key(p, r, s)), version) {
-        (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers)),
+        (Some(service), Version::V2) => Ok(v2(&key(p, r, s), service, integers(call))),
         (Some(service), Version::V1) => Ok(v1(&state, &key(p, r, s), service)),
         (None, Version::V2) => Err(Problem::new(
             404,
@@ -328,14 +359,12 @@ fn get(
     }
 }
 
-fn locations(run: &Run, p: &str) -> Result<Value, Problem> {
+fn locations(run: &Run, call: &Call, p: &str) -> Result<Value, Problem> {
     let mut state = run.lock();
     state.gate(
-        p,
-        "-",
-        "run.locations.list",
-        &format!("projects/{p}"),
-        false,
+        call,
+        RUN,
+        read("run.locations.list", p, "-", &format!("projects/{p}")),
     )?;
     let mut regions: Vec<&str> = vec!["europe-west1", "us-central1", "asia-northeast1"];
     regions.extend(
@@ -362,11 +391,14 @@ fn list_v2(run: &Run, call: &Call, p: &str, r: &str) -> Result<Value, Problem> {
     }
     let mut state = run.lock();
     state.gate(
-        p,
-        r,
-        "run.services.list",
-        &format!("projects/{p}/locations/{r}"),
-        false,
+        call,
+        RUN,
+        read(
+            "run.services.list",
+            p,
+            r,
+            &format!("projects/{p}/locations/{r}"),
+        ),
     )?;
     let size = call
         .param("pageSize")
@@ -392,11 +424,14 @@ fn list_v1(run: &Run, call: &Call, p: &str, region: Option<&str>) -> Result<Valu
     let mut state = run.lock();
     let place = region.unwrap_or("-");
     state.gate(
-        p,
-        place,
-        "run.services.list",
-        &format!("projects/{p}/locations/{place}"),
-        false,
+        call,
+        RUN,
+        read(
+            "run.services.list",
+            p,
+            place,
+            &format!("projects/{p}/locations/{place}"),
+        ),
     )?;
     let size = call
         .param("limit")

@@ -16,8 +16,8 @@ mod verdict;
 use serde_json::{Value, json};
 
 use super::{
-    admission::TROUBLESHOOTER,
     hierarchy::{self, Kind},
+    refusal::TROUBLESHOOTER,
     resource_manager::body,
     service_key,
 };
