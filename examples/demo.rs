@@ -285,6 +285,8 @@ impl Stage {
             .args(arguments)
             .args(["-n", "payments"])
             .env("KUBECONFIG", config)
+            .env("RUN_INVOKER_CLOUD_RUN_ENDPOINT", self.sandbox.run_url())
+            .env("RUN_INVOKER_ANONYMOUS", "true")
             .env("COLUMNS", "80")
             .output()
             .await?;
@@ -303,7 +305,9 @@ impl Stage {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             let found: Value = self.http.get(&url).send().await?.json().await?;
-            if found["status"]["phase"] == phase {
+            // Pending it is from the first moment; with a plan the operator has read it.
+            let is_read = found["status"]["plan"].is_string();
+            if is_read && found["status"]["phase"] == phase {
                 let text = format!("payments/{name}: {phase}");
                 println!("      {} {}", self.paint("32", "✔"), self.paint("1", &text));
                 let message = found["status"]["message"].as_str().unwrap_or_default();

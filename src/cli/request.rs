@@ -285,6 +285,24 @@ pub(super) async fn find(kube: &Kube, name: &str) -> anyhow::Result<Option<Invok
     Ok(api.get_opt(name).await?)
 }
 
+/// A request once the operator has read it, which takes a moment after it was created. Not for
+/// longer than five seconds: the operator may not be running.
+pub(super) async fn looked_at(
+    kube: &Kube,
+    mut found: InvokerAccessRequest,
+) -> anyhow::Result<InvokerAccessRequest> {
+    for _ in 0..25 {
+        if found.status.as_ref().is_some_and(|s| s.plan.is_some()) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        if let Some(again) = find(kube, &found.name_any()).await? {
+            found = again;
+        }
+    }
+    Ok(found)
+}
+
 /// That a request is not there, and where to look.
 pub(super) fn no_request(kube: &Kube, name: &str) -> String {
     format!(

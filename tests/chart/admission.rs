@@ -570,6 +570,8 @@ async fn the_plugin_writes_under_the_name_of_who_calls_it() {
         return;
     };
     let team = Team::on(ground, &[ON.to_owned()]).await;
+    let sandbox = &team.ground.sandbox;
+    sandbox.run.deploy("acme-prod", "europe-west1", "web", &[]);
     for step in read("plugin").steps {
         team.play(&step).await;
     }

@@ -206,13 +206,17 @@ async fn asked(
                 kube.namespace
             );
         };
+        let found = request::looked_at(kube, found).await?;
         return requested(kube, which, found, decision);
     }
     let found = match policy(kube, name).await {
         Ok(found) => found,
         Err(error) => {
             return match request::find(kube, name).await {
-                Ok(Some(found)) => requested(kube, which, found, decision),
+                Ok(Some(found)) => {
+                    let found = request::looked_at(kube, found).await?;
+                    requested(kube, which, found, decision)
+                }
                 _ => Err(error),
             };
         }

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::CloudArgs,
     render::{Format, Style, Tone, data, neutral},
+    status::on_one_line,
 };
 
 use checks::Checks;
@@ -139,7 +140,11 @@ fn shown(f: &Finding, with_fix: bool, style: &Style) -> String {
         Outcome::Fail => ("FAIL", Tone::Bad),
     };
     let head = format!("{}: {}", f.check, f.subject);
-    let mut text = format!("{} {}\n", style.paint(tone, mark), neutral(&head));
+    let mut text = format!(
+        "{} {}\n",
+        style.paint(tone, mark),
+        neutral(&on_one_line(&head))
+    );
     text.push_str(&format!("{}\n", style.wrap(5, &f.evidence)));
     if with_fix && !f.fix.is_empty() {
         text.push_str(&format!("{}\n", style.wrap(5, &format!("-> {}", f.fix))));

@@ -180,7 +180,7 @@ fn of_consumers() -> Vec<Recorded> {
             "Permission denied on resource project acme-prod.",
             "projects/acme-prod",
             ProjectNotFound,
-            "Permission denied on resource project acme-prod.",
+            "Permission denied on resource project acme-prod (https://console",
         ),
         of(
             "CONSUMER_INVALID",

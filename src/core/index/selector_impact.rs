@@ -152,8 +152,9 @@ impl Index {
         let mut by = None;
         let free = self.with_reach(record, |reach| match reach.spread(record) {
             Some(SelectorImpact::Held { hash, plan, .. }) => {
-                let annotated =
-                    record.terms().approver().is_none() && record.intent.approvals.contains(&hash);
+                let annotated = record.terms().approver().is_none()
+                    && record.intent.approvals.contains(&hash)
+                    && denial_of(&self.denials(record), &plan.hash).is_none();
                 if !annotated {
                     by = self.reach_agreed(record, &plan, &reach.wanting);
                 }

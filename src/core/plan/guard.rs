@@ -166,8 +166,11 @@ fn agreed(
         let Some(effect) = approval.effects.get(&claim.intent.id) else {
             continue;
         };
-        let annotated =
-            approval.approver.is_none() && claim.intent.approvals.contains(&approval.hash);
+        // A no counts more than any yes, also where whoever may edit the policy may say it.
+        let is_denied = claim.denials.iter().any(|d| *d.plan == *effect.hash);
+        let annotated = !is_denied
+            && approval.approver.is_none()
+            && claim.intent.approvals.contains(&approval.hash);
         match agreement(claim, effect, input.now) {
             _ if annotated => {}
             Some(agreement) => plan.approvals.push(agreement.clone()),

@@ -116,7 +116,7 @@ impl Case {
             .map(|i| {
                 let mut claim = PolicyOnService::new(Arc::new(i.clone()), terms(i));
                 let all = self.agreements.iter().filter(|a| a.policy == i.id.name);
-                claim.agreements = all.cloned().collect();
+                (claim.denials, claim.agreements) = all.cloned().partition(|a| a.denies());
                 claim
             })
             .collect()
@@ -540,6 +540,20 @@ fn three_too_many() -> Case {
     case.settings.limits.max_removals = 2;
     case.rails = vec![rail("strict", json!({"approvals": "Approver"}))];
     case
+}
+
+#[test]
+fn what_was_denied_is_held_whoever_else_agrees() {
+    let mut case = three_too_many();
+    case.rails.clear();
+    let hash = case.plan().withheld[0].why.hash().cloned().unwrap();
+    let effect = held(&case)["a"].clone();
+    case.intents[0].approvals = [hash].into();
+    assert_eq!(case.plan().revokes.len(), 3, "the annotation alone");
+    let mut no = Agreement::clone(&agreement("a", &effect));
+    no.decision = crate::api::Decision::Deny;
+    case.agreements = vec![no.into()];
+    held(&case);
 }
 
 #[test]
