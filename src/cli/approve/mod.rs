@@ -333,13 +333,17 @@ async fn create(
         approval.spec.policy.clone_from(&asked.policy);
         approval.spec.request.clone_from(&asked.request);
         approval.spec.decision = decision;
+        if decision == Decision::Deny {
+            // Whoever changes their mind does so within a second, too.
+            approval.metadata.name = Some(format!("{}-deny", approval.name_any()));
+        }
         // Where admission checks the name, it has to be there; where it does not, it counts for
         // nothing.
         approval.metadata.annotations = myself
             .clone()
             .map(|me| [(CREATED_BY.to_owned(), me)].into());
-        match api.create(&params, &approval).await {
-            Ok(_) => {}
+        match create_once(&api, &params, &mut approval).await {
+            Ok(()) => {}
             Err(kube::Error::Api(s)) if s.code == 403 => {
                 return Err(not_an_approver(kube, Some(&s.message)));
             }
@@ -387,6 +391,25 @@ async fn wait(context: &Context, kube: &Kube, names: &[String]) -> anyhow::Resul
         }
     }
     Ok(exit)
+}
+
+/// Creates an approval, under another name where one was made within the same second.
+async fn create_once(
+    api: &Api<InvokerApproval>,
+    params: &PostParams,
+    approval: &mut InvokerApproval,
+) -> Result<(), kube::Error> {
+    const MOST: usize = 9;
+    let base = approval.name_any();
+    for n in 2..=MOST {
+        match api.create(params, approval).await {
+            Err(kube::Error::Api(s)) if s.code == 409 && s.reason == "AlreadyExists" => {
+                approval.metadata.name = Some(format!("{base}-{n}"));
+            }
+            answer => return answer.map(|_| ()),
+        }
+    }
+    api.create(params, approval).await.map(|_| ())
 }
 
 /// An approval of a plan from now on. Its name says what for and when: the same plan, come up
