@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Controller, Priority,
-    tended::{FAR, Next, Unkept},
+    tended::{Next, Unkept},
 };
 use crate::{
     api::{ApprovalState, InvokerApproval, InvokerApprovalStatus},
@@ -200,8 +200,6 @@ impl<C: CloudRun> Controller<C> {
             self.set_in_motion(&effect, Priority::Declared, FOLD);
             return;
         }
-        let left = Duration::try_from(agreement.ends().duration_since(now)).unwrap_or_default();
-        self.approvals
-            .add(key, left.min(FAR) + Duration::from_millis(10));
+        self.approvals.add_at(key, agreement.ends(), now);
     }
 }

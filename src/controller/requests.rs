@@ -9,7 +9,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     Controller, Priority,
-    tended::{FAR, Next, Unkept},
+    tended::{Next, Unkept},
 };
 use crate::{
     api::{EventReason, InvokerAccessRequest, InvokerAccessRequestStatus, RequestPhase},
@@ -185,9 +185,7 @@ impl<C: CloudRun> Controller<C> {
         }
         let next = self.index.with(|i| i.request_changes_at(key, now));
         if let Some(at) = next {
-            let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-            self.requests
-                .add(key, left.min(FAR) + Duration::from_millis(10));
+            self.requests.add_at(key, at, now);
         }
     }
 

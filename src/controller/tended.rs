@@ -3,6 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
@@ -14,7 +15,7 @@ use super::{
 };
 
 /// Nothing is waited for longer than this in one piece.
-pub(super) const FAR: Duration = Duration::from_secs(86_400);
+const FAR: Duration = Duration::from_secs(86_400);
 /// Before one that could not be told is told again.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Those that are not kept and wait to be told; more wait for the next list.
@@ -40,6 +41,12 @@ impl<K: Clone + Ord + std::hash::Hash> Tended<K> {
         let at = Instant::now() + delay;
         self.due.with(|due| due.no_later(key, at));
         self.changed.notify_one();
+    }
+
+    /// Looks at an object when its standing changes by itself: a moment after, because clocks round.
+    pub fn add_at(&self, key: &K, at: Timestamp, now: Timestamp) {
+        let left = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        self.add(key, left.min(FAR) + Duration::from_millis(10));
     }
 
     /// Waits for what is to be done next.

@@ -201,10 +201,7 @@ async fn asked(
 ) -> anyhow::Result<Asked> {
     if which.request {
         let Some(found) = request::find(kube, name).await? else {
-            anyhow::bail!(
-                "namespace {} has no InvokerAccessRequest {name}; see kubectl invoker requests -A",
-                kube.namespace
-            );
+            anyhow::bail!(request::no_request(kube, name));
         };
         let found = request::looked_at(kube, found).await?;
         return requested(kube, which, found, decision);

@@ -12,7 +12,7 @@ use crate::{
         InvokerAccessRequest, InvokerChange, InvokerGuardrail, InvokerPolicy, Mode, RequestPhase,
     },
     diagnose::{Declared, Facts, Known, Requested},
-    iam::{Ingress, Principal, ServiceInfo},
+    iam::{Ingress, Principal, RunService, ServiceInfo},
     intent::{self, AccessRequest, AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, Intent, Target},
 };
 
@@ -20,13 +20,15 @@ use crate::{
 pub(super) async fn ask(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
     let policies =
         list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
-    let mut declared = Vec::new();
+    let meant = Meant::of(facts);
+    let (mut declared, mut namespaces) = (Vec::new(), Vec::new());
     for policy in &policies {
         let mut intent = Intent::from_policy(policy);
-        if is_about(policy, &intent, facts) {
+        if meant.by(policy, &intent) {
             let links = links(kube, &intent).await;
             intent.link_accounts(|account| links.get(account).map(String::as_str));
             declared.push(declaration(policy, &intent, &links, facts));
+            namespaces.push(intent.id.namespace.clone());
         }
     }
     // Those that list the principal first.
@@ -39,40 +41,37 @@ pub(super) async fn ask(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
         .filter(|c| crate::history::service(&c.spec) == facts.service);
     let times = of_service.map(|c| c.spec.at.0);
     facts.changed_at = times.filter(|at| *at <= facts.at).max();
-    ask_for_requests(kube, &policies, facts).await;
+    ask_for_requests(kube, &namespaces, &meant, facts).await;
     Ok(())
 }
 
-/// Requests of the principal for the service, and where it may be asked for. Whoever may not see
-/// these, or has none of the kind, gets the rest of the answer.
-async fn ask_for_requests(kube: &Kube, policies: &[InvokerPolicy], facts: &mut Facts) {
+/// Requests of the principal for the service, and in which of the namespaces of its policies it may
+/// be asked for. Whoever may not see these, or has none of the kind, gets the rest of the answer.
+async fn ask_for_requests(kube: &Kube, namespaces: &[Arc<str>], meant: &Meant, facts: &mut Facts) {
     let all = Api::all(kube.client.clone());
     let found = list_all::<InvokerAccessRequest>(&all, ListParams::default()).await;
     let mut found = found.unwrap_or_default();
     found.sort_by_key(|r| std::cmp::Reverse(r.metadata.creation_timestamp.clone()));
-    let requests = found.iter().filter(|r| is_asked_for(r, facts));
+    let requests = found.iter().filter(|r| is_asked_for(r, meant, facts));
     facts.requests = requests.map(requested).collect();
     let all = Api::all(kube.client.clone());
     let found = list_all::<InvokerGuardrail>(&all, ListParams::default()).await;
     let found = found.unwrap_or_default();
     let guardrails = found.iter().filter(|g| g.spec.requests.is_some());
     let guardrails: Vec<Guardrail> = guardrails.map(Guardrail::from_object).collect();
-    let managing = policies
-        .iter()
-        .filter(|p| is_about(p, &Intent::from_policy(p), facts));
-    let mut namespaces = managing.filter_map(|p| p.metadata.namespace.clone());
-    facts.requests_in = namespaces.find(|n| guardrails.iter().any(|g| g.selects(n)));
+    let mut namespaces = namespaces.iter();
+    let asked_in = namespaces.find(|n| guardrails.iter().any(|g| g.selects(n)));
+    facts.requests_in = asked_in.map(|n| n.to_string());
 }
 
 /// Whether a request is for the principal and the service.
-fn is_asked_for(request: &InvokerAccessRequest, facts: &Facts) -> bool {
+fn is_asked_for(request: &InvokerAccessRequest, meant: &Meant, facts: &Facts) -> bool {
     let asked = Principal::from_live(&request.spec.member);
     let Ok(read) = AccessRequest::from_object(request) else {
         return false;
     };
     let policy = read.declaration(facts.at, false);
-    facts.principal.as_ref() == Some(&asked)
-        && is_about(&policy, &Intent::from_policy(&policy), facts)
+    facts.principal.as_ref() == Some(&asked) && meant.by(&policy, &Intent::from_policy(&policy))
 }
 
 fn requested(request: &InvokerAccessRequest) -> Requested {
@@ -85,28 +84,41 @@ fn requested(request: &InvokerAccessRequest) -> Requested {
     }
 }
 
-/// Whether a policy names or selects the service. Where its labels could not be read, its status
-/// says what its selectors found.
-fn is_about(policy: &InvokerPolicy, intent: &Intent, facts: &Facts) -> bool {
-    let s = &facts.service;
-    let Known::Is(front) = &facts.front else {
-        let found = policy.status.iter().flat_map(|status| &status.services);
-        let mut named = intent.targets.iter();
-        return named.any(|t| matches!(t, Target::Named(n) if n == s))
-            || intent.project == s.project
-                && found
-                    .into_iter()
-                    .any(|x| *x.name == *s.name && *x.region == *s.region);
-    };
-    let info = ServiceInfo {
-        service: s.clone(),
-        uid: "".into(),
-        labels: Arc::new(front.labels.clone()),
-        invoker_iam_disabled: front.invoker_iam_disabled,
-        ingress: Ingress::from_v2(&front.ingress),
-        iap: front.iap,
-    };
-    intent.project == s.project && intent.targets.iter().any(|t| t.selects(&info))
+/// The service that policies may mean.
+struct Meant {
+    service: RunService,
+    /// As a listing shows it; `None` where its labels could not be read.
+    info: Option<ServiceInfo>,
+}
+
+impl Meant {
+    fn of(facts: &Facts) -> Self {
+        let service = facts.service.clone();
+        let info = facts.front.value().map(|front| ServiceInfo {
+            service: service.clone(),
+            uid: "".into(),
+            labels: Arc::new(front.labels.clone()),
+            invoker_iam_disabled: front.invoker_iam_disabled,
+            ingress: Ingress::from_v2(&front.ingress),
+            iap: front.iap,
+        });
+        Self { service, info }
+    }
+
+    /// Whether a policy names or selects it. Where its labels could not be read, the policy's status
+    /// says what its selectors found.
+    fn by(&self, policy: &InvokerPolicy, intent: &Intent) -> bool {
+        if intent.project != self.service.project {
+            return false;
+        }
+        let mut targets = intent.targets.iter();
+        if let Some(info) = &self.info {
+            return targets.any(|t| t.selects(info));
+        }
+        let mut found = policy.status.iter().flat_map(|status| &status.services);
+        targets.any(|t| matches!(t, Target::Named(n) if *n == self.service))
+            || found.any(|s| *s.name == *self.service.name && *s.region == *self.service.region)
+    }
 }
 
 /// The Google service accounts behind the ServiceAccounts that a policy names. One that may not be

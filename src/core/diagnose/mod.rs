@@ -55,7 +55,8 @@ pub enum Gone {
 }
 
 impl<T> Known<T> {
-    fn value(&self) -> Option<&T> {
+    /// What was seen, if anything was.
+    pub fn value(&self) -> Option<&T> {
         match self {
             Self::Is(value) => Some(value),
             _ => None,

@@ -9,9 +9,9 @@ use std::{
 use super::{Index, PolicyKey, policies::Record};
 use crate::{
     iam::RunService,
-    intent::{Agreement, Target},
+    intent::{Agreement, Target, denial_of},
     plan::{HeldPlan, SelectorImpact, UnansweredSelectors, effect::reach_hash, guard},
-    status::{ReachedServices, denial_of},
+    status::ReachedServices,
 };
 
 /// How far the selectors of one policy reach. Kept while nothing changes it: a policy can mean
@@ -120,7 +120,7 @@ impl Index {
             let spread = reach.spread(record)?;
             let denied = match &spread {
                 SelectorImpact::Held { plan, .. } => {
-                    denial_of(&self.denials(record), &plan.hash).cloned()
+                    denial_of(self.approvals.of(&record.intent.id.key()), &plan.hash).cloned()
                 }
                 SelectorImpact::Counting { .. } => None,
             };
@@ -154,7 +154,7 @@ impl Index {
             Some(SelectorImpact::Held { hash, plan, .. }) => {
                 let annotated = record.terms().approver().is_none()
                     && record.intent.approvals.contains(&hash)
-                    && denial_of(&self.denials(record), &plan.hash).is_none();
+                    && denial_of(self.approvals.of(key), &plan.hash).is_none();
                 if !annotated {
                     by = self.reach_agreed(record, &plan, &reach.wanting);
                 }

@@ -203,17 +203,22 @@ impl Inherited {
         self.scopes.values().filter_map(|s| s.found.as_ref())
     }
 
+    /// Grants on any resource of a path, as each search shows them.
+    fn on<'a, 'p>(
+        &'a self,
+        path: &'p [&'a Arc<str>],
+    ) -> impl Iterator<Item = &'a InheritedGrant> + use<'a, 'p> {
+        let here = |f: &'a Found| path.iter().filter_map(|r| f.grants.get(*r));
+        self.found().flat_map(here).flatten()
+    }
+
     /// Who may invoke in a project by a grant above its services.
     pub fn above(&self, project: &str) -> Above<'_> {
         let (path, is_whole) = match self.path(project) {
             Ok(path) => path,
             Err(unknown) => return unknown,
         };
-        let grants: BTreeSet<&InheritedGrant> = self
-            .found()
-            .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)))
-            .flatten()
-            .collect();
+        let grants: BTreeSet<&InheritedGrant> = self.on(&path).collect();
         // A scope shows what is below it, and itself.
         let is_searched =
             |name: &Arc<str>| self.scopes.get(name).is_some_and(|s| s.found.is_some());
@@ -258,10 +263,7 @@ impl Inherited {
         let Ok((path, _)) = self.path(project) else {
             return false;
         };
-        let grants = self
-            .found()
-            .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)));
-        grants.flatten().any(|g| g.principal.is_public())
+        self.on(&path).any(|g| g.principal.is_public())
     }
 
     /// Whether it is known that nobody may invoke in a project by a grant above its services.
@@ -270,12 +272,7 @@ impl Inherited {
             .scopes
             .values()
             .all(|s| s.found.is_some() && s.fault.is_none());
-        let nothing = |(path, _): (Vec<&Arc<str>>, bool)| {
-            let mut here = self
-                .found()
-                .flat_map(|f| path.iter().filter_map(|r| f.grants.get(*r)));
-            here.all(Vec::is_empty)
-        };
+        let nothing = |(path, _): (Vec<&Arc<str>>, bool)| self.on(&path).next().is_none();
         everything && self.path(project).is_ok_and(nothing)
     }
 

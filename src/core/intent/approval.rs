@@ -148,6 +148,11 @@ impl Agreement {
     }
 }
 
+/// The approval among these that says no to a plan. One whose time is over is not kept.
+pub fn denial_of<'a>(all: &'a [Arc<Agreement>], plan: &str) -> Option<&'a Arc<Agreement>> {
+    all.iter().find(|a| a.denies() && *a.plan == *plan)
+}
+
 /// Bytes of a hash that has to withstand a search for two plans with one hash: tenants choose what
 /// goes in.
 pub const WITHSTANDS: usize = 20;

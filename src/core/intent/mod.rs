@@ -27,7 +27,7 @@ use crate::{
 };
 
 pub use account::{AccountEntry, Accounts, GOOGLE_SERVICE_ACCOUNT};
-pub use approval::{Agreement, WITHSTANDS, digest};
+pub use approval::{Agreement, WITHSTANDS, denial_of, digest};
 pub use guardrail::{Consent, Guardrail, Limits, Refusal, Terms};
 pub use keys::{AccountKey, ApprovalKey, ChangeKey, PolicyKey};
 pub use request::AccessRequest;

@@ -20,28 +20,15 @@ fn is_drift<'a>(input: &'a Input<'_>) -> impl Fn(&Grant) -> bool + use<'a> {
 /// too much in all.
 pub(super) fn hold_fights(plan: &mut Plan, input: &Input<'_>) {
     let is_drift = is_drift(input);
+    // What was approved was seen by a person.
+    let is_approved = plan.approved.is_some();
     let unlisted = plan
         .revokes
         .iter()
-        .filter(|(_, cause)| **cause == RevokeCause::Unlisted)
+        .filter(|(_, cause)| !is_approved && **cause == RevokeCause::Unlisted)
         .map(|(g, _)| g);
-    // What was approved was seen by a person.
-    if plan.approved.is_none() {
-        plan.drift = plan
-            .grants
-            .keys()
-            .chain(unlisted)
-            .filter(|g| is_drift(g))
-            .cloned()
-            .collect();
-    } else {
-        plan.drift = plan
-            .grants
-            .keys()
-            .filter(|g| is_drift(g))
-            .cloned()
-            .collect();
-    }
+    let undone = plan.grants.keys().chain(unlisted);
+    plan.drift = undone.filter(|g| is_drift(g)).cloned().collect();
     for grant in plan.drift.clone() {
         let why = match input
             .memory

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     iam::{Grant, Invocation, PrincipalKind, RunService},
-    intent::{Intent, PolicyId, digest},
+    intent::{Intent, PolicyId, denial_of, digest},
 };
 
 /// What a person is asked to agree to.
@@ -167,7 +167,7 @@ fn agreed(
             continue;
         };
         // A no counts more than any yes, also where whoever may edit the policy may say it.
-        let is_denied = claim.denials.iter().any(|d| *d.plan == *effect.hash);
+        let is_denied = denial_of(&claim.denials, &effect.hash).is_some();
         let annotated = !is_denied
             && approval.approver.is_none()
             && claim.intent.approvals.contains(&approval.hash);

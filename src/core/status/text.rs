@@ -1,7 +1,5 @@
 //! Words that several places of a status share.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
 use crate::{
@@ -21,11 +19,6 @@ pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> Stri
             "An approver has to agree ({who} says so): ask somebody who may create InvokerApprovals in namespace {namespace} to run: kubectl invoker approve {name} -n {namespace} --reason WHY"
         ),
     }
-}
-
-/// The approval that says no to a plan. One whose time is over is not kept.
-pub fn denial_of<'a>(denials: &'a [Arc<Agreement>], plan: &str) -> Option<&'a Arc<Agreement>> {
-    denials.iter().find(|d| *d.plan == *plan)
 }
 
 /// Who said no to a plan, and why.

@@ -15,7 +15,7 @@ use super::{Effect, Index, PolicyKey, policies::Record};
 use crate::{
     api::{InvokerApprovalStatus, UsedApproval},
     iam::RunService,
-    intent::{Agreement, ApprovalKey},
+    intent::{Agreement, ApprovalKey, denial_of},
     ledger::MAX_USED,
 };
 
@@ -255,8 +255,7 @@ impl Index {
 
     /// Whether somebody who may approve said no to the plan of an approval.
     pub(super) fn is_denied(&self, agreement: &Agreement) -> bool {
-        let mut all = self.approvals.of(&agreement.policy()).iter();
-        all.any(|a| a.denies() && a.plan == agreement.plan)
+        denial_of(self.approvals.of(&agreement.policy()), &agreement.plan).is_some()
     }
 
     /// The approval that lets the selectors of a policy reach a service, until that is on record.

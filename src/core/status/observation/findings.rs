@@ -6,9 +6,9 @@ use super::{Applied, NAMED, members::Members};
 use crate::{
     api::{ChangedBy, Reason},
     iam::{Carries, Grant, InvokingRoles, Policy, Principal},
-    intent::Intent,
+    intent::{Intent, denial_of},
     plan::{Exposure, HeldPlan, Input, PolicyOnService, Withheld, WithheldReason},
-    status::{denial_of, denied_by, how_to_agree},
+    status::{denied_by, how_to_agree},
 };
 
 /// The most things held back that an observation keeps one by one.
