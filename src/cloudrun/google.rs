@@ -216,18 +216,25 @@ impl Google {
         })
     }
 
-    /// Who may pass Identity-Aware Proxy in front of a service (`iap.webServices.getIamPolicy`).
+    /// Who may pass Identity-Aware Proxy in front of a service: by the policies of its resources for
+    /// the service (`iap.webServices.getIamPolicy`), its region (`iap.webTypes.getIamPolicy`) and its
+    /// project (`iap.web.getIamPolicy`). What is granted above holds below.
     ///
     /// Source: gcloud's `iap web get-iam-policy --resource-type=cloud-run`.
     ///
     /// # Errors
-    /// The fault of the one call that this makes.
-    pub async fn iap_policy(&self, service: &RunService) -> Result<Policy, Fault> {
-        let path = format!(
-            "v1/projects/{}/iap_web/cloud_run-{}/services/{}:getIamPolicy",
-            service.project, service.region, service.name
+    /// The fault of each of the three calls that this makes.
+    pub async fn iap_policies(&self, service: &RunService) -> [Result<Policy, Fault>; 3] {
+        let project = format!("v1/projects/{}/iap_web", service.project);
+        let region = format!("{project}/cloud_run-{}", service.region);
+        let own = format!("{region}/services/{}:getIamPolicy", service.name);
+        let (region, project) = (
+            format!("{region}:getIamPolicy"),
+            format!("{project}:getIamPolicy"),
         );
-        self.policy_at(Side::Iap, &path).await
+        let at = |path| self.policy_at(Side::Iap, path);
+        let (own, region, project) = tokio::join!(at(&own), at(&region), at(&project));
+        [own, region, project]
     }
 
     /// The project's own allow policy, by the Resource Manager
@@ -238,6 +245,16 @@ impl Google {
     /// The fault of the one call that this makes.
     pub async fn project_policy(&self, project: &str) -> Result<Policy, Fault> {
         let path = format!("v3/projects/{project}:getIamPolicy");
+        self.policy_at(Side::ResourceManager, &path).await
+    }
+
+    /// The allow policy of a folder (`resourcemanager.folders.getIamPolicy`) or an organization
+    /// (`resourcemanager.organizations.getIamPolicy`), by its name: `folders/11`.
+    ///
+    /// # Errors
+    /// The fault of the one call that this makes.
+    pub async fn policy_above(&self, name: &str) -> Result<Policy, Fault> {
+        let path = format!("v3/{name}:getIamPolicy");
         self.policy_at(Side::ResourceManager, &path).await
     }
 

@@ -30,8 +30,7 @@ pub fn with(answer: &str) -> Facts {
 
 fn copied() -> Vec<(&'static str, Facts, Cause)> {
     let bare = "HTTP/2 403 \r\ncontent-type: text/html\r\n\r\n<html><head><title>403 Forbidden</title></head><center><h1>403 Forbidden</h1></center></html>";
-    let json =
-        "HTTP/2 403 \r\ncontent-type: application/json\r\n\r\n{\"error\":\"not your order\"}";
+    let json = "HTTP/2 403 \r\ncontent-type: application/json\r\nserver: Google Frontend\r\n\r\n{\"error\":\"not your order\"}";
     let headers =
         "HTTP/2 403 \r\ncontent-type: text/html; charset=UTF-8\r\nserver: Google Frontend\r\n\r\n";
     let nobody_known = |facts: Facts| Facts {
@@ -113,7 +112,9 @@ fn copied() -> Vec<(&'static str, Facts, Cause)> {
         ),
         (
             "JSON of a service's own with Cloud Run's first words",
-            with("HTTP/2 403\n\n{\"error\":\"The request was not authenticated.\"}"),
+            with(
+                "HTTP/2 403\nserver: Google Frontend\n\n{\"error\":\"The request was not authenticated.\"}",
+            ),
             Cause::TheApplication,
         ),
         (
@@ -242,7 +243,7 @@ fn of_a_public_service() -> Vec<(&'static str, Facts, Cause)> {
         (
             "public, and Cloud Run refuses it",
             public(logged(403, NOT_AUTHENTICATED)),
-            Cause::PerimeterOrDeny,
+            Cause::CannotTell,
         ),
         (
             "public, and a 403 of somebody's",
@@ -312,11 +313,7 @@ fn sent(agent: &str, ending: &str) -> Facts {
 
 fn pushed() -> Vec<(&'static str, Facts, Cause)> {
     let mut all = Vec::new();
-    for (agent, name) in SENDERS {
-        let bare = match name {
-            "browser" => Cause::NoToken,
-            _ => Cause::NoTokenOrNoGrant,
-        };
+    for (agent, _) in SENDERS {
         all.push((
             agent,
             sent(agent, " Empty Authorization header value."),
@@ -330,7 +327,7 @@ fn pushed() -> Vec<(&'static str, Facts, Cause)> {
             ),
             Cause::NotGranted,
         ));
-        all.push((agent, sent(agent, ""), bare));
+        all.push((agent, sent(agent, ""), Cause::NoTokenOrNoGrant));
     }
     all
 }

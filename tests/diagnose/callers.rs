@@ -101,19 +101,19 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "access that ended, and a project that cannot be seen",
             Facts {
                 policy: conditional(ended),
-                project: hidden(),
+                above: above(hidden()),
                 ..fine()
             },
             Cause::CannotTell,
         ),
         (
-            "access that ended, and a group that it is not in",
+            "access that ended, and a group that it may not be in",
             Facts {
                 policy: ended_and("group:callers@acme.com"),
                 symptom: logged(403, &lacks),
                 ..fine()
             },
-            Cause::AccessEnded,
+            Cause::CannotTell,
         ),
         (
             "a function's audience as it is written",

@@ -14,7 +14,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
     let iap = |answer: &str, members: &[&str]| Facts {
         front: front(|f| f.iap = true),
         policy: to(&[AGENT], "roles/run.invoker"),
-        iap: to(members, IAP_ROLE),
+        iap: iap_of(to(members, IAP_ROLE)),
         ..with(answer)
     };
     let no_token =
@@ -80,7 +80,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
         ),
         (
             "a 302 to Google's sign-in, without IAP",
-            with(SIGN_IN),
+            with(&format!("{SIGN_IN}server: Google Frontend\r\n")),
             Cause::TheApplication,
         ),
         (
@@ -109,18 +109,26 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
         (
             "nobody asked whom IAP lets in",
             Facts {
-                iap: Known::NotAsked,
+                iap: Vec::new(),
                 ..iap("", &[])
             },
-            Cause::IapDecides,
+            Cause::CannotTell,
         ),
         (
             "IAP's agent cannot be seen",
             Facts {
                 policy: hidden(),
-                ..iap("HTTP/2 200\n\n{}", &[CALLER])
+                ..iap("", &[CALLER])
             },
             Cause::AccessUnverified,
+        ),
+        (
+            "IAP's agent cannot be seen, and in",
+            Facts {
+                policy: hidden(),
+                ..iap("HTTP/2 200\n\n{}", &[CALLER])
+            },
+            Cause::AccessExpected,
         ),
         (
             "IAP's agent has a role that does not invoke",
@@ -134,10 +142,84 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             "IAP's agent is granted on the project",
             Facts {
                 policy: nobody(),
-                project: to(&[AGENT], "roles/run.invoker"),
+                above: above(to(&[AGENT], "roles/run.invoker")),
                 ..iap("", &[])
             },
             Cause::IapNotGranted,
+        ),
+        (
+            "IAP's agent is granted on a folder",
+            Facts {
+                policy: nobody(),
+                above: vec![
+                    Place::new("the project", nobody()),
+                    Place::new("folders/11", to(&[AGENT], "roles/run.invoker")),
+                ],
+                ..iap("", &[])
+            },
+            Cause::IapNotGranted,
+        ),
+        (
+            "IAP's agent may be granted on a folder",
+            Facts {
+                policy: nobody(),
+                above: hidden_above(),
+                ..iap("", &[CALLER])
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "IAP may let in whom a folder grants it",
+            Facts {
+                above: hidden_above(),
+                ..iap("", &[])
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "IAP lets in whom its resource of the region grants it",
+            Facts {
+                iap: vec![
+                    Place::new("the service", nobody()),
+                    Place::new("its region", to(&[CALLER], IAP_ROLE)),
+                ],
+                ..iap("", &[])
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "in, and by what is not seen",
+            Facts {
+                above: hidden_above(),
+                ..iap("HTTP/2 200\n\n{}", &[])
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "in, and without an agent that is seen",
+            Facts {
+                policy: nobody(),
+                ..iap("HTTP/2 200\n\n{}", &[CALLER])
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "Cloud Run refuses behind IAP",
+            Facts {
+                symptom: logged(
+                    403,
+                    &format!(
+                        "{NOT_AUTHENTICATED} The IAM principal lacks {{run.routes.invoke}} permission."
+                    ),
+                ),
+                ..iap("", &[CALLER])
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "an answer of IAP's that got in fits nothing",
+            iap("HTTP/2 200\nX-Goog-IAP-Generated-Response: true\n", &[]),
+            Cause::CannotTell,
         ),
     ]
 }

@@ -2,7 +2,16 @@
 
 use run_invoker::diagnose::Gone;
 
-use super::*;
+use super::{answers::with, *};
+
+const LACKS: &str = "The request was not authenticated. Either allow unauthenticated invocations or set the proper Authorization header. The IAM principal lacks {run.routes.invoke} permission.";
+
+/// As Google's front end answers where nothing is.
+fn front_ends_404() -> Symptom {
+    let mut symptom = Symptom::default();
+    symptom.take_in_answer("HTTP/2 404\n\n<!DOCTYPE html><html lang=en><title>Error 404 (Page not found)!!1</title><p><b>404.</b> <ins>That’s an error.</ins><p>The requested URL <code>/orders</code> was not found on this server.  <ins>That’s all we know.</ins>");
+    symptom
+}
 
 pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
     let internal = |symptom: Symptom| Facts {
@@ -115,6 +124,171 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Cause::ProjectNotFound,
         ),
         ("the API is off", gone(Gone::Api), Cause::ApiDisabled),
+        (
+            "a path that Google may keep, and nobody called it",
+            url(&format!("{URL}/healthz")),
+            Cause::AccessUnverified,
+        ),
+        (
+            "a path that Google keeps, and nobody called it",
+            url(&format!("{URL}/_ah/health")),
+            Cause::AccessUnverified,
+        ),
+        (
+            "404 that nobody looked for in the log, internal ingress",
+            internal(status(404, None)),
+            Cause::CannotTell,
+        ),
+        (
+            "404 by Google's own page, internal ingress",
+            internal(front_ends_404()),
+            Cause::IngressBlocks,
+        ),
+        (
+            "404 without an entry at a domain, internal ingress",
+            Facts {
+                url: Some("https://shop.acme.com/orders".into()),
+                ..internal(status(404, false))
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a service whose URLs are off lists none, and its own is called",
+            Facts {
+                front: front(|f| (f.default_url_disabled, f.urls) = (true, Vec::new())),
+                ..url(&format!("{URL}/orders"))
+            },
+            Cause::DefaultUrlDisabled,
+        ),
+        (
+            "no grant here, and folders that cannot be seen",
+            Facts {
+                policy: nobody(),
+                above: hidden_above(),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "no grant here, folders that cannot be seen, and Policy Troubleshooter says no",
+            Facts {
+                policy: nobody(),
+                above: hidden_above(),
+                troubleshooter: troubleshot(Says::No, &[], Says::No),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "no grant here, folders that cannot be seen, and Cloud Run's own word",
+            Facts {
+                policy: nobody(),
+                above: hidden_above(),
+                symptom: logged(403, LACKS),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a grant on a folder that can be seen",
+            Facts {
+                policy: nobody(),
+                above: vec![
+                    Place::new("the project", nobody()),
+                    Place::new("folders/11", Known::Is(granted())),
+                ],
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "everybody is let in from a folder",
+            Facts {
+                principal: None,
+                policy: nobody(),
+                above: vec![
+                    Place::new("the project", nobody()),
+                    Place::new("folders/11", to(&["allUsers"], "roles/run.invoker")),
+                ],
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "Policy Troubleshooter says that nothing grants it, and the policy does",
+            Facts {
+                troubleshooter: troubleshot(Says::No, &[], Says::No),
+                ..fine()
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "an old grant, and somebody else's of a minute ago",
+            Facts {
+                granted_at: granted_for(60, "user:x@acme.com"),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "granted a minute ago, and in",
+            Facts {
+                granted_at: granted_for(60, CALLER),
+                symptom: status(200, None),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "switched protocols: in",
+            Facts {
+                symptom: status(101, None),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "switched protocols, and no grant",
+            Facts {
+                policy: nobody(),
+                symptom: status(101, None),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a deny policy, and in",
+            Facts {
+                troubleshooter: troubleshot(Says::Yes, &[ROLE_ON_SERVICE], Says::Yes),
+                symptom: status(200, None),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "the IAM check is off, and refused",
+            Facts {
+                front: front(|f| f.invoker_iam_disabled = true),
+                symptom: logged(403, LACKS),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a mesh refuses",
+            with("HTTP/2 403\nserver: envoy\n\nRBAC: access denied"),
+            Cause::CannotTell,
+        ),
+        (
+            "a gateway refuses, and has Google's front end behind it",
+            Facts {
+                url: Some("https://api-1a2b3c4d.ew.gateway.dev/orders".into()),
+                ..with(
+                    "HTTP/2 403\nserver: Google Frontend\n\n{\"message\":\"PERMISSION_DENIED\",\"code\":403}",
+                )
+            },
+            Cause::CannotTell,
+        ),
     ]
 }
 
@@ -171,6 +345,7 @@ fn a_verdict_is_open_or_a_cause() {
         Cause::CannotTell,
         Cause::MaybeThroughAGroup,
         Cause::NoTokenOrNoGrant,
+        Cause::Propagating,
     ] {
         assert!(cause.is_open(), "{cause:?}");
     }

@@ -16,7 +16,7 @@ use crate::{
     intent::{self, AccessRequest, AccountKey, GOOGLE_SERVICE_ACCOUNT, Guardrail, Intent, Target},
 };
 
-/// What policies and requests say about the service, and when the operator last changed it.
+/// What policies and requests say about the service, and when the operator last granted whom.
 pub(super) async fn ask(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
     let policies =
         list_all::<InvokerPolicy>(&Api::all(kube.client.clone()), ListParams::default()).await?;
@@ -39,8 +39,13 @@ pub(super) async fn ask(kube: &Kube, facts: &mut Facts) -> anyhow::Result<()> {
     let of_service = changes
         .iter()
         .filter(|c| crate::history::service(&c.spec) == facts.service);
-    let times = of_service.map(|c| c.spec.at.0);
-    facts.changed_at = times.filter(|at| *at <= facts.at).max();
+    for change in of_service.filter(|c| c.spec.at.0 <= facts.at) {
+        for grant in &change.spec.added {
+            let member = Principal::from_live(&grant.member);
+            let at = facts.granted_at.entry(member).or_insert(change.spec.at.0);
+            *at = (*at).max(change.spec.at.0);
+        }
+    }
     ask_for_requests(kube, &namespaces, &meant, facts).await;
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 mod cluster;
 
-use std::{fs, io::Read as _, path::PathBuf};
+use std::{collections::BTreeMap, fs, io::Read as _, path::PathBuf};
 
 use anyhow::Context as _;
+use futures::future::join_all;
 
 use super::{
     Exit, Output,
@@ -15,12 +16,13 @@ use super::{
 use crate::{
     cloudrun::{
         CloudRun as _, Scope,
+        assets::AssetSearch as _,
         google::{Google, Side},
         list_services,
     },
     config::CloudArgs,
     diagnose::{
-        Cause, Diagnosis, Facts, Gone, Known, Outcome,
+        Cause, Diagnosis, Facts, Gone, Known, Outcome, Place,
         address::{self, Address, host_and_path},
         diagnose,
         symptom::{Entry, Symptom},
@@ -29,6 +31,7 @@ use crate::{
     },
     fault::{Fault, FaultClass},
     iam::{Principal, RunService},
+    inherited::read_ancestry,
     render::{Format, Style, Tone, data},
 };
 
@@ -118,13 +121,13 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
         front: Known::NotAsked,
         gone: None,
         policy: Known::NotAsked,
-        project: Known::NotAsked,
-        iap: Known::NotAsked,
+        above: Vec::new(),
+        iap: Vec::new(),
         troubleshooter: Known::NotAsked,
         token,
         symptom,
         declared: Known::NotAsked,
-        changed_at: None,
+        granted_at: BTreeMap::new(),
         requests: Vec::new(),
         requests_in: None,
         service,
@@ -182,13 +185,13 @@ fn read_token(command: &DiagnoseCommand) -> anyhow::Result<Option<Token>> {
 /// Reads what stands before the service and who is granted, with as few calls as say it.
 async fn ask_google(google: &Google, facts: &mut Facts) -> anyhow::Result<()> {
     let service = &facts.service;
-    let (front, policy, project) = tokio::join!(
+    let (front, policy, above) = tokio::join!(
         google.front(service),
         google.read_policy(service),
-        google.project_policy(&service.project)
+        above(google, &service.project)
     );
     if front.as_ref().is_ok_and(|f| f.iap) {
-        facts.iap = known(google.iap_policy(service).await)?;
+        facts.iap = in_front(google, service).await?;
     }
     facts.gone = front.as_ref().err().and_then(|fault| match fault.class {
         FaultClass::ProjectNotFound => Some(Gone::Project),
@@ -197,8 +200,49 @@ async fn ask_google(google: &Google, facts: &mut Facts) -> anyhow::Result<()> {
     });
     facts.front = known(front)?;
     facts.policy = known(policy)?;
-    facts.project = known(project)?;
+    facts.above = above?;
     Ok(())
+}
+
+/// The policies of the project and of what it is in, the nearest first.
+async fn above(google: &Google, project: &str) -> anyhow::Result<Vec<Place>> {
+    let (policy, ancestry) = tokio::join!(google.project_policy(project), google.ancestry(project));
+    let mut places = vec![Place::new("the project", known(policy)?)];
+    let ancestry = ancestry.and_then(|answer| read_ancestry(&answer).map_err(unexpected));
+    match known(ancestry)? {
+        Known::Is(names) => {
+            let policies = names.iter().map(|name| google.policy_above(name));
+            let policies = join_all(policies).await;
+            for (name, policy) in names.iter().zip(policies) {
+                places.push(Place::new(name.to_string(), known(policy)?));
+            }
+        }
+        unseen => {
+            let why = unseen.why().unwrap_or_default().to_owned();
+            places.push(Place::new(
+                "its folders and organization",
+                Known::Hidden(why),
+            ));
+        }
+    }
+    Ok(places)
+}
+
+/// The policies of Identity-Aware Proxy's resources for the service, the nearest first.
+async fn in_front(google: &Google, service: &RunService) -> anyhow::Result<Vec<Place>> {
+    let all = google.iap_policies(service).await;
+    let names = ["the service", "its region", "its project's IAP"];
+    let places = names.into_iter().zip(all);
+    places
+        .map(|(name, policy)| Ok(Place::new(name, known(policy)?)))
+        .collect()
+}
+
+fn unexpected(why: String) -> Fault {
+    Fault::new(
+        FaultClass::ForeignAnswer,
+        format!("the answer is not as documented: {why}"),
+    )
 }
 
 /// Asks Policy Troubleshooter.
@@ -214,16 +258,8 @@ async fn troubleshoot(google: &Google, facts: &Facts) -> anyhow::Result<Known<An
     };
     let path = "v3/iam:troubleshoot";
     let answer = google.ask(Side::PolicyTroubleshooter, path, Some(&question));
-    let answer = answer.await.and_then(|answer| {
-        let unexpected = |why| {
-            Fault::new(
-                FaultClass::ForeignAnswer,
-                format!("the answer is not as documented: {why}"),
-            )
-        };
-        troubleshooter::read(&answer).map_err(unexpected)
-    });
-    known(answer)
+    let answer = answer.await;
+    known(answer.and_then(|answer| troubleshooter::read(&answer).map_err(unexpected)))
 }
 
 fn read_entry(path: &PathBuf) -> anyhow::Result<(Symptom, Entry)> {

@@ -1,15 +1,39 @@
-//! What an allow policy comes to for one principal.
+//! What allow policies come to for one principal: one by one, and all that hold for a resource
+//! together.
+
+use std::collections::BTreeSet;
 
 use super::{
-    Cause, Facts,
+    Cause, Facts, Known,
     condition::{self, Truth},
 };
 use crate::iam::{Binding, Carries, Invocation, Policy, Principal, PrincipalKind};
 
+/// A resource with an allow policy of its own, which holds for whatever is below it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// As messages name it: `the project`, `folders/11`.
+    pub name: String,
+    pub policy: Known<Policy>,
+}
+
+impl Place {
+    pub fn new(name: impl Into<String>, policy: Known<Policy>) -> Self {
+        Self {
+            name: name.into(),
+            policy,
+        }
+    }
+}
+
+/// Whether a member of a policy stands for whoever is asked about; `None`: it may.
+pub(super) type Covers<'a> = &'a dyn Fn(&Principal) -> Option<bool>;
+
 /// What a policy comes to for a principal.
 #[derive(Default)]
 pub(super) struct Held {
-    pub yes: Option<String>,
+    /// Members that let it in, each with words for it.
+    pub yes: Vec<(Principal, String)>,
     /// Sets that it may be in.
     pub maybe: Vec<String>,
     /// Grants that do not hold now, in words.
@@ -27,11 +51,89 @@ pub(super) struct UnknownRole {
     pub what: String,
 }
 
-/// What the bindings come to for a principal; `carries`: whether a role carries what is asked for.
-pub(super) fn held(
+/// What the policies that hold for a resource come to together, the nearest first: its own, and
+/// those of what is above it.
+pub(super) struct Sum<'a> {
+    /// Name of the place, and what its policy comes to, or why that could not be seen.
+    pub places: Vec<(&'a str, Result<Held, &'a str>)>,
+}
+
+impl<'a> Sum<'a> {
+    /// `carries`: whether a role carries what is asked for.
+    pub fn of(
+        places: impl Iterator<Item = (&'a str, &'a Known<Policy>)>,
+        facts: &Facts,
+        covers: Covers<'_>,
+        carries: &dyn Fn(&str) -> Carries,
+    ) -> Self {
+        let at = |(name, policy): (&'a str, &'a Known<Policy>)| {
+            let held = match policy {
+                Known::Is(policy) => Ok(held(policy, facts, covers, carries)),
+                Known::Hidden(why) | Known::Absent(why) => Err(why.as_str()),
+                Known::NotAsked => Err("not looked at"),
+            };
+            (name, held)
+        };
+        Self {
+            places: places.map(at).collect(),
+        }
+    }
+
+    fn seen(&self) -> impl Iterator<Item = &Held> {
+        self.places
+            .iter()
+            .filter_map(|(_, held)| held.as_ref().ok())
+    }
+
+    /// The nearest place that lets it in, and how many are nearer.
+    pub fn yes(&self) -> Option<(usize, &Held)> {
+        let mut all = self.places.iter().enumerate();
+        all.find_map(|(at, (_, held))| {
+            let held = held.as_ref().ok()?;
+            (!held.yes.is_empty()).then_some((at, held))
+        })
+    }
+
+    /// All members that let it in.
+    pub fn by(&self) -> Vec<Principal> {
+        let all = self.seen().flat_map(|held| &held.yes);
+        all.map(|(listed, _)| listed.clone()).collect()
+    }
+
+    /// Sets that it may be in, on any of the places.
+    pub fn maybe(&self) -> Vec<String> {
+        self.seen().flat_map(|held| held.maybe.clone()).collect()
+    }
+
+    /// Grants of roles of which nobody knows what they carry.
+    pub fn unknown(&self) -> BTreeSet<&UnknownRole> {
+        self.seen().flat_map(|held| &held.unknown).collect()
+    }
+
+    pub fn ended(&self) -> Option<(Cause, String)> {
+        self.seen().find_map(|held| held.ended.clone())
+    }
+
+    /// Names of the places whose policies could not be seen.
+    pub fn unseen(&self) -> Vec<&'a str> {
+        let unseen = self.places.iter().filter(|(_, held)| held.is_err());
+        unseen.map(|(name, _)| *name).collect()
+    }
+
+    /// Whether it is certain that none of them lets it in.
+    pub fn is_no(&self) -> bool {
+        let no =
+            |held: &Held| held.yes.is_empty() && held.maybe.is_empty() && held.unknown.is_empty();
+        let mut all = self.places.iter();
+        all.all(|(_, held)| held.as_ref().is_ok_and(no))
+    }
+}
+
+/// What the bindings of a policy come to.
+fn held(
     policy: &Policy,
-    principal: &Principal,
     facts: &Facts,
+    covers: Covers<'_>,
     carries: &dyn Fn(&str) -> Carries,
 ) -> Held {
     let mut held = Held::default();
@@ -42,10 +144,10 @@ pub(super) fn held(
         }
         for member in &binding.members {
             let listed = Principal::from_live(member);
-            let covers = covers(&listed, principal);
+            let covers = covers(&listed);
             match carries {
                 _ if covers == Some(false) => {}
-                Carries::Yes => held.add(binding, &listed, principal, covers.is_some(), facts),
+                Carries::Yes => held.add(binding, listed, covers.is_some(), facts),
                 _ => held.add_unknown(binding, &listed, facts),
             }
         }
@@ -66,14 +168,7 @@ impl Held {
     }
 
     /// Adds a member that stands for the principal; not `surely`: that may.
-    fn add(
-        &mut self,
-        binding: &Binding,
-        listed: &Principal,
-        principal: &Principal,
-        surely: bool,
-        facts: &Facts,
-    ) {
+    fn add(&mut self, binding: &Binding, listed: Principal, surely: bool, facts: &Facts) {
         let (title, expression) = match &binding.condition {
             None => (String::new(), ""),
             Some(c) => (format!(" if {}", c.title), c.expression.as_str()),
@@ -81,7 +176,7 @@ impl Held {
         let truth = truth(binding, facts);
         let what = format!("{listed} has {}{title}", binding.role);
         match truth {
-            Truth::True if surely => self.yes = self.yes.take().or(Some(what)),
+            Truth::True if surely => self.yes.push((listed, what)),
             Truth::True => self.maybe.push(listed.to_string()),
             Truth::Unknown(why) => self.maybe.push(format!(
                 "{listed} under a condition that cannot be evaluated here ({why})"
@@ -91,7 +186,7 @@ impl Held {
                 self.no
                     .push(format!("{what}, which is false at {when} ({expression})"));
                 if surely {
-                    self.ended.get_or_insert(why_false(expression, principal));
+                    self.ended.get_or_insert(why_false(expression, &listed));
                 }
             }
         }
@@ -106,19 +201,20 @@ fn truth(binding: &Binding, facts: &Facts) -> Truth {
     }
 }
 
-fn why_false(expression: &str, principal: &Principal) -> (Cause, String) {
+fn why_false(expression: &str, listed: &Principal) -> (Cause, String) {
     let ends = expression.starts_with("request.time < timestamp(") && !expression.contains("&&");
     if ends {
-        let verdict = format!("The access of {principal} has ended ({expression}).");
+        let verdict = format!("The access of {listed} has ended ({expression}).");
         (Cause::AccessEnded, verdict)
     } else {
-        let verdict = format!("The condition of its grant does not hold now: {expression}.");
+        let verdict =
+            format!("The condition of the grant of {listed} does not hold now: {expression}.");
         (Cause::ConditionFalse, verdict)
     }
 }
 
 /// Whether a member of a policy stands for a principal; `None`: it may.
-fn covers(listed: &Principal, principal: &Principal) -> Option<bool> {
+pub(super) fn covers(listed: &Principal, principal: &Principal) -> Option<bool> {
     use PrincipalKind as K;
     if listed == principal {
         return Some(true);

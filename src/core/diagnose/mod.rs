@@ -16,14 +16,17 @@ pub mod symptom;
 pub mod token;
 pub mod troubleshooter;
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::iam::{Policy, Principal, PrincipalKind, RunService, ServiceSettings};
+use crate::iam::{Carries, Policy, Principal, PrincipalKind, RunService, ServiceSettings};
 use symptom::Symptom;
 use token::Token;
 
 pub use fix::{Declared, Fix, Requested};
+pub use grants::Place;
 
 /// How long IAM may take to act on a change.
 ///
@@ -64,11 +67,15 @@ impl<T> Known<T> {
     }
 
     /// Why it could not be seen, where somebody asked.
-    fn unseen(&self) -> Option<&str> {
+    pub fn why(&self) -> Option<&str> {
         match self {
             Self::Hidden(why) | Self::Absent(why) => Some(why),
             Self::Is(_) | Self::NotAsked => None,
         }
+    }
+
+    fn is_not_asked(&self) -> bool {
+        matches!(self, Self::NotAsked)
     }
 }
 
@@ -85,19 +92,22 @@ pub struct Facts {
     /// What is gone, where the service is absent with all around it.
     pub gone: Option<Gone>,
     pub policy: Known<Policy>,
-    /// The project's own allow policy.
-    pub project: Known<Policy>,
+    /// What is above the service, whose allow policies hold for it too: its project, the folders
+    /// that this is in and the organization, the nearest first. What could not even be named is a
+    /// place that could not be seen.
+    pub above: Vec<Place>,
     /// What Policy Troubleshooter says, where it was asked.
     pub troubleshooter: Known<troubleshooter::Answer>,
-    /// Who may pass Identity-Aware Proxy, where that is in front.
-    pub iap: Known<Policy>,
+    /// Who may pass Identity-Aware Proxy, where that is in front: the policies of its resources
+    /// for the service, its region and its project, the nearest first.
+    pub iap: Vec<Place>,
     pub token: Option<Token>,
     pub symptom: Symptom,
     /// What policies of the cluster say about the principal on the service, those that list it
     /// first.
     pub declared: Known<Vec<Declared>>,
-    /// When the operator last changed the service's policy.
-    pub changed_at: Option<Timestamp>,
+    /// When the operator last granted a member on the service.
+    pub granted_at: BTreeMap<Principal, Timestamp>,
     /// Requests for access of the principal to the service, the latest first.
     pub requests: Vec<Requested>,
     /// The namespace in which a guardrail lets people ask for access to the service.
@@ -129,10 +139,24 @@ impl Facts {
         self.principal.as_ref().filter(is_one)
     }
 
-    /// Until when IAM may not act everywhere on the last change that is known.
-    fn propagating_until(&self) -> Option<Timestamp> {
-        let until = self.changed_at? + PROPAGATION;
-        (self.at < until).then_some(until)
+    /// Until when IAM may act nowhere on the grants of these members: the first end, if all of them
+    /// were granted so lately. Of one that somebody else granted nobody knows when.
+    fn propagating_until(&self, members: &[Principal]) -> Option<Timestamp> {
+        let until = |member| Some(*self.granted_at.get(member)? + PROPAGATION);
+        let all: Option<Vec<Timestamp>> = members.iter().map(until).collect();
+        let first = all?.into_iter().min()?;
+        (self.at < first).then_some(first)
+    }
+
+    /// What the allow policies of the service and of all above it come to.
+    fn sum(
+        &self,
+        covers: grants::Covers<'_>,
+        carries: &dyn Fn(&str) -> Carries,
+    ) -> grants::Sum<'_> {
+        let own = std::iter::once(("the service", &self.policy));
+        let above = self.above.iter().map(|p| (p.name.as_str(), &p.policy));
+        grants::Sum::of(own.chain(above), self, covers, carries)
     }
 }
 
@@ -227,7 +251,49 @@ impl Cause {
                 | Self::CannotTell
                 | Self::MaybeThroughAGroup
                 | Self::NoTokenOrNoGrant
+                | Self::Propagating
         )
+    }
+
+    /// Whether it says that a request like this is refused. No such verdict stands beside an answer
+    /// that shows the request let in.
+    fn is_refusal(self) -> bool {
+        match self {
+            Self::IngressBlocks
+            | Self::ReservedPath
+            | Self::IapDecides
+            | Self::IapNotGranted
+            | Self::IapAgentMissing
+            | Self::PublicGrantMissing
+            | Self::NoToken
+            | Self::NotAnIdToken
+            | Self::ForeignIssuer
+            | Self::WrongAudience
+            | Self::TokenExpired
+            | Self::SignatureRemoved
+            | Self::CannotInvoke
+            | Self::AccessEnded
+            | Self::ConditionFalse
+            | Self::NotGranted
+            | Self::Propagating
+            | Self::PerimeterOrDeny => true,
+            Self::ServiceNotFound
+            | Self::ProjectNotFound
+            | Self::ApiDisabled
+            | Self::WrongUrl
+            | Self::DefaultUrlDisabled
+            | Self::LoadBalancerRoute
+            | Self::IamCheckOff
+            | Self::NoTokenOrNoGrant
+            | Self::WrongPrincipal
+            | Self::MaybeThroughAGroup
+            | Self::NoInstance
+            | Self::NotAboutAccess
+            | Self::TheApplication
+            | Self::AccessExpected
+            | Self::AccessUnverified
+            | Self::CannotTell => false,
+        }
     }
 }
 
@@ -349,8 +415,31 @@ impl Walk<'_> {
         format!("To see the rest: {}.", Vec::from_iter(ways).join("; "))
     }
 
+    /// What was seen now does not fit to an answer that shows the request let in.
+    fn contradicted(&mut self) {
+        let Some((cause, verdict, fix)) = &mut self.found else {
+            return;
+        };
+        if !self.facts.symptom.got_in() || !cause.is_refusal() {
+            return;
+        }
+        *cause = Cause::CannotTell;
+        *verdict =
+            format!("The answer shows that the request got in, which does not fit: {verdict}");
+        *fix = Fix::from(format!(
+            "Somebody else sent it, or something was changed since: ask about a request that is refused, with its answer (--body). If it is this one now: {}",
+            fix.words
+        ));
+        for step in &mut self.steps {
+            if step.outcome == Outcome::Fail {
+                step.outcome = Outcome::Maybe;
+            }
+        }
+    }
+
     /// That nothing refuses a request is said only if everything that this checks was seen.
-    fn finish(self) -> Diagnosis {
+    fn finish(mut self) -> Diagnosis {
+        self.contradicted();
         let open = self.open_steps();
         let unseen: Vec<&str> = open.iter().map(|s| s.check).collect();
         let unseen = unseen.join(", ");

@@ -61,6 +61,19 @@ impl<'a> Response<'a> {
         all.find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
+    /// Whether the body is the page with which Google's front end answers 404 where nothing is.
+    pub fn is_front_ends(&self) -> bool {
+        let body = self.body.to_ascii_lowercase().replace('’', "'");
+        self.is_page()
+            && [
+                "error 404",
+                "was not found on this server",
+                "that's all we know",
+            ]
+            .iter()
+            .all(|words| body.contains(words))
+    }
+
     /// Whether the body is a page. What its header says does not count: Identity-Aware Proxy sends
     /// plain text as `text/html`.
     pub fn is_page(&self) -> bool {

@@ -38,6 +38,8 @@ pub enum Answerer {
 pub enum Text {
     /// A page, as proxies, load balancers and applications all answer them.
     Page,
+    /// Google's own page for what it leads nowhere: a 404 that no service gave.
+    FrontEnd,
     /// Anything else, such as JSON.
     Other,
 }
@@ -56,6 +58,9 @@ pub struct Symptom {
     pub text: Option<Text>,
     /// It is a redirect to Google's sign-in.
     pub is_sign_in: bool,
+    /// Its headers say that it came through Google's front end, which writes over what an
+    /// application says of itself there.
+    pub is_by_front_end: bool,
 }
 
 /// Who sends requests, where its user agent says so.
@@ -152,6 +157,7 @@ impl Symptom {
         // What somebody said goes before what was copied.
         self.status = self.status.or(answer.status);
         self.take_in(text);
+        self.is_by_front_end = answer.header("server") == Some("Google Frontend");
         let location = answer.header("location").unwrap_or_default();
         self.is_sign_in |= location.starts_with("https://accounts.google.com/");
         // It signs in by a client of its own, whose answers come back to it.
@@ -160,7 +166,9 @@ impl Symptom {
             self.refusal.get_or_insert(Refusal::Iap);
         }
         if self.answered_by.is_none() && !answer.body.is_empty() {
-            self.text = Some(if answer.is_page() {
+            self.text = Some(if answer.is_front_ends() {
+                Text::FrontEnd
+            } else if answer.is_page() {
                 Text::Page
             } else {
                 Text::Other
@@ -179,9 +187,11 @@ impl Symptom {
         matches!(self.refusal, Some(Refusal::Iap | Refusal::IapCredentials))
     }
 
-    /// Whether the request was let through.
+    /// Whether the request was let through: what refuses answers 3xx or 4xx, and only an application
+    /// switches protocols (101).
     pub fn got_in(&self) -> bool {
-        self.status.is_some_and(|s| (200..300).contains(&s))
+        self.status
+            .is_some_and(|s| s == 101 || (200..300).contains(&s))
     }
 }
 

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::{Cause, Known, Outcome, Walk};
 use crate::iam::{Principal, PrincipalKind, RunService};
 
+const CHECK: &str = "policy troubleshooter";
+
 /// The permission that invoking takes.
 const PERMISSION: &str = "run.routes.invoke";
 
@@ -115,7 +117,6 @@ fn relative(full: &str) -> &str {
 impl Walk<'_> {
     /// What is above the service, where Policy Troubleshooter was asked.
     pub(super) fn troubleshooter(&mut self) {
-        const CHECK: &str = "policy troubleshooter";
         let answer = match &self.facts.troubleshooter {
             Known::NotAsked => return,
             Known::Hidden(why) | Known::Absent(why) => {
@@ -185,6 +186,17 @@ impl Walk<'_> {
         is_open.then(|| {
             "something above the service that Policy Troubleshooter could not look into".into()
         })
+    }
+
+    /// A policy that was read grants it, and Policy Troubleshooter says that none does: one of the
+    /// two is older.
+    pub(super) fn reopen_troubleshooter(&mut self) {
+        let steps = self.steps.iter_mut().filter(|s| s.check == CHECK);
+        for step in steps {
+            step.outcome = Outcome::Maybe;
+            step.evidence = "it says that no allow policy grants it, and one that was read here does: the grant may be younger".into();
+            step.see = Some("ask again in some minutes".into());
+        }
     }
 
     /// Whether it is certain that no allow policy on any level grants it.

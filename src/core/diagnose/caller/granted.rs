@@ -1,14 +1,27 @@
 //! Whether the principal of a token is let in, by whom, and since when.
+//!
+//! A verdict is a cause only if what was seen leaves nothing else: what could not be seen, and what
+//! only may let the principal in, leaves it open. Cloud Run's own word that the principal lacks the
+//! permission settles what could not be seen.
 
 use crate::{
     diagnose::{
-        Cause, Fix, Known, Outcome, Walk,
-        grants::{self, Held},
+        Cause, Fix, Outcome, Walk,
+        grants::{Held, Sum, covers},
         symptom::{Refusal, Sender},
         troubleshooter::Says,
     },
     iam::{Invocation, Principal, carries_invoke},
 };
+
+pub(super) const ON_SERVICE: &str = "grants on the service";
+const ON_PROJECT: &str = "grants on the project";
+const ABOVE: &str = "grants above the project";
+
+/// The step that a place belongs to, by how many places are nearer to the service.
+pub(super) fn check_of(at: usize) -> &'static str {
+    [ON_SERVICE, ON_PROJECT].get(at).unwrap_or(&ABOVE)
+}
 
 impl Walk<'_> {
     pub(in crate::diagnose) fn principal_kind(&mut self) {
@@ -49,66 +62,54 @@ impl Walk<'_> {
         let Some(principal) = &facts.principal else {
             return self.unnamed();
         };
-        let policy = match &facts.policy {
-            Known::Is(policy) => policy,
-            Known::Hidden(_) if self.is_granted_elsewhere(&Held::default(), principal) => return,
-            Known::Hidden(why) | Known::Absent(why) => {
-                self.step("grants on the service", Outcome::Unknown, why.clone());
-                return self.refused_unseen(principal);
-            }
-            Known::NotAsked => return,
-        };
-        let here = grants::held(policy, principal, facts, &carries_invoke);
-        if let Some(how) = &here.yes {
-            self.step("grants on the service", Outcome::Pass, how.clone());
-            return self.granted();
-        }
-        let there = facts.project.value();
-        let there = there.map(|p| grants::held(p, principal, facts, &carries_invoke));
-        if let Some(how) = there.as_ref().and_then(|t| t.yes.clone()) {
-            let evidence = evidence(&here, principal);
-            self.step("grants on the service", Outcome::Skipped, evidence);
-            self.step("grants on the project", Outcome::Pass, how);
-            return self.let_in();
-        }
-        if self.is_granted_elsewhere(&here, principal)
-            || self.depends_on_a_role(principal, &here, there.as_ref())
-        {
+        if facts.policy.is_not_asked() {
             return;
         }
-        let both = here.maybe.iter().chain(there.iter().flat_map(|t| &t.maybe));
-        let maybe: Vec<String> = both.cloned().chain(self.maybe_above()).collect();
-        let is_certain = self.is_surely_not_granted();
-        let may_be_above = matches!(facts.project, Known::Hidden(_)) || self.facts.symptom.got_in();
-        let outcome = if !is_certain && (may_be_above || !maybe.is_empty()) {
-            Outcome::Maybe
-        } else {
-            Outcome::Fail
+        let sum = facts.sum(&|listed| covers(listed, principal), &carries_invoke);
+        if let Some((at, held)) = sum.yes() {
+            let (_, how) = &held.yes[0];
+            self.grant_steps(&sum, principal, at);
+            self.step(check_of(at), Outcome::Pass, how.clone());
+            return self.granted(&sum.by());
+        }
+        if self.is_granted_elsewhere(&sum, principal) {
+            return;
+        }
+        self.grant_steps(&sum, principal, sum.places.len());
+        self.not_granted(principal, &sum);
+    }
+
+    /// What the first places come to, none of which lets the principal in for sure.
+    fn grant_steps(&mut self, sum: &Sum<'_>, principal: &Principal, end: usize) {
+        let is_decided = end < sum.places.len();
+        let no = match self.is_surely_not_granted(sum) {
+            true => Outcome::Fail,
+            false => Outcome::Maybe,
         };
-        self.step("grants on the service", outcome, evidence(&here, principal));
-        let (outcome, words) = match &facts.project {
-            Known::Is(_) => (
-                outcome,
-                "none for this principal by itself; folder and organization cannot be seen here"
-                    .to_owned(),
-            ),
-            Known::Hidden(why) => (Outcome::Unknown, why.clone()),
-            _ => (
-                Outcome::Skipped,
-                "not looked at; folder and organization cannot be seen here either".to_owned(),
-            ),
-        };
-        self.step("grants on the project", outcome, words);
-        self.not_granted(principal, here, &maybe);
+        for (at, (name, held)) in sum.places.iter().enumerate().take(end) {
+            let check = check_of(at);
+            let (outcome, words) = match held {
+                Ok(held) if is_decided => (Outcome::Skipped, evidence(held, principal)),
+                Ok(held) => (no, evidence(held, principal)),
+                Err(why) if is_decided => (Outcome::Skipped, (*why).to_owned()),
+                Err(why) => (Outcome::Unknown, (*why).to_owned()),
+            };
+            let words = if check == ABOVE {
+                format!("{name}: {words}")
+            } else {
+                words
+            };
+            self.step(check, outcome, words);
+        }
     }
 
     /// Nobody said who calls; the answer may say what was missing.
     fn unnamed(&mut self) {
         let facts = self.facts;
-        let sent_by_google = matches!(facts.symptom.sent_by, Some(Sender::Google { .. }));
+        let sent_by = facts.symptom.sent_by;
         match facts.symptom.refusal {
             Some(Refusal::NoGrant) => {
-                let who = match facts.symptom.sent_by {
+                let who = match sent_by {
                     Some(Sender::Google { name, .. }) => format!("the service account of {name}"),
                     _ => "the caller".to_owned(),
                 };
@@ -118,16 +119,30 @@ impl Walk<'_> {
                     "Give the principal with --as: the fix is a grant for it.",
                 );
             }
-            Some(Refusal::NoTokenOrNoGrant) if sent_by_google => {
-                let fix = self.send_one();
-                self.conclude(
-                    Cause::NoTokenOrNoGrant,
-                    "Either the request came without a token, or its principal may not invoke the service: this text says both.",
-                    Fix { words: format!("Without a token: {} With one: its service account is no invoker; give it with --as.", fix.words), ..fix },
-                );
-            }
             Some(Refusal::NoTokenOrNoGrant) => {
-                let fix = self.mint("Give the principal with --as, and what was sent with --token. Without a token: send one, as below. With one: grant its principal.");
+                let fix = match sent_by {
+                    Some(Sender::Google { .. }) => {
+                        let fix = self.send_one();
+                        Fix {
+                            words: format!(
+                                "Without a token: {} With one: its service account is no invoker; give it with --as.",
+                                fix.words
+                            ),
+                            ..fix
+                        }
+                    }
+                    Some(Sender::Browser) => {
+                        let fix = self.send_one();
+                        Fix {
+                            words: format!(
+                                "Without a token, as browsers send none: {} With one: give its principal with --as.",
+                                fix.words
+                            ),
+                            ..fix
+                        }
+                    }
+                    None => self.mint("Give the principal with --as, and what was sent with --token. Without a token: send one, as below. With one: grant its principal."),
+                };
                 self.conclude(
                     Cause::NoTokenOrNoGrant,
                     "Either the request came without a token, or its principal may not invoke the service: this text says both.",
@@ -138,24 +153,29 @@ impl Walk<'_> {
         }
     }
 
-    /// The service's policy could not be read: what is left is what the answer says.
-    fn refused_unseen(&mut self, principal: &Principal) {
-        match self.facts.symptom.refusal {
-            Some(Refusal::NoGrant) => self.conclude(
-                Cause::NotGranted,
-                format!("Cloud Run says that {principal} may not invoke the service."),
-                self.grant_fix(principal, ""),
-            ),
-            Some(Refusal::NoTokenOrNoGrant) if self.facts.token.is_none() => self.conclude(
-                Cause::CannotTell,
-                format!("Either the request came without a token, or {principal} may not invoke the service; the service's policy could not be seen."),
-                self.mint("Without a token: send one, as below. With one: ask who may read the service's policy."),
-            ),
-            _ => {}
+    /// Whether nothing can let the principal in: all was seen, or somebody who knows says so. What
+    /// may let it in, by a group or by an unknown role, is then not left open either: Policy
+    /// Troubleshooter has looked into it.
+    fn is_surely_not_granted(&self, sum: &Sum<'_>) -> bool {
+        if self.is_granted_nowhere() {
+            return true;
         }
+        // Cloud Run's word that the permission is lacking is enough where nothing that was seen says
+        // that it may be there. Where something does, a deny policy or another token can be behind
+        // the same words.
+        let lacks = self.says_that_the_caller_lacks();
+        let hints = !sum.maybe().is_empty() || !sum.unknown().is_empty();
+        self.maybe_above().is_none() && (sum.is_no() || (lacks && !hints))
     }
 
-    fn not_granted(&mut self, principal: &Principal, here: Held, maybe: &[String]) {
+    /// Whether Cloud Run says that the caller lacks the permission: behind Identity-Aware Proxy it
+    /// says so of that.
+    fn says_that_the_caller_lacks(&self) -> bool {
+        self.facts.symptom.refusal == Some(Refusal::NoGrant)
+            && self.facts.front.value().is_some_and(|front| !front.iap)
+    }
+
+    fn not_granted(&mut self, principal: &Principal, sum: &Sum<'_>) {
         let symptom = &self.facts.symptom;
         let also =
             if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
@@ -164,60 +184,69 @@ impl Walk<'_> {
                 ""
             };
         let fix = self.grant_fix(principal, also);
-        if self.facts.symptom.got_in() {
-            return self.conclude(
-                Cause::CannotTell,
-                format!("{principal} got in, and neither service nor project names it: a grant on a folder or the organization does, or a group that it is in."),
-                "Policy Troubleshooter shows which: principal, run.routes.invoke, the service's full name.",
-            );
-        }
-        let is_certain = symptom.refusal == Some(Refusal::NoGrant) || self.is_granted_nowhere();
-        let own = match &here.ended {
-            Some((_, verdict)) => verdict.clone(),
-            None => format!("{principal} has no grant of its own."),
-        };
-        if !maybe.is_empty() && !is_certain {
-            let verdict = format!(
-                "{own} Whether one of these lets it in cannot be seen here: {}.",
-                maybe.join(", ")
-            );
-            let words = format!(
-                "Ask who is in it. If it should not depend on that: {}",
-                fix.words
-            );
-            let cause = match here.ended {
-                Some(_) => Cause::CannotTell,
-                None => Cause::MaybeThroughAGroup,
-            };
-            return self.conclude(cause, verdict, Fix { words, ..fix });
-        }
-        if let (Known::Hidden(_), false) = (&self.facts.project, is_certain) {
-            let verdict = format!(
-                "{own} Either a grant on the project lets it in, which could not be seen, or it may not invoke the service."
-            );
-            return self.conclude(Cause::CannotTell, verdict, fix);
-        }
-        if let Some((cause, verdict)) = here.ended {
+        if self.is_surely_not_granted(sum) {
+            let (cause, verdict) = sum.ended().unwrap_or_else(|| {
+                let verdict = format!("{principal} may not invoke the service.");
+                (Cause::NotGranted, verdict)
+            });
             return self.conclude(cause, verdict, fix);
         }
-        self.conclude(
-            Cause::NotGranted,
-            format!("{principal} may not invoke the service."),
-            fix,
-        );
+        if !sum.unknown().is_empty() {
+            return self.depends_on_a_role(principal, sum, fix);
+        }
+        let own = match sum.ended() {
+            Some((_, verdict)) => verdict,
+            None => format!("{principal} has no grant of its own."),
+        };
+        let maybe: Vec<String> = sum.maybe().into_iter().chain(self.maybe_above()).collect();
+        if maybe.is_empty() {
+            let unseen = sum.unseen().join(", ");
+            let verdict = format!(
+                "{own} Whether it is let in from one of these could not be seen: {unseen}."
+            );
+            let words = format!("{}If nothing does: {}", self.ask_above(), fix.words);
+            return self.conclude(Cause::CannotTell, verdict, Fix { words, ..fix });
+        }
+        let maybe = maybe.join(", ");
+        let (verdict, ask) = match symptom.refusal {
+            Some(Refusal::NoGrant) => (
+                format!(
+                    "{own} Cloud Run says that the caller lacks run.routes.invoke: either {principal} is not let in by one of these ({maybe}), or a deny policy refuses it, or the token was somebody else's."
+                ),
+                "Ask who is in it, and since when: membership can take hours to count.",
+            ),
+            _ => (
+                format!("{own} Whether one of these lets it in cannot be seen here: {maybe}."),
+                "Ask who is in it.",
+            ),
+        };
+        let words = format!("{ask} If it should not depend on that: {}", fix.words);
+        let cause = match sum.ended() {
+            Some(_) => Cause::CannotTell,
+            None => Cause::MaybeThroughAGroup,
+        };
+        self.conclude(cause, verdict, Fix { words, ..fix });
     }
 
-    /// A change that is so young that not every part of IAM acts on it. True: that is the verdict.
-    pub(super) fn may_be_too_young(&mut self) -> bool {
-        let Some(until) = self.facts.propagating_until() else {
+    /// How to see what is above the service.
+    fn ask_above(&self) -> &'static str {
+        if self.facts.troubleshooter.is_not_asked() {
+            "Ask Policy Troubleshooter (--troubleshoot), which sees every level. "
+        } else {
+            "Ask somebody who may see these. "
+        }
+    }
+
+    /// Grants that are all so young that not every part of IAM acts on them. True: that is the
+    /// verdict.
+    pub(super) fn may_be_too_young(&mut self, by: &[Principal]) -> bool {
+        let Some(until) = self.facts.propagating_until(by) else {
             return false;
         };
         self.step(
             "propagation",
             Outcome::Maybe,
-            format!(
-                "the policy was changed lately; IAM may take until {until} to act on it everywhere"
-            ),
+            format!("it was granted lately; IAM may take until {until} to act on it everywhere"),
         );
         self.conclude(
             Cause::Propagating,
@@ -227,16 +256,32 @@ impl Walk<'_> {
         true
     }
 
-    /// IAM lets it through; what is left to refuse it?
-    pub(super) fn granted(&mut self) {
-        // What is known of the last change is about the service's own policy.
-        if !self.may_be_too_young() {
+    /// IAM lets it through, by these members of a policy; what is left to refuse it?
+    pub(super) fn granted(&mut self, by: &[Principal]) {
+        if self.is_granted_nowhere() {
+            self.reopen_troubleshooter();
+        }
+        if self.facts.symptom.got_in() || !self.may_be_too_young(by) {
             self.let_in();
         }
     }
 
+    /// What may refuse a principal that is granted, as far as it was not seen that it does not.
+    fn others(&self) -> String {
+        let mut others = vec!["the grant is too young for Cloud Run to act on it"];
+        if self.facts.troubleshooter.value().map(|a| a.denied) != Some(Says::No) {
+            others.push("a deny policy refuses it");
+        }
+        if self.facts.token.is_none() {
+            others.push("the token that came was somebody else's (give it with --token)");
+        } else if self.facts.symptom.refusal == Some(Refusal::NoTokenOrNoGrant) {
+            others.push("the token did not arrive");
+        }
+        others.join(", or ")
+    }
+
     /// Somebody grants it, on the service or above.
-    pub(super) fn let_in(&mut self) {
+    fn let_in(&mut self) {
         let symptom = &self.facts.symptom;
         if symptom.refusal == Some(Refusal::NoTokenOrNoGrant) && self.facts.token.is_none() {
             let fix = self.mint("Send its token, and give it here with --token if it is refused still; then look at deny policies (Policy Troubleshooter).");
@@ -246,25 +291,25 @@ impl Walk<'_> {
                 fix,
             );
         }
-        let token = match self.facts.token {
-            Some(_) => "",
-            None => ", or the token that came was somebody else's (give it with --token)",
-        };
-        let above = match self.facts.troubleshooter.value().map(|a| a.denied) {
-            Some(Says::No) => "a service perimeter",
-            _ => "a deny policy or a service perimeter",
-        };
         if symptom.is_platforms_refusal() && symptom.refusal.is_some() {
+            let ask = if self.facts.troubleshooter.is_not_asked() {
+                " Look at deny policies (--troubleshoot)."
+            } else {
+                ""
+            };
             return self.conclude(
-                Cause::PerimeterOrDeny,
-                format!("The principal is granted, so {above} refuses it{token}."),
-                "Look at deny policies (--troubleshoot) and the perimeter: the policy log (method run.googleapis.com/HttpIngress).",
+                Cause::CannotTell,
+                format!(
+                    "The principal is granted, and Cloud Run refused it: {}.",
+                    self.others()
+                ),
+                format!("Try again when the grant is seven minutes old.{ask}"),
             );
         }
         if symptom.is_platforms_refusal() {
             return self.conclude(
                 Cause::CannotTell,
-                format!("The principal is granted. Either the application itself refuses this, or {above} does{token}."),
+                format!("The principal is granted. Either the application itself refuses this, or a service perimeter does, or {}.", self.others()),
                 "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
             );
         }
@@ -284,5 +329,7 @@ pub(super) fn evidence(held: &Held, principal: &Principal) -> String {
         parts.push(format!("no invoking role names {principal}"));
     }
     parts.extend(held.maybe.iter().map(|m| format!("perhaps through {m}")));
+    let unknown = held.unknown.iter();
+    parts.extend(unknown.map(|r| format!("{}, whose permissions are not known here", r.what)));
     parts.join("; ")
 }

@@ -2,7 +2,7 @@
 
 use super::roles;
 use crate::{
-    diagnose::{Cause, Known, Outcome, Step, Walk, grants, symptom::Refusal},
+    diagnose::{Cause, Outcome, Step, Walk, grants::covers, symptom::Refusal},
     iam::{Principal, carries_invoke},
 };
 
@@ -22,19 +22,13 @@ impl Walk<'_> {
     pub(in crate::diagnose) fn public(&mut self) {
         let facts = self.facts;
         let everybody = Principal::from_live("allUsers");
-        let (mut how, mut unknown) = (None, Vec::new());
-        for policy in [&facts.policy, &facts.project]
-            .into_iter()
-            .filter_map(Known::value)
-        {
-            let held = grants::held(policy, &everybody, facts, &carries_invoke);
-            how = how.or(held.yes);
-            unknown.extend(held.unknown);
+        let sum = facts.sum(&|listed| covers(listed, &everybody), &carries_invoke);
+        if let Some((_, held)) = sum.yes() {
+            let (_, how) = &held.yes[0];
+            self.step(PUBLIC, Outcome::Pass, how.clone());
+            return self.is_public(&sum.by());
         }
-        if let Some(how) = how {
-            self.step(PUBLIC, Outcome::Pass, how);
-            return self.is_public();
-        }
+        let unknown = sum.unknown();
         if !unknown.is_empty() && !facts.symptom.is_platforms_refusal() {
             let evidence = roles::not_known(&unknown);
             self.step(PUBLIC, Outcome::Maybe, evidence);
@@ -43,7 +37,12 @@ impl Walk<'_> {
         let Some(by) = declared.find(|d| d.public) else {
             return;
         };
-        if let Known::Is(_) = &facts.policy {
+        // Whoever is refused for want of a token or a grant shows that it is not.
+        let is_shown = matches!(
+            facts.symptom.refusal,
+            Some(Refusal::NoToken | Refusal::NoGrant | Refusal::NoTokenOrNoGrant)
+        );
+        if sum.is_no() || (is_shown && facts.policy.value().is_some()) {
             let evidence = format!(
                 "InvokerPolicy {} declares the service public, and IAM does not hold that",
                 by.policy
@@ -66,16 +65,26 @@ impl Walk<'_> {
         }
     }
 
-    /// Nobody needs a grant or a token of their own: what is left is what refuses everybody.
-    fn is_public(&mut self) {
+    /// Nobody needs a grant or a token of their own: what is left is what refuses everybody. `by`:
+    /// the members that make it public.
+    fn is_public(&mut self, by: &[Principal]) {
         let symptom = &self.facts.symptom;
+        self.is_over = true;
+        if symptom.is_platforms_refusal() && self.may_be_too_young(by) {
+            return;
+        }
+        if symptom.refusal == Some(Refusal::BadToken) {
+            return self.bad_token_to_all();
+        }
+        self.troubleshooter();
+        if self.is_granted_nowhere() {
+            self.reopen_troubleshooter();
+        }
         match symptom.refusal {
-            _ if symptom.is_platforms_refusal() && self.may_be_too_young() => {}
-            Some(Refusal::BadToken) => self.bad_token_to_all(),
             Some(_) => self.conclude(
-                Cause::PerimeterOrDeny,
-                "The service is public, so a deny policy or a service perimeter refuses it, or it was asked before it became public.",
-                "Try again; if it is refused still, look at deny policies and at the policy log (method run.googleapis.com/HttpIngress).",
+                Cause::CannotTell,
+                "The service is public, and Cloud Run refused the request: a deny policy does, or it was asked before the service was public for everybody.",
+                "Try again; if it is refused still, look at deny policies (--as with --troubleshoot).",
             ),
             None if symptom.is_platforms_refusal() => self.conclude(
                 Cause::CannotTell,
@@ -83,7 +92,6 @@ impl Walk<'_> {
                 "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
             ),
             None => {
-                self.troubleshooter();
                 self.beyond();
                 self.conclude(
                     Cause::AccessExpected,
@@ -92,7 +100,6 @@ impl Walk<'_> {
                 );
             }
         }
-        self.is_over = true;
     }
 
     /// Who is public asks for no token, and yet Cloud Run verifies one that comes.

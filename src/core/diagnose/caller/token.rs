@@ -55,16 +55,19 @@ impl Walk<'_> {
                 Outcome::Pass,
                 "Cloud Run says that the principal lacks run.routes.invoke: a valid token came",
             ),
-            (None, Some(Refusal::NoTokenOrNoGrant))
-                if self.facts.symptom.sent_by == Some(Sender::Browser) =>
-            {
-                self.sent_by_a_browser();
+            (None, Some(Refusal::NoTokenOrNoGrant)) => {
+                let by = match self.facts.symptom.sent_by {
+                    Some(Sender::Browser) => {
+                        "; by its user agent a browser called, and a browser sends none by itself"
+                    }
+                    _ => "",
+                };
+                self.step(
+                    "token",
+                    Outcome::Maybe,
+                    format!("Cloud Run says the same of a request without a token and of a principal without a grant{by}"),
+                );
             }
-            (None, Some(Refusal::NoTokenOrNoGrant)) => self.step(
-                "token",
-                Outcome::Maybe,
-                "Cloud Run says the same of a request without a token and of a principal without a grant",
-            ),
             (None, _) => self.step("token", Outcome::Skipped, "no token was given (--token)"),
         }
     }
@@ -86,21 +89,6 @@ impl Walk<'_> {
             Some(Sender::Browser) => "A browser has no ID token to send. For people, put Identity-Aware Proxy in front, or call through gcloud run services proxy.".into(),
             None => self.mint("Send an ID token: Authorization: Bearer TOKEN, with the service's URL as audience. A browser sends none; for people, use IAP or gcloud run services proxy."),
         }
-    }
-
-    /// A browser called, and Cloud Run does not say whether a token came.
-    fn sent_by_a_browser(&mut self) {
-        self.step(
-            "token",
-            Outcome::Fail,
-            "a browser called, and a browser sends no ID token by itself",
-        );
-        let fix = self.send_one();
-        self.conclude(
-            Cause::NoToken,
-            "The request came from a browser, without a token.",
-            fix,
-        );
     }
 
     /// What is known of a token that was given.

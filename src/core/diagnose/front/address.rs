@@ -31,6 +31,10 @@ impl Walk<'_> {
         let is_default = match address {
             Address::Own | Address::Tag(_) => host.ends_with(".run.app"),
             Address::Function => true,
+            // One whose URLs are off may list none.
+            Address::Another => {
+                front.urls.is_empty() && address::may_be_of(&host, &facts.service.name)
+            }
             _ => false,
         };
         if is_default && front.default_url_disabled {
@@ -79,7 +83,12 @@ impl Walk<'_> {
             ),
             Address::Another => (
                 Outcome::Fail,
-                format!("{host}{path} is at none of {}", urls.join(", ")),
+                match urls {
+                    [] => {
+                        format!("{host}{path} is not the service's, which lists no URL of its own")
+                    }
+                    urls => format!("{host}{path} is at none of {}", urls.join(", ")),
+                },
             ),
             Address::Foreign => {
                 return self.open(
@@ -93,21 +102,41 @@ impl Walk<'_> {
         self.step("address", outcome, evidence);
     }
 
+    /// Paths that Google's front end keeps for itself: of those that end in `z` only some. True: that
+    /// is the verdict.
+    ///
+    /// Source: <https://cloud.google.com/run/docs/issues>.
     fn is_reserved_path(&mut self, path: &str) -> bool {
-        if !path.ends_with('z') || !self.may_be_unlogged_404() {
+        let is_kept = path == "/eventlog" || path.starts_with("/_ah/");
+        if !(is_kept || path.ends_with('z')) || self.passed_ingress() {
             return false;
         }
-        self.step(
-            "address",
-            Outcome::Fail,
-            format!("{path} ends in z; Google's front end keeps some of these paths for itself"),
+        let evidence = match is_kept {
+            true => format!("Google's front end keeps {path} for itself"),
+            false => {
+                format!("{path} ends in z; Google's front end keeps some of these paths for itself")
+            }
+        };
+        // Nothing else answers 404 at a URL that leads to a service which everybody may reach.
+        let is_reachable = self.facts.front.value().is_some_and(|front| {
+            front.ingress == "INGRESS_TRAFFIC_ALL" && !front.default_url_disabled
+        });
+        if self.is_unlogged_404() && is_reachable && self.is_own() {
+            self.step("address", Outcome::Fail, evidence);
+            self.conclude(
+                Cause::ReservedPath,
+                format!("The path {path} never reaches the service."),
+                "Use another path, for example /health.",
+            );
+            return true;
+        }
+        self.open(
+            "path",
+            Outcome::Maybe,
+            evidence,
+            "call another path, for example /health; what is kept gets 404 and leaves no entry in the request log",
         );
-        self.conclude(
-            Cause::ReservedPath,
-            format!("The path {path} never reaches the service."),
-            "Use another path, for example /health.",
-        );
-        true
+        false
     }
 
     fn wrong_url(&mut self, address: &Address, url: &str) {
@@ -120,7 +149,10 @@ impl Walk<'_> {
             Address::Another => self.conclude(
                 Cause::WrongUrl,
                 "That URL is not the service's.",
-                format!("Call {url}."),
+                match self.facts.front.value().is_some_and(|f| f.urls.is_empty()) {
+                    true => "The service lists no URL of its own: call it through its load balancer or custom domain.".to_owned(),
+                    false => format!("Call {url}."),
+                },
             ),
             _ => {}
         }

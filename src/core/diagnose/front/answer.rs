@@ -76,11 +76,17 @@ impl Walk<'_> {
             // What ingress or a wrong address answers with 404 leaves no entry.
             return Some("Cloud Run logged the 404: the request reached the application".into());
         }
-        // Cloud Run refuses with a page, Identity-Aware Proxy with one of its sentences.
-        let others = self.facts.front.value().is_none_or(|front| front.iap) || self.is_foreign();
-        (symptom.text == Some(Text::Other) && symptom.logged != Some(false) && !others).then(|| {
-            format!("the text of the {status} is no page, and none of Cloud Run's: the request reached the application")
-        })
+        // Cloud Run refuses with a page, Identity-Aware Proxy with one of its sentences; gateways,
+        // meshes and proxies in front refuse as applications do, and do not name Google's front end.
+        let may_be_iaps = self.facts.front.value().is_none_or(|front| front.iap);
+        (symptom.text == Some(Text::Other)
+            && symptom.is_by_front_end
+            && symptom.logged != Some(false)
+            && self.is_own()
+            && !may_be_iaps)
+            .then(|| {
+                format!("the text of the {status} came through Google's front end at the service's own URL, and is none of Cloud Run's: the request reached the application")
+            })
     }
 
     /// An answer that several may have given.
@@ -96,12 +102,13 @@ impl Walk<'_> {
                 "the page has none of Cloud Run's sentences: the application wrote it, or a proxy or load balancer in between",
                 SEE,
             ),
+            (Some(Text::FrontEnd), _) => return,
             (Some(Text::Other), None) => (
                 "the text has none of Cloud Run's sentences, and its status is not known",
                 "give the status too (--status, or the whole of curl -si)",
             ),
             (Some(Text::Other), _) => (
-                "the text has none of Cloud Run's sentences: the application wrote it, or something in front of it",
+                "the text has none of Cloud Run's sentences: the application wrote it, or something in front of it, such as a gateway, a mesh or a proxy",
                 SEE,
             ),
             (None, Some(401 | 403)) => (

@@ -3,10 +3,10 @@
 use crate::{
     diagnose::{
         Cause, Known, Outcome, Walk,
-        grants::{self, Held},
+        grants::{Sum, covers},
         symptom::Refusal,
     },
-    iam::{Binding, Carries, IAP_ROLE, Policy, Principal, carries_iap, carries_invoke},
+    iam::{IAP_ROLE, Principal, PrincipalKind, carries_iap, carries_invoke},
 };
 
 /// What a caller sends to Identity-Aware Proxy.
@@ -50,8 +50,7 @@ impl Walk<'_> {
 
     /// Somebody sends the caller to sign in with Google, and does not say who.
     fn sign_in(&mut self) {
-        let is_own = self.facts.url.is_some() && !self.is_foreign();
-        if is_own && self.facts.front.value().is_some() {
+        if self.is_own() && self.facts.symptom.is_by_front_end {
             self.step(
                 "iap",
                 Outcome::Pass,
@@ -78,6 +77,9 @@ impl Walk<'_> {
 
     fn behind_iap(&mut self) {
         let symptom = &self.facts.symptom;
+        if self.is_refused_by_iam() {
+            return self.refuses_iap();
+        }
         if self.has_no_agent() {
             return;
         }
@@ -92,34 +94,41 @@ impl Walk<'_> {
         }
     }
 
+    /// Cloud Run itself refused: it judges Identity-Aware Proxy's own account, which let the caller
+    /// pass.
+    fn refuses_iap(&mut self) {
+        if self.has_no_agent() {
+            return;
+        }
+        self.step(
+            "iap",
+            Outcome::Maybe,
+            "Identity-Aware Proxy is on, and Cloud Run itself refused: either Identity-Aware Proxy's own call, or one from before it was on",
+        );
+        self.settle(
+            Cause::CannotTell,
+            "Cloud Run refused Identity-Aware Proxy's own call, or the request came before Identity-Aware Proxy was on.",
+            "See that IAP's service agent is an invoker of the service, and that no deny policy refuses it; then ask again.",
+        );
+    }
+
     /// Whether Identity-Aware Proxy may not call the service itself. True: that is the verdict.
     fn has_no_agent(&mut self) -> bool {
         let facts = self.facts;
-        let is_off = facts
-            .front
-            .value()
-            .is_some_and(|front| front.invoker_iam_disabled);
-        let lists = |policy: &Policy| {
-            let of_agent = |b: &&Binding| b.members.iter().any(|m| is_agent(m));
-            let roles = policy.bindings.iter().filter(of_agent);
-            let mut carry = roles.map(|b| carries_invoke(&b.role));
-            // One that nobody knows may do.
-            match carry.clone().any(|c| c == Carries::Yes) {
-                true => Some(true),
-                false => carry.all(|c| c == Carries::No).then_some(false),
-            }
-        };
-        let here = facts.policy.value().and_then(lists);
-        let there = facts.project.value().and_then(lists);
-        if is_off || here == Some(true) || there == Some(true) {
+        let front = facts.front.value();
+        if facts.symptom.got_in() || front.is_some_and(|front| front.invoker_iam_disabled) {
             return false;
         }
-        if here.is_none() || there.is_none() {
+        let sum = facts.sum(&is_agent, &carries_invoke);
+        if sum.yes().is_some() {
+            return false;
+        }
+        if !sum.is_no() {
             self.open(
                 "iap agent",
                 Outcome::Unknown,
                 "whether Identity-Aware Proxy's own service agent is an invoker could not be seen",
-                "ask again with run.services.getIamPolicy and resourcemanager.projects.getIamPolicy",
+                "ask again with the rights to see the policies of the service, its project, folders and organization",
             );
             return false;
         }
@@ -136,12 +145,31 @@ impl Walk<'_> {
         true
     }
 
+    /// Whoever asks whether it lets somebody in has to say who; that it refused, its answer says.
     fn iap_decides(&mut self, evidence: &str) {
+        let symptom = &self.facts.symptom;
+        let fix = format!(
+            "Grant the caller {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."
+        );
+        if symptom.got_in() && !symptom.is_iaps() {
+            let see =
+                "ask Policy Troubleshooter in the console, for iap.webServiceVersions.accessViaIAP";
+            self.open("iap", Outcome::Maybe, evidence, see);
+            return self.settle(
+                Cause::AccessExpected,
+                "Identity-Aware Proxy let the request in.",
+                "",
+            );
+        }
         self.step("iap", Outcome::Maybe, evidence);
+        if symptom.is_iaps() {
+            let verdict = "Identity-Aware Proxy stands in front, and refused.";
+            return self.settle(Cause::IapDecides, verdict, fix);
+        }
         self.settle(
-            Cause::IapDecides,
+            Cause::CannotTell,
             "Identity-Aware Proxy stands in front and decides.",
-            format!("Grant the caller {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
+            format!("Say who calls (--as). {fix}"),
         );
     }
 
@@ -159,47 +187,61 @@ impl Walk<'_> {
         );
     }
 
-    /// Whether Identity-Aware Proxy lets a principal in, by its own policy or by the project's.
+    /// Whether Identity-Aware Proxy lets a principal in, by its own policies or by those above.
     fn iap_grants(&mut self, principal: &Principal) {
         let facts = self.facts;
-        let of = |known: &Known<Policy>| -> Option<Held> {
-            Some(grants::held(known.value()?, principal, facts, &carries_iap))
-        };
-        let (own, inherited) = (of(&facts.iap), of(&facts.project));
-        let places = [(&own, "the service"), (&inherited, "the project")];
-        let yes = places
-            .iter()
-            .find_map(|(held, place)| Some((held.as_ref()?.yes.clone()?, place)));
-        if let Some((how, place)) = yes {
+        let places = facts.iap.iter().chain(&facts.above);
+        let places = places.map(|p| (p.name.as_str(), &p.policy));
+        let sum = Sum::of(
+            places,
+            facts,
+            &|listed| covers(listed, principal),
+            &carries_iap,
+        );
+        if let Some((at, held)) = sum.yes() {
+            let (place, _) = sum.places[at];
+            let (_, how) = &held.yes[0];
             self.step("iap", Outcome::Pass, format!("{how} on {place}"));
             return self.iap_lets_in(principal);
         }
-        let unseen = [&facts.iap, &facts.project]
-            .into_iter()
-            .find_map(Known::unseen);
-        if let Some(why) = unseen {
+        if facts.symptom.got_in() {
+            return self.iap_decides(&format!(
+                "Identity-Aware Proxy let the request in; by what {principal} has {IAP_ROLE} was not seen"
+            ));
+        }
+        let unknown = sum.unknown();
+        if !unknown.is_empty() {
+            let what: Vec<&str> = unknown.iter().map(|r| r.what.as_str()).collect();
+            return self.iap_may_let_in(principal, &what.join(", "));
+        }
+        let maybe = sum.maybe();
+        if !maybe.is_empty() {
+            return self.iap_may_let_in(principal, &maybe.join(", "));
+        }
+        // It says itself that it did not let somebody in; of whom nothing hints that it would have.
+        let unseen = if facts.iap.is_empty() {
+            vec!["the IAP resource of the service"]
+        } else {
+            sum.unseen()
+        };
+        if !unseen.is_empty() {
+            let unseen = unseen.join(", ");
+            let why =
+                format!("{principal} has {IAP_ROLE} on nothing that was seen; not seen: {unseen}");
+            if facts.symptom.is_iaps() {
+                return self.iap_decides(&why);
+            }
             self.step("iap", Outcome::Unknown, why);
             return self.settle(
                 Cause::CannotTell,
                 format!("Identity-Aware Proxy decides. Either it lets {principal} in, or {principal} lacks {IAP_ROLE}: that could not be seen."),
-                "Ask again with the right that the step marked ?? names, or ask somebody who has it.",
+                "Ask again with the rights to see these policies, or ask somebody who has them.",
             );
-        }
-        let is_known = |held: &Option<Held>| held.as_ref().is_some_and(|h| h.unknown.is_empty());
-        if !is_known(&own) || !is_known(&inherited) {
-            return self.iap_decides(&format!(
-                "Identity-Aware Proxy decides who gets in; whether {principal} has {IAP_ROLE}, or a role like it, is not known here"
-            ));
-        }
-        let all = own.iter().chain(&inherited);
-        let maybe: Vec<String> = all.flat_map(|held| held.maybe.clone()).collect();
-        if !maybe.is_empty() {
-            return self.iap_may_let_in(principal, &maybe.join(", "));
         }
         self.step(
             "iap",
             Outcome::Fail,
-            format!("{principal} has {IAP_ROLE} neither on the service nor on the project; folder and organization cannot be seen here"),
+            format!("{principal} has {IAP_ROLE} neither on the service nor on anything above it"),
         );
         self.settle(
             Cause::IapNotGranted,
@@ -247,10 +289,13 @@ impl Walk<'_> {
     }
 }
 
-/// The account by which Identity-Aware Proxy calls services.
-fn is_agent(member: &str) -> bool {
-    let principal = Principal::from_live(member);
-    principal
-        .key()
-        .contains("@gcp-sa-iap.iam.gserviceaccount.com")
+/// Whether a member stands for the account by which Identity-Aware Proxy calls services; `None`: it
+/// may.
+fn is_agent(listed: &Principal) -> Option<bool> {
+    let domain = "@gcp-sa-iap.iam.gserviceaccount.com";
+    match listed.kind() {
+        PrincipalKind::AllUsers | PrincipalKind::AllAuthenticatedUsers => Some(true),
+        PrincipalKind::Group => None,
+        _ => Some(listed.key().contains(domain)),
+    }
 }

@@ -8,8 +8,10 @@ mod iap;
 use super::{
     Cause, Gone, Known, Outcome, Walk,
     address::{self as url, Address},
-    symptom::{Answerer, Refusal},
+    symptom::{Answerer, Refusal, Text},
 };
+
+const NOBODY: &str = "nobody";
 
 impl Walk<'_> {
     pub(super) fn exists(&mut self) {
@@ -61,10 +63,13 @@ impl Walk<'_> {
         }
     }
 
-    /// A 404 that, as far as is known, left no entry in the request log.
-    fn may_be_unlogged_404(&self) -> bool {
+    /// A 404 that did not come from the service: it left no entry in the request log, or it is the
+    /// page of Google's front end.
+    fn is_unlogged_404(&self) -> bool {
         let symptom = &self.facts.symptom;
-        symptom.status == Some(404) && symptom.logged != Some(true)
+        symptom.status == Some(404)
+            && symptom.logged != Some(true)
+            && (symptom.logged == Some(false) || symptom.text == Some(Text::FrontEnd))
     }
 
     pub(super) fn ingress(&mut self) {
@@ -85,7 +90,7 @@ impl Walk<'_> {
             "INGRESS_TRAFFIC_INTERNAL_LOAD_BALANCER" => {
                 "callers inside of the VPC, and through a load balancer"
             }
-            "INGRESS_TRAFFIC_NONE" => "nobody",
+            "INGRESS_TRAFFIC_NONE" => NOBODY,
             _ => {
                 return self.open(
                     "ingress",
@@ -102,12 +107,12 @@ impl Walk<'_> {
         let evidence = format!(
             "ingress lets in only {wanted}; others get 404 and leave no entry in the request log"
         );
-        if !self.may_be_unlogged_404() {
+        if wanted != NOBODY && !(self.is_unlogged_404() && self.is_own()) {
             return self.open(
                 "ingress",
                 Outcome::Maybe,
                 evidence,
-                "call from where the caller is, and give the answer (--body), or the entry of the request log (--log)",
+                "call from where the caller is, and give the answer (--body), the entry of the request log (--log), or that there is none (--no-log-entry)",
             );
         }
         self.step("ingress", Outcome::Fail, evidence);
@@ -118,44 +123,64 @@ impl Walk<'_> {
         );
     }
 
+    /// Whether the answer is one that only the check of the caller gives.
+    fn is_refused_by_iam(&self) -> bool {
+        matches!(
+            self.facts.symptom.refusal,
+            Some(
+                Refusal::NoToken | Refusal::NoGrant | Refusal::NoTokenOrNoGrant | Refusal::BadToken
+            )
+        )
+    }
+
     /// Whether the answer is one that only comes from behind ingress: what ingress refuses gets 404
     /// and leaves no entry.
     fn passed_ingress(&self) -> bool {
         let symptom = &self.facts.symptom;
-        let is_behind = matches!(
-            symptom.refusal,
-            Some(
-                Refusal::NoToken
-                    | Refusal::NoGrant
-                    | Refusal::NoTokenOrNoGrant
-                    | Refusal::BadToken
-                    | Refusal::NoInstance
-            )
-        );
-        is_behind
+        self.is_refused_by_iam()
+            || symptom.refusal == Some(Refusal::NoInstance)
             || symptom.logged == Some(true)
             || symptom.answered_by == Some(Answerer::Application)
             || symptom.got_in()
     }
 
-    /// What everybody may reach, and yet left no entry, was refused by a perimeter.
+    /// What everybody may reach, and yet left no entry, was refused by a perimeter, or by something
+    /// that is not Google's front end: a mesh or a proxy of the caller's, a load balancer's firewall.
     fn perimeter(&mut self) {
+        const LOG: &str = "Look at the policy log: resource.type=\"audited_resource\" log_id(\"cloudaudit.googleapis.com/policy\") resource.labels.method=\"run.googleapis.com/HttpIngress\".";
         let symptom = &self.facts.symptom;
-        if symptom.status == Some(403) && symptom.logged == Some(false) {
-            self.conclude(
+        let is_behind_iap = self.facts.front.value().is_some_and(|front| front.iap);
+        if symptom.status != Some(403) || symptom.logged != Some(false) || is_behind_iap {
+            return;
+        }
+        if symptom.is_by_front_end && self.is_own() {
+            return self.conclude(
                 Cause::PerimeterOrDeny,
-                "A 403 without an entry in the request log comes from a VPC Service Controls perimeter.",
-                "Look at the policy log: resource.type=\"audited_resource\" log_id(\"cloudaudit.googleapis.com/policy\") resource.labels.method=\"run.googleapis.com/HttpIngress\".",
+                "A 403 of Google's front end without an entry in the request log comes from a VPC Service Controls perimeter.",
+                LOG,
             );
         }
+        self.conclude(
+            Cause::CannotTell,
+            "A 403 without an entry in the request log comes from a VPC Service Controls perimeter, or from something in between: a mesh, a proxy, the firewall of a load balancer.",
+            format!("{LOG} Or give the whole answer (--body, as curl -si prints it): its headers say who sent it."),
+        );
     }
 
-    /// Whether the URL is one that somebody else leads to the service, or does not.
-    fn is_foreign(&self) -> bool {
+    /// What the URL is to the service, where both are known.
+    fn called(&self) -> Option<Address> {
         let facts = self.facts;
-        let front = facts.front.value();
-        let called = facts.url.as_deref().zip(front);
-        called.is_some_and(|(u, f)| url::of(u, &facts.service, f) == Address::Foreign)
+        let called = facts.url.as_deref().zip(facts.front.value());
+        called.map(|(u, f)| url::of(u, &facts.service, f))
+    }
+
+    /// Whether the URL is one of the service's that Google made: nothing of the user's stands in
+    /// front of it.
+    fn is_own(&self) -> bool {
+        matches!(
+            self.called(),
+            Some(Address::Own | Address::Tag(_) | Address::Function)
+        )
     }
 
     /// IAM answers 401 and 403 only: a 404 ends here.
@@ -164,24 +189,47 @@ impl Walk<'_> {
         if facts.symptom.status != Some(404) || self.found.is_some() {
             return;
         }
-        if self.is_foreign() && facts.symptom.logged != Some(true) {
+        let is_open_to_all = facts
+            .front
+            .value()
+            .is_some_and(|f| f.ingress == "INGRESS_TRAFFIC_ALL");
+        if self.called() == Some(Address::Foreign) && self.is_unlogged_404() && is_open_to_all {
             return self.settle(
                 Cause::LoadBalancerRoute,
                 "The load balancer in front has no route for it.",
                 "Compare its host and path rules and the URL mask of its serverless NEG with the URL; a mask that does not fit answers 404.",
             );
         }
-        self.settle(
-            Cause::CannotTell,
-            "A 404 never comes from IAM. With an entry in the request log it is the application's; without one the request did not reach the service.",
-            "Look for it in the request log, and give the entry with --log.",
-        );
+        let (verdict, fix) = if self.is_unlogged_404() {
+            (
+                "A 404 never comes from IAM, and this one does not come from the service: the request did not reach it.",
+                "Compare the URL that was called (--url) with the service's, and see what stands in between: a proxy, a load balancer, a DNS name that leads elsewhere.",
+            )
+        } else {
+            (
+                "A 404 never comes from IAM. With an entry in the request log it is the application's; without one the request did not reach the service.",
+                "Look for it in the request log, and give the entry with --log, or say that there is none with --no-log-entry.",
+            )
+        };
+        self.settle(Cause::CannotTell, verdict, fix);
     }
 
     pub(super) fn iam_check(&mut self) {
         let Known::Is(front) = &self.facts.front else {
             return;
         };
+        if front.invoker_iam_disabled && self.is_refused_by_iam() {
+            self.step(
+                "iam check",
+                Outcome::Maybe,
+                "the IAM check is switched off, and the answer is of that check",
+            );
+            return self.settle(
+                Cause::CannotTell,
+                "The IAM check refused the request, and it is switched off now: it was switched off after that, or not everywhere yet; or another service answered.",
+                "Ask again, and give the answer of that (--body).",
+            );
+        }
         if front.invoker_iam_disabled {
             self.step(
                 "iam check",
