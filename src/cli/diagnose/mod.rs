@@ -310,6 +310,10 @@ async fn find_service(
         return Ok(service.clone());
     }
     let (Some(project), Some(url)) = (&command.project, url) else {
+        anyhow::ensure!(
+            command.log.is_none(),
+            "which service? The entry names none, as those of perimeters may not; give --project, --region and --service beside it"
+        );
         anyhow::bail!(
             "which service? Give --project, --region and --service, or --project and --url, or --log"
         );

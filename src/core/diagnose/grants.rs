@@ -156,6 +156,11 @@ fn held(
 }
 
 impl Held {
+    /// Whether something of it may let somebody in.
+    pub fn is_open(&self) -> bool {
+        !self.maybe.is_empty() || !self.unknown.is_empty()
+    }
+
     /// Adds a member, by a role of which nobody knows what it carries. Whatever that is, it gives
     /// nothing while its condition does not hold.
     fn add_unknown(&mut self, binding: &Binding, listed: &Principal, facts: &Facts) {

@@ -111,7 +111,7 @@ impl Symptom {
             (Some(project), Some(region), Some(name)) => {
                 Some(RunService::new(project, region, name))
             }
-            _ => None,
+            _ => named(&entry["protoPayload"]),
         };
         let found = Entry {
             service,
@@ -143,6 +143,33 @@ impl Symptom {
             }
         }
     }
+}
+
+/// The service that an audit entry names, of which a perimeter's has no labels: in `resourceName`,
+/// or in the list of what the request touched.
+///
+/// Source: <https://docs.cloud.google.com/vpc-service-controls/docs/audit-logging>.
+fn named(payload: &Value) -> Option<RunService> {
+    let listed = payload["metadata"]["resourceNames"].as_array();
+    let names = listed
+        .into_iter()
+        .flatten()
+        .chain([&payload["resourceName"]]);
+    names.filter_map(Value::as_str).find_map(|name| {
+        let at = name.find("projects/")?;
+        match name[at..].split('/').collect::<Vec<_>>().as_slice() {
+            [
+                "projects",
+                project,
+                "locations",
+                region,
+                "services",
+                name,
+                ..,
+            ] => Some(RunService::new(*project, *region, *name)),
+            _ => None,
+        }
+    })
 }
 
 fn sent_by(user_agent: &str) -> Option<Sender> {
@@ -196,6 +223,24 @@ mod tests {
                 (logged, by),
                 "{log} {more}"
             );
+        }
+    }
+
+    #[test]
+    fn a_perimeters_entry_may_name_the_service() {
+        let service = "projects/acme-prod/locations/europe-west1/services/web";
+        for (payload, found) in [
+            (json!({"resourceName": "projects/1"}), None),
+            (json!({"resourceName": service}), Some("web")),
+            (
+                json!({"resourceName": "projects/1", "metadata": {"resourceNames": ["projects/1", format!("//run.googleapis.com/{service}")]}}),
+                Some("web"),
+            ),
+        ] {
+            let entry = json!({"resource": {"type": "audited_resource", "labels": {"project_id": "acme-prod", "method": "run.googleapis.com/HttpIngress"}}, "protoPayload": payload});
+            let (symptom, entry) = Symptom::of_entry(&entry);
+            assert_eq!(symptom.refusal, Some(Refusal::Perimeter));
+            assert_eq!(entry.service.as_ref().map(|s| &*s.name), found);
         }
     }
 

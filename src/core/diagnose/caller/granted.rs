@@ -82,15 +82,19 @@ impl Walk<'_> {
     /// What the first places come to, none of which lets the principal in for sure.
     fn grant_steps(&mut self, sum: &Sum<'_>, principal: &Principal, end: usize) {
         let is_decided = end < sum.places.len();
-        let no = match self.is_surely_not_granted(sum) {
-            true => Outcome::Fail,
-            false => Outcome::Maybe,
-        };
+        let is_certain = self.is_surely_not_granted(sum);
         for (at, (name, held)) in sum.places.iter().enumerate().take(end) {
             let check = check_of(at);
             let (outcome, words) = match held {
-                Ok(held) if is_decided => (Outcome::Skipped, evidence(held, principal)),
-                Ok(held) => (no, evidence(held, principal)),
+                Ok(held) => {
+                    let outcome = match (is_decided, is_certain) {
+                        (false, true) => Outcome::Fail,
+                        (false, false) if held.is_open() => Outcome::Maybe,
+                        // Another place decides.
+                        _ => Outcome::Skipped,
+                    };
+                    (outcome, evidence(held, principal))
+                }
                 Err(why) if is_decided => (Outcome::Skipped, (*why).to_owned()),
                 Err(why) => (Outcome::Unknown, (*why).to_owned()),
             };
@@ -204,7 +208,7 @@ impl Walk<'_> {
             let verdict = format!(
                 "{own} Whether it is let in from one of these could not be seen: {unseen}."
             );
-            let words = format!("{}If nothing does: {}", self.ask_above(), fix.words);
+            let words = format!("{}Where nothing does: {}", self.ask_above(), fix.words);
             return self.conclude(Cause::CannotTell, verdict, Fix { words, ..fix });
         }
         let maybe = maybe.join(", ");
@@ -325,7 +329,7 @@ impl Walk<'_> {
 /// Why a policy does not let a principal in.
 pub(super) fn evidence(held: &Held, principal: &Principal) -> String {
     let mut parts = held.no.clone();
-    if parts.is_empty() {
+    if parts.is_empty() && held.unknown.is_empty() {
         parts.push(format!("no invoking role names {principal}"));
     }
     parts.extend(held.maybe.iter().map(|m| format!("perhaps through {m}")));

@@ -6,11 +6,12 @@ mod answer;
 mod iap;
 
 use super::{
-    Cause, Gone, Known, Outcome, Walk,
+    Cause, Gone, Known, Outcome, Step, Walk,
     address::{self as url, Address},
     symptom::{Answerer, Refusal, Text},
 };
 
+const INGRESS: &str = "ingress";
 const NOBODY: &str = "nobody";
 
 impl Walk<'_> {
@@ -76,14 +77,14 @@ impl Walk<'_> {
         let facts = self.facts;
         let Known::Is(front) = &facts.front else {
             return self.step(
-                "ingress",
+                INGRESS,
                 Outcome::Unknown,
                 "the service's settings could not be read",
             );
         };
         let wanted = match front.ingress.as_str() {
             "INGRESS_TRAFFIC_ALL" => {
-                self.step("ingress", Outcome::Pass, "everybody may reach it");
+                self.step(INGRESS, Outcome::Pass, "everybody may reach it");
                 return self.perimeter();
             }
             "INGRESS_TRAFFIC_INTERNAL_ONLY" => "callers inside of the VPC and some Google services",
@@ -93,7 +94,7 @@ impl Walk<'_> {
             "INGRESS_TRAFFIC_NONE" => NOBODY,
             _ => {
                 return self.open(
-                    "ingress",
+                    INGRESS,
                     Outcome::Unknown,
                     "no ingress setting is in force",
                     "ask again when a revision of the service is ready",
@@ -102,20 +103,20 @@ impl Walk<'_> {
         };
         if self.passed_ingress() {
             let evidence = format!("ingress lets in only {wanted}, and it let this request in");
-            return self.step("ingress", Outcome::Pass, evidence);
+            return self.step(INGRESS, Outcome::Pass, evidence);
         }
         let evidence = format!(
             "ingress lets in only {wanted}; others get 404 and leave no entry in the request log"
         );
         if wanted != NOBODY && !(self.is_unlogged_404() && self.is_own()) {
             return self.open(
-                "ingress",
+                INGRESS,
                 Outcome::Maybe,
                 evidence,
                 "call from where the caller is, and give the answer (--body), the entry of the request log (--log), or that there is none (--no-log-entry)",
             );
         }
-        self.step("ingress", Outcome::Fail, evidence);
+        self.step(INGRESS, Outcome::Fail, evidence);
         self.conclude(
             Cause::IngressBlocks,
             "Ingress refuses the caller before IAM is asked.",
@@ -200,7 +201,13 @@ impl Walk<'_> {
                 "Compare its host and path rules and the URL mask of its serverless NEG with the URL; a mask that does not fit answers 404.",
             );
         }
-        let (verdict, fix) = if self.is_unlogged_404() {
+        let is_open = |step: &Step| step.check == INGRESS && step.is_open();
+        let (verdict, fix) = if self.steps.iter().any(is_open) {
+            (
+                "Either ingress refuses the caller, who gets 404 before IAM is asked, or the request got in and the application answered 404. A 404 never comes from IAM.",
+                "With an entry in the request log (--log) it is the application's; without one (--no-log-entry) call from inside, or through the load balancer.",
+            )
+        } else if self.is_unlogged_404() {
             (
                 "A 404 never comes from IAM, and this one does not come from the service: the request did not reach it.",
                 "Compare the URL that was called (--url) with the service's, and see what stands in between: a proxy, a load balancer, a DNS name that leads elsewhere.",
