@@ -16,9 +16,19 @@ use crate::{
     intent::PolicyKey,
 };
 
-/// Projects whose place is asked for after one search, and after how many searches it is again.
+/// How often somebody looks for projects that no search shows, how many of them are asked for then,
+/// and after how many intervals of the searches one is asked for again.
+const LOOK: Duration = Duration::from_secs(30);
 const ASKED_AT_ONCE: usize = 20;
 const ASKED_AGAIN: u32 = 10;
+
+/// What there is to do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Job {
+    Search(SearchScope),
+    /// A policy may be the first of its project, which must not wait for the next search.
+    PlaceProjects,
+}
 
 /// Where grants above the services are searched for, how often, and how.
 #[derive(Clone, Debug)]
@@ -34,59 +44,65 @@ impl<C: CloudRun> Controller<C> {
         let Some(options) = self.options.inherited.clone() else {
             return std::future::pending().await;
         };
-        let (mut due, mut failures, mut asked) = (Due::default(), HashMap::new(), HashMap::new());
+        let (mut due, mut failures, mut again) = (Due::default(), HashMap::new(), HashMap::new());
         for scope in &options.scopes {
-            due.no_later(scope, Instant::now());
+            due.no_later(&Job::Search(scope.clone()), Instant::now());
         }
+        due.no_later(&Job::PlaceProjects, Instant::now() + LOOK);
         while let Some(at) = due.wake(|_| true) {
             tokio::time::sleep_until(at).await;
             if !self.takes_part() {
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 continue;
             }
-            let Some(scope) = due.take(Instant::now(), |_| true) else {
+            let Some(job) = due.take(Instant::now(), |_| true) else {
                 continue;
             };
-            let result = search(options.search.as_ref(), &scope).await;
-            let pause = if result.is_ok() {
-                failures.remove(&scope);
-                options.interval
-            } else {
-                let failed = failures.entry(scope.clone()).or_default();
-                *failed += 1;
-                backoff(*failed, self.options.seed, scope.as_str()).min(options.interval)
-            };
-            due.no_later(&scope, Instant::now() + pause);
-            self.searched(&scope, result);
-            self.place_projects(&options, &mut asked).await;
+            if let Job::Search(scope) = &job {
+                let result = search(options.search.as_ref(), scope).await;
+                let pause = if result.is_ok() {
+                    failures.remove(scope);
+                    options.interval
+                } else {
+                    let failed = failures.entry(scope.clone()).or_default();
+                    *failed += 1;
+                    backoff(*failed, self.options.seed, scope.as_str()).min(options.interval)
+                };
+                due.no_later(&job, Instant::now() + pause);
+                self.searched(scope, result);
+            }
+            self.place_projects(&options, &mut again).await;
+            due.exactly(&Job::PlaceProjects, Instant::now() + LOOK);
         }
         // This task must not end.
         std::future::pending().await
     }
 
-    /// Asks once in a while where projects are that no search shows: nobody has a grant there.
+    /// Asks where projects are that no search shows: nobody has a grant there. `again`: when one is
+    /// asked for again.
     async fn place_projects(
         &self,
         options: &InheritedOptions,
-        asked: &mut HashMap<Arc<str>, Instant>,
+        again: &mut HashMap<Arc<str>, Instant>,
     ) {
-        let again = options.interval * ASKED_AGAIN;
-        asked.retain(|_, at| at.elapsed() < again);
+        again.retain(|_, at| Instant::now() < *at);
         let unplaced = self.index.with(|i| i.unplaced_projects());
         let ours = unplaced
             .into_iter()
-            .filter(|p| self.works_on(p) && !asked.contains_key(p));
+            .filter(|p| self.works_on(p) && !again.contains_key(p));
         for project in ours.take(ASKED_AT_ONCE).collect::<Vec<_>>() {
-            asked.insert(project.clone(), Instant::now());
-            match ancestors(options.search.as_ref(), &project).await {
+            let pause = match ancestors(options.search.as_ref(), &project).await {
                 Ok(above) => {
                     let policies = self.index.with(|i| i.place_project(&project, above));
                     self.tell(policies);
+                    options.interval * ASKED_AGAIN
                 }
                 Err(fault) => {
                     tracing::debug!(%project, %fault, "where a project is could not be read");
+                    options.interval
                 }
-            }
+            };
+            again.insert(project, Instant::now() + pause);
         }
     }
 

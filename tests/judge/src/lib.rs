@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
 
 mod agreed;
+mod bypassed;
 pub mod declared;
 pub mod iam;
 mod liveness;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub event_interval: Option<i64>,
     /// Seconds that IAM may take to act on a change everywhere.
     pub propagation: i64,
+    /// Grants above the services are searched for, in the whole organization.
+    pub inherited: bool,
 }
 
 /// A promise that was broken.
@@ -257,7 +260,13 @@ impl Judge {
                 };
                 return self.request_stored(at, replica, object, gone);
             }
-            "leases" => return self.lease(at, &key.1, object, gone),
+            "leases" => {
+                // Somebody closes the circuit breaker by deleting its Lease: it counts anew.
+                if gone && by == By::Somebody && key.1.ends_with("-circuit") {
+                    self.corrections.clear();
+                }
+                return self.lease(at, &key.1, object, gone);
+            }
             "invokerchanges" | "invokerledgers" => {
                 self.records.stored(by, plural, object, gone);
                 if plural == "invokerledgers" {
@@ -345,7 +354,10 @@ impl Judge {
                 );
                 self.told_of.insert(service, at);
             }
-            self.propagated_too_early(at, key, object);
+            // A change of something else leaves what was said before, and says nothing anew.
+            if self.statuses.get(key) != Some(&object["status"]) {
+                self.propagated_too_early(at, key, object);
+            }
             self.note_approvals(key, object);
         }
         self.statuses.insert(key.clone(), object["status"].clone());

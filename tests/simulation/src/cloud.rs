@@ -277,9 +277,9 @@ impl Rest for Sdk {
 impl Sdk {
     /// The Knative form of a list over all regions.
     fn page_v1(&self, target: &str, page: &Value) {
-        let Some(project) = target
+        let Some((project, _)) = target
             .strip_prefix("/v1/projects/")
-            .and_then(|t| t.split('/').next())
+            .and_then(|t| t.split_once("/locations/-/services"))
         else {
             return;
         };

@@ -10,6 +10,7 @@ use crate::{
     dice::{Dice, Stream},
     story::{Action, Agreement, Crash, Moment, Setup, Story, What},
     weather::weather,
+    world::{FOLDER, ORGANIZATION},
 };
 
 const PROJECT: &str = "acme-prod";
@@ -99,6 +100,9 @@ pub fn story(seed: u64) -> Story {
     actions.extend(agreements(&dice, &cast, length_ms));
     actions.extend(requests(&dice, &cast, length_ms));
     actions.extend(forgers(&dice, &cast, length_ms));
+    if setup.inherited {
+        actions.extend(above(&dice, length_ms));
+    }
     if setup.events {
         actions.extend(publishers(&dice, &cast, length_ms));
     }
@@ -126,8 +130,39 @@ fn setup(dice: &Dice) -> Setup {
         reads: *d.pick(&[300, 300, 60]),
         writes: *d.pick(&[60, 15, 15, 4]),
         events: d.chance(0.25),
+        inherited: dice.stream("inherited").chance(0.3),
         rests: true,
     }
+}
+
+/// People who grant above the services, where one grant reaches all of them.
+fn above(dice: &Dice, length_ms: u64) -> Vec<Action> {
+    let mut d = dice.stream("above");
+    let grant = |d: &mut Stream, at_ms: u64| {
+        let node = *d.pick(&[
+            "projects/acme-prod",
+            "projects/acme-dev",
+            FOLDER,
+            ORGANIZATION,
+        ]);
+        let role = *d.pick(&[ROLE, "roles/run.admin", "roles/viewer"]);
+        let members = [MEMBERS[0], MEMBERS[1], MEMBERS[3], MEMBERS[4], INTRUDERS[0]];
+        let what = What::Above {
+            node: node.into(),
+            role: role.into(),
+            member: (*d.pick(&members)).into(),
+            add: d.chance(0.6),
+        };
+        at(at_ms, what)
+    };
+    let before = d.below(3);
+    let during = d.below(4);
+    let mut all: Vec<Action> = (0..before).map(|_| grant(&mut d, 0)).collect();
+    for _ in 0..during {
+        let when = d.between(1, length_ms);
+        all.push(grant(&mut d, when));
+    }
+    all
 }
 
 fn at(at_ms: u64, what: What) -> Action {

@@ -14,8 +14,9 @@ use run_invoker::{
         limit::{Budget, Limited},
     },
     cluster::Cluster,
-    controller::{Controller, Options, audit_events::EventOptions},
+    controller::{Controller, Options, audit_events::EventOptions, inherited::InheritedOptions},
     history::Retention,
+    inherited::SearchScope,
     leader::{self, Shards},
     metrics::Metrics,
     plan::{Settings, drift::BreakerLimits},
@@ -27,6 +28,7 @@ use crate::{
     cloud,
     net::{Answer, Broken, Cable, Carried, KUBE_TIMEOUT},
     story::{Setup, Side},
+    world::ORGANIZATION,
 };
 
 /// Namespace of the operator itself.
@@ -38,6 +40,8 @@ pub const LEASE: &str = "run-invoker";
 pub const EVENT_INTERVAL: Duration = Duration::from_secs(600);
 /// How long the operator allows IAM to act on a change everywhere.
 pub const PROPAGATION: Duration = Duration::from_secs(60);
+/// How often grants above the services are searched for.
+const INHERITED_INTERVAL: Duration = Duration::from_secs(300);
 
 /// A running replica.
 pub struct Replica {
@@ -125,7 +129,13 @@ impl Replica {
                     interval: EVENT_INTERVAL,
                     patience: Duration::from_secs(60),
                 }),
-                inherited: None,
+                inherited: setup.inherited.then(|| InheritedOptions {
+                    scopes: vec![
+                        SearchScope::parse(ORGANIZATION).expect("it is an organization's name"),
+                    ],
+                    interval: INHERITED_INTERVAL,
+                    search: Arc::new(cloud::google(cable.clone())),
+                }),
                 retention: Retention {
                     number: 1000,
                     age: SignedDuration::from_hours(90 * 24),

@@ -20,6 +20,9 @@ pub struct Setup {
     pub writes: u32,
     /// Audit events are used.
     pub events: bool,
+    /// Grants above the services are searched for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherited: bool,
     /// Whether everything is given the time to become as it must be, and is looked at then.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub rests: bool,
@@ -41,6 +44,7 @@ impl Default for Setup {
             reads: 300,
             writes: 60,
             events: false,
+            inherited: false,
             rests: true,
         }
     }
@@ -135,6 +139,13 @@ pub enum What {
         member: String,
         add: bool,
         condition: Option<Value>,
+    },
+    /// Somebody grants on a project, a folder or the organization, or takes that away.
+    Above {
+        node: String,
+        role: String,
+        member: String,
+        add: bool,
     },
     /// An identity begins to exist, or was never there.
     Identity {
@@ -354,6 +365,15 @@ impl fmt::Display for What {
                 write!(f, "{service} is deployed with labels {labels:?}")
             }
             Self::Undeploy { service } => write!(f, "{service} is deleted"),
+            Self::Above {
+                node,
+                role,
+                member,
+                add,
+            } => {
+                let verb = if *add { "grants" } else { "takes" };
+                write!(f, "somebody {verb} {member} {role} on {node}")
+            }
             Self::IamCheck { service, off } => {
                 write!(
                     f,

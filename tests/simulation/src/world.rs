@@ -29,6 +29,10 @@ use crate::{
 /// Everything begins at this moment.
 pub const BEGINNING: &str = "2026-11-24T12:00:00Z";
 
+/// The organization of every world, and a folder in it, in which one of the projects is.
+pub const ORGANIZATION: &str = "organizations/123456789012";
+pub const FOLDER: &str = "folders/11";
+
 /// How long everything may take to be as it must be, once people and weather rest: fights and
 /// refused members are tried again at distances of up to an hour.
 const REST: Duration = Duration::from_secs(80 * 60);
@@ -156,6 +160,7 @@ impl World {
             lease: LEASE.into(),
             event_interval: setup.events.then_some(EVENT_INTERVAL.as_secs() as i64),
             propagation: PROPAGATION.as_secs() as i64,
+            inherited: setup.inherited,
         };
         let net = Net::new(
             apis,
@@ -192,6 +197,14 @@ impl World {
             story: story.clone(),
             post: None,
         };
+        if story.setup.inherited {
+            let run = &world.net.apis.run;
+            run.put_organization(ORGANIZATION, None)
+                .and_then(|()| run.put_folder(FOLDER, None, Some(ORGANIZATION)))
+                .and_then(|()| run.put_project("acme-prod", None, Some(FOLDER)))
+                .and_then(|()| run.put_project("acme-dev", None, Some(ORGANIZATION)))
+                .expect("the names are good");
+        }
         if story.setup.events {
             let entries = world.net.apis.run.audit.follow();
             world.post = Some(Post::new(entries, story.seed));
@@ -555,7 +568,12 @@ impl World {
                     .map(move |k| format!("{k}:{}", e.to_lowercase()))
             })
             .collect();
-        End { services, refused }
+        let above = self.net.apis.run.hierarchy();
+        End {
+            services,
+            refused,
+            above,
+        }
     }
 
     /// Somebody outside does what more than one service may show.
@@ -685,6 +703,28 @@ impl World {
                     run.remove(s.0, s.1, s.2);
                 });
                 self.net.count("services deleted");
+            }
+            What::Above {
+                node,
+                role,
+                member,
+                add,
+            } => {
+                let mut bindings = run.hierarchy()[node]["policy"]["bindings"].clone();
+                if bindings.is_null() {
+                    bindings = json!([]);
+                }
+                if let Some(list) = bindings.as_array_mut() {
+                    let one = json!({"role": role, "members": [member]});
+                    list.retain(|b| *b != one);
+                    if *add {
+                        list.push(one);
+                    }
+                }
+                // A folder is there only where somebody searches.
+                if run.set_node_bindings(node, &bindings).is_ok() {
+                    self.net.count("changes of grants above");
+                }
             }
             What::IamCheck { service, off } => {
                 let s = parts(service);

@@ -47,10 +47,12 @@ pub enum Wrong {
     GrantsUnasked,
     /// A request is granted for longer than it asks.
     ProlongsRequests,
+    /// A status says that nobody gets past it from above.
+    DeniesBypasses,
 }
 
 impl Wrong {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::TakesForeignRoles,
         Self::RespellsMembers,
         Self::GrantsAStranger,
@@ -70,6 +72,7 @@ impl Wrong {
         Self::ReadsWhatIsNobodys,
         Self::GrantsUnasked,
         Self::ProlongsRequests,
+        Self::DeniesBypasses,
     ];
 
     /// Distorts a request. `before` is what IAM has now, where the request is a write to IAM. An
@@ -105,6 +108,7 @@ impl Wrong {
         let distorted = match self {
             Self::RecordsLie if on("invokerchanges") && call.method == Method::POST => lie(body),
             Self::SaysReady if path.ends_with("/status") => say_ready(body),
+            Self::DeniesBypasses if path.ends_with("/status") => deny_bypasses(body),
             Self::GrantsUnasked if on("invokeraccessrequests") && path.ends_with("/status") => {
                 grant_unasked(body)
             }
@@ -161,6 +165,19 @@ fn lie(mut record: Value) -> Value {
     record["spec"]["before"] =
         json!([{"role": "roles/run.invoker", "member": "user:nobody@acme.com"}]);
     record
+}
+
+/// As if nobody had looked above the services.
+fn deny_bypasses(mut body: Value) -> Value {
+    let conditions = body["status"]["conditions"].as_array_mut();
+    let bypassed = conditions
+        .into_iter()
+        .flatten()
+        .find(|c| c["type"] == "Bypassed");
+    if let Some(condition) = bypassed {
+        condition["status"] = json!("False");
+    }
+    body
 }
 
 fn say_ready(mut body: Value) -> Value {
