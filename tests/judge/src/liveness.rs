@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     Judge, Real, Violation, Write,
-    declared::{self, Policy, Service, Target},
+    declared::{Policy, Service, Target},
     iam::{self, Grant},
     requests,
 };
@@ -320,10 +320,7 @@ impl Judge {
             .collect();
         for g in live.iter().filter(|g| !listed.contains(g)) {
             let complete = |p: &Policy| p.authoritative && p.role == g.role && !self.is_stopped(p);
-            let protected = declared::matches(
-                &self.settings.protected.to_lowercase(),
-                &g.member.to_lowercase(),
-            );
+            let protected = self.settings.protects(&g.member);
             let unlisted = active.iter().any(|p| complete(p))
                 && g.is_plain()
                 && !protected
@@ -507,12 +504,7 @@ impl Judge {
                         .chain(wanted.clone())
                 })
                 .collect();
-            let protected = |g: &Grant| {
-                declared::matches(
-                    &self.settings.protected.to_lowercase(),
-                    &g.member.to_lowercase(),
-                )
-            };
+            let protected = |g: &Grant| self.settings.protects(&g.member);
             let extra = live.iter().find(|g| {
                 p.authoritative
                     && g.role == p.role

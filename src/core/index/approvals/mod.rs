@@ -298,8 +298,8 @@ mod tests {
     use super::*;
     use crate::{
         api::ApprovalState,
-        intent::Limits,
         ledger::{Ledger, Version},
+        plan::Settings,
     };
 
     fn at(text: &str) -> Timestamp {
@@ -312,7 +312,7 @@ mod tests {
         Agreement::from_object(&serde_json::from_value(object).unwrap()).unwrap()
     }
     fn index() -> Index {
-        let mut index = Index::new(Limits::default());
+        let mut index = Index::new(Settings::default());
         let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
             "metadata": {"namespace": "team-a", "name": "web", "uid": "web", "generation": 1},
             "spec": {"project": "acme-prod", "mode": "Enforce", "invokers": [{"member": "user:a@acme.com"}],
