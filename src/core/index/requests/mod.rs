@@ -186,6 +186,17 @@ impl Index {
         effect.unwrap_or_default()
     }
 
+    /// The request whose finalizer holds nothing: it is over and was given nothing, so it never
+    /// stood among policies, whoever put the finalizer there.
+    pub fn bound_for_nothing(&self, key: &PolicyKey) -> Option<PolicyId> {
+        let Entry { request, stored } = self.requests.by_key.get(key)?;
+        let is_over = stored.phase.is_some_and(RequestPhase::is_final);
+        let holds = stored.until.is_some()
+            || self.policies.get(key).is_some()
+            || self.ledgers.owned_by(&request.uid).next().is_some();
+        (is_over && request.has_finalizer() && !holds).then(|| request.id())
+    }
+
     /// What a request that is over was given is gone.
     pub fn release_request(&mut self, id: &PolicyId) -> Effect {
         let key = id.key();
@@ -411,11 +422,7 @@ mod tests {
         let mut index = index(json!({"maxDuration": "4h"}));
         let service = RunService::new("acme-prod", "europe-west1", "web");
         let asked = request("inc-1", "1", json!([FINALIZER]));
-        let id = PolicyId {
-            namespace: asked.key.namespace.clone(),
-            name: asked.key.name.clone(),
-            uid: asked.uid.clone(),
-        };
+        let id = asked.id();
         let grant = asked.declared(at("2026-11-26T13:00:00Z")).grant;
         let ledger = Ledger {
             lines: [(grant.clone(), [id.clone()].into())].into(),
@@ -463,6 +470,29 @@ mod tests {
             let state = index.owners(&service)[&grant][&id];
             assert_eq!(state, OwnerState::Leaving(cause), "{phase:?}");
         }
+    }
+
+    #[test]
+    fn a_finalizer_holds_nobody_who_was_given_nothing() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Pending);
+        assert_eq!(index.bound_for_nothing(&asked.key), None, "not over");
+        assert_eq!(
+            tend(&mut index, &asked, "2026-12-03T12:00:00Z"),
+            RequestPhase::Ended
+        );
+        assert_eq!(index.bound_for_nothing(&asked.key), Some(asked.id()));
+        // What belongs to it, whatever its status says, is taken back first.
+        let service = RunService::new("acme-prod", "europe-west1", "web");
+        let grant = asked.declared(at("2026-11-26T13:00:00Z")).grant;
+        let ledger = Ledger {
+            lines: [(grant, [asked.id()].into())].into(),
+            ..Ledger::default()
+        };
+        index.set_ledger(&service, &ledger, Version::new("1"));
+        assert_eq!(index.bound_for_nothing(&asked.key), None);
     }
 
     #[test]
