@@ -207,10 +207,13 @@ impl Index {
         let conditions = status.as_ref().map_or(&[][..], |s| &s.conditions);
         let find = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.as_str());
         let ready = find(ConditionType::Ready);
-        let is_ready = ready.is_some_and(|c| c.status == "True");
+        // With nothing to reach there is no access, however ready a policy would be.
+        let reaches = status.as_ref().and_then(|s| s.summary.as_ref());
+        let reaches = reaches.is_some_and(|s| s.services > 0);
+        let is_ready = reaches && ready.is_some_and(|c| c.status == "True");
         let was_active = stored.phase == Some(RequestPhase::Active);
         let why = ready
-            .filter(|c| c.status != "True")
+            .filter(|c| c.status != "True" || !reaches)
             .map(|c| c.message.as_str());
         if !is_ready && !was_active {
             let why = why.unwrap_or("waiting for the first reconcile");
