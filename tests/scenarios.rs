@@ -196,6 +196,8 @@ enum Step {
     AdvanceSeconds(i64),
     /// Stops the operator as SIGTERM does, and starts it anew.
     Restart,
+    /// The same with these protected members.
+    Protect(Vec<String>),
     /// Ends the operator at once, and starts it anew.
     Crash,
     StopOperator,
@@ -778,6 +780,11 @@ impl World {
                 self.setup.offset.fetch_add(*by, Ordering::Relaxed);
             }
             Step::Restart => {
+                self.operator.take().unwrap().stop().await;
+                self.start_operator().await;
+            }
+            Step::Protect(members) => {
+                self.setup.settings.protected = members.clone();
                 self.operator.take().unwrap().stop().await;
                 self.start_operator().await;
             }

@@ -30,7 +30,7 @@ use run_invoker::{
     cloudrun::Listing,
     iam::{Ingress, Policy, RunService, ServiceInfo},
     index::{Index, PlanInputs},
-    intent::{Guardrail, Limits},
+    intent::Guardrail,
     plan::{self, Settings},
 };
 use sandbox::{Api as Side, Sandbox};
@@ -201,7 +201,7 @@ fn namespace(policy: &Value) -> &str {
     policy["metadata"]["namespace"].as_str().unwrap()
 }
 fn index(world: &World, guardrails_first: bool) -> Index {
-    let mut index = Index::new(Limits::default());
+    let mut index = Index::new(Settings::default());
     let rails = |index: &mut Index| {
         for rail in &world.rails {
             let object: InvokerGuardrail = serde_json::from_value(rail.clone()).unwrap();

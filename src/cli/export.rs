@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{
     Exit,
     context::{Context, print},
-    select::google_name,
+    select::{Requirement, google_name, label_selector, selector_text},
     world,
 };
 use crate::{
@@ -40,7 +40,7 @@ pub struct ExportCommand {
     pub region: Option<String>,
 
     /// Only services with these labels, as in team=shop,tier in (web,api).
-    #[arg(long)]
+    #[arg(long, value_parser = selector_text)]
     pub selector: Option<String>,
 
     /// One policy for all services of a project with the same invokers, instead of one for each
@@ -112,7 +112,7 @@ async fn read_iam(
     unmapped: &mut Unmapped,
 ) -> anyhow::Result<()> {
     let selector = match &command.selector {
-        Some(text) => Some(parse_selector(text)?),
+        Some(text) => Some(service_selector(text)?),
         None => None,
     };
     let cloud = context.limited(&command.cloud).await?;
@@ -157,60 +157,15 @@ async fn read_iam(
     Ok(())
 }
 
-fn parse_selector(text: &str) -> anyhow::Result<Selector> {
-    // kubectl's form: the equality part as labels, the set part as expressions.
-    let mut labels = serde_json::Map::new();
-    let mut expressions = Vec::new();
-    let part = outer_parts(text)?;
-    for p in part {
-        let p = p.trim();
-        if let Some((key, rest)) = p.split_once(" in ").or_else(|| p.split_once(" notin ")) {
-            let operator = if p.contains(" notin ") { "NotIn" } else { "In" };
-            let values: Vec<&str> = rest
-                .trim()
-                .trim_matches(['(', ')'])
-                .split(',')
-                .map(str::trim)
-                .collect();
-            expressions.push(json!({"key": key.trim(), "operator": operator, "values": values}));
-        } else if let Some((key, value)) = p.split_once("!=") {
-            expressions
-                .push(json!({"key": key.trim(), "operator": "NotIn", "values": [value.trim()]}));
-        } else if let Some((key, value)) = p.split_once("==").or_else(|| p.split_once('=')) {
-            labels.insert(key.trim().into(), json!(value.trim()));
-        } else if let Some(key) = p.strip_prefix('!') {
-            expressions.push(json!({"key": key.trim(), "operator": "DoesNotExist"}));
-        } else if !p.is_empty() {
-            expressions.push(json!({"key": p, "operator": "Exists"}));
-        }
-    }
-    let selector = json!({"matchLabels": labels, "matchExpressions": expressions});
+/// A selector over the labels of Cloud Run services.
+fn service_selector(text: &str) -> anyhow::Result<Selector> {
+    let requirements = label_selector(text).map_err(anyhow::Error::msg)?;
+    let expression =
+        |r: &Requirement| json!({"key": r.key, "operator": r.operator, "values": r.values});
+    let all: Vec<_> = requirements.iter().map(expression).collect();
     let selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector =
-        serde_json::from_value(selector)?;
+        serde_json::from_value(json!({"matchExpressions": all}))?;
     Selector::try_from(selector).map_err(|e| anyhow::anyhow!("--selector {text:?}: {e}"))
-}
-
-/// Parts between commas that are not in parentheses.
-fn outer_parts(text: &str) -> anyhow::Result<Vec<String>> {
-    let (mut parts, mut depth) = (vec![String::new()], 0i32);
-    for c in text.chars() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(String::new());
-                continue;
-            }
-            _ => {}
-        }
-        if let Some(part) = parts.last_mut() {
-            part.push(c);
-        }
-    }
-    if depth != 0 {
-        anyhow::bail!("--selector {text:?}: a parenthesis is not closed");
-    }
-    Ok(parts)
 }
 
 /// The end of a grant, where it has exactly the form that `expires` takes: any other spelling would
@@ -461,7 +416,7 @@ mod tests {
 
     #[test]
     fn selectors_are_read_as_kubectl_reads_them() {
-        let selector = parse_selector("team=shop,tier in (web,api),!legacy,env!=dev").unwrap();
+        let selector = service_selector("team=shop,tier in (web,api),!legacy,env!=dev").unwrap();
         let labels = |l: &[(&str, &str)]| {
             l.iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -474,7 +429,7 @@ mod tests {
             ("tier", "web"),
             ("legacy", "1")
         ])));
-        assert!(parse_selector("tier in (web").is_err());
+        assert!(service_selector("tier > 1").is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     output::Form,
     reach::{hint, one_of_many},
     review::{self, Review},
+    select::nothing_in,
     world::ClusterSnapshot,
 };
 use crate::{
@@ -117,13 +118,24 @@ pub async fn run(context: &Context, command: &PlanCommand) -> anyhow::Result<Exi
     };
     world.read(&cloud, about.as_ref()).await?;
     let document = document(&world);
-    let style = context.style();
-    print(&match &command.output {
-        Form::Of(form) => document
-            .render((*form).into(), &style)
-            .map_err(anyhow::Error::msg)?,
-        Form::JsonPath(template) => template.over(&document)?,
-    });
+    let is_text = command.output == Form::Of(Output::Text);
+    let empty = context
+        .asked_namespace()
+        .filter(|namespace| command.files.is_empty() && keys_in(&world, namespace).is_empty());
+    if let Some(namespace) = empty {
+        let next = "omit -n to plan every namespace";
+        context.complain(&nothing_in("policies", namespace, next));
+    }
+    // To call nothing as declared would be no answer; programs get their document.
+    if !(is_text && empty.is_some()) {
+        let style = context.style();
+        print(&match &command.output {
+            Form::Of(form) => document
+                .render((*form).into(), &style)
+                .map_err(anyhow::Error::msg)?,
+            Form::JsonPath(template) => template.over(&document)?,
+        });
+    }
     if let Some(file) = &command.approvals {
         let review = Review {
             file,

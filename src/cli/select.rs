@@ -99,6 +99,123 @@ pub fn google_name(text: &str) -> Result<String, String> {
     accept(text, valid, rule)
 }
 
+/// One requirement of a label selector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    pub key: String,
+    pub operator: &'static str,
+    pub values: Vec<String>,
+}
+
+/// A label selector in kubectl's form, as an argument.
+///
+/// # Errors
+/// The part that is none.
+pub fn label_selector(text: &str) -> Result<Vec<Requirement>, String> {
+    outer_parts(text)?
+        .iter()
+        .map(|part| {
+            requirement(part.trim()).ok_or_else(|| {
+                format!("{part:?} is no requirement such as team=shop or tier in (web,api)")
+            })
+        })
+        .collect()
+}
+
+/// The same text, once it is known to be a selector.
+///
+/// # Errors
+/// The part that is none.
+pub fn selector_text(text: &str) -> Result<String, String> {
+    label_selector(text).map(|_| text.to_owned())
+}
+
+fn requirement(part: &str) -> Option<Requirement> {
+    let of = |key: &str, operator, values: Vec<&str>| {
+        let is_valid = is_label_key(key.trim()) && values.iter().all(|v| is_label_value(v.trim()));
+        is_valid.then(|| Requirement {
+            key: key.trim().to_owned(),
+            operator,
+            values: values.iter().map(|v| v.trim().to_owned()).collect(),
+        })
+    };
+    let set = |(key, rest): (&str, &str), operator| {
+        let inner = rest.trim().strip_prefix('(')?.strip_suffix(')')?;
+        of(key, operator, inner.split(',').collect())
+    };
+    // Beside a word there may be a parenthesis instead of a space.
+    let word = |word: &str| {
+        let (key, rest) = part.split_once(char::is_whitespace)?;
+        let rest = rest.trim_start().strip_prefix(word)?;
+        rest.starts_with([' ', '(']).then_some((key, rest))
+    };
+    if let Some(found) = word("notin") {
+        return set(found, "NotIn");
+    }
+    if let Some(found) = word("in") {
+        return set(found, "In");
+    }
+    for (sign, operator) in [
+        ("!=", "NotIn"),
+        ("==", "In"),
+        ("=", "In"),
+        (">", "Gt"),
+        ("<", "Lt"),
+    ] {
+        if let Some((key, value)) = part.split_once(sign) {
+            return of(key, operator, vec![value]);
+        }
+    }
+    match part.strip_prefix('!') {
+        Some(key) => of(key, "DoesNotExist", vec![]),
+        None => of(part, "Exists", vec![]),
+    }
+}
+
+/// `NAME` or `PREFIX/NAME`.
+///
+/// Source: <https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/>.
+fn is_label_key(text: &str) -> bool {
+    let (prefix, name) = match text.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, text),
+    };
+    !name.is_empty() && is_label_value(name) && prefix.is_none_or(|p| is_name(p, 253, true))
+}
+
+fn is_label_value(text: &str) -> bool {
+    let edge = |c: char| c.is_ascii_alphanumeric();
+    let inner = |c: char| edge(c) || "-_.".contains(c);
+    text.is_empty()
+        || text.len() <= 63
+            && text.starts_with(edge)
+            && text.ends_with(edge)
+            && text.chars().all(inner)
+}
+
+/// Parts between commas that are not in parentheses.
+fn outer_parts(text: &str) -> Result<Vec<String>, String> {
+    let (mut parts, mut depth) = (vec![String::new()], 0i32);
+    for c in text.chars() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    if depth != 0 {
+        return Err("a parenthesis is not closed".into());
+    }
+    Ok(parts)
+}
+
 /// Policies by name, by namespace or by label.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Selection {
@@ -109,7 +226,7 @@ pub struct Selection {
     #[arg(long, short = 'A', conflicts_with = "names")]
     pub all_namespaces: bool,
     /// Only policies with these labels, as in team=shop,tier in (web,api).
-    #[arg(long, short = 'l', value_name = "SELECTOR", conflicts_with = "names")]
+    #[arg(long, short = 'l', value_name = "SELECTOR", conflicts_with = "names", value_parser = selector_text)]
     pub selector: Option<String>,
 }
 
@@ -139,7 +256,8 @@ impl Selection {
         if self.all_namespaces {
             format!("no {what}{labels} in any namespace")
         } else {
-            format!("no {what}{labels} in namespace {namespace}; see -A for every namespace")
+            let what = format!("{what}{labels}");
+            nothing_in(&what, namespace, "see -A for every namespace")
         }
     }
 
@@ -173,6 +291,11 @@ impl Selection {
         found.dedup_by_key(|p| (p.namespace(), p.name_any()));
         Ok(chosen)
     }
+}
+
+/// That a namespace has nothing of a kind, whether it is there or not, and where to look.
+pub fn nothing_in(what: &str, namespace: &str, next: &str) -> String {
+    format!("no {what} in namespace {namespace}; {next}")
 }
 
 /// What was chosen: one that is not there hides no other.
@@ -232,6 +355,36 @@ async fn no_policy(kube: &Kube, name: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_selector_is_refused_before_anybody_is_asked() {
+        for good in [
+            "team=shop",
+            "team==shop,tier in (web, api),!legacy,env!=dev",
+            "tier notin(a)",
+            "acme.com/team",
+            "a=",
+            "n>1",
+        ] {
+            assert!(label_selector(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            "",
+            "==,,",
+            "=a",
+            "a=b,",
+            ",",
+            "a b",
+            "a in web",
+            "tier in (web",
+            "a=b=c",
+            "-a",
+            "a/b/c",
+            "a=-",
+        ] {
+            assert!(label_selector(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn names_are_taken_as_they_are_printed_and_nothing_else_gets_into_a_url() {

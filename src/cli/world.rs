@@ -226,7 +226,7 @@ impl ClusterSnapshot {
     ) -> anyhow::Result<Self> {
         let settings = args.plan.settings();
         let mut this = Self {
-            index: Index::new(settings.limits),
+            index: Index::new(settings.clone()),
             settings,
             now: context.now,
             notes: Vec::new(),

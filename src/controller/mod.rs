@@ -146,7 +146,7 @@ impl<C: CloudRun> Controller<C> {
         shards: Arc<Shards>,
     ) -> Arc<Self> {
         metrics.count_messages_by(audit_events::MessageResult::ALL.map(|r| r.label()));
-        let mut index = Index::new(options.settings.limits);
+        let mut index = Index::new(options.settings.clone());
         if let Some(inherited) = &options.inherited {
             index.expect_inherited(&inherited.scopes);
         }

@@ -14,8 +14,11 @@ use super::{
 use crate::{
     api::{EventReason, InvokerAccessRequest, InvokerAccessRequestStatus, RequestPhase},
     cloudrun::CloudRun,
-    cluster::watch::{self as streams, Change},
-    intent::{AccessRequest, PolicyId, PolicyKey},
+    cluster::{
+        FinalizerWrite,
+        watch::{self as streams, Change},
+    },
+    intent::{AccessRequest, PolicyKey},
     status::events::Note,
 };
 
@@ -183,6 +186,21 @@ impl<C: CloudRun> Controller<C> {
                 }
             }
         }
+        if let Some(id) = self.index.with(|i| i.bound_for_nothing(key)) {
+            match self.cluster.take_finalizer(&id, request.generation()).await {
+                Ok(FinalizerWrite::Changed) => {}
+                Ok(_) => {
+                    let effect = self.index.with(|i| i.release_request(&id));
+                    self.set_in_motion(&effect, Priority::Declared, Duration::ZERO);
+                    return;
+                }
+                Err(fault) => {
+                    tracing::debug!(%fault, "the finalizer of a request could not be taken off; it is tried again");
+                    self.requests.add(key, AGAIN);
+                    return;
+                }
+            }
+        }
         let next = self.index.with(|i| i.request_changes_at(key, now));
         if let Some(at) = next {
             self.requests.add_at(key, at, now);
@@ -215,16 +233,11 @@ impl<C: CloudRun> Controller<C> {
             RequestPhase::Denied => (EventReason::AccessDenied, true),
             RequestPhase::Refused => (EventReason::GuardrailViolated, true),
         };
-        let id = PolicyId {
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-            uid: request.uid.clone(),
-        };
         let note = Note {
             reason,
             warning,
             text: text.chars().take(900).collect(),
         };
-        self.statuses.note(id, note);
+        self.statuses.note(request.id(), note);
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     api::{InvokerPolicyStatus, ServiceStatus},
     render::{Style, Tone},
-    status::NEW_TO_POLICY,
+    status::{DENIED, NEW_TO_POLICY},
 };
 
 /// A plan that waits for approval.
@@ -14,6 +14,8 @@ pub(super) struct HeldPlan {
     pub(super) plan: String,
     /// What it would do, in words.
     pub(super) what: String,
+    /// Who said no to it and why, as the operator says.
+    pub(super) denied: Option<String>,
 }
 
 impl HeldPlan {
@@ -54,6 +56,7 @@ pub(super) fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
         held.push(HeldPlan {
             annotation: String::new(),
             plan: first.plan.clone(),
+            denied: status.conditions.iter().find_map(|c| denial_in(&c.message)),
             what: format!("its selector newly reaches{services}"),
         });
     }
@@ -71,6 +74,7 @@ pub(super) fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
             held.push(HeldPlan {
                 annotation: hash,
                 plan,
+                denied: None,
                 // This is the command that the message names.
                 what: c
                     .message
@@ -84,12 +88,19 @@ pub(super) fn held_plans(status: &InvokerPolicyStatus) -> Vec<HeldPlan> {
     held
 }
 
+/// What a message says of the no to a plan.
+fn denial_in(message: &str) -> Option<String> {
+    let at = message.find(DENIED)?;
+    Some(message[at..].to_owned())
+}
+
 fn on_service(s: &ServiceStatus) -> HeldPlan {
     let member = |m: &String| format!("\n    - {m}");
     let members: String = s.unexpected.iter().map(member).collect();
     HeldPlan {
         annotation: s.approve.clone(),
         plan: s.plan.clone(),
+        denied: denial_in(&s.message),
         what: format!("{} ({}): revokes{members}", s.name, s.region),
     }
 }

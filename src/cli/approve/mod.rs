@@ -4,11 +4,16 @@
 mod held;
 mod ledger;
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{ListParams, PostParams},
+};
 
 use super::{
     Exit,
@@ -16,14 +21,15 @@ use super::{
     context::{Context, Kube, complain, print},
     request,
     select::{ObjectName, policy},
+    world::list_all,
 };
 use crate::{
     api::{
         APPROVE, ApprovalState, CREATED_BY, Decision, InvokerAccessRequest, InvokerApproval,
         InvokerApprovalSpec, InvokerApprovalStatus, RequestPhase,
     },
-    intent::AccessRequest,
-    status::{on_one_line, whole_seconds},
+    intent::{AccessRequest, Agreement, denial_of},
+    status::{denied_by, on_one_line, whole_seconds},
 };
 use held::{HeldPlan, held_plans};
 
@@ -134,6 +140,7 @@ async fn approve_one(
     if !asked.shown(context) {
         return Ok(Exit::Nothing);
     }
+    asked.not_denied(kube, context.now).await?;
     let wants_approver = asked.held.iter().any(|plan| plan.annotation.is_empty());
     if wants_approver || command.reason.is_some() {
         may_decide(kube).await?;
@@ -279,6 +286,7 @@ fn requested(
         annotation: String::new(),
         plan,
         what,
+        denied: None,
     });
     let message = status.message.unwrap_or_default();
     Ok(Asked {
@@ -291,6 +299,47 @@ fn requested(
 }
 
 impl Asked {
+    /// Refuses what an approver said no to: while that holds no approval counts, nor an annotation.
+    /// Who may not list approvals goes by what the operator says.
+    async fn not_denied(&self, kube: &Kube, now: Timestamp) -> anyhow::Result<()> {
+        let Some(policy) = &self.policy else {
+            return Ok(());
+        };
+        let api: Api<InvokerApproval> = kube.api(false);
+        let found = list_all(&api, ListParams::default()).await;
+        let agreements = found.unwrap_or_default();
+        let agreements = agreements.iter().map(Agreement::from_object);
+        let said: Vec<Arc<Agreement>> = agreements
+            .filter_map(Result::ok)
+            .filter(|a| *a.policy == **policy && a.ends() > now)
+            .map(Arc::new)
+            .collect();
+        for plan in &self.held {
+            let listed = denial_of(&said, &plan.plan).map(|no| {
+                let undo = format!("kubectl -n {} delete iva {}", kube.namespace, no.key.name);
+                (
+                    denied_by(no),
+                    format!("to approve it after all, delete that first: {undo}"),
+                )
+            });
+            let told = || {
+                let told = plan.denied.clone()?;
+                Some((
+                    told,
+                    "to approve it after all, somebody has to delete that first".into(),
+                ))
+            };
+            if let Some((denied, undo)) = listed.or_else(told) {
+                anyhow::bail!(
+                    "{}: plan {} is denied, so no approval of it counts. {denied}; {undo}",
+                    self.full,
+                    plan.plan
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Shows what waits. False: nothing does, and that was said.
     fn shown(&self, context: &Context) -> bool {
         if self.held.is_empty() {

@@ -45,18 +45,39 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The option that a word is, where its value is the next one.
-    fn option<'w>(&self, word: &'w str) -> Option<&'w str> {
+    /// The option that a word ends with, as `-n` or `--namespace`, if it takes a value, and that
+    /// value where it is in the word: `--namespace=shop`, `-nshop`, `-n=shop`, `-An`.
+    fn option<'w>(&self, word: &'w str) -> Option<(String, Option<&'w str>)> {
         let subcommands = self.program.get_subcommands();
         let commands = std::iter::once(&self.program).chain(subcommands);
-        let mut options = commands.flat_map(Command::get_arguments);
-        let is_it = |a: &clap::Arg| match word.strip_prefix("--") {
-            Some(long) => a.get_long() == Some(long),
-            None => a.get_short().is_some_and(|s| word == format!("-{s}")),
-        };
-        options
-            .any(|a| is_it(a) && a.get_action().takes_values())
-            .then_some(word)
+        let options: Vec<&clap::Arg> = commands
+            .flat_map(Command::get_arguments)
+            .filter(|a| a.get_action().takes_values())
+            .collect();
+        if let Some(long) = word.strip_prefix("--") {
+            let (name, value) = match long.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (long, None),
+            };
+            let is_it = |a: &&clap::Arg| a.get_long() == Some(name);
+            return options
+                .iter()
+                .any(is_it)
+                .then(|| (format!("--{name}"), value));
+        }
+        // Letters of flags may stand in front of one that takes what follows.
+        let letters = word.strip_prefix('-')?;
+        let takes = |c: char| options.iter().any(|a| a.get_short() == Some(c));
+        let (at, letter) = letters.char_indices().find(|(_, c)| takes(*c))?;
+        let rest = &letters[at + letter.len_utf8()..];
+        let value = (!rest.is_empty()).then(|| rest.strip_prefix('=').unwrap_or(rest));
+        Some((format!("-{letter}"), value))
+    }
+
+    /// The option whose value the next word is.
+    fn open(&self, word: &str) -> Option<String> {
+        let (name, value) = self.option(word)?;
+        value.is_none().then_some(name)
     }
 
     /// The subcommand: the first word that is no option and no value of one.
@@ -66,7 +87,7 @@ impl<'a> Line<'a> {
             if !word.starts_with('-') {
                 return Some(word);
             }
-            if self.option(word).is_some() {
+            if self.open(word).is_some() {
                 words.next();
             }
         }
@@ -75,15 +96,14 @@ impl<'a> Line<'a> {
 
     /// The value of an option that was typed already.
     fn value(&self, names: [&str; 2]) -> Option<&str> {
-        for (at, word) in self.before.iter().enumerate() {
-            let (name, value) = word.split_once('=').unwrap_or((word, ""));
-            if names.contains(&name) {
-                let next = || self.before.get(at + 1).map(String::as_str);
-                return if word.contains('=') {
-                    Some(value)
-                } else {
-                    next()
-                };
+        let mut words = self.before.iter();
+        while let Some(word) = words.next() {
+            let Some((name, value)) = self.option(word) else {
+                continue;
+            };
+            let value = value.or_else(|| words.next().map(String::as_str));
+            if names.contains(&&*name) {
+                return value;
             }
         }
         None
@@ -127,13 +147,13 @@ pub(super) async fn names(context: &Context, words: &[OsString]) -> Vec<String> 
     };
     let line = Line::new(before);
     let (option, typed) = match typed.split_once('=') {
-        Some((option, value)) if option.starts_with("--") => (Some(option), value),
-        _ => (before.last().and_then(|w| line.option(w)), typed.as_str()),
+        Some((option, value)) if option.starts_with("--") => (Some(option.to_owned()), value),
+        _ => (before.last().and_then(|w| line.open(w)), typed.as_str()),
     };
     if typed.starts_with('-') {
         return Vec::new();
     }
-    let Some(wanted) = line.wanted(option) else {
+    let Some(wanted) = line.wanted(option.as_deref()) else {
         return Vec::new();
     };
     let place = context.pointed(

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     DoctorCommand,
     findings::{Findings, Outcome},
-    quota::report_on,
+    quota::Reports,
 };
 use crate::{
     api::{EVENTS_MESSAGE, EVENTS_REASON, InvokerPolicy, definitions},
@@ -22,7 +22,6 @@ use crate::{
         select::ObjectName,
         world::list_all,
     },
-    cloudrun::limit::BudgetReport,
     render::count,
 };
 
@@ -143,7 +142,7 @@ pub(super) async fn operator_works(
     kube: &Kube,
     command: &DoctorCommand,
     findings: &mut Findings,
-) -> Option<Vec<BudgetReport>> {
+) -> Reports {
     let api: Api<Lease> = Api::namespaced(kube.client.clone(), &command.release_namespace);
     let place = format!("{}/{}", command.release_namespace, command.release);
     let leases = match list_all(&api, ListParams::default()).await {
@@ -152,7 +151,7 @@ pub(super) async fn operator_works(
             let fix = "needs list on leases in the operator's namespace";
             let evidence = refusal(context, &why);
             findings.add(OPERATOR, place, Outcome::Unknown, evidence, fix);
-            return None;
+            return Reports::default();
         }
     };
     let of_release = |l: &&Lease| {
@@ -173,18 +172,18 @@ pub(super) async fn operator_works(
             fix,
         );
     }
-    let mut reports = Vec::new();
+    let mut reports = Reports::default();
     for lease in shards {
         let name = format!("{}/{}", command.release_namespace, lease.name_any());
         if let Some(holder) = shard_is_led(context.now, lease, &name, findings) {
-            reports.extend(report_on(lease));
+            reports.add(&name, lease);
             holder_is_a_pod(context, kube, command, &holder, findings).await;
         }
     }
     for lease in &leases {
         state_is_good(&command.release, lease, findings);
     }
-    (!reports.is_empty()).then_some(reports)
+    reports
 }
 
 pub(super) const OPERATOR: &str = "operator";

@@ -77,7 +77,7 @@ fn subscription(text: &str) -> Result<String, String> {
 pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<Exit> {
     let mut findings = Findings::default();
     let mut policies = Vec::new();
-    let mut budgets = None;
+    let mut budgets = quota::Reports::default();
     match reach(context).await {
         Ok(kube) => {
             definitions_are_current(context, &kube, &mut findings).await;
@@ -127,7 +127,7 @@ pub async fn run(context: &Context, command: &DoctorCommand) -> anyhow::Result<E
             sink_covers(&mut checks, project, &topics).await;
         }
     }
-    quota_suffices(&policies, budgets.as_deref(), command, &mut findings);
+    quota_suffices(&policies, &budgets, command, &mut findings);
     report(context, command, findings)
 }
 

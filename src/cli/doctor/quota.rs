@@ -24,11 +24,34 @@ const MOST: usize = 10;
 /// The share of a budget that policies may need before it is said.
 const MUCH: f64 = 0.8;
 
-/// What the holder of a Lease says about its calls, if that can be read.
-pub(super) fn report_on(lease: &Lease) -> Option<BudgetReport> {
-    let text = lease.annotations().get(BUDGETS)?;
-    serde_json::from_str(text).ok()
+/// What the holders of Leases say about their calls.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    read: Vec<BudgetReport>,
+    /// Leases on which it cannot be read.
+    unreadable: Vec<String>,
 }
+
+impl Reports {
+    /// Takes in what the holder of a Lease says, if it says anything.
+    pub(super) fn add(&mut self, name: &str, lease: &Lease) {
+        match lease
+            .annotations()
+            .get(BUDGETS)
+            .map(|t| BudgetReport::read(t))
+        {
+            Some(Some(report)) => self.read.push(report),
+            Some(None) => self.unreadable.push(name.to_owned()),
+            None => {}
+        }
+    }
+
+    fn are_none(&self) -> bool {
+        self.read.is_empty() && self.unreadable.is_empty()
+    }
+}
+
+const UNREADABLE: &str = "if it does not become readable within a minute, see who else writes to the Lease, and use a plugin of the operator's version";
 
 /// A project and region.
 #[derive(Debug, Default)]
@@ -109,12 +132,12 @@ fn places(policies: &[InvokerPolicy], reports: &[BudgetReport]) -> Places {
 /// Calls in a minute, by project and region, the fullest first.
 pub(super) fn quota_suffices(
     policies: &[InvokerPolicy],
-    reports: Option<&[BudgetReport]>,
+    reports: &Reports,
     command: &DoctorCommand,
     findings: &mut Findings,
 ) {
     let default = command.cloud.reads_per_minute;
-    let all = places(policies, reports.unwrap_or_default());
+    let all = places(policies, &reports.read);
     let mut places: Vec<_> = all.iter().collect();
     places.sort_by(|a, b| b.1.share(default).total_cmp(&a.1.share(default)));
     for ((project, region), place) in places.iter().take(MOST) {
@@ -124,16 +147,25 @@ pub(super) fn quota_suffices(
         if place.needed > f64::from(place.reads(default)) * MUCH {
             let fix = "raise spec.interval, or settings.readsPerMinute if Google's quota allows, or use audit events";
             findings.add(CHECK, subject, Outcome::Warn, evidence, fix);
+        } else if place.told.is_none() && !reports.unreadable.is_empty() {
+            let evidence =
+                format!("{evidence}; what the operator uses and lets itself have is not known");
+            findings.add(CHECK, subject, Outcome::Unknown, evidence, UNREADABLE);
         } else {
             findings.pass(CHECK, subject, evidence);
         }
     }
-    let reported: usize = reports.iter().copied().flatten().map(|r| r.others).sum();
-    let others = places.len().saturating_sub(MOST) + reported;
+    for lease in &reports.unreadable {
+        let evidence = format!("the annotation {BUDGETS} of this Lease cannot be read");
+        findings.add(CHECK, lease, Outcome::Unknown, evidence, UNREADABLE);
+    }
+    let reported = reports.read.iter().map(|r| r.others);
+    let unshown = places.len().saturating_sub(MOST);
+    let others = reported.fold(unshown, usize::saturating_add);
     if others > 0 {
         findings.pass(CHECK, count(others, "other"), "none of them fuller");
     }
-    if reports.is_none() && !places.is_empty() {
+    if reports.are_none() && !places.is_empty() {
         let evidence = "what the operator uses cannot be seen: its Lease says nothing about it";
         let fix = "upgrade the operator, or see the findings about it";
         findings.add(CHECK, "operator", Outcome::Skipped, evidence, fix);

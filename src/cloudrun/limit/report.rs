@@ -80,6 +80,14 @@ impl BudgetReport {
     }
 }
 
+impl BudgetReport {
+    /// Reads what is on a Lease. `None`: no operator wrote that.
+    pub fn read(text: &str) -> Option<Self> {
+        let report: Self = serde_json::from_str(text).ok()?;
+        (report.places.len() <= MOST).then_some(report)
+    }
+}
+
 impl Budgets {
     /// The budgets of projects that are `ours`, as far as they were used or a limit was learnt.
     pub fn report(&self, ours: &dyn Fn(&str) -> bool) -> BudgetReport {

@@ -120,7 +120,8 @@ pub struct InvokerApprovalStatus {
     /// When it was used.
     #[serde(default)]
     pub used_at: Option<MicroTime>,
-    /// Name of the InvokerChange that it let through.
+    /// Name of the InvokerChange that it let through, where its plan is one of a policy. An approval
+    /// of a request is for all that the request is granted: see status.lastChange of that.
     #[serde(default)]
     #[schemars(length(max = 253))]
     pub change: Option<String>,

@@ -140,7 +140,7 @@ pub enum RequestPhase {
     Ended,
     /// An approver said no.
     Denied,
-    /// A guardrail does not allow it.
+    /// A guardrail does not allow it, or its member is protected.
     Refused,
 }
 

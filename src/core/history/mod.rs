@@ -291,7 +291,7 @@ pub fn rollback(
         // What could not be declared cannot be gone back to either.
         .filter(|g| Principal::parse(g.principal.as_str()).is_ok())
         .map(|g| Declared {
-            expires: g.condition.as_ref().and_then(|c| c.expiry()),
+            expires: g.ends(),
             grant: g,
         })
         .filter(|d| d.expires.is_none_or(|e| e > now))

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use jiff::Timestamp;
+
 use super::{Condition, Principal};
 
 /// The two roles that this operator manages. Every other role is foreign and passes through
@@ -53,6 +55,11 @@ impl Grant {
             role,
             condition: None,
         }
+    }
+
+    /// When it ends by itself, if it was granted for a time.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.condition.as_ref().and_then(|c| c.expiry())
     }
 }
 

@@ -338,6 +338,12 @@ impl Ledgers {
             .collect()
     }
 
+    /// Whether the operator answers for a grant on some service of a project.
+    pub fn has_line(&self, project: &str, grant: &Grant) -> bool {
+        let mut all = self.by_service.iter();
+        all.any(|(s, k)| *s.project == *project && k.lines.iter().any(|l| l.grant == *grant))
+    }
+
     /// Grants on a service that are nobody's any more.
     pub fn abandoned(&self, service: &RunService) -> impl Iterator<Item = &Grant> {
         let lines = self

@@ -46,9 +46,9 @@ use crate::{
     fault::Fault,
     iam::{Grant, RunService, ServiceInfo},
     inherited::Inherited,
-    intent::{AccountKey, Guardrail, Limits, PolicyId, PolicyKey},
+    intent::{AccountKey, Guardrail, PolicyId, PolicyKey},
     ledger::{Ledger, Version},
-    plan::{OwnerState, Owners, PolicyOnService, RevokeCause},
+    plan::{OwnerState, Owners, PolicyOnService, RevokeCause, Settings},
 };
 pub use approvals::Approvals;
 pub use discovery::{Listing, Project, Scope};
@@ -75,12 +75,14 @@ pub struct Index {
     /// Services on which a removal waits for the listing of their project.
     waiting: BTreeSet<RunService>,
     names: Interner,
+    settings: Settings,
 }
 
 impl Index {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self {
-            guardrails: Guardrails::new(limits),
+            guardrails: Guardrails::new(settings.limits),
+            settings,
             ..Self::default()
         }
     }
@@ -226,7 +228,7 @@ impl Index {
 
     /// From when on something on a service is to be reconciled that no policy asks for: it was
     /// left, or a write's end is unknown. In the future: what is nobody's stays while somebody
-    /// lists it who may not write, and that ends by itself.
+    /// lists it who may not write, or while it is protected, and that ends by itself.
     pub fn left_behind_from(&self, service: &RunService) -> Option<Timestamp> {
         let owners = || self.ledgers.owners(service).into_iter();
         if self.ledgers.is_pending(service)
@@ -234,15 +236,17 @@ impl Index {
         {
             return Some(Timestamp::MIN);
         }
-        // The last end of a listed grant; `None`: it is listed for good.
+        // The last end of a grant that is listed or protected; `None`: it is listed for good.
         let end = |grant: &Grant| {
+            let ends = grant.ends().filter(|_| self.settings.protects(grant));
+            let first = ends.unwrap_or(Timestamp::MIN);
             let listing = self.policies.on(service).filter(|r| !r.intent.deleting);
             let listed = listing
                 .flat_map(|r| r.intent.declared.iter())
                 .filter(|d| d.grant == *grant);
             listed
                 .map(|d| d.expires)
-                .try_fold(Timestamp::MIN, |last, end| end.map(|e| last.max(e)))
+                .try_fold(first, |last, end| end.map(|e| last.max(e)))
         };
         self.ledgers.abandoned(service).filter_map(end).min()
     }

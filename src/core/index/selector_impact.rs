@@ -297,6 +297,7 @@ mod tests {
         index::Listing,
         intent::Limits,
         ledger::{Ledger, Version},
+        plan::Settings,
         status::{Observation, observation::Findings},
     };
 
@@ -323,9 +324,12 @@ mod tests {
 
     /// A policy whose selector means ten services, of which it may newly reach three.
     fn wide() -> (Index, PolicyKey) {
-        let mut index = Index::new(Limits {
-            max_new_services: 3,
-            ..Limits::default()
+        let mut index = Index::new(Settings {
+            limits: Limits {
+                max_new_services: 3,
+                ..Limits::default()
+            },
+            ..Settings::default()
         });
         let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
             "metadata": {"namespace": "team-a", "name": "p", "uid": "p", "generation": 1},

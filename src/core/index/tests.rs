@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use super::Index;
 use crate::{
     api::InvokerPolicy,
-    iam::{Grant, Principal, Role, RunService},
+    iam::{Condition, Grant, Principal, Role, RunService},
     intent::{Limits, PolicyId},
     ledger::{Ledger, Version},
-    plan::OwnerState,
+    plan::{OwnerState, Settings},
 };
 
 fn service() -> RunService {
@@ -57,7 +57,7 @@ fn owned_by(names: &[&str]) -> Ledger {
 }
 
 fn index(ledger: &Ledger) -> Index {
-    let mut index = Index::new(Limits::default());
+    let mut index = Index::new(Settings::default());
     index.set_ledger(&service(), ledger, Version::new("10"));
     index
 }
@@ -146,6 +146,21 @@ fn what_is_nobodys_and_listed_for_a_time_is_reconciled_when_that_ends() {
 }
 
 #[test]
+fn what_is_nobodys_and_protected_waits_for_its_own_end() {
+    let end: Timestamp = "2026-11-24T12:01:00Z".parse().unwrap();
+    let grant = Grant {
+        condition: Some(Condition::expiring(end, None).into()),
+        ..grant()
+    };
+    let mut index = index(&Ledger {
+        lines: [(grant, BTreeSet::new())].into(),
+        ..Ledger::default()
+    });
+    index.settings.protected = vec!["user:a@*".into()];
+    assert_eq!(index.left_behind_from(&service()), Some(end));
+}
+
+#[test]
 fn an_older_state_of_a_ledger_does_not_come_back() {
     let mut index = index(&owned_by(&["p"]));
     let mut late =
@@ -197,7 +212,7 @@ fn only_entries_that_are_in_force_vouch_for_who_gets_in_from_above() {
         let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerGuardrail", "metadata": {"name": name}, "spec": spec});
         Guardrail::from_object(&serde_json::from_value(object).unwrap())
     };
-    let mut index = Index::new(Limits::default());
+    let mut index = Index::new(Settings::default());
     index.expect_inherited(&[SearchScope::parse("projects/acme-prod").unwrap()]);
     index.apply_policy(&policy("p", 1, &json!({})), Duration::ZERO);
     searched(&mut index, &["allUsers", "user:b@acme.com"]);
@@ -227,9 +242,12 @@ fn only_entries_that_are_in_force_vouch_for_who_gets_in_from_above() {
 #[test]
 fn only_whom_no_policy_lists_on_every_service_bypasses_a_policy() {
     use crate::inherited::SearchScope;
-    let mut index = Index::new(Limits {
-        public: true,
-        ..Limits::default()
+    let mut index = Index::new(Settings {
+        limits: Limits {
+            public: true,
+            ..Limits::default()
+        },
+        ..Settings::default()
     });
     let both = json!({"services": [{"name": "web", "region": "europe-west1"}, {"name": "api", "region": "europe-west1"}]});
     index.apply_policy(&policy("p", 1, &both), Duration::ZERO);

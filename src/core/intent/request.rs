@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-use super::{Declared, PolicyKey, WITHSTANDS, digest, parse_interval};
+use super::{Declared, PolicyId, PolicyKey, WITHSTANDS, digest, parse_interval};
 use crate::{
     api::{
         FINALIZER, InvokerAccessRequest, InvokerAccessRequestSpec, InvokerPolicy,
@@ -83,6 +83,20 @@ impl AccessRequest {
     /// The project of its services.
     pub fn project(&self) -> &str {
         &self.spec.project
+    }
+
+    /// What it is called among policies.
+    pub fn id(&self) -> PolicyId {
+        PolicyId {
+            namespace: self.key.namespace.clone(),
+            name: self.key.name.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+
+    /// The generation of the object.
+    pub fn generation(&self) -> i64 {
+        self.meta.generation.unwrap_or_default()
     }
 
     /// Its name, as people write it.

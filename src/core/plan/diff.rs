@@ -68,11 +68,7 @@ impl Circumstances<'_> {
         let desired = self.desired;
         let owners = self.ledger.get(grant);
         let owned = owners.and_then(ownership::revoke_cause);
-        let ended = grant
-            .condition
-            .as_ref()
-            .and_then(|c| c.expiry())
-            .is_some_and(|e| e <= self.now);
+        let ended = grant.ends().is_some_and(|e| e <= self.now);
         // Somebody may list it whose word cannot be read.
         let is_unread = |o: &Owners| o.values().any(|s| *s == OwnerState::Unread);
         if !ended && owners.is_some_and(is_unread) {

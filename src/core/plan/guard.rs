@@ -38,11 +38,7 @@ const NAMED: usize = 6;
 /// platform team by a guardrail. What a guardrail refuses goes without asking, or a tenant could
 /// keep it by never agreeing.
 fn counts(grant: &Grant, cause: RevokeCause, input: &Input<'_>) -> bool {
-    let in_force = grant
-        .condition
-        .as_ref()
-        .and_then(|c| c.expiry())
-        .is_none_or(|e| e > input.now);
+    let in_force = grant.ends().is_none_or(|e| e > input.now);
     // What was only ever given on request ends with its request, sooner or later.
     in_force
         && !is_on_request(grant, input)
@@ -216,9 +212,8 @@ impl Left {
 /// Whether somebody can invoke by a grant: it has not ended, and Cloud Run lets such a principal in. A
 /// federated identity that stays alone leaves the service without a caller.
 fn lets_in(grant: &Grant, input: &Input<'_>) -> bool {
-    let ends = grant.condition.as_ref().and_then(|c| c.expiry());
     let principal = &grant.principal;
-    ends.is_none_or(|e| e > input.now)
+    grant.ends().is_none_or(|e| e > input.now)
         && principal.kind() != PrincipalKind::Deleted
         && principal.invocation() != Invocation::Unsupported
 }

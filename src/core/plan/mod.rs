@@ -71,7 +71,7 @@ impl Default for Settings {
 
 impl Settings {
     /// Members are compared as IAM compares them, on both sides: case does not count.
-    fn protects(&self, grant: &Grant) -> bool {
+    pub(crate) fn protects(&self, grant: &Grant) -> bool {
         let member = grant.principal.key().to_ascii_lowercase();
         self.protected
             .iter()

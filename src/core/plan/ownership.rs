@@ -57,7 +57,8 @@ pub fn revoke_cause(owners: &Owners) -> Option<RevokeCause> {
 }
 
 /// What the operator answers for once `grants` are made, while everything else that is live stays
-/// as it is. What is never taken away belongs to nobody once nobody lists it.
+/// as it is. What is protected belongs to nobody once nobody lists it: it is answered for until its
+/// own end where it has one, and then taken away as ended, and no more where it has none.
 pub fn next_lines(
     ledger: &BTreeMap<Grant, Owners>,
     desired: &Desired,
@@ -78,13 +79,14 @@ pub fn next_lines(
         // While nobody lists it, it is being revoked, and who it belonged to reports that. Where
         // somebody lists it who may not write, it stays; whoever leaves need not wait for that.
         let is_listed = desired.listed.contains_key(grant);
-        if !is_listed && is_protected(grant) {
+        let is_kept = !is_listed && is_protected(grant);
+        if is_kept && grant.ends().is_none() {
             continue;
         }
         let stays = |state: &OwnerState| match state {
             OwnerState::LetGo => false,
             OwnerState::Resting | OwnerState::Unread => true,
-            OwnerState::Acting | OwnerState::Leaving(_) => !is_listed,
+            OwnerState::Acting | OwnerState::Leaving(_) => !is_listed && !is_kept,
         };
         let staying = owners
             .iter()

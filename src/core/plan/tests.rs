@@ -689,6 +689,41 @@ fn a_protected_member_is_never_removed() {
     }
 }
 
+/// It stays until its own end, is answered for until then, by nobody who is going, and goes as
+/// ended.
+#[test]
+fn a_protected_member_keeps_access_for_a_time_until_that_time() {
+    let agent = "serviceAccount:service-1@gcp-sa-iap.iam.gserviceaccount.com";
+    let end = |text: &str| Grant {
+        condition: Some(Condition::expiring(text.parse().unwrap(), None).into()),
+        ..grant(agent)
+    };
+    let lasting = end("2099-01-01T00:00:00Z");
+    let over = end("2020-01-01T00:00:00Z");
+    let binding = |g: &Grant| {
+        let c = g.condition.as_ref().unwrap();
+        json!({"role": "roles/run.invoker", "members": [agent],
+            "condition": {"title": c.title, "expression": c.expression}})
+    };
+    for state in [
+        OwnerState::Acting,
+        OwnerState::Leaving(RevokeCause::PolicyDeleted),
+        OwnerState::Leaving(RevokeCause::Denied),
+    ] {
+        let mut policy = intent("a", &["user:a@acme.com"]);
+        policy.deleting = state != OwnerState::Acting;
+        let both =
+            json!({"etag": "e", "version": 3, "bindings": [binding(&lasting), binding(&over)]});
+        let mut case = Case::new(vec![policy], serde_json::from_value(both).unwrap());
+        let owners: Owners = [(case.intents[0].id.clone(), state)].into();
+        case.ledger = [(lasting.clone(), owners.clone()), (over.clone(), owners)].into();
+        let plan = case.plan();
+        assert_eq!(plan.lines.get(&lasting), Some(&[].into()), "{state:?}");
+        assert!(!plan.revokes.contains_key(&lasting), "{state:?}");
+        assert!(plan.revokes.contains_key(&over), "{state:?}");
+    }
+}
+
 /// What an entry meant that cannot be understood nobody knows: nothing is taken away.
 #[test]
 fn a_policy_that_is_not_understood_takes_nothing_away() {

@@ -14,7 +14,7 @@ use crate::{
         StatusSummary,
     },
     iam::RunService,
-    plan::{Exposure, SelectorImpact},
+    plan::SelectorImpact,
 };
 
 /// The most bytes that the services of a status take: the API server stores 1.5 MiB of an object,
@@ -116,7 +116,11 @@ pub(super) fn service_entries(
         message: why.to_owned(),
         ..before.entry(facts, service, ServiceState::Held)
     }));
-    entries.sort_by(|a, b| (a.state, &a.region, &a.name).cmp(&(b.state, &b.region, &b.name)));
+    // Of those in one state the exposed come first: the last ones may be left out.
+    entries.sort_by(|a, b| {
+        let place = |s: &ServiceStatus| (s.state, !s.exposed);
+        (place(a), &a.region, &a.name).cmp(&(place(b), &b.region, &b.name))
+    });
     entries
 }
 
@@ -211,15 +215,6 @@ fn observed_entry(
 
 /// Said of a service that everybody has a role on of which nobody knows what it carries.
 pub const PERHAPS_EXPOSED: &str = "perhaps anyone can call it";
-
-/// What an exposure comes to.
-pub(super) fn exposed_words(exposure: &Exposure) -> &'static str {
-    if exposure.is_sure() {
-        "anyone can call it"
-    } else {
-        PERHAPS_EXPOSED
-    }
-}
 
 /// Whether anyone can call a service for sure, by itself or by a grant above it.
 fn is_exposed(facts: &StatusInput<'_>, service: &RunService, found: &Findings) -> bool {

@@ -1,12 +1,14 @@
 //! Which events an observation gives rise to. Only changes make events: a reconcile that finds what
 //! the last one found makes none, so there is never one per interval.
 
+use std::collections::BTreeMap;
+
 use super::{
-    entries::exposed_words,
+    entries::PERHAPS_EXPOSED,
     observation::{By, Drift, Findings, Members, Written},
 };
 use crate::{
-    api::{EventReason, InvokerPolicyStatus, Reason},
+    api::{EventReason, InvokerPolicyStatus, Reason, ServiceStatus, StatusCondition},
     fault::Fault,
     iam::RunService,
 };
@@ -88,16 +90,6 @@ pub fn notes(
         );
         notes.push(Note::warning(EventReason::Contested, text));
     }
-    if let Some(why) = found
-        .exposed
-        .as_ref()
-        .filter(|w| known.and_then(|k| k.exposed.as_ref()) != Some(w))
-    {
-        notes.push(Note::warning(
-            EventReason::Exposed,
-            format!("{place}: {}: {why}", exposed_words(why)),
-        ));
-    }
     notes
 }
 
@@ -152,6 +144,7 @@ pub fn announcements(
         let text = format!("access ended: {}", ended.listed(usize::MAX));
         notes.push(Note::normal(EventReason::Expired, text));
     }
+    notes.extend(exposure(old, new));
     notes.extend(bypass(old, new));
     notes.extend(rollback(old, new));
     let ready = |s: &InvokerPolicyStatus| s.conditions.iter().find(|c| c.type_ == "Ready").cloned();
@@ -167,6 +160,50 @@ pub fn announcements(
         notes.push(Note::warning(reason, now.message));
     }
     notes
+}
+
+/// How far something is exposed: not, perhaps, or surely.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Exposed {
+    No,
+    Perhaps,
+    Surely,
+}
+
+impl Exposed {
+    fn of(service: &ServiceStatus) -> Self {
+        match service.exposed {
+            true => Self::Surely,
+            false if service.message.contains(PERHAPS_EXPOSED) => Self::Perhaps,
+            false => Self::No,
+        }
+    }
+}
+
+/// The event when anyone begins to be able to call a service, or perhaps, whatever made it so: its
+/// own policy, one above it, or what a search showed of a role.
+fn exposure(old: &InvokerPolicyStatus, new: &InvokerPolicyStatus) -> Option<Note> {
+    let condition = |s: &InvokerPolicyStatus| {
+        let mut all = s.conditions.iter();
+        all.find(|c| c.type_ == "Exposed").cloned()
+    };
+    let level = |c: &StatusCondition| match c.status.as_str() {
+        "True" => Exposed::Surely,
+        _ => Exposed::Perhaps,
+    };
+    let now = condition(new)?;
+    let was = condition(old).as_ref().map_or(Exposed::No, level);
+    let before: BTreeMap<_, Exposed> = old
+        .services
+        .iter()
+        .map(|s| ((&s.region, &s.name), Exposed::of(s)))
+        .collect();
+    let grows = |s: &ServiceStatus| {
+        let before = before.get(&(&s.region, &s.name)).copied();
+        Exposed::of(s) > before.unwrap_or(Exposed::No)
+    };
+    let is_news = level(&now) > was || new.services.iter().any(grows);
+    is_news.then(|| Note::warning(EventReason::Exposed, now.message))
 }
 
 /// The event when somebody whom no policy lists begins to be able to invoke from above, and when

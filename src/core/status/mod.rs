@@ -32,7 +32,7 @@ pub use observation::{
     Applied, Before, By, Drift, Findings, FoundDrift, Held, Members, News, Observation, Reconciled,
     Written,
 };
-pub use text::{denied_by, how_to_agree, on_one_line, whole_seconds};
+pub use text::{DENIED, denied_by, how_to_agree, on_one_line, whole_seconds};
 
 /// Something that a policy names and may not touch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -305,7 +305,6 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
     };
     let found = Findings {
         held: vec![held],
-        exposed: Some(Exposure::Surely("why".into())),
         ..Default::default()
     };
     let drift = Drift::default();
@@ -313,7 +312,7 @@ fn a_second_observation_that_finds_the_same_makes_no_event() {
     let first = events::notes(&service, None, &found, &nothing);
     assert_eq!(
         first.iter().map(|n| n.reason.as_str()).collect::<Vec<_>>(),
-        ["InvalidMember", "Exposed"]
+        ["InvalidMember"]
     );
     assert!(events::notes(&service, Some(&found), &found, &nothing).is_empty());
 }
@@ -338,10 +337,6 @@ fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
         exposed: Some(Exposure::Perhaps([public].into())),
         ..Findings::default()
     };
-    let drift = Drift::default();
-    let nothing = unchanged(&drift);
-    let note = &events::notes(&service, None, &found, &nothing)[0];
-    assert!(note.text.contains(PERHAPS_EXPOSED), "{}", note.text);
     let (seen, i) = (ok(found.clone()).unwrap(), intent(json!({}), 1));
     let observations: Looks<'_> = BTreeMap::from([(service.clone(), Some(&seen))]);
     let input = facts(&i, &observations, T0);
@@ -355,10 +350,16 @@ fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
         ["user:root@acme.com (roles/run.admin)"]
     );
     assert!(!entry.exposed && entry.message.contains("gcloud iam roles describe caller"));
-    // After a restart the same is no news.
-    let reported = Before::Reported(entry).findings(&found);
-    let again = events::notes(&service, reported.as_ref(), &found, &nothing);
-    assert!(again.is_empty(), "{again:?}");
+    let told = |old: &InvokerPolicyStatus, new: &InvokerPolicyStatus| {
+        let notes = events::announcements(old, new, false).into_iter();
+        notes.map(|n| n.text).collect::<Vec<_>>()
+    };
+    let perhaps = told(&Default::default(), &before);
+    assert!(
+        perhaps[0].starts_with("perhaps anyone can call web"),
+        "{perhaps:?}"
+    );
+    assert!(told(&before, &before).is_empty(), "the same is no news");
 
     let roles = InvokingRoles::shown([&role]);
     let input = StatusInput {
@@ -370,6 +371,39 @@ fn a_role_that_nobody_knows_is_said_as_that_until_a_search_shows_it() {
     let entry = &after.services[0];
     assert!(entry.exposed && entry.message.is_empty(), "{entry:?}");
     assert_eq!(entry.also_invokers[1..], deployers);
+    let surely = told(&before, &after);
+    assert!(surely[0].starts_with("anyone can call web"), "{surely:?}");
+    assert!(told(&after, &before).is_empty(), "less is no alarm");
+}
+
+/// Each service more is news, also where the condition is True already.
+#[test]
+fn whatever_is_newly_exposed_is_told_once() {
+    let exposed = |names: &[&str]| {
+        let open = |name: &&str| {
+            let found = Findings {
+                exposed: Some(Exposure::Surely("why".into())),
+                ..Findings::default()
+            };
+            let service = RunService::new("acme-prod", "europe-west1", *name);
+            (service, ok(found).unwrap())
+        };
+        let seen: Vec<_> = names.iter().map(open).collect();
+        let observations = seen.iter().map(|(s, o)| (s.clone(), Some(o))).collect();
+        compute_status(
+            &facts(&intent(json!({}), 1), &observations, T0),
+            &Default::default(),
+        )
+    };
+    let states = [exposed(&[]), exposed(&["a"]), exposed(&["a", "b"])];
+    for (i, old) in states.iter().enumerate() {
+        for (j, new) in states.iter().enumerate() {
+            let told = events::announcements(old, new, false);
+            let told: Vec<_> = told.iter().map(|n| n.reason.as_str()).collect();
+            let wanted: &[&str] = if j > i { &["Exposed"] } else { &[] };
+            assert_eq!(told, wanted, "{i} to {j}");
+        }
+    }
 }
 
 /// Names stay few whatever is found above; the numbers are of all.

@@ -21,6 +21,9 @@ pub fn how_to_agree(intent: &Intent, hash: &str, approver: Option<&str>) -> Stri
     }
 }
 
+/// What stands in front of who said no to a plan.
+pub const DENIED: &str = "Denied by InvokerApproval ";
+
 /// Who said no to a plan, and why.
 pub fn denied_by(denial: &Agreement) -> String {
     let who = match &*denial.by {
@@ -28,7 +31,7 @@ pub fn denied_by(denial: &Agreement) -> String {
         who => format!(" of {who}"),
     };
     format!(
-        "Denied by InvokerApproval {}{who}: {}",
+        "{DENIED}{}{who}: {}",
         denial.key.name,
         on_one_line(&denial.reason)
     )

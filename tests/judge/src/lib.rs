@@ -49,6 +49,13 @@ pub struct Settings {
     pub inherited: bool,
 }
 
+impl Settings {
+    /// Whether access of a member is never taken away.
+    fn protects(&self, member: &str) -> bool {
+        declared::matches(&self.protected.to_lowercase(), &member.to_lowercase())
+    }
+}
+
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {

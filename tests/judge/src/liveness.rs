@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     Judge, Real, Violation, Write,
-    declared::{self, Policy, Service, Target},
+    declared::{Policy, Service, Target},
     iam::{self, Grant},
     requests,
 };
@@ -34,6 +34,19 @@ pub struct Quiet {
 }
 
 impl Judge {
+    /// Whether a ledger has something to remember that no policy lists: access of a protected member
+    /// that the operator gave for a time, and takes away when that has ended.
+    fn stays(&self, service: &Service, at: Timestamp, end: &End) -> bool {
+        let made = self.made.get(service);
+        let live = end.services.get(service).map(|r| iam::grants(&r.policy));
+        live.into_iter().flatten().any(|g| {
+            let ends = g.condition.as_ref().and_then(|c| c.ends);
+            let ours = made.is_some_and(|m| m.contains(&g))
+                || self.listed.contains_key(&(service.clone(), g.clone()));
+            ends.is_some() && g.in_force(at) && ours && self.settings.protects(&g.member)
+        })
+    }
+
     /// What is not yet as it must be in the end.
     pub fn unsettled(&mut self, at: Timestamp, end: &End) -> Vec<Violation> {
         let mut found = Vec::new();
@@ -53,7 +66,7 @@ impl Judge {
                 .policies
                 .values()
                 .any(|p| p.as_ref().is_none_or(|p| p.project == service.0));
-            if !is_anybodys && !self.held_alone.contains(service) {
+            if !is_anybodys && !self.held_alone.contains(service) && !self.stays(service, at, end) {
                 let what = format!(
                     "there is a ledger of {} and no policy in the project",
                     service.2
@@ -335,10 +348,7 @@ impl Judge {
             .collect();
         for g in live.iter().filter(|g| !listed.contains(g)) {
             let complete = |p: &Policy| p.authoritative && p.role == g.role && !self.is_stopped(p);
-            let protected = declared::matches(
-                &self.settings.protected.to_lowercase(),
-                &g.member.to_lowercase(),
-            );
+            let protected = self.settings.protects(&g.member);
             let unlisted = active.iter().any(|p| complete(p))
                 && g.is_plain()
                 && !protected
@@ -522,12 +532,7 @@ impl Judge {
                         .chain(wanted.clone())
                 })
                 .collect();
-            let protected = |g: &Grant| {
-                declared::matches(
-                    &self.settings.protected.to_lowercase(),
-                    &g.member.to_lowercase(),
-                )
-            };
+            let protected = |g: &Grant| self.settings.protects(&g.member);
             let extra = live.iter().find(|g| {
                 p.authoritative
                     && g.role == p.role

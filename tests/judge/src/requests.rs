@@ -172,7 +172,11 @@ impl Judge {
             .iter()
             .map(|k| &k.declared)
             .chain([&self.store.declared]);
+        let protected = self
+            .settings
+            .protects(object["spec"]["member"].as_str().unwrap_or(""));
         let may = |d: &Declared| match consent(d, object, end) {
+            _ if protected => false,
             Consent::Nobody => false,
             Consent::Approver => said(false),
             Consent::Itself => true,
@@ -220,11 +224,13 @@ impl Judge {
                 all.any(|a| a.is_of_request(&place, plan) && a.denies())
             };
             let is_over = end.is_some_and(|end| end <= at);
+            let member = object["spec"]["member"].as_str().unwrap_or_default();
             let right: &[&str] = match consent(d, object, end.unwrap_or(at)) {
                 _ if says(true) && phase != "Ended" => &["Denied"],
                 _ if phase == "Denied" && ever_denied() => &["Denied"],
                 _ if is_over => &["Ended", "Denied"],
                 Consent::Nobody => &["Refused"],
+                _ if end.is_none() && self.settings.protects(member) => &["Refused"],
                 _ if end.is_some() => &["Approved", "Active"],
                 Consent::Itself => &[],
                 Consent::Approver if says(false) => &[],

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     Judge, Known, Write,
-    declared::{self, Declared, Policy, Service},
+    declared::{Declared, Policy, Service},
     iam::{self, Grant},
 };
 
@@ -240,10 +240,7 @@ impl Judge {
         g: &Grant,
         (service, at): (&Service, Timestamp),
     ) -> bool {
-        let protected = declared::matches(
-            &self.settings.protected.to_lowercase(),
-            &g.member.to_lowercase(),
-        );
+        let protected = self.settings.protects(&g.member);
         // Never, as long as it is an access at all.
         if protected && g.in_force(at) {
             return false;

@@ -298,8 +298,8 @@ mod tests {
     use super::*;
     use crate::{
         api::ApprovalState,
-        intent::Limits,
         ledger::{Ledger, Version},
+        plan::Settings,
     };
 
     fn at(text: &str) -> Timestamp {
@@ -311,8 +311,31 @@ mod tests {
             "spec": {"policy": "web", "plan": "a".repeat(40), "reason": "CHG-1"}});
         Agreement::from_object(&serde_json::from_value(object).unwrap()).unwrap()
     }
+    #[test]
+    fn what_it_means_that_time_ended_depends_on_what_was_said_of_what() {
+        let words = |about: &str, decision: &str| {
+            let object = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerApproval",
+                "metadata": {"namespace": "team-a", "name": "a", "uid": "a", "creationTimestamp": "2026-11-26T12:00:00Z"},
+                "spec": {about: "web", "plan": "a".repeat(40), "reason": "CHG-1", "decision": decision, "notAfter": "2026-11-26T13:00:00Z"}});
+            let agreement = Agreement::from_object(&serde_json::from_value(object).unwrap());
+            let status =
+                index().approval_status_of(&agreement.unwrap(), at("2026-11-26T14:00:00Z"));
+            assert_eq!(status.state, Some(ApprovalState::Expired));
+            status.message.unwrap()
+        };
+        for (about, decision, said) in [
+            ("policy", "Approve", "before the plan came"),
+            ("policy", "Deny", "it denies the plan no longer"),
+            ("request", "Approve", "before the request was granted by it"),
+            ("request", "Deny", "a request that it denied stays denied"),
+        ] {
+            let words = words(about, decision);
+            assert!(words.contains(said), "{about} {decision}: {words}");
+        }
+    }
+
     fn index() -> Index {
-        let mut index = Index::new(Limits::default());
+        let mut index = Index::new(Settings::default());
         let policy = json!({"apiVersion": "run-invoker.dev/v1alpha1", "kind": "InvokerPolicy",
             "metadata": {"namespace": "team-a", "name": "web", "uid": "web", "generation": 1},
             "spec": {"project": "acme-prod", "mode": "Enforce", "invokers": [{"member": "user:a@acme.com"}],

@@ -44,6 +44,24 @@ fn differences(approved: &[Box<str>], now: &[String]) -> String {
     text
 }
 
+/// What it means that the time of an approval is over.
+fn expired(agreement: &Agreement) -> &'static str {
+    match (agreement.policy().request(), agreement.denies()) {
+        (None, false) => {
+            "its time ended before the plan came; create another under another name if the plan is still wanted"
+        }
+        (None, true) => {
+            "its time ended, and it denies the plan no longer; to go on denying it, create another under another name"
+        }
+        (Some(_), false) => {
+            "its time ended before the request was granted by it; create another under another name if it still should be"
+        }
+        (Some(_), true) => {
+            "its time ended; a request that it denied stays denied, and it denies no other"
+        }
+    }
+}
+
 impl Index {
     /// The status that an approval should have now, if it is another one than it has.
     pub fn approval_status(
@@ -101,8 +119,7 @@ impl Index {
             };
         }
         if agreement.ends() <= now {
-            let words = "its time ended before the plan came; create another under another name if the plan is still wanted";
-            return state(ApprovalState::Expired, words.into());
+            return state(ApprovalState::Expired, expired(agreement).into());
         }
         if agreement.denies() {
             let words = match agreement.policy().request() {

@@ -186,6 +186,17 @@ impl Index {
         effect.unwrap_or_default()
     }
 
+    /// The request whose finalizer holds nothing: it is over and was given nothing, so it never
+    /// stood among policies, whoever put the finalizer there.
+    pub fn bound_for_nothing(&self, key: &PolicyKey) -> Option<PolicyId> {
+        let Entry { request, stored } = self.requests.by_key.get(key)?;
+        let is_over = stored.phase.is_some_and(RequestPhase::is_final);
+        let holds = stored.until.is_some()
+            || self.policies.get(key).is_some()
+            || self.ledgers.owned_by(&request.uid).next().is_some();
+        (is_over && request.has_finalizer() && !holds).then(|| request.id())
+    }
+
     /// What a request that is over was given is gone.
     pub fn release_request(&mut self, id: &PolicyId) -> Effect {
         let key = id.key();
@@ -263,9 +274,9 @@ mod tests {
     use crate::{
         api::{FINALIZER, InvokerApprovalStatus},
         iam::RunService,
-        intent::{Agreement, Guardrail, Limits},
+        intent::{Agreement, Guardrail},
         ledger::{Ledger, Version},
-        plan::OwnerState,
+        plan::{OwnerState, Settings},
     };
 
     const NOON: &str = "2026-11-26T12:00:00Z";
@@ -286,7 +297,7 @@ mod tests {
         Guardrail::from_object(&serde_json::from_value(object).unwrap())
     }
     fn index(requests: Value) -> Index {
-        let mut index = Index::new(Limits::default());
+        let mut index = Index::new(Settings::default());
         index.apply_guardrail(guardrail(requests));
         index
     }
@@ -411,11 +422,7 @@ mod tests {
         let mut index = index(json!({"maxDuration": "4h"}));
         let service = RunService::new("acme-prod", "europe-west1", "web");
         let asked = request("inc-1", "1", json!([FINALIZER]));
-        let id = PolicyId {
-            namespace: asked.key.namespace.clone(),
-            name: asked.key.name.clone(),
-            uid: asked.uid.clone(),
-        };
+        let id = asked.id();
         let grant = asked.declared(at("2026-11-26T13:00:00Z")).grant;
         let ledger = Ledger {
             lines: [(grant.clone(), [id.clone()].into())].into(),
@@ -462,6 +469,98 @@ mod tests {
             index.set_ledger(&service, &ledger, Version::new("1"));
             let state = index.owners(&service)[&grant][&id];
             assert_eq!(state, OwnerState::Leaving(cause), "{phase:?}");
+        }
+    }
+
+    #[test]
+    fn a_finalizer_holds_nobody_who_was_given_nothing() {
+        let mut index = index(json!({"maxDuration": "4h"}));
+        let asked = request("inc-1", "1", json!([FINALIZER]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Pending);
+        assert_eq!(index.bound_for_nothing(&asked.key), None, "not over");
+        assert_eq!(
+            tend(&mut index, &asked, "2026-12-03T12:00:00Z"),
+            RequestPhase::Ended
+        );
+        assert_eq!(index.bound_for_nothing(&asked.key), Some(asked.id()));
+        // What belongs to it, whatever its status says, is taken back first.
+        let service = RunService::new("acme-prod", "europe-west1", "web");
+        let grant = asked.declared(at("2026-11-26T13:00:00Z")).grant;
+        let ledger = Ledger {
+            lines: [(grant, [asked.id()].into())].into(),
+            ..Ledger::default()
+        };
+        index.set_ledger(&service, &ledger, Version::new("1"));
+        assert_eq!(index.bound_for_nothing(&asked.key), None);
+    }
+
+    #[test]
+    fn nobody_requests_access_for_a_protected_member() {
+        let mut index = index(json!({"maxDuration": "4h", "autoApprove": ["*@acme.com"]}));
+        index.begin_approval_list();
+        index.end_approval_list();
+        index.settings.protected = vec!["user:ADA@*".into()];
+        let asked = request("inc-1", "1", json!([]));
+        ask(&mut index, &asked).unwrap();
+        assert_eq!(tend(&mut index, &asked, NOON), RequestPhase::Refused);
+        let message = index.requests.stored(&asked.key).unwrap().message.clone();
+        let message = message.unwrap();
+        assert!(
+            message.contains("is a protected member (--protected-member"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_stays_although_it_is_to_be_taken_back_is_said() {
+        let service = RunService::new("acme-prod", "europe-west1", "web");
+        let end = at("2026-11-26T13:00:00Z");
+        for phase in [
+            RequestPhase::Ended,
+            RequestPhase::Denied,
+            RequestPhase::Refused,
+        ] {
+            // No guardrail allows it any more.
+            let mut index = Index::new(Settings::default());
+            let asked = request("inc-1", "1", json!([FINALIZER]));
+            let stored = InvokerAccessRequestStatus {
+                phase: Some(phase),
+                message: Some("because".into()),
+                until: Some(Time(end)),
+                ..InvokerAccessRequestStatus::default()
+            };
+            let taken = index.apply_request(asked.clone(), stored, Duration::ZERO);
+            taken.unwrap();
+            let says = |index: &Index, now: &str| {
+                let next = index.request_status(&asked.key, Duration::ZERO, at(now));
+                next.unwrap().message.unwrap()
+            };
+            let stays = "; user:ada@acme.com may still invoke until 2026-11-26T13:00:00Z";
+            assert!(
+                !says(&index, NOON).contains(stays),
+                "{phase:?}: not protected"
+            );
+            index.settings.protected = vec!["user:ada@*".into()];
+            assert!(
+                !says(&index, NOON).contains(stays),
+                "{phase:?}: not granted"
+            );
+            // Whose the line is does not matter: it is nobody's as soon as the request is over.
+            let ledger = Ledger {
+                lines: [(asked.declared(end).grant, [].into())].into(),
+                ..Ledger::default()
+            };
+            index.set_ledger(&service, &ledger, Version::new("1"));
+            let said = says(&index, NOON);
+            assert_eq!(said.matches(stays).count(), 1, "{said}");
+            tend(&mut index, &asked, NOON);
+            let again = index.request_status(&asked.key, Duration::ZERO, at(NOON));
+            assert_eq!(again, None, "{phase:?}: it is said once");
+            assert!(
+                !says(&index, "2026-11-26T13:00:00Z").contains(stays),
+                "{phase:?}"
+            );
         }
     }
 

@@ -21,6 +21,17 @@ struct Standing {
     approval: Option<String>,
     approved_at: Option<MicroTime>,
     until: Option<Time>,
+    /// What was given stays although it is to be taken back: until when, and why.
+    remains: Option<String>,
+}
+
+impl Standing {
+    /// Where it stands in words, and what stays.
+    fn words(&self) -> String {
+        let parts = [&*self.message].into_iter().chain(self.remains.as_deref());
+        let words = parts.collect::<Vec<_>>().join("; ");
+        words.chars().take(1024).collect()
+    }
 }
 
 impl Index {
@@ -32,12 +43,15 @@ impl Index {
         now: Timestamp,
     ) -> Option<InvokerAccessRequestStatus> {
         let Entry { request, stored } = self.requests.by_key.get(key)?;
-        let standing = self.standing(request, stored, propagation, now);
+        let mut standing = self.standing(request, stored, propagation, now);
+        if standing.phase.takes_back() {
+            standing.remains = self.remains(request, stored, now);
+        }
         let record = self.policies.get(key);
         let last_change = record.and_then(|r| r.last_change()).map(str::to_owned);
         let status = InvokerAccessRequestStatus {
             phase: Some(standing.phase),
-            message: Some(standing.message.chars().take(1024).collect()),
+            message: Some(standing.words()),
             plan: Some(request.plan.to_string()),
             conditions: conditions(&standing, stored, now),
             approved_at: standing.approved_at,
@@ -72,12 +86,13 @@ impl Index {
             approval: stored.approval.clone(),
             approved_at: stored.approved_at.clone(),
             until: stored.until.clone(),
+            remains: None,
         };
         if let Some(phase) = stored.phase.filter(|p| p.is_final()) {
-            return as_it_was(phase, stored.message.clone().unwrap_or_default());
+            return as_it_was(phase, how_it_ended(stored));
         }
         if request.is_deleting() {
-            let message = "the request was deleted; what it was given is taken back";
+            let message = "the request was deleted, and with it what it was given";
             return as_it_was(RequestPhase::Ended, message.into());
         }
         let said = self.said_of(request, now);
@@ -98,6 +113,17 @@ impl Index {
             // What was granted holds on as it was: nobody knows what the guardrail forbids.
             let phase = stored.phase.unwrap_or(RequestPhase::Approved);
             return as_it_was(phase, refusal.message);
+        }
+        if until.is_none()
+            && self
+                .settings
+                .protects(&request.declared(request.end(now)).grant)
+        {
+            let message = format!(
+                "{} is a protected member (--protected-member of the operator): what it is granted is never revoked, so nobody can request it for a time; list it in an InvokerPolicy",
+                request.principal
+            );
+            return as_it_was(RequestPhase::Refused, message);
         }
         let consent = match may_be_granted(&terms, request, until, now) {
             Ok(consent) => consent,
@@ -132,7 +158,27 @@ impl Index {
             approval: Some(by),
             approved_at: Some(MicroTime(crate::history::whole_microseconds(now))),
             until: Some(Time(end)),
+            remains: None,
         }
+    }
+
+    /// Until when what a request was given stays although it is to be taken back, and why.
+    fn remains(
+        &self,
+        request: &AccessRequest,
+        stored: &InvokerAccessRequestStatus,
+        now: Timestamp,
+    ) -> Option<String> {
+        let end = stored.until.as_ref().map(|t| t.0).filter(|e| *e > now)?;
+        let grant = request.declared(end).grant;
+        let stays =
+            self.settings.protects(&grant) && self.ledgers.has_line(request.project(), &grant);
+        stays.then(|| {
+            format!(
+                "{} may still invoke until {end}: it became a protected member (--protected-member of the operator), whose access is never revoked",
+                request.principal
+            )
+        })
     }
 
     /// What approvers said of a request, a no first.
@@ -161,10 +207,13 @@ impl Index {
         let conditions = status.as_ref().map_or(&[][..], |s| &s.conditions);
         let find = |type_: ConditionType| conditions.iter().find(|c| c.type_ == type_.as_str());
         let ready = find(ConditionType::Ready);
-        let is_ready = ready.is_some_and(|c| c.status == "True");
+        // With nothing to reach there is no access, however ready a policy would be.
+        let reaches = status.as_ref().and_then(|s| s.summary.as_ref());
+        let reaches = reaches.is_some_and(|s| s.services > 0);
+        let is_ready = reaches && ready.is_some_and(|c| c.status == "True");
         let was_active = stored.phase == Some(RequestPhase::Active);
         let why = ready
-            .filter(|c| c.status != "True")
+            .filter(|c| c.status != "True" || !reaches)
             .map(|c| c.message.as_str());
         if !is_ready && !was_active {
             let why = why.unwrap_or("waiting for the first reconcile");
@@ -200,6 +249,17 @@ fn may_be_granted(
     refusal.map_or(Ok(consent), |r| Err(r.message))
 }
 
+/// Why a request is over, as its status says. What stays is said beside it.
+fn how_it_ended(stored: &InvokerAccessRequestStatus) -> String {
+    let mut conditions = stored.conditions.iter();
+    let approved = conditions.find(|c| c.type_ == APPROVED);
+    let message = approved.map(|c| &c.message).or(stored.message.as_ref());
+    message.cloned().unwrap_or_default()
+}
+
+/// The condition that says whether somebody agreed.
+const APPROVED: &str = "Approved";
+
 /// Approved and Active, with the times at which they changed.
 fn conditions(
     standing: &Standing,
@@ -218,14 +278,14 @@ fn conditions(
     } else {
         "False"
     };
-    let condition = |type_: &str, status: &str| {
+    let condition = |type_: &str, status: &str, message: String| {
         let mut known = stored.conditions.iter();
         let known = known.find(|c| c.type_ == type_ && c.status == status);
         StatusCondition {
             type_: type_.into(),
             status: status.into(),
             reason: phase.as_str().into(),
-            message: standing.message.chars().take(1024).collect(),
+            message,
             last_transition_time: known.map_or_else(
                 || Time(whole_seconds(now)),
                 |c| c.last_transition_time.clone(),
@@ -233,5 +293,9 @@ fn conditions(
             observed_generation: 1,
         }
     };
-    vec![condition("Approved", approved), condition("Active", active)]
+    let why = standing.message.chars().take(1024).collect();
+    vec![
+        condition(APPROVED, approved, why),
+        condition("Active", active, standing.words()),
+    ]
 }

@@ -11,7 +11,6 @@ use crate::{
     api::{InvokerPolicyStatus, MAX_STATUS_MEMBERS, ServiceState, ServiceStatus},
     fault::{Fault, FaultClass},
     iam::RunService,
-    status::PERHAPS_EXPOSED,
 };
 
 /// What is known from before.
@@ -143,10 +142,6 @@ pub(super) fn reported(entry: &ServiceStatus, found: &Findings) -> Findings {
         } else {
             Members::default()
         },
-        exposed: found
-            .exposed
-            .clone()
-            .filter(|_| entry.exposed || entry.message.contains(PERHAPS_EXPOSED)),
         ..Findings::default()
     }
 }
