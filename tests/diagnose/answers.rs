@@ -81,7 +81,7 @@ fn copied() -> Vec<(&'static str, Facts, Cause)> {
                 troubleshooter: Known::NotAsked,
                 ..with(bare)
             },
-            Cause::NotGranted,
+            Cause::CannotTell,
         ),
         (
             "a 404 page of somebody's",
@@ -325,7 +325,7 @@ fn pushed() -> Vec<(&'static str, Facts, Cause)> {
                 agent,
                 " The IAM principal lacks {run.routes.invoke} permission.",
             ),
-            Cause::NotGranted,
+            Cause::CannotTell,
         ));
         all.push((agent, sent(agent, ""), Cause::NoTokenOrNoGrant));
     }

@@ -155,6 +155,103 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Cause::AccessUnverified,
         ),
         (
+            "a user of a domain that may be the customer's other one",
+            Facts {
+                principal: principal("user:ada@acme.io"),
+                policy: to(&["domain:acme.com"], "roles/run.invoker"),
+                ..fine()
+            },
+            Cause::MaybeThroughAGroup,
+        ),
+        (
+            "a user of the domain",
+            Facts {
+                principal: principal("user:ada@acme.com"),
+                policy: to(&["domain:acme.com"], "roles/run.invoker"),
+                ..seen()
+            },
+            Cause::AccessExpected,
+        ),
+        (
+            "nobody's customer",
+            Facts {
+                principal: principal("user:ada@gmail.com"),
+                policy: to(&["domain:acme.com"], "roles/run.invoker"),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a token for another audience, and Cloud Run says that a valid one came",
+            Facts {
+                token: token(claims(|c| c["aud"] = json!("https://example.com")), "s"),
+                symptom: logged(403, &lacks),
+                policy: nobody(),
+                ..fine()
+            },
+            Cause::NotGranted,
+        ),
+        (
+            "a token that has expired, and a page that says nothing of that",
+            Facts {
+                token: token(claims(|c| c["exp"] = json!(at().as_second())), "s"),
+                symptom: logged(403, NOT_AUTHENTICATED),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a token that was cut off",
+            Facts {
+                token: token(claims(|_| {}), "c2ln"),
+                ..seen()
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "a token that does not say when it ends",
+            Facts {
+                token: token(claims(|c| c["exp"] = json!("later")), "s"),
+                ..seen()
+            },
+            Cause::AccessUnverified,
+        ),
+        (
+            "a token that ended within a second",
+            Facts {
+                token: token(
+                    claims(|c| c["exp"] = json!(at().as_second() as f64 - 0.5)),
+                    "s",
+                ),
+                ..seen()
+            },
+            Cause::TokenExpired,
+        ),
+        (
+            "a token that is not valid yet",
+            Facts {
+                token: token(claims(|c| c["nbf"] = json!(at().as_second() + 3600)), "s"),
+                ..seen()
+            },
+            Cause::NotAnIdToken,
+        ),
+        (
+            "a token that nobody signed",
+            Facts {
+                token: Some(signed("none", claims(|_| {}), "")),
+                ..seen()
+            },
+            Cause::NotAnIdToken,
+        ),
+        (
+            "a token by a shared key",
+            Facts {
+                token: Some(signed("HS256", claims(|_| {}), &"s".repeat(342))),
+                ..seen()
+            },
+            Cause::NotAnIdToken,
+        ),
+        (
             "a member of a pool that does not exist",
             Facts {
                 principal: principal("serviceAccount:acme-prod.svc.id.goog[shop/web]"),
@@ -164,7 +261,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
                 })]),
                 ..fine()
             },
-            Cause::NotGranted,
+            Cause::CannotInvoke,
         ),
     ]
 }

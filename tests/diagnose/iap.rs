@@ -33,7 +33,7 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
         (
             "403 with IAP's header, granted",
             iap(&header(403), &[CALLER]),
-            Cause::IapDecides,
+            Cause::CannotTell,
         ),
         (
             "403 with IAP's header, on the load balancer",
@@ -215,6 +215,14 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
                 ..iap("", &[CALLER])
             },
             Cause::CannotTell,
+        ),
+        (
+            "IAP got no token, and has no agent",
+            Facts {
+                policy: nobody(),
+                ..iap(no_token, &[CALLER])
+            },
+            Cause::IapDecides,
         ),
         (
             "an answer of IAP's that got in fits nothing",

@@ -275,6 +275,33 @@ pub fn cases() -> Vec<(&'static str, Facts, Cause)> {
             Cause::CannotTell,
         ),
         (
+            "a mesh refuses whom IAM would refuse too",
+            Facts {
+                policy: nobody(),
+                troubleshooter: Known::NotAsked,
+                ..with("HTTP/2 403\nserver: istio-envoy\n\nRBAC: access denied")
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a redirect of somebody's, and no grant",
+            Facts {
+                policy: nobody(),
+                symptom: status(302, None),
+                ..fine()
+            },
+            Cause::CannotTell,
+        ),
+        (
+            "a code that IAM never answers, and no grant",
+            Facts {
+                policy: nobody(),
+                symptom: status(409, None),
+                ..fine()
+            },
+            Cause::NotAboutAccess,
+        ),
+        (
             "a mesh refuses",
             with("HTTP/2 403\nserver: envoy\n\nRBAC: access denied"),
             Cause::CannotTell,

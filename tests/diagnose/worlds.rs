@@ -438,12 +438,15 @@ impl World {
         } else {
             CALLER
         };
+        // Who says nothing of Cloud Run's was not asked by it.
+        let is_foreign = symptom.text.is_some() && answer.by != By::Iam;
         let may_now = self.may_invoke(who, true) && !self.denied;
         Some(match cause {
             Cause::AccessUnverified
             | Cause::CannotTell
             | Cause::NoTokenOrNoGrant
             | Cause::MaybeThroughAGroup => return None,
+            Cause::NotGranted | Cause::AccessEnded | Cause::ConditionFalse if is_foreign => false,
             Cause::IamCheckOff => self.check_off,
             Cause::TheApplication => answer.by == By::Application,
             Cause::IngressBlocks => answer.by == By::Ingress,

@@ -64,7 +64,7 @@ pub struct DiagnoseCommand {
     pub token: Option<String>,
 
     /// Status code of the answer.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(100..600))]
     pub status: Option<u16>,
 
     /// The answer, as curl -si prints it, or its headers (curl -sI) or its text alone.
@@ -115,7 +115,7 @@ pub async fn run(context: &Context, command: &DiagnoseCommand) -> anyhow::Result
     let google = context.google(&command.cloud).await?;
     let service = find_service(command, &entry, url.as_deref(), &google).await?;
     let mut facts = Facts {
-        at: entry.at.unwrap_or(context.now),
+        at: entry.at.or(symptom.at).unwrap_or(context.now),
         principal,
         url,
         front: Known::NotAsked,

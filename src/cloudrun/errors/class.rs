@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{About, document::Answer, foreign};
-use crate::fault::{DENIAL, Fault, FaultClass};
+use crate::{
+    fault::{DENIAL, Fault, FaultClass},
+    iam::RunService,
+};
 
 /// The longest that an answer may silence what it was about. Whoever sends more may not be Google.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -159,6 +162,31 @@ fn forbidden_by_organization(answer: &Answer) -> bool {
             .any(|v| v.kind.starts_with("constraints/") || v.kind.starts_with("customConstraints/"))
 }
 
+/// Whether a text names another region, project or service than that one. A project's number may be
+/// that of its id.
+fn names_another(message: &str, service: &RunService) -> bool {
+    let after = |word: &str| {
+        let (_, rest) = message.split_once(&format!("{word} '"))?;
+        rest.split_once('\'').map(|(name, _)| name)
+    };
+    let is_number = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
+    let is_project = |name: &str| name == &*service.project || is_number(name);
+    let is_this = |path: &str| match path.split('/').collect::<Vec<_>>().as_slice() {
+        [project, "locations", region, "services", name, ..] => {
+            let ends = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+            let name = name.split(ends).next().unwrap_or_default();
+            is_project(project) && *region == &*service.region && name == &*service.name
+        }
+        _ => true,
+    };
+    after("region").is_some_and(|r| r != &*service.region)
+        || after("project").is_some_and(|p| !is_project(p))
+        || message
+            .split("projects/")
+            .skip(1)
+            .any(|path| !is_this(path))
+}
+
 /// What a 404 of Cloud Run's says is not there. A text that does not name what was asked for proves
 /// nothing.
 fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
@@ -176,7 +204,9 @@ fn what_is_gone(message: &str, about: About<'_>) -> FaultClass {
     }
     match about {
         About::Service(s)
-            if absent && (quoted(&s.name) || message.contains(&s.resource_name())) =>
+            if absent
+                && (quoted(&s.name) || message.contains(&s.resource_name()))
+                && !names_another(message, s) =>
         {
             FaultClass::ServiceNotFound
         }

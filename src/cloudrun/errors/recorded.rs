@@ -320,6 +320,30 @@ fn of_absence() -> Vec<Recorded> {
         plain(
             404,
             "NOT_FOUND",
+            "Resource 'web' of kind 'SERVICE' in region 'us-central1' in project 'acme-prod' does not exist.",
+            ForeignAnswer,
+        ),
+        plain(
+            404,
+            "NOT_FOUND",
+            "Resource 'web' of kind 'SERVICE' in region 'europe-west1' in project 'other' does not exist.",
+            ForeignAnswer,
+        ),
+        plain(
+            404,
+            "NOT_FOUND",
+            "Resource 'web' of kind 'SERVICE' in region 'europe-west1' in project '306564062123' does not exist.",
+            ServiceNotFound,
+        ),
+        plain(
+            404,
+            "NOT_FOUND",
+            "Resource \"web\" not found: projects/acme-prod/locations/us-central1/services/web",
+            ForeignAnswer,
+        ),
+        plain(
+            404,
+            "NOT_FOUND",
             "Requested entity was not found.",
             ForeignAnswer,
         ),

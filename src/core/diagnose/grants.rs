@@ -26,6 +26,9 @@ impl Place {
     }
 }
 
+/// How a grant is named whose condition cannot be evaluated here.
+pub(super) const UNDER_A_CONDITION: &str = "under a condition";
+
 /// Whether a member of a policy stands for whoever is asked about; `None`: it may.
 pub(super) type Covers<'a> = &'a dyn Fn(&Principal) -> Option<bool>;
 
@@ -184,7 +187,7 @@ impl Held {
             Truth::True if surely => self.yes.push((listed, what)),
             Truth::True => self.maybe.push(listed.to_string()),
             Truth::Unknown(why) => self.maybe.push(format!(
-                "{listed} under a condition that cannot be evaluated here ({why})"
+                "{listed} {UNDER_A_CONDITION} that cannot be evaluated here ({why})"
             )),
             Truth::False => {
                 let when = facts.at;
@@ -226,12 +229,23 @@ pub(super) fn covers(listed: &Principal, principal: &Principal) -> Option<bool> 
     }
     match listed.kind() {
         K::AllUsers => Some(true),
+        // A federated identity in either spelling has no Google account.
+        K::AllAuthenticatedUsers if principal.invocation() == Invocation::Unsupported => {
+            Some(false)
+        }
         // Neither those without an account nor federated identities have a Google account.
         K::AllAuthenticatedUsers => Some(!matches!(principal.kind(), K::AllUsers | K::Federated)),
         K::Domain => {
             let domain = listed.key().strip_prefix("domain:").unwrap_or_default();
             let at = principal.key().rsplit('@').next().unwrap_or_default();
-            Some(matches!(principal.kind(), K::User | K::Group) && at == domain)
+            // IAM means the customer that has the domain, and with it all its other domains. Google's
+            // own are nobody's.
+            let is_consumers = matches!(at, "gmail.com" | "googlemail.com");
+            match principal.kind() {
+                K::User | K::Group if at == domain => Some(true),
+                K::User | K::Group | K::ServiceAccount if !is_consumers => None,
+                _ => Some(false),
+            }
         }
         K::Group if matches!(principal.kind(), K::User | K::ServiceAccount | K::Group) => None,
         K::FederatedSet if principal.kind() == K::ServiceAccount => {

@@ -255,6 +255,24 @@ impl Cause {
         )
     }
 
+    /// Whether it is of what Cloud Run decides about the caller by IAM.
+    fn is_iams(self) -> bool {
+        matches!(
+            self,
+            Self::PublicGrantMissing
+                | Self::NoToken
+                | Self::NotAnIdToken
+                | Self::ForeignIssuer
+                | Self::WrongAudience
+                | Self::TokenExpired
+                | Self::SignatureRemoved
+                | Self::CannotInvoke
+                | Self::AccessEnded
+                | Self::ConditionFalse
+                | Self::NotGranted
+        )
+    }
+
     /// Whether it says that a request like this is refused. No such verdict stands beside an answer
     /// that shows the request let in.
     fn is_refusal(self) -> bool {
@@ -430,6 +448,29 @@ impl Walk<'_> {
             "Somebody else sent it, or something was changed since: ask about a request that is refused, with its answer (--body). If it is this one now: {}",
             fix.words
         ));
+        self.soften();
+    }
+
+    /// An answer that is none of Cloud Run's was not given for what IAM says.
+    fn of_somebody_else(&mut self) {
+        let symptom = &self.facts.symptom;
+        let is_foreign = symptom.answered_by.is_none()
+            && (symptom.text.is_some() || matches!(symptom.status, Some(300..=399)));
+        let Some((cause, verdict, _)) = &mut self.found else {
+            return;
+        };
+        if !is_foreign || !cause.is_iams() {
+            return;
+        }
+        *cause = Cause::CannotTell;
+        *verdict = format!(
+            "{verdict} But the answer is none of Cloud Run's: something in front of it gave that, or the application."
+        );
+        self.soften();
+    }
+
+    /// What would be the cause is one of several.
+    fn soften(&mut self) {
         for step in &mut self.steps {
             if step.outcome == Outcome::Fail {
                 step.outcome = Outcome::Maybe;
@@ -440,6 +481,7 @@ impl Walk<'_> {
     /// That nothing refuses a request is said only if everything that this checks was seen.
     fn finish(mut self) -> Diagnosis {
         self.contradicted();
+        self.of_somebody_else();
         let open = self.open_steps();
         let unseen: Vec<&str> = open.iter().map(|s| s.check).collect();
         let unseen = unseen.join(", ");

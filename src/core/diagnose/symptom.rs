@@ -1,5 +1,7 @@
 //! What a caller saw: the answer's status, headers and text, or a Cloud Logging entry of it.
 
+use jiff::Timestamp;
+
 use super::response::Response;
 
 pub use super::log_entry::Entry;
@@ -61,6 +63,8 @@ pub struct Symptom {
     /// Its headers say that it came through Google's front end, which writes over what an
     /// application says of itself there.
     pub is_by_front_end: bool,
+    /// When it was given, by its `Date`.
+    pub at: Option<Timestamp>,
 }
 
 /// Who sends requests, where its user agent says so.
@@ -158,6 +162,8 @@ impl Symptom {
         self.status = self.status.or(answer.status);
         self.take_in(text);
         self.is_by_front_end = answer.header("server") == Some("Google Frontend");
+        let date = answer.header("date");
+        self.at = date.and_then(|d| jiff::fmt::rfc2822::parse(d).ok().map(|d| d.timestamp()));
         let location = answer.header("location").unwrap_or_default();
         self.is_sign_in |= location.starts_with("https://accounts.google.com/");
         // It signs in by a client of its own, whose answers come back to it.

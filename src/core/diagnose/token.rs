@@ -22,8 +22,17 @@ pub struct Token {
     pub issuer: String,
     pub audiences: Vec<String>,
     pub expires: Option<Timestamp>,
+    /// When it begins to be valid, and when it was made.
+    pub begins: Option<Timestamp>,
     pub email: Option<String>,
+    /// How it says that it is signed; empty if it does not.
+    pub algorithm: String,
+    /// What makes one doubt that it is whole. Its signature is verified nowhere here.
+    pub doubt: Option<&'static str>,
 }
+
+/// Characters of an RS256 signature by a key of 2048 bits, as Google signs ID tokens.
+const SIGNATURE: usize = 342;
 
 impl Token {
     fn not(kind: TokenKind) -> Self {
@@ -32,7 +41,10 @@ impl Token {
             issuer: String::new(),
             audiences: Vec::new(),
             expires: None,
+            begins: None,
             email: None,
+            algorithm: String::new(),
+            doubt: None,
         }
     }
 
@@ -44,7 +56,7 @@ impl Token {
             return Self::not(TokenKind::Access);
         }
         let parts: Vec<&str> = text.split('.').collect();
-        let [_, payload, signature] = parts.as_slice() else {
+        let [header, payload, signature] = parts.as_slice() else {
             return Self::not(TokenKind::Unreadable("it has not the three parts of one"));
         };
         let Ok(bytes) = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')) else {
@@ -62,6 +74,20 @@ impl Token {
                 .collect(),
             one => one.as_str().map(str::to_owned).into_iter().collect(),
         };
+        let decoded = URL_SAFE_NO_PAD.decode(header.trim_end_matches('=')).ok();
+        let header = decoded.and_then(|h| serde_json::from_slice::<Value>(&h).ok());
+        let algorithm = header.and_then(|h| h["alg"].as_str().map(str::to_owned));
+        let time = |k: &str| {
+            let seconds = claims[k].as_f64()?;
+            Timestamp::from_second(seconds as i64).ok()
+        };
+        let expires = time("exp");
+        let doubt = match (&algorithm, expires) {
+            (None, _) => Some("its first part does not say how it is signed"),
+            (_, None) => Some("it does not say when it ends"),
+            _ if signature.len() < SIGNATURE => Some("its signature is too short: it was cut off"),
+            _ => None,
+        };
         Self {
             kind: if *signature == "SIGNATURE_REMOVED_BY_GOOGLE" {
                 TokenKind::SignatureRemoved
@@ -70,10 +96,11 @@ impl Token {
             },
             issuer: text("iss"),
             audiences,
-            expires: claims["exp"]
-                .as_i64()
-                .and_then(|s| Timestamp::from_second(s).ok()),
+            expires,
+            begins: time("nbf").max(time("iat")),
             email: Some(text("email")).filter(|e| !e.is_empty()),
+            algorithm: algorithm.unwrap_or_default(),
+            doubt,
         }
     }
 

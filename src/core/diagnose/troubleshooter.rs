@@ -33,7 +33,7 @@ pub struct Answer {
     pub by: Vec<String>,
     /// Whether a deny policy refuses it.
     pub denied: Says,
-    /// Names of the deny policies that do.
+    /// Names of the deny policies that do, or may.
     pub denied_by: Vec<String>,
 }
 
@@ -82,9 +82,10 @@ pub fn read(answer: &Value) -> Result<Answer, String> {
     }
     let mut denied_by = Vec::new();
     for resource in list(&deny["explainedResources"]) {
+        // One that is not decided is named as well.
         let denying = list(&resource["explainedPolicies"])
             .into_iter()
-            .filter(|p| p["denyAccessState"] == "DENY_ACCESS_STATE_DENIED");
+            .filter(|p| p["denyAccessState"] != "DENY_ACCESS_STATE_NOT_DENIED");
         denied_by.extend(denying.map(|p| deny_policy(&text(&p["policy"]["name"]))));
     }
     Ok(Answer {
@@ -114,6 +115,14 @@ fn relative(full: &str) -> &str {
     name.map_or(full, |(_, name)| name)
 }
 
+/// ` (A, B)`, or nothing.
+fn named(policies: &[String]) -> String {
+    match policies {
+        [] => String::new(),
+        some => format!(" ({})", some.join(", ")),
+    }
+}
+
 impl Walk<'_> {
     /// What is above the service, where Policy Troubleshooter was asked.
     pub(super) fn troubleshooter(&mut self) {
@@ -134,11 +143,17 @@ impl Walk<'_> {
             ),
             Says::Depends => (
                 Outcome::Maybe,
-                "a deny policy applies under a condition".into(),
+                format!(
+                    "a deny policy applies under a condition{}",
+                    named(&answer.denied_by)
+                ),
             ),
             Says::Unknown => (
                 Outcome::Unknown,
-                "you may not see every deny policy (iam.denypolicies.get)".into(),
+                format!(
+                    "it could not decide{}: you may not see every deny policy (iam.denypolicies.get), or the members of a group in one",
+                    named(&answer.denied_by)
+                ),
             ),
             Says::No => (Outcome::Pass, "no deny policy refuses it".into()),
         };
@@ -183,9 +198,7 @@ impl Walk<'_> {
     pub(super) fn maybe_above(&self) -> Option<String> {
         let answer = self.facts.troubleshooter.value()?;
         let is_open = matches!(answer.allowed, Says::Depends | Says::Unknown);
-        is_open.then(|| {
-            "something above the service that Policy Troubleshooter could not look into".into()
-        })
+        is_open.then(|| "something that Policy Troubleshooter could not look into".into())
     }
 
     /// A policy that was read grants it, and Policy Troubleshooter says that none does: one of the

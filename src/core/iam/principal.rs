@@ -216,6 +216,8 @@ impl Principal {
         let is_federated = match self.kind {
             PrincipalKind::Federated => true,
             PrincipalKind::FederatedSet => !self.text.ends_with("/type/ServiceAccount"),
+            // GKE's older spelling of a federated identity (reference §4.1).
+            PrincipalKind::ServiceAccount => self.text.contains(".svc.id.goog["),
             _ => false,
         };
         if !is_federated {

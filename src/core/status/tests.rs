@@ -450,6 +450,24 @@ fn of_many_grants_above_a_status_shows_the_first_twenty_unlisted_ones_first() {
 }
 
 #[test]
+fn what_else_is_held_is_not_said_to_be_applied() {
+    let held = |member: &str| Held {
+        member: member.into(),
+        reason: Reason::GuardrailViolated,
+        message: "not allowed by guardrail staff".into(),
+    };
+    let seen = Findings {
+        held: vec![held("user:x@acme.com"), held("user:y@acme.com")],
+        ..Default::default()
+    };
+    let i = intent(json!({"mode": "Enforce"}), 1);
+    let said = run(&i, ok(seen), &Default::default(), T0).conditions[0]
+        .message
+        .clone();
+    assert!(said.contains(", and 1 more are held"), "{said}");
+}
+
+#[test]
 fn in_audit_nobody_says_that_the_rest_is_applied() {
     let held = Held {
         member: "user:x@acme.com".into(),

@@ -7,7 +7,7 @@
 use crate::{
     diagnose::{
         Cause, Fix, Outcome, Walk,
-        grants::{Held, Sum, covers},
+        grants::{Held, Sum, UNDER_A_CONDITION, covers},
         symptom::{Refusal, Sender},
         troubleshooter::Says,
     },
@@ -118,9 +118,9 @@ impl Walk<'_> {
                     _ => "the caller".to_owned(),
                 };
                 self.conclude(
-                    Cause::NotGranted,
-                    format!("A valid token came, and {who} may not invoke the service."),
-                    "Give the principal with --as: the fix is a grant for it.",
+                    Cause::CannotTell,
+                    format!("A valid token came, and {who} lacks run.routes.invoke: it has no grant, or one whose condition does not hold, or a deny policy refuses it."),
+                    "Give the principal with --as; the policies say which.",
                 );
             }
             Some(Refusal::NoTokenOrNoGrant) => {
@@ -224,7 +224,15 @@ impl Walk<'_> {
                 "Ask who is in it.",
             ),
         };
-        let words = format!("{ask} If it should not depend on that: {}", fix.words);
+        let condition = if maybe.contains(UNDER_A_CONDITION) {
+            " See whether the condition holds for the request; a grant without it goes past it."
+        } else {
+            ""
+        };
+        let words = format!(
+            "{ask}{condition} If it should not depend on that: {}",
+            fix.words
+        );
         let cause = match sum.ended() {
             Some(_) => Cause::CannotTell,
             None => Cause::MaybeThroughAGroup,

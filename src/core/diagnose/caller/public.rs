@@ -2,7 +2,9 @@
 
 use super::roles;
 use crate::{
-    diagnose::{Cause, Outcome, Step, Walk, grants::covers, symptom::Refusal},
+    diagnose::{
+        Cause, Outcome, Step, Walk, grants::covers, symptom::Refusal, troubleshooter::Says,
+    },
     iam::{Principal, carries_invoke},
 };
 
@@ -81,17 +83,27 @@ impl Walk<'_> {
             self.reopen_troubleshooter();
         }
         match symptom.refusal {
-            Some(_) => self.conclude(
-                Cause::CannotTell,
-                "The service is public, and Cloud Run refused the request: a deny policy does, or it was asked before the service was public for everybody.",
-                "Try again; if it is refused still, look at deny policies (--as with --troubleshoot).",
-            ),
+            Some(_) => {
+                let (deny, look) = match self.facts.troubleshooter.value().map(|a| a.denied) {
+                    Some(Says::No) => ("", ""),
+                    _ => (
+                        "a deny policy does, or ",
+                        " If it is refused still, look at deny policies (--as with --troubleshoot).",
+                    ),
+                };
+                self.conclude(
+                    Cause::CannotTell,
+                    format!("The service is public, and Cloud Run refused the request: {deny}it was asked before the service was public for everybody."),
+                    format!("Try again.{look}"),
+                );
+            }
             None if symptom.is_platforms_refusal() => self.conclude(
                 Cause::CannotTell,
                 "The service is public. Either the application itself refuses this, or Cloud Run does: a deny policy, a service perimeter, or a token that it cannot verify.",
                 "Give the whole answer (--body, as curl -si prints it), or the entry of the request log (--log): they say which.",
             ),
             None => {
+                self.token_to_all();
                 self.beyond();
                 self.conclude(
                     Cause::AccessExpected,
@@ -100,6 +112,20 @@ impl Walk<'_> {
                 );
             }
         }
+    }
+
+    /// A token that is asked for by nobody, and that Cloud Run may not be able to verify.
+    fn token_to_all(&mut self) {
+        let flaw = self.facts.token.as_ref().and_then(|t| self.flaw(t));
+        let Some((_, evidence, _)) = flaw.filter(|_| !self.facts.symptom.got_in()) else {
+            return;
+        };
+        self.open(
+            "token",
+            Outcome::Maybe,
+            format!("{evidence}; a public service needs none, and Cloud Run may answer 401 to one that it cannot verify"),
+            "call with it, and give the answer (--body); or leave it out, or send it in another header",
+        );
     }
 
     /// Who is public asks for no token, and yet Cloud Run verifies one that comes.

@@ -1,5 +1,7 @@
 //! The token of a request: is there one, is it whole, is it for this service, and how to mint one that is.
 
+use jiff::SignedDuration;
+
 use crate::{
     diagnose::{
         Cause, Fix, Outcome, Walk, address,
@@ -34,6 +36,12 @@ impl Walk<'_> {
                     "The token does not reach the service.",
                     "Something in between drops or replaces the Authorization header: send the ID token in X-Serverless-Authorization.",
                 );
+            }
+            // A valid token came, and what is wrong with one gets 401.
+            (Some(token), Some(Refusal::NoGrant | Refusal::NoTokenOrNoGrant))
+                if self.flaw(token).is_some() =>
+            {
+                self.another_came(token);
             }
             (Some(token), _) => self.given(token),
             (None, Some(Refusal::NoToken)) => self.no_token(),
@@ -91,6 +99,20 @@ impl Walk<'_> {
         }
     }
 
+    /// A token was given that is not the one which came.
+    fn another_came(&mut self, token: &Token) {
+        let flaw = self.flaw(token).map(|(_, evidence, _)| evidence);
+        self.open(
+            "token",
+            Outcome::Maybe,
+            format!(
+                "this one did not come: {}, for which Cloud Run answers 401; the answer is another",
+                flaw.unwrap_or_default()
+            ),
+            "give the token that was sent with this very request",
+        );
+    }
+
     /// What is known of a token that was given.
     fn given(&mut self, token: &Token) {
         if let Some((cause, evidence, verdict)) = self.flaw(token) {
@@ -112,8 +134,11 @@ impl Walk<'_> {
             return self.somebody_elses(of, named);
         }
         let evidence = match &of {
-            Some(of) => format!("a Google ID token for this service, of {of}"),
-            None => "a Google ID token for this service that names nobody by e-mail".to_owned(),
+            Some(of) => format!("by what it says a Google ID token for this service, of {of}"),
+            None => {
+                "by what it says a Google ID token for this service that names nobody by e-mail"
+                    .to_owned()
+            }
         };
         if self.facts.symptom.refusal == Some(Refusal::BadToken) {
             self.step("token", Outcome::Maybe, evidence);
@@ -124,6 +149,12 @@ impl Walk<'_> {
             );
         }
         match of {
+            Some(_) if token.doubt.is_some() => self.open(
+                "token",
+                Outcome::Maybe,
+                format!("{evidence}; but {}", token.doubt.unwrap_or_default()),
+                "give the whole token, as it was sent",
+            ),
             Some(_) => self.step("token", Outcome::Pass, evidence),
             None => self.open(
                 "token",
@@ -175,6 +206,11 @@ impl Walk<'_> {
                 "its signature reads SIGNATURE_REMOVED_BY_GOOGLE: it is a copy of what an application was handed, without what proves it".into(),
                 "The token's signature was removed; it cannot be used again.",
             )),
+            TokenKind::Jwt if !matches!(token.algorithm.as_str(), "" | "RS256" | "ES256") => Some((
+                Cause::NotAnIdToken,
+                format!("it says that it is signed with {:?}; Google signs with RS256", token.algorithm),
+                "Google did not sign it.",
+            )),
             TokenKind::Jwt => None,
         }
     }
@@ -189,6 +225,15 @@ impl Walk<'_> {
                 Cause::ForeignIssuer,
                 format!("its issuer is {issuer:?}, not Google"),
                 "The token is not signed by Google.",
+            ));
+        }
+        // Clocks differ a little.
+        let soon = self.facts.at + SignedDuration::from_mins(5);
+        if let Some(begins) = token.begins.filter(|b| *b > soon) {
+            return Some((
+                Cause::NotAnIdToken,
+                format!("it begins to be valid at {begins}"),
+                "The token is not valid yet.",
             ));
         }
         let ended = token.expires.filter(|e| *e <= self.facts.at)?;

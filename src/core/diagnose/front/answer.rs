@@ -48,13 +48,25 @@ impl Walk<'_> {
                 "Look at the application's routes, its own checks of the caller, and its log. Cloud Run let the request through.",
             );
         }
-        if (500..600).contains(&status) || status == 429 {
-            self.step("answer", Outcome::Fail, format!("{status} is no refusal"));
-            return self.settle(
-                Cause::NotAboutAccess,
-                format!("{status} is not about access."),
-                "Look at the application's log, its memory and its limits.",
+        if (400..600).contains(&status) && !matches!(status, 401 | 403 | 404) {
+            self.step(
+                "answer",
+                Outcome::Fail,
+                format!(
+                    "{status} is no refusal: what decides about access answers 401, 403 or 404"
+                ),
             );
+            let fix = match status {
+                429 => {
+                    "Look at the application's own limits, and at maximum instances and concurrency."
+                }
+                500.. => "Look at the application's log, its memory and its limits.",
+                _ => {
+                    "Look at what was asked for, at the application's log, and at what stands in front."
+                }
+            };
+            let verdict = format!("{status} is not about access.");
+            return self.settle(Cause::NotAboutAccess, verdict, fix);
         }
         self.undecided_answer();
     }

@@ -80,7 +80,8 @@ impl Walk<'_> {
         if self.is_refused_by_iam() {
             return self.refuses_iap();
         }
-        if self.has_no_agent() {
+        // What it refused itself, it called nothing for.
+        if !symptom.is_iaps() && !symptom.is_sign_in && self.has_no_agent() {
             return;
         }
         if symptom.refusal == Some(Refusal::IapCredentials) || symptom.is_sign_in {
@@ -260,7 +261,7 @@ impl Walk<'_> {
         self.settle(
             Cause::CannotTell,
             format!("Identity-Aware Proxy decides. Whether one of these lets {principal} in cannot be seen here: {sets}."),
-            format!("Ask who is in it. If it should not depend on that, grant {principal} {IAP_ROLE} on the IAP resource of the service; an invoker grant changes nothing."),
+            format!("Ask who is in it, or whether its condition (such as an access level) holds. To grant {principal} {IAP_ROLE} past a condition is for whoever set it to decide; an invoker grant changes nothing."),
         );
     }
 
@@ -268,7 +269,7 @@ impl Walk<'_> {
         let symptom = &self.facts.symptom;
         if symptom.refusal == Some(Refusal::Iap) {
             return self.settle(
-                Cause::IapDecides,
+                Cause::CannotTell,
                 format!("{principal} may pass Identity-Aware Proxy, and it refused nevertheless."),
                 format!("Look at access levels on the IAP resource, at the age of the grant (minutes), and at which account is signed in. {CREDENTIALS}"),
             );

@@ -214,8 +214,14 @@ fn held_entries<'a>(
 
 fn held(facts: &StatusInput<'_>) -> Option<Verdict> {
     let (service, held) = held_entries(facts).min_by_key(|(service, h)| (h.reason, *service))?;
+    let all = facts.findings().flat_map(|(_, found)| &found.held);
+    let others = all.filter(|h| needs_person(h.reason)).count() - 1;
+    let others = match others {
+        0 => String::new(),
+        n => format!(", and {n} more are held (status.services says which)"),
+    };
     let message = format!(
-        "{} on {}: {}; {}",
+        "{} on {}: {}{others}; {}",
         held.member,
         place(service),
         held.message,
