@@ -123,10 +123,14 @@ impl<'a> Sum<'a> {
         unseen.map(|(name, _)| *name).collect()
     }
 
+    /// Whether something that was seen may let it in.
+    pub fn is_open(&self) -> bool {
+        self.seen().any(Held::is_open)
+    }
+
     /// Whether it is certain that none of them lets it in.
     pub fn is_no(&self) -> bool {
-        let no =
-            |held: &Held| held.yes.is_empty() && held.maybe.is_empty() && held.unknown.is_empty();
+        let no = |held: &Held| held.yes.is_empty() && !held.is_open();
         let mut all = self.places.iter();
         all.all(|(_, held)| held.as_ref().is_ok_and(no))
     }

@@ -255,34 +255,10 @@ impl Cause {
         )
     }
 
-    /// Whether it is of what Cloud Run decides about the caller by IAM.
-    fn is_iams(self) -> bool {
-        matches!(
-            self,
-            Self::PublicGrantMissing
-                | Self::NoToken
-                | Self::NotAnIdToken
-                | Self::ForeignIssuer
-                | Self::WrongAudience
-                | Self::TokenExpired
-                | Self::SignatureRemoved
-                | Self::CannotInvoke
-                | Self::AccessEnded
-                | Self::ConditionFalse
-                | Self::NotGranted
-        )
-    }
-
-    /// Whether it says that a request like this is refused. No such verdict stands beside an answer
-    /// that shows the request let in.
-    fn is_refusal(self) -> bool {
+    /// Who refuses a request like this by it, if anybody does.
+    fn refuses(self) -> Option<Refuser> {
         match self {
-            Self::IngressBlocks
-            | Self::ReservedPath
-            | Self::IapDecides
-            | Self::IapNotGranted
-            | Self::IapAgentMissing
-            | Self::PublicGrantMissing
+            Self::PublicGrantMissing
             | Self::NoToken
             | Self::NotAnIdToken
             | Self::ForeignIssuer
@@ -292,9 +268,14 @@ impl Cause {
             | Self::CannotInvoke
             | Self::AccessEnded
             | Self::ConditionFalse
-            | Self::NotGranted
+            | Self::NotGranted => Some(Refuser::IamCheck),
+            Self::IngressBlocks
+            | Self::ReservedPath
+            | Self::IapDecides
+            | Self::IapNotGranted
+            | Self::IapAgentMissing
             | Self::Propagating
-            | Self::PerimeterOrDeny => true,
+            | Self::PerimeterOrDeny => Some(Refuser::Another),
             Self::ServiceNotFound
             | Self::ProjectNotFound
             | Self::ApiDisabled
@@ -310,9 +291,17 @@ impl Cause {
             | Self::TheApplication
             | Self::AccessExpected
             | Self::AccessUnverified
-            | Self::CannotTell => false,
+            | Self::CannotTell => None,
         }
     }
+}
+
+/// Who refuses a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Refuser {
+    /// Cloud Run, by what IAM says of the caller or its token.
+    IamCheck,
+    Another,
 }
 
 /// `diagnose -o json`, version 1.
@@ -438,7 +427,7 @@ impl Walk<'_> {
         let Some((cause, verdict, fix)) = &mut self.found else {
             return;
         };
-        if !self.facts.symptom.got_in() || !cause.is_refusal() {
+        if !self.facts.symptom.got_in() || cause.refuses().is_none() {
             return;
         }
         *cause = Cause::CannotTell;
@@ -459,7 +448,7 @@ impl Walk<'_> {
         let Some((cause, verdict, _)) = &mut self.found else {
             return;
         };
-        if !is_foreign || !cause.is_iams() {
+        if !is_foreign || cause.refuses() != Some(Refuser::IamCheck) {
             return;
         }
         *cause = Cause::CannotTell;

@@ -212,6 +212,12 @@ impl Walk<'_> {
         }
     }
 
+    /// Whether it is certain that no deny policy refuses it.
+    pub(super) fn is_surely_not_denied(&self) -> bool {
+        let answer = self.facts.troubleshooter.value();
+        answer.is_some_and(|a| a.denied == Says::No)
+    }
+
     /// Whether it is certain that no allow policy on any level grants it.
     pub(super) fn is_granted_nowhere(&self) -> bool {
         let answer = self.facts.troubleshooter.value();

@@ -9,7 +9,6 @@ use crate::{
         Cause, Fix, Outcome, Walk,
         grants::{Held, Sum, UNDER_A_CONDITION, covers},
         symptom::{Refusal, Sender},
-        troubleshooter::Says,
     },
     iam::{Invocation, Principal, carries_invoke},
 };
@@ -124,24 +123,22 @@ impl Walk<'_> {
                 );
             }
             Some(Refusal::NoTokenOrNoGrant) => {
-                let fix = match sent_by {
-                    Some(Sender::Google { .. }) => {
+                let both = match sent_by {
+                    Some(Sender::Google { .. }) => Some((
+                        "Without a token:",
+                        "With one: its service account is no invoker; give it with --as.",
+                    )),
+                    Some(Sender::Browser) => Some((
+                        "Without a token, as browsers send none:",
+                        "With one: give its principal with --as.",
+                    )),
+                    None => None,
+                };
+                let fix = match both {
+                    Some((without, with)) => {
                         let fix = self.send_one();
                         Fix {
-                            words: format!(
-                                "Without a token: {} With one: its service account is no invoker; give it with --as.",
-                                fix.words
-                            ),
-                            ..fix
-                        }
-                    }
-                    Some(Sender::Browser) => {
-                        let fix = self.send_one();
-                        Fix {
-                            words: format!(
-                                "Without a token, as browsers send none: {} With one: give its principal with --as.",
-                                fix.words
-                            ),
+                            words: format!("{without} {} {with}", fix.words),
                             ..fix
                         }
                     }
@@ -168,8 +165,7 @@ impl Walk<'_> {
         // that it may be there. Where something does, a deny policy or another token can be behind
         // the same words.
         let lacks = self.says_that_the_caller_lacks();
-        let hints = !sum.maybe().is_empty() || !sum.unknown().is_empty();
-        self.maybe_above().is_none() && (sum.is_no() || (lacks && !hints))
+        self.maybe_above().is_none() && (sum.is_no() || (lacks && !sum.is_open()))
     }
 
     /// Whether Cloud Run says that the caller lacks the permission: behind Identity-Aware Proxy it
@@ -281,7 +277,7 @@ impl Walk<'_> {
     /// What may refuse a principal that is granted, as far as it was not seen that it does not.
     fn others(&self) -> String {
         let mut others = vec!["the grant is too young for Cloud Run to act on it"];
-        if self.facts.troubleshooter.value().map(|a| a.denied) != Some(Says::No) {
+        if !self.is_surely_not_denied() {
             others.push("a deny policy refuses it");
         }
         if self.facts.token.is_none() {

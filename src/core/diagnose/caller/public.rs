@@ -2,9 +2,7 @@
 
 use super::roles;
 use crate::{
-    diagnose::{
-        Cause, Outcome, Step, Walk, grants::covers, symptom::Refusal, troubleshooter::Says,
-    },
+    diagnose::{Cause, Outcome, Step, Walk, grants::covers, symptom::Refusal},
     iam::{Principal, carries_invoke},
 };
 
@@ -84,9 +82,9 @@ impl Walk<'_> {
         }
         match symptom.refusal {
             Some(_) => {
-                let (deny, look) = match self.facts.troubleshooter.value().map(|a| a.denied) {
-                    Some(Says::No) => ("", ""),
-                    _ => (
+                let (deny, look) = match self.is_surely_not_denied() {
+                    true => ("", ""),
+                    false => (
                         "a deny policy does, or ",
                         " If it is refused still, look at deny policies (--as with --troubleshoot).",
                     ),

@@ -118,9 +118,9 @@ impl Walk<'_> {
             }
         };
         // Nothing else answers 404 at a URL that leads to a service which everybody may reach.
-        let is_reachable = self.facts.front.value().is_some_and(|front| {
-            front.ingress == "INGRESS_TRAFFIC_ALL" && !front.default_url_disabled
-        });
+        let front = self.facts.front.value();
+        let is_reachable =
+            self.is_open_to_all() && front.is_some_and(|front| !front.default_url_disabled);
         if self.is_unlogged_404() && is_reachable && self.is_own() {
             self.step("address", Outcome::Fail, evidence);
             self.conclude(

@@ -12,6 +12,7 @@ use super::{
 };
 
 const INGRESS: &str = "ingress";
+const TO_ALL: &str = "INGRESS_TRAFFIC_ALL";
 const NOBODY: &str = "nobody";
 
 impl Walk<'_> {
@@ -83,7 +84,7 @@ impl Walk<'_> {
             );
         };
         let wanted = match front.ingress.as_str() {
-            "INGRESS_TRAFFIC_ALL" => {
+            TO_ALL => {
                 self.step(INGRESS, Outcome::Pass, "everybody may reach it");
                 return self.perimeter();
             }
@@ -175,6 +176,12 @@ impl Walk<'_> {
         called.map(|(u, f)| url::of(u, &facts.service, f))
     }
 
+    /// Whether ingress lets everybody in.
+    fn is_open_to_all(&self) -> bool {
+        let front = self.facts.front.value();
+        front.is_some_and(|front| front.ingress == TO_ALL)
+    }
+
     /// Whether the URL is one of the service's that Google made: nothing of the user's stands in
     /// front of it.
     fn is_own(&self) -> bool {
@@ -190,11 +197,10 @@ impl Walk<'_> {
         if facts.symptom.status != Some(404) || self.found.is_some() {
             return;
         }
-        let is_open_to_all = facts
-            .front
-            .value()
-            .is_some_and(|f| f.ingress == "INGRESS_TRAFFIC_ALL");
-        if self.called() == Some(Address::Foreign) && self.is_unlogged_404() && is_open_to_all {
+        if self.called() == Some(Address::Foreign)
+            && self.is_unlogged_404()
+            && self.is_open_to_all()
+        {
             return self.settle(
                 Cause::LoadBalancerRoute,
                 "The load balancer in front has no route for it.",
